@@ -1,0 +1,42 @@
+"""Instrumented large-batch training.
+
+The names below are the public API. They are loaded on first use: importing the package doesn't import torch, so that
+traces can be read, and ``--help`` answered, without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvlars_probe.optimizers.lamb import LAMB
+    from tvlars_probe.optimizers.lars import LARS
+    from tvlars_probe.optimizers.tvlars import TVLARS
+    from tvlars_probe.probes.recorder import Recorder, record
+    from tvlars_probe.traces.reader import Run, open_run, open_runs
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LAMB": "tvlars_probe.optimizers.lamb",
+    "LARS": "tvlars_probe.optimizers.lars",
+    "TVLARS": "tvlars_probe.optimizers.tvlars",
+    "Recorder": "tvlars_probe.probes.recorder",
+    "record": "tvlars_probe.probes.recorder",
+    "Run": "tvlars_probe.traces.reader",
+    "open_run": "tvlars_probe.traces.reader",
+    "open_runs": "tvlars_probe.traces.reader",
+}
+
+__all__ = ["LAMB", "LARS", "TVLARS", "Recorder", "Run", "open_run", "open_runs", "record"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,32 @@
+"""What goes wrong for users: each message says what was given, what is allowed, and the remedy.
+
+The command line prints such an error as one line and exits with 2; from Python it is an ordinary exception.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something asked for can't be done as asked; nothing has been changed."""
+
+
+class RunDirectoryError(UserError):
+    """A run directory can't be created, read or written as asked."""
+
+
+class DataError(UserError):
+    """A data set is missing, damaged, or doesn't fit the settings."""
+
+
+class TraceError(UserError):
+    """A trace lacks what was asked of it, or a file of it is damaged."""
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
+    """The error for a name that isn't one of the known ones."""
+    return UserError(f"unknown {what} {given!r} (known: {', '.join(known)})")

@@ -1,0 +1,169 @@
+"""LAMB: layer-wise adaptive moments (You et al. 2020, arXiv:1904.00962, third version: no bias correction).
+
+The CPU step walks each tensor in cache-sized blocks: moments, Adam direction and all five inner products of a block
+are done while it is in cache, so that memory is read once (w, g, both moments) before the update that needs the
+ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tvlars_probe.optimizers.trust_ratio import (
+    NAN,
+    NORM_CAP,
+    LayerwiseOptimizer,
+    add_decay,
+    as_float,
+    decayed_direction,
+    descend,
+    fused_sgd,
+    require,
+    scale_each,
+    where_adapted,
+)
+from tvlars_probe.reductions import (
+    BLOCK,
+    Tensors,
+    flat_views,
+    inner_products,
+    multi_tensor_dots,
+    multi_tensor_norms,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim.optimizer import ParamsT
+
+# ⟨w,w⟩, ⟨g,g⟩, ⟨w,g⟩, ⟨r,r⟩, ⟨w,r⟩ of (w, g, r)
+_PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (0, 2))
+
+
+class LAMB(LayerwiseOptimizer):
+    """LAMB as the official TVLARS experiments use it (from cybertronai/pytorch-lamb).
+
+    For each tensor w with gradient g::
+
+        m ← β₁·m + (1 − β₁)·g
+        v ← β₂·v + (1 − β₂)·g²
+        r = m / (√v + eps)
+        d = r + weight_decay·w
+        q = min(‖w‖, 10) / ‖d‖           1 where either norm is zero, and with ``adam``
+        w ← w − lr·q·d
+
+    without bias correction; every tensor is decayed and adapted unless a filter says otherwise.
+
+    Args:
+        params: parameters, named parameters, or groups with their own settings.
+        lr: learning rate, lr >= 0.
+        betas: (β₁, β₂), each in [0, 1).
+        eps: added outside the root, eps >= 0.
+        weight_decay: decay λ of the direction, >= 0.
+        adam: switch the trust ratio off (q = 1).
+        weight_decay_filter: leave tensors of at most one dimension out of the decay (not in the official LAMB).
+        lars_adaptation_filter: leave them out of the adaptation (not in the official LAMB).
+        trust_clip: q ← min(q, 1), known as LAMBC (timm).
+        foreach: multi-tensor kernels; by default on accelerators only.
+
+    Raises:
+        ValueError: a hyperparameter outside its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        adam: bool = False,
+        *,
+        weight_decay_filter: bool = False,
+        lars_adaptation_filter: bool = False,
+        trust_clip: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "adam": adam,
+                "weight_decay_filter": weight_decay_filter,
+                "lars_adaptation_filter": lars_adaptation_filter,
+                "trust_clip": trust_clip,
+                "foreach": foreach,
+            },
+        )
+
+    @classmethod
+    def check(cls, group: dict[str, Any]) -> None:
+        super().check(group)
+        for index, beta in enumerate(group["betas"]):
+            require(f"betas[{index}]", beta, "0 <= beta < 1", 0 <= beta < 1)
+        require("eps", group["eps"], "eps >= 0", group["eps"] >= 0)
+
+    def adapts(self, group: dict[str, Any], p: Tensor) -> bool:
+        return not group["adam"] and super().adapts(group, p)
+
+    def _update_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
+        lr, decay = as_float(group["lr"]), self.decay_of(group, p)
+        direction, (ww, gg, wg, rr, wr) = self._adam_direction(group, p)
+        weight_norm, adam_norm = math.sqrt(ww), math.sqrt(rr)
+        norm, direction, decay = decayed_direction(p, direction, decay, weight_norm, adam_norm, wr)
+        ratio = 1.0
+        if self.adapts(group, p) and weight_norm > 0 and norm > 0:
+            ratio = min(weight_norm, NORM_CAP) / norm
+            if group["trust_clip"]:
+                ratio = min(ratio, 1.0)
+        fused_sgd(p, direction, None, lr=lr * ratio, weight_decay=decay)
+        return weight_norm, math.sqrt(gg), wg, norm, adam_norm, wr, ratio, NAN
+
+    def _adam_direction(self, group: dict[str, Any], p: Tensor) -> tuple[Tensor, list[float]]:
+        """Update the moments; return r and the inner products named by `_PAIRS`."""
+        beta1, beta2 = group["betas"]
+        direction = self.scratch(p)
+        m, v = self.state_tensor(p, "exp_avg"), self.state_tensor(p, "exp_avg_sq")
+        totals = [0.0] * len(_PAIRS)
+        blocks = [torch.split(t, BLOCK) for t in flat_views(p, self.aligned_grad(p), m, v, direction)]
+        for w_, g_, m_, v_, r_ in zip(*blocks, strict=True):
+            m_.mul_(beta1).add_(g_, alpha=1 - beta1)
+            v_.mul_(beta2).addcmul_(g_, g_, value=1 - beta2)
+            torch.sqrt(v_, out=r_)
+            torch.div(m_, r_.add_(group["eps"]), out=r_)
+            totals = [a + b for a, b in zip(totals, inner_products((w_, g_, r_), _PAIRS), strict=True)]
+        return direction, totals
+
+    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
+        grads = [p.grad for p in params if p.grad is not None]
+        beta1, beta2 = group["betas"]
+        m = [self.state_tensor(p, "exp_avg") for p in params]
+        v = [self.state_tensor(p, "exp_avg_sq") for p in params]
+        torch._foreach_mul_(m, beta1)
+        torch._foreach_add_(m, grads, alpha=1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        directions: Tensors = torch._foreach_sqrt(v)
+        torch._foreach_add_(directions, group["eps"])
+        directions = torch._foreach_div(m, directions)
+        weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
+        adam_norm, weight_adam_dot = multi_tensor_norms(directions), multi_tensor_dots(params, directions)
+        weight_grad_dot = multi_tensor_dots(params, grads)
+        add_decay(directions, params, [self.decay_of(group, p) for p in params])
+        norm = multi_tensor_norms(directions)
+        ratio = weight_norm.clamp(max=NORM_CAP) / norm
+        if group["trust_clip"]:
+            ratio = ratio.clamp(max=1.0)
+        adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]
+        ratio = where_adapted(adapted, torch.where((weight_norm > 0) & (norm > 0), ratio, 1.0))
+        scale_each([directions[i] for i in adapted], [ratio[i] for i in adapted])
+        descend(params, directions, group["lr"])
+        phi = torch.full_like(norm, NAN)
+        return torch.stack([weight_norm, grad_norm, weight_grad_dot, norm, adam_norm, weight_adam_dot, ratio, phi])

@@ -1,0 +1,209 @@
+"""LARS: layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv:1708.03888).
+
+As in the official TVLARS experiments, which took theirs from Barlow Twins: the ratio scales the gradient before it
+enters the momentum buffer, and the learning rate is applied after it.
+
+Memory traffic of the CPU step, in passes over all parameters: w and g are read once for the three inner products
+(in cache-sized blocks), then one fused kernel reads w, g and the momentum buffer and writes w and the buffer. Seven
+passes; torch's fused SGD needs five of them, and the ratio can't be known before the first two are done.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tvlars_probe.optimizers.trust_ratio import (
+    NAN,
+    LayerwiseOptimizer,
+    add_decay,
+    as_float,
+    decayed_direction,
+    descend,
+    fused_sgd,
+    require,
+    scale_each,
+    where_adapted,
+)
+from tvlars_probe.reductions import Tensors, flat_views, inner_products, multi_tensor_dots, multi_tensor_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim.optimizer import ParamsT
+
+Denominator = Literal["decayed", "sum", "grad"]
+Exclusion = Literal["ndim", "undecayed"]
+
+# The fused kernel takes 1 − q; below this q that difference has lost q's digits.
+_SMALLEST_FUSED_RATIO = 1e-7
+
+
+class LARS(LayerwiseOptimizer):
+    """LARS with heavy-ball momentum; by default the official implementation's numbers.
+
+    For each tensor w with gradient g::
+
+        d  = g + weight_decay·w
+        q  = eta·‖w‖ / ‖d‖                 1 where either norm is zero, and for tensors left out of adaptation
+        mu ← momentum·mu + q·d
+        w  ← w − lr·mu
+
+    Libraries disagree on what LARS is; the three options at the end select among them.
+
+    Args:
+        params: parameters, named parameters, or groups with their own settings.
+        lr: learning rate, lr >= 0.
+        weight_decay: coupled decay λ, λ >= 0.
+        momentum: 0 <= momentum < 1.
+        eta: trust coefficient, eta >= 0.
+        weight_decay_filter: leave tensors of at most one dimension (biases, normalisation) out of the decay.
+        lars_adaptation_filter: leave them out of the adaptation: q = 1.
+        denominator: "decayed" is ‖g + λw‖ (official; Barlow Twins), "sum" is ‖g‖ + λ‖w‖ (timm, lightly, apex),
+            "grad" is ‖g‖ (pytorch_optimizer).
+        exclusion: "ndim" adapts what ``lars_adaptation_filter`` leaves (official); "undecayed" further leaves out
+            tensors that are not decayed (timm, lightly, bolts).
+        trust_clip: LARC's clipping, q ← min(q / lr, 1) (timm, apex).
+        foreach: multi-tensor kernels; by default on accelerators only.
+
+    Raises:
+        ValueError: a hyperparameter outside its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        weight_decay: float = 5e-4,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+        weight_decay_filter: bool = False,
+        lars_adaptation_filter: bool = False,
+        *,
+        denominator: Denominator = "decayed",
+        exclusion: Exclusion = "ndim",
+        trust_clip: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "eta": eta,
+                "weight_decay_filter": weight_decay_filter,
+                "lars_adaptation_filter": lars_adaptation_filter,
+                "denominator": denominator,
+                "exclusion": exclusion,
+                "trust_clip": trust_clip,
+                "foreach": foreach,
+            },
+        )
+
+    @classmethod
+    def check(cls, group: dict[str, Any]) -> None:
+        super().check(group)
+        require("momentum", group["momentum"], "0 <= momentum < 1", 0 <= group["momentum"] < 1)
+        require("eta", group["eta"], "eta >= 0", group["eta"] >= 0)
+        for name, allowed in (("denominator", get_args(Denominator)), ("exclusion", get_args(Exclusion))):
+            if group[name] not in allowed:
+                raise ValueError(f"invalid {name}: {group[name]!r} (allowed: {', '.join(allowed)})")
+
+    def adapts(self, group: dict[str, Any], p: Tensor) -> bool:
+        return super().adapts(group, p) and (group["exclusion"] != "undecayed" or self.decay_of(group, p) != 0)
+
+    def _factor(self, group: dict[str, Any]) -> float:
+        """What multiplies the ratio of norms in this step."""
+        eta: float = group["eta"]
+        return eta
+
+    def phi_of(self, group: dict[str, Any]) -> float:
+        """φ of this step, NaN for optimizers that have none."""
+        return NAN
+
+    norm_cap = math.inf
+
+    def _update_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
+        lr, decay, grad = as_float(group["lr"]), self.decay_of(group, p), self.aligned_grad(p)
+        ww, gg, wg = inner_products(flat_views(p, grad), ((0, 0), (1, 1), (0, 1)))
+        weight_norm, grad_norm = math.sqrt(ww), math.sqrt(gg)
+        decayed, direction, left = decayed_direction(p, grad, decay, weight_norm, grad_norm, wg)
+        norms = {"decayed": decayed, "sum": grad_norm + decay * weight_norm, "grad": grad_norm}
+        norm = norms[group["denominator"]]
+        ratio, phi = 1.0, self.phi_of(group)
+        if self.adapts(group, p) and weight_norm > 0 and norm > 0:
+            ratio = self._factor(group) * min(weight_norm, self.norm_cap) / min(norm, self.norm_cap)
+            if group["trust_clip"]:
+                ratio = min(ratio / lr, 1.0) if lr > 0 else 1.0
+        elif not math.isnan(phi):
+            phi = 1.0
+        self._descend_on_host(group, p, direction, left, ratio, lr)
+        return weight_norm, grad_norm, wg, norm, NAN, NAN, ratio, phi
+
+    def _descend_on_host(
+        self, group: dict[str, Any], p: Tensor, grad: Tensor, decay: float, ratio: float, lr: float
+    ) -> None:
+        if not group["momentum"]:
+            fused_sgd(p, grad, None, lr=lr * ratio, weight_decay=decay)
+            return
+        buffer = self.state_tensor(p, "momentum_buffer")
+        if ratio < _SMALLEST_FUSED_RATIO:
+            buffer.mul_(group["momentum"]).add_(grad.add(p, alpha=decay), alpha=ratio)
+            p.add_(buffer, alpha=-lr)
+        else:
+            # With dampening = 1 − q the kernel's (1 − dampening)·(g + λw) is q·d.
+            fused_sgd(p, grad, buffer, lr=lr, weight_decay=decay, momentum=group["momentum"], dampening=1.0 - ratio)
+
+    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
+        grads = [p.grad for p in params if p.grad is not None]
+        decays = [self.decay_of(group, p) for p in params]
+        weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
+        dots = multi_tensor_dots(params, grads)
+        directions: Tensors = torch._foreach_clone(grads)
+        add_decay(directions, params, decays)
+        norm = self._denominator_on_device(group, decays, directions, weight_norm, grad_norm)
+        adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]
+        ratio, phi = self._ratios_on_device(group, adapted, weight_norm, norm)
+        scale_each([directions[i] for i in adapted], [ratio[i] for i in adapted])
+        if group["momentum"]:
+            buffers = [self.state_tensor(p, "momentum_buffer") for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, directions)
+            directions = buffers
+        descend(params, directions, group["lr"])
+        blank = torch.full_like(weight_norm, NAN)
+        return torch.stack([weight_norm, grad_norm, dots, norm, blank, blank, ratio, phi])
+
+    def _denominator_on_device(
+        self,
+        group: dict[str, Any],
+        decays: list[float],
+        directions: Tensors,
+        weight_norm: Tensor,
+        grad_norm: Tensor,
+    ) -> Tensor:
+        if group["denominator"] == "decayed":
+            return multi_tensor_norms(directions)
+        if group["denominator"] == "grad":
+            return grad_norm
+        scaled = [decay * norm for decay, norm in zip(decays, weight_norm.unbind(), strict=True)]
+        return grad_norm + torch.stack(scaled)
+
+    def _ratios_on_device(
+        self, group: dict[str, Any], adapted: list[int], weight_norm: Tensor, norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Trust ratio and φ of every tensor, 1 where not adapted (and NaN for φ where the optimizer has none)."""
+        ratio = self._factor(group) * weight_norm.clamp(max=self.norm_cap) / norm.clamp(max=self.norm_cap)
+        if group["trust_clip"]:
+            ratio = (ratio / group["lr"]).clamp(max=1.0)
+        positive = (weight_norm > 0) & (norm > 0)
+        ratio = where_adapted(adapted, torch.where(positive, ratio, 1.0))
+        phi = self.phi_of(group)
+        if math.isnan(phi):
+            return ratio, torch.full_like(ratio, NAN)
+        phis = torch.where(positive, torch.full_like(ratio, phi), 1.0)
+        return ratio, where_adapted(adapted, phis)

@@ -1,0 +1,111 @@
+"""Learning-rate schedules: the rate of each step as a multiple of ``--lr``.
+
+A `ScheduleConfig` is what a user chooses; with the length of the training it becomes a `Schedule`, a pure function of
+the step. `torch.optim.lr_scheduler.LambdaLR` applies it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tvlars_probe.errors import UserError, unknown
+
+ScheduleName = Literal["none", "cosine", "lars-warm"]
+SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+
+REFERENCE_BATCH_SIZE = 256
+"""lars-warm multiplies the learning rate by batch size / 256."""
+
+FINAL_SHARE = 0.001
+"""lars-warm ends at this share of its base rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The factor on the learning rate in every step of one phase.
+
+    Attributes:
+        name: the schedule.
+        total_steps: updates in the phase.
+        warmup_steps: updates of linear warm-up at its start (lars-warm).
+        scale: what the whole schedule is multiplied by (lars-warm: batch size / 256).
+    """
+
+    name: str
+    total_steps: int
+    warmup_steps: int = 0
+    scale: float = 1.0
+
+    def factor(self, step: int) -> float:
+        """Learning rate in ``step`` (from 0) divided by ``lr``.
+
+        none: 1. cosine: (1 + cos(π·step/total_steps)) / 2. lars-warm: scale·step/warmup_steps during the warm-up,
+        then a cosine from scale to 0.001·scale over the rest.
+        """
+        if self.name == "none":
+            return 1.0
+        if self.name == "cosine":
+            return _cosine(step, self.total_steps)
+        if step < self.warmup_steps:
+            return self.scale * step / self.warmup_steps
+        share = _cosine(step - self.warmup_steps, self.total_steps - self.warmup_steps)
+        return self.scale * (share + FINAL_SHARE * (1.0 - share))
+
+    @property
+    def peak_factor(self) -> float:
+        """The largest factor of any step."""
+        return self.scale
+
+
+def _cosine(step: int, total_steps: int) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A schedule as chosen by a user.
+
+    Attributes:
+        name: one of `SCHEDULES`.
+        warmup_epochs: length of lars-warm's warm-up in epochs of the phase, fractions allowed; None is 20 or a fifth
+            of the phase, whichever is less.
+    """
+
+    name: str = "none"
+    warmup_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise unknown("schedule", self.name, SCHEDULES)
+        if self.warmup_epochs is None:
+            return
+        if self.name != "lars-warm":
+            raise UserError(
+                f"--warmup-epochs has no effect with --schedule {self.name}: leave it out or use lars-warm"
+            )
+        if not 0 <= self.warmup_epochs < math.inf:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs} is not a number of epochs (allowed: 0 or more)")
+
+    def warmup_for(self, epochs: float) -> float:
+        """Warm-up in epochs, for a phase of so many epochs."""
+        return min(20.0, epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
+
+    def build(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Schedule:
+        """The schedule of a phase.
+
+        Raises:
+            UserError: the warm-up leaves no step after it.
+        """
+        total = epochs * steps_per_epoch
+        if self.name != "lars-warm":
+            return Schedule(self.name, total)
+        warmup_epochs = self.warmup_for(epochs)
+        warmup = round(warmup_epochs * steps_per_epoch)
+        if warmup >= total:
+            raise UserError(
+                f"--warmup-epochs {warmup_epochs:g} leaves no step after the warm-up: it takes {warmup} of {total} "
+                f"steps (use fewer than --epochs {epochs})"
+            )
+        return Schedule(self.name, total, warmup, batch_size / REFERENCE_BATCH_SIZE)

@@ -1,0 +1,121 @@
+"""TVLARS: LARS whose trust ratio is multiplied by a factor that varies in time, in place of warm-up.
+
+Do, Nguyen, Nguyen, Tran-Thanh, Pham: arXiv:2309.14053; IEEE TAI 2024, doi:10.1109/TAI.2024.3523252.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.optimizers.lars import LARS, Denominator, Exclusion
+from tvlars_probe.optimizers.phi import phi
+from tvlars_probe.optimizers.trust_ratio import NORM_CAP, LayerwiseOptimizer, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.optimizer import ParamsT
+
+
+class TVLARS(LARS):
+    """LARS with φ_t in its trust ratio; by default the official implementation's numbers.
+
+    For each tensor w with gradient g, in the optimizer's t-th update (t = 1, 2, ...)::
+
+        d  = g + weight_decay·w
+        q  = eta·φ_t·min(‖w‖, 10) / min(‖d‖, 10)      1 where either norm is zero, and for tensors left out
+        φ_t = 1 / (alpha + exp(lmbda·(t − delay))) + gamma_min
+
+    and from there on as in `LARS`. The count of updates is part of ``state_dict``.
+
+    Args:
+        params: parameters, named parameters, or groups with their own settings.
+        lr: learning rate, lr >= 0.
+        weight_decay: coupled decay, >= 0.
+        momentum: 0 <= momentum < 1.
+        eta: trust coefficient, >= 0.
+        lmbda: delay factor λ, >= 0, per update.
+        weight_decay_filter: leave tensors of at most one dimension out of the decay.
+        lars_adaptation_filter: leave them out of the adaptation.
+        alpha: > 0; the official 0.1.
+        delay: d_e in updates; the official 0.
+        gamma_min: >= 0; the official 0.
+        denominator: as in `LARS`.
+        exclusion: as in `LARS`.
+        trust_clip: as in `LARS`.
+        foreach: multi-tensor kernels; by default on accelerators only.
+
+    Raises:
+        ValueError: a hyperparameter outside its range.
+    """
+
+    norm_cap = NORM_CAP
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        weight_decay: float = 5e-4,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+        lmbda: float = 0.001,
+        weight_decay_filter: bool = False,
+        lars_adaptation_filter: bool = False,
+        *,
+        alpha: float = 0.1,
+        delay: float = 0.0,
+        gamma_min: float = 0.0,
+        denominator: Denominator = "decayed",
+        exclusion: Exclusion = "ndim",
+        trust_clip: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        LayerwiseOptimizer.__init__(
+            self,
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "eta": eta,
+                "lmbda": lmbda,
+                "weight_decay_filter": weight_decay_filter,
+                "lars_adaptation_filter": lars_adaptation_filter,
+                "alpha": alpha,
+                "delay": delay,
+                "gamma_min": gamma_min,
+                "denominator": denominator,
+                "exclusion": exclusion,
+                "trust_clip": trust_clip,
+                "foreach": foreach,
+                "num_updates": 0,
+            },
+        )
+
+    @classmethod
+    def check(cls, group: dict[str, Any]) -> None:
+        super().check(group)
+        require("lmbda", group["lmbda"], "lmbda >= 0", group["lmbda"] >= 0)
+        require("alpha", group["alpha"], "alpha > 0", group["alpha"] > 0)
+        require("delay", group["delay"], "a finite number of updates", abs(group["delay"]) < float("inf"))
+        require("gamma_min", group["gamma_min"], "gamma_min >= 0", group["gamma_min"] >= 0)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        # t counts the optimizer's updates, so that a layer unfrozen late joins the others' φ.
+        self.param_groups[-1]["num_updates"] = self.param_groups[0]["num_updates"]
+
+    def _begin_step(self) -> None:
+        for group in self.param_groups:
+            group["num_updates"] += 1
+
+    def phi_of(self, group: dict[str, Any]) -> float:
+        return phi(
+            group["num_updates"],
+            lmbda=group["lmbda"],
+            alpha=group["alpha"],
+            delay=group["delay"],
+            gamma_min=group["gamma_min"],
+        )
+
+    def _factor(self, group: dict[str, Any]) -> float:
+        return super()._factor(group) * self.phi_of(group)

@@ -1,0 +1,227 @@
+"""Rows of the trace while they are on the device: a buffer that crosses to the host once per flush."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvlars_probe.probes.norms import COLUMNS
+from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.traces.manifest import now
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+_MOST_BYTES = 64 << 20
+_MOST_ROWS, _LEAST_ROWS = 4096, 16
+
+
+@dataclass(slots=True)
+class StepRow:
+    """What the host knows of one step; the figures are in the buffer's tensors.
+
+    Attributes:
+        recorded: whether the layers' norms are recorded in this step.
+        active: which parameters took part.
+        lr: learning rate per parameter.
+        device_lrs: rates that are kept in tensors on an accelerator, with the parameters they hold for.
+        phi: TVLARS' φ_t of the first group.
+        phase: train, pretrain or linear.
+        epoch: as told.
+        samples: this rank's samples as told.
+        clip_scale: as told.
+        loss_told: whether a loss was told.
+        stepped: optimizers that have stepped.
+        steps_told: how many of them had when the loop last told of the step.
+        step_seconds: time since the last step's end, without probes.
+        probe_seconds: time of the probes.
+        time: UTC.
+    """
+
+    recorded: bool
+    active: NDArray[np.bool_]
+    lr: NDArray[np.float64]
+    phase: str
+    device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
+    phi: float = math.nan
+    epoch: int | None = None
+    samples: int | None = None
+    clip_scale: float | None = None
+    loss_told: bool = False
+    stepped: set[int] = field(default_factory=set)
+    steps_told: int = 0
+    step_seconds: float = 0.0
+    probe_seconds: float = 0.0
+    time: datetime = field(default_factory=now)
+
+
+class StepBuffer:
+    """Rows not yet on the host.
+
+    Args:
+        parameters: number of parameters, all optimizers together.
+        device: where the figures come from.
+    """
+
+    def __init__(self, parameters: int, device: torch.device) -> None:
+        width = len(COLUMNS) * max(parameters, 1)
+        self.capacity = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_BYTES // (4 * width)))
+        self.parameters = parameters
+        self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, device=device)
+        self.losses = torch.full((self.capacity,), math.nan, dtype=accumulation_dtype(device), device=device)
+        self.skipped = torch.zeros(self.capacity, dtype=torch.bool, device=device)
+        self.rows: list[StepRow] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next row needs a flush first."""
+        return len(self.rows) >= self.capacity
+
+    def open_row(self, *, recorded: bool, phase: str) -> StepRow:
+        """Begin the next step's row."""
+        blank = np.zeros(self.parameters, dtype=bool), np.full(self.parameters, np.nan)
+        self.rows.append(StepRow(recorded, *blank, phase=phase))
+        return self.rows[-1]
+
+    def put(self, offset: int, reading: Tensor, active: Sequence[bool]) -> None:
+        """Store an optimizer's figures in the open row."""
+        span = slice(offset, offset + reading.shape[1])
+        self.values[len(self.rows) - 1, :, span].copy_(reading, non_blocking=True)
+        self.rows[-1].active[span] = active
+
+    def put_lr(self, span: slice, lr: Any) -> None:
+        """Store a group's learning rate; one kept on an accelerator is read at the flush."""
+        row = self.rows[-1]
+        if isinstance(lr, Tensor) and lr.device.type != "cpu":
+            row.device_lrs.append((span, lr.detach().clone()))
+        else:
+            row.lr[span] = float(lr)
+
+    def put_loss(self, loss: Tensor | float) -> None:
+        """Store the open row's loss without waiting for the device."""
+        row = len(self.rows) - 1
+        if isinstance(loss, Tensor):
+            self.losses[row].copy_(loss.detach().reshape(()), non_blocking=True)
+        else:
+            self.losses[row] = loss
+        self.rows[-1].loss_told = True
+
+    def put_skipped(self, found_inf: Tensor | None) -> None:
+        """Mark the open row as no update if a fused optimizer found an overflow inside its step."""
+        if found_inf is not None:
+            self.skipped[len(self.rows) - 1] |= (found_inf.reshape(()) > 0).to(self.skipped.device)
+
+    def drain(self) -> Drained:
+        """Take all rows to the host and empty the buffer."""
+        n = len(self.rows)
+        for row in self.rows:
+            for span, lr in row.device_lrs:
+                row.lr[span] = lr.item()
+        drained = Drained(
+            rows=self.rows,
+            values=self.values[:n].cpu().numpy().copy(),
+            losses=self.losses[:n].cpu().numpy().astype(np.float64),
+            kept=~self.skipped[:n].cpu().numpy(),
+        )
+        self.rows = []
+        self.values[:n] = math.nan
+        self.losses[:n] = math.nan
+        self.skipped[:n] = False
+        return drained
+
+
+@dataclass(slots=True)
+class Drained:
+    """Rows on the host.
+
+    Attributes:
+        rows: what the host knew.
+        values: (rows, len(COLUMNS), parameters).
+        losses: this rank's mean loss, NaN where not told.
+        kept: False for steps that a gradient scaler skipped inside a fused optimizer.
+    """
+
+    rows: list[StepRow]
+    values: NDArray[np.float32]
+    losses: NDArray[np.float64]
+    kept: NDArray[np.bool_]
+
+    def without_skipped(self) -> Drained:
+        """The rows of updates that happened."""
+        if self.kept.all():
+            return self
+        rows = [row for row, kept in zip(self.rows, self.kept, strict=True) if kept]
+        return Drained(rows, self.values[self.kept], self.losses[self.kept], self.kept[self.kept])
+
+
+def layer_columns(
+    drained: Drained, first_step: int, names: Sequence[str], nulls: Sequence[frozenset[str]]
+) -> dict[str, Any]:
+    """The rows of the table ``layers``.
+
+    Args:
+        drained: the steps.
+        first_step: index of the first.
+        names: of the parameters.
+        nulls: per parameter, the columns that are null for it.
+    """
+    import pyarrow as pa
+
+    recorded = np.array([row.recorded for row in drained.rows], dtype=bool)
+    active = np.array([row.active for row in drained.rows], dtype=bool).reshape(len(drained.rows), len(names))
+    at_row, at_parameter = np.nonzero(active & recorded[:, None])
+    columns: dict[str, Any] = {
+        "step": first_step + at_row,
+        "parameter": pa.DictionaryArray.from_arrays(at_parameter.astype(np.int32), pa.array(names, pa.string())),
+        "lr": np.array([row.lr for row in drained.rows], dtype=np.float32)[at_row, at_parameter],
+    }
+    for k, column in enumerate(COLUMNS):
+        mask = np.array([column in missing for missing in nulls], dtype=bool)[at_parameter]
+        if not mask.all():
+            values = np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter]
+            columns[column] = pa.array(values, mask=mask) if mask.any() else values
+    return columns
+
+
+def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], losses: Any) -> dict[str, Any]:
+    """The rows of the table ``steps``; ``samples`` is cumulative, −1 where unknown, and ``losses`` global means."""
+    import pyarrow as pa
+
+    rows = drained.rows
+    k = COLUMNS.index
+    whole = np.array([row.recorded and bool(row.active.any()) for row in rows], dtype=bool)
+
+    def total(column: str) -> Any:
+        squares = np.square(drained.values[:, k(column)].astype(np.float64))
+        active = np.array([row.active for row in rows]).reshape(squares.shape)
+        return pa.array(np.sqrt(np.where(active, squares, 0.0).sum(axis=1)), mask=~whole)
+
+    lr = np.array([row.lr[0] if len(row.lr) else np.nan for row in rows])
+    phi = np.array([row.phi for row in rows])
+    told = np.array([row.loss_told for row in rows], dtype=bool)
+    return {
+        "step": first_step + np.arange(len(rows)),
+        "epoch": pa.array([row.epoch for row in rows], pa.int64()),
+        "phase": pa.array([row.phase for row in rows]).dictionary_encode(),
+        "loss": pa.array(losses, mask=~told),
+        "lr": pa.array(lr, mask=np.isnan(lr)),
+        "phi": pa.array(phi, mask=np.isnan(phi)),
+        "grad_norm": total("grad_norm"),
+        "weight_norm": total("weight_norm"),
+        "clip_scale": pa.array([row.clip_scale for row in rows], pa.float64()),
+        "samples": pa.array(samples, mask=samples < 0),
+        "time": pa.array([row.time for row in rows], pa.timestamp("us", tz="UTC")),
+        "step_seconds": [row.step_seconds for row in rows],
+        "probe_seconds": [row.probe_seconds for row in rows],
+    }

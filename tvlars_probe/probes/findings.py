@@ -1,0 +1,43 @@
+"""Where a run went wrong: the first step and the first tensor that are not finite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvlars_probe.probes.norms import COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tvlars_probe.probes.buffer import Drained
+
+
+def first_non_finite(
+    drained: Drained, losses: NDArray[np.float64], first_step: int, names: Sequence[str]
+) -> dict[str, Any] | None:
+    """The first step whose loss, or a recorded norm, is not finite; None where all are.
+
+    Returns:
+        step, loss, and the first tensor in the order of the parameters: one whose weights are not finite already,
+        else one whose gradient isn't (``quantity`` says which; both None where the step's norms weren't recorded).
+    """
+    for index, row in enumerate(drained.rows):
+        bad_loss = row.loss_told and not np.isfinite(losses[index])
+        found = _first_tensor(drained.values[index], row.active) if row.recorded else None
+        if bad_loss or found:
+            tensor, quantity = (names[found[0]], found[1]) if found else (None, None)
+            loss = float(losses[index]) if row.loss_told else None
+            return {"step": first_step + index, "loss": loss, "tensor": tensor, "quantity": quantity}
+    return None
+
+
+def _first_tensor(values: NDArray[np.float32], active: NDArray[np.bool_]) -> tuple[int, str] | None:
+    for quantity in ("weight_norm", "grad_norm"):
+        bad = np.flatnonzero(active & ~np.isfinite(values[COLUMNS.index(quantity)]))
+        if len(bad):
+            return int(bad[0]), quantity
+    return None

@@ -1,0 +1,49 @@
+"""Hooks around an optimizer's step, for steps with and without a closure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
+
+
+def attach(
+    optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]
+) -> tuple[RemovableHandle, RemovableHandle]:
+    """Call ``before`` when the step's gradients are there and its update isn't, and ``after`` after the update.
+
+    A step with a closure computes its gradients itself: there ``before`` is called after the closure's first call.
+    """
+
+    def pre_hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            before()
+            return None
+        observed = _after_first_call(closure, before)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": observed}
+        return (args[0], observed, *args[2:]), kwargs
+
+    def post_hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        after()
+
+    return optimizer.register_step_pre_hook(pre_hook), optimizer.register_step_post_hook(post_hook)
+
+
+def _after_first_call(closure: Callable[[], Any], then: Callable[[], None]) -> Callable[[], Any]:
+    called = False
+
+    def observed() -> Any:
+        nonlocal called
+        result = closure()
+        if not called:
+            called = True
+            then()
+        return result
+
+    return observed

@@ -1,0 +1,190 @@
+"""The norms of one optimizer's step, tensor by tensor, without disturbing it.
+
+An optimizer that leaves ``last_step`` behind is believed: what is recorded is what was used, and costs no second
+pass. For any other the norms are taken just before its step. ‖Δw‖ comes from the optimizer's own state where that
+gives it, else from a copy of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tvlars_probe.probes.known_optimizers import has_last_step, has_no_trust_ratio, update_source
+from tvlars_probe.reductions import (
+    accumulation_dtype,
+    difference_norm,
+    flat_views,
+    inner_products,
+    multi_tensor_dots,
+    multi_tensor_norms,
+    squared_norm,
+)
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+COLUMNS = (
+    "weight_norm",
+    "grad_norm",
+    "weight_grad_dot",
+    "direction_norm",
+    "adam_norm",
+    "weight_adam_dot",
+    "trust_ratio",
+    "phi",
+    "update_norm",
+)
+"""The figures that come from the device, in the order of a reading's rows."""
+
+_FROM_LAST_STEP = COLUMNS[:-1]
+
+
+class NormProbe:
+    """Reads one optimizer's steps.
+
+    Args:
+        optimizer: any torch optimizer.
+        updates: whether to read ‖Δw‖ too.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, updates: bool) -> None:
+        self.optimizer = optimizer
+        self.updates = updates
+        self._believed = has_last_step(optimizer)
+        self._measured: Tensor | None = None
+        self._snapshots: dict[int, Tensor] = {}
+        self._lrs: list[Any] = []
+
+    @property
+    def nulls(self) -> frozenset[str]:
+        """Columns that this optimizer has nothing to say about."""
+        missing = set() if self.updates else {"update_norm"}
+        if not self._believed:
+            missing |= {"direction_norm", "adam_norm", "weight_adam_dot", "phi"}
+            if not has_no_trust_ratio(self.optimizer):
+                missing.add("trust_ratio")
+            return frozenset(missing)
+        groups = self.optimizer.param_groups
+        if not any("betas" in group for group in groups):
+            missing |= {"adam_norm", "weight_adam_dot"}
+        if not any("lmbda" in group for group in groups):
+            missing.add("phi")
+        return frozenset(missing)
+
+    def before(self) -> None:
+        """Look at the state just before the update."""
+        self._lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
+        if not self._believed:
+            self._measured = self._measure()
+        if self.updates:
+            for group in self.optimizer.param_groups:
+                if update_source(self.optimizer, group) == "snapshot":
+                    self._take_snapshots([p for p in group["params"] if p.grad is not None])
+
+    def after(self) -> tuple[Tensor, list[bool]]:
+        """Look at what the update did.
+
+        Returns:
+            a tensor (len(COLUMNS), parameters of the optimizer) on their device, and which of them took part.
+        """
+        if self._believed:
+            last = self.optimizer.last_step  # type: ignore[attr-defined]
+            reading = torch.stack([getattr(last, name) for name in _FROM_LAST_STEP])
+            active = list(last.has_grad)
+        else:
+            assert self._measured is not None
+            reading, self._measured = self._measured, None
+            active = [p.grad is not None for group in self.optimizer.param_groups for p in group["params"]]
+        return torch.cat([reading, self._update_norms(reading, active)[None]]), active
+
+    def _measure(self) -> Tensor:
+        """‖w‖, ‖g‖, ⟨w,g⟩ and a trust ratio of 1; NaN elsewhere."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        device = params[0].device
+        table = torch.full(
+            (len(_FROM_LAST_STEP), len(params)), math.nan, dtype=accumulation_dtype(device), device=device
+        )
+        active = [i for i, p in enumerate(params) if p.grad is not None]
+        if active:
+            weights, grads = [params[i].detach() for i in active], [params[i].grad for i in active]
+            norms = _on_host(weights, grads) if device.type == "cpu" else _on_device(weights, grads)
+            unscale = _unscaling(self.optimizer, norms)
+            norms = torch.stack([norms[0], norms[1] * unscale, norms[2] * unscale]).to(table)
+            if len(active) == len(params):
+                table[:3] = norms
+            else:
+                for column, index in zip(norms.unbind(1), active, strict=True):
+                    table[:3, index] = column
+        table[COLUMNS.index("trust_ratio")] = 1.0
+        return table
+
+    def _take_snapshots(self, params: list[Tensor]) -> None:
+        for p in params:
+            kept = self._snapshots.get(id(p))
+            if kept is None or kept.shape != p.shape or kept.stride() != p.stride():
+                self._snapshots[id(p)] = p.detach().clone()
+            else:
+                kept.copy_(p.detach())
+
+    def _update_norms(self, reading: Tensor, active: list[bool]) -> Tensor:
+        """‖Δw‖ of every parameter, NaN where none is read."""
+        norms = torch.full_like(reading[0], math.nan)
+        if not self.updates:
+            return norms
+        offset = 0
+        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
+            params = group["params"]
+            some = [k for k, _ in enumerate(params) if active[offset + k]]
+            source = update_source(self.optimizer, group)
+            if source == "direction":
+                ratio, direction = (reading[COLUMNS.index(c)] for c in ("trust_ratio", "direction_norm"))
+                span = slice(offset, offset + len(params))
+                norms[span] = ratio[span] * direction[span] * lr
+            elif some:
+                tensors = [params[k] for k in some]
+                if source == "momentum_buffer":
+                    values = _norms([self.optimizer.state[p]["momentum_buffer"] for p in tensors]) * lr
+                else:
+                    values = _difference_norms(tensors, [self._snapshots[id(p)] for p in tensors])
+                if len(some) == len(params):
+                    norms[offset : offset + len(params)] = values.to(norms)
+                else:
+                    for k, value in zip(some, values.unbind(), strict=True):
+                        norms[offset + k] = value
+            offset += len(params)
+        return norms
+
+
+def _unscaling(optimizer: Optimizer, norms: Tensor) -> Tensor | float:
+    """1 / the scale that a gradient scaler left for a fused optimizer to take out inside its step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else 1.0 / scale.to(norms)
+
+
+def _on_host(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+    rows = []
+    for w, g in zip(weights, grads, strict=True):
+        ww, gg, wg = inner_products(flat_views(w, g), ((0, 0), (1, 1), (0, 1)))
+        rows.append((math.sqrt(ww), math.sqrt(gg), wg))
+    return torch.tensor(rows, dtype=torch.float64).T
+
+
+def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+    return torch.stack([multi_tensor_norms(weights), multi_tensor_norms(grads), multi_tensor_dots(weights, grads)])
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    if tensors[0].device.type == "cpu":
+        return torch.tensor([math.sqrt(squared_norm(t)) for t in tensors], dtype=torch.float64)
+    return multi_tensor_norms(tensors)
+
+
+def _difference_norms(new: list[Tensor], old: list[Tensor]) -> Tensor:
+    new = [t.detach() for t in new]
+    if new[0].device.type == "cpu":
+        return torch.tensor([difference_norm(a, b) for a, b in zip(new, old, strict=True)], dtype=torch.float64)
+    return multi_tensor_norms(torch._foreach_sub(new, old))

@@ -1,0 +1,434 @@
+"""The recorder: hooks on any torch optimizer that fill a run's trace.
+
+::
+
+    with tvlars_probe.record(model, optimizer, "runs/mine") as rec:
+        for x, y in batches:
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()                        # hooks record
+            rec.log(loss=loss, samples=len(x))      # what isn't told is null
+
+A step of the trace is one update of every optimizer: a new one begins when an optimizer steps that already has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.probes.agreement import Agreement, Decision
+from tvlars_probe.probes.buffer import Drained, StepBuffer, StepRow, layer_columns, step_columns
+from tvlars_probe.probes.findings import first_non_finite
+from tvlars_probe.probes.hooks import attach
+from tvlars_probe.probes.known_optimizers import describe_group, number, trust_ratios
+from tvlars_probe.probes.norms import NormProbe
+from tvlars_probe.probes.parameters import optimizer_names, parameter_table
+from tvlars_probe.traces.journal import Journal
+from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.run_directory import new_run_id
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+Detail = Literal["full", "norms", "none"]
+
+
+def record(
+    model: nn.Module | None,
+    optimizer: Optimizer | Sequence[Optimizer],
+    path: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any] | None = None,
+    total_steps: int | None = None,
+    detail: Detail = "full",
+    every: int = 1,
+    manifest: Manifest | None = None,
+    resume: Mapping[str, Any] | None = None,
+    distributed: bool | None = None,
+) -> Recorder:
+    """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
+
+    Args:
+        model: whose parameters give the rows their names; DDP and compiled wrappers are seen through.
+        optimizer: one optimizer or several; parameters added later are followed.
+        path: a folder that doesn't exist yet (or, with ``resume``, the run to continue).
+        config: settings of yours to keep in the manifest.
+        total_steps: updates that the run is going to make, if known.
+        detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
+        every: record the layers in every so many steps.
+        manifest: further facts to keep in the manifest.
+        resume: a ``state_dict()`` of this recorder: continue from there, later rows are set aside.
+        distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
+            are averaged over ranks; False records this process alone.
+
+    Raises:
+        RunDirectoryError: on entering, if the folder holds something already or can't be written.
+        UserError: a setting outside its range.
+    """
+    if detail not in get_args(Detail):
+        raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
+    if every < 1:
+        raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    if not optimizers:
+        raise UserError("record() needs at least one optimizer")
+    facts = manifest or Manifest(run_id=new_run_id(Path(path)))
+    facts.config = dict(config) if config is not None else facts.config
+    facts.total_steps = total_steps if total_steps is not None else facts.total_steps
+    return Recorder(
+        model, optimizers, Path(path), facts, detail=detail, every=every, resume=resume, distributed=distributed
+    )
+
+
+class Recorder:
+    """Records a training loop; made by `record`.
+
+    Attributes:
+        path: the run directory.
+        phase: written into each row: train, pretrain or linear.
+        manifest: what stands in run.json; saved with each flush.
+        journal: the writing side, None on ranks other than 0.
+        diverged: whether the last loss told was not finite (on accelerators: known after a flush).
+        stop_agreed: whether all ranks have learned of `request_stop`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        optimizers: Sequence[Optimizer],
+        path: Path,
+        manifest: Manifest,
+        *,
+        detail: Detail,
+        every: int,
+        resume: Mapping[str, Any] | None,
+        distributed: bool | None,
+    ) -> None:
+        self.path, self.manifest = path, manifest
+        self.journal: Journal | None = None
+        self.diverged = self.stop_agreed = False
+        self._model, self._optimizers = model, optimizers
+        self._detail, self._every, self._resume = detail, every, resume
+        self._device = next(p.device for o in optimizers for g in o.param_groups for p in g["params"])
+        self._ranks = Agreement.of_process_group(self._device, distributed)
+        self._written: int = resume["step"] if resume else 0
+        self._samples: int | None = resume["samples"] if resume else 0
+        self._rates: dict[str, float] = dict(resume["rates"]) if resume else {}
+        self._last_lrs: dict[int, list[Any]] = {}
+        self._open: StepRow | None = None
+        self._stop_wish = self._flush_wish = self._lonely = self._warned = False
+        self._handles: list[Any] = []
+        self._clock = _Clock()
+        self.phase = resume["phase"] if resume else "train"
+
+    # What the loop calls.
+
+    @property
+    def step(self) -> int:
+        """Number of updates so far: the next step's index."""
+        return self._written + len(self._buffer)
+
+    def log(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        samples: int | None = None,
+        epoch: int | None = None,
+        clip_scale: float | None = None,
+    ) -> None:
+        """Tell of the step just made; call it once after ``optimizer.step()``, on every rank.
+
+        Args:
+            loss: mean loss of this rank's samples.
+            samples: number of this rank's samples.
+            epoch: counted from 0.
+            clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
+        """
+        row = self._open
+        if row is None or row.steps_told == len(row.stepped):
+            # No update since the last call: a gradient scaler skipped it, or log() stands before step().
+            if row is None and not self._warned:
+                self._warned = True
+                warnings.warn("rec.log() was called before any optimizer.step(): it belongs after it", stacklevel=2)
+            return
+        row.steps_told = len(row.stepped)
+        row.samples = samples if samples is not None else row.samples
+        row.epoch = epoch if epoch is not None else row.epoch
+        row.clip_scale = clip_scale if clip_scale is not None else row.clip_scale
+        if loss is not None:
+            self._buffer.put_loss(loss)
+        self._agree(loss)
+
+    def log_epoch(self, *, epoch: int, **figures: float | None) -> None:
+        """Add a row to the table ``epochs``, for the state after the updates made so far.
+
+        Args:
+            epoch: counted from 0.
+            figures: columns of the table: train_loss, test_acc1, seconds, ...
+
+        Raises:
+            UserError: the table has no such column.
+        """
+        if self.journal is not None:
+            self.journal.append_epoch({"step": self.step, "epoch": epoch, "phase": self.phase, **figures})
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Leave what happens inside (evaluation, checkpoints) out of step_seconds."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._clock.leave_out(time.perf_counter() - start)
+
+    def request_stop(self) -> None:
+        """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Rank 0's wish counts."""
+        self._stop_wish = True
+
+    def flush(self) -> None:
+        """Write all rows. Every rank calls it, in the same step."""
+        self._close_row()
+        self._cross()
+        self._flush_wish = False
+        if self.journal is not None:
+            self._note_parameters()
+            self.journal.flush(self._written)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `record` needs to continue (``resume=``); flushes first. Every rank calls it."""
+        self.flush()
+        return {"step": self.step, "samples": self._samples, "phase": self.phase, "rates": self.last_rates()}
+
+    def last_rates(self) -> dict[str, float]:
+        """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
+        for index, lrs in self._last_lrs.items():
+            groups = self._optimizers[index].param_groups
+            spread = [number(lr) for lr, group in zip(lrs, groups, strict=False) for _ in group["params"]]
+            names, ratios = self._names[self._offsets[index] :], trust_ratios(self._optimizers[index])
+            self._rates |= {name: lr * q for name, lr, q in zip(names, spread, ratios, strict=False)}
+        self._last_lrs.clear()
+        return dict(self._rates)
+
+    # Attaching and letting go.
+
+    def __enter__(self) -> Self:
+        self._lay_out()
+        failure: Exception | None = None
+        if self._ranks.rank == 0:
+            try:
+                self._open_journal()
+            except Exception as error:
+                failure = error
+        if self._ranks.enter(failure is not None):
+            raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
+        for index, optimizer in enumerate(self._optimizers):
+            self._handles += attach(optimizer, partial(self._on_before, index), partial(self._on_after, index))
+        self._clock = _Clock()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        status = "failed" if kind is not None and issubclass(kind, Exception) else "interrupted"
+        try:
+            if kind is None:
+                self.flush()
+                status, error = ("diverged" if self.diverged else "completed"), None
+            else:
+                self._salvage()
+        finally:
+            if self.journal is not None:
+                self.journal.finish(status, error if status == "failed" else None)
+
+    def _open_journal(self) -> None:
+        step = 0
+        if self._resume is None:
+            self.journal = Journal.create(self.path, self.manifest)
+        else:
+            step = self._resume["step"]
+            self.journal = Journal.resume(self.path, self.manifest, step)
+        world_size = self._ranks.world_size
+        self.manifest.world_size = self.manifest.world_size or world_size
+        self._note_parameters()
+        threads = torch.get_num_threads()
+        self.journal.begin_segment(step, device=str(self._device), threads=threads, world_size=world_size)
+
+    def _salvage(self) -> None:
+        """Write what this rank has without the others, which may be gone."""
+        self._lonely = self._ranks.world_size > 1
+        self._ranks = Agreement(self._device, self._ranks.rank)
+        with contextlib.suppress(Exception):
+            self.flush()
+
+    def _lay_out(self) -> None:
+        """Learn the optimizers' parameters: at the start, and when one has got more."""
+        names = optimizer_names(self._model, self._optimizers)
+        self._names = [name for some in names for name in some]
+        self._offsets = np.cumsum([0, *(len(some) for some in names)]).tolist()
+        self._sizes = self._group_sizes()
+        self._probes = [NormProbe(o, updates=self._detail == "full") for o in self._optimizers]
+        self._nulls = [probe.nulls for probe, some in zip(self._probes, names, strict=True) for _ in some]
+        self._buffer = StepBuffer(len(self._names), self._device)
+
+    def _group_sizes(self) -> list[int]:
+        return [len(group["params"]) for o in self._optimizers for group in o.param_groups]
+
+    def _note_parameters(self) -> None:
+        table = parameter_table(self._model, self._optimizers)
+        self.manifest.parameters[self.phase] = [info.as_dict() for info in table]
+        self.manifest.groups = [describe_group(o, group) for o in self._optimizers for group in o.param_groups]
+
+    # The hooks.
+
+    def _on_before(self, index: int) -> None:
+        start = time.perf_counter()
+        with torch.no_grad():
+            self._before(index)
+        self._clock.probed(time.perf_counter() - start)
+
+    def _on_after(self, index: int) -> None:
+        start, row = time.perf_counter(), self._open
+        assert row is not None
+        with torch.no_grad():
+            self._after(index, row)
+        row.step_seconds += self._clock.since_mark(start)
+        self._clock.probed(time.perf_counter() - start)
+        row.probe_seconds += self._clock.mark_end()
+
+    def _before(self, index: int) -> None:
+        """Just before an optimizer's update: the weights are w, the gradients g."""
+        if self._open is None or index in self._open.stepped:
+            self._begin_row()
+        if self._measures():
+            self._probes[index].before()
+        self._last_lrs[index] = [group.get("lr", math.nan) for group in self._optimizers[index].param_groups]
+
+    def _after(self, index: int, row: StepRow) -> None:
+        """Just after it."""
+        optimizer, start = self._optimizers[index], self._offsets[index]
+        row.stepped.add(index)
+        for group, lr in zip(optimizer.param_groups, self._last_lrs[index], strict=True):
+            end = start + len(group["params"])
+            self._buffer.put_lr(slice(start, end), lr)
+            start = end
+        if index == 0 and hasattr(optimizer, "phi_of"):
+            row.phi = optimizer.phi_of(optimizer.param_groups[0])
+        self._buffer.put_skipped(getattr(optimizer, "found_inf", None))
+        if self._measures():
+            reading, active = self._probes[index].after()
+            self._buffer.put(self._offsets[index], reading, active)
+        row.time = now()
+
+    def _measures(self) -> bool:
+        """Whether the layers of this step are recorded, and by this rank."""
+        return self._open is not None and self._open.recorded and self._ranks.rank == 0
+
+    def _begin_row(self) -> None:
+        self._close_row()
+        if self._sizes != self._group_sizes():
+            self._cross()
+            self._lay_out()
+        elif self._flush_wish or self._buffer.full:
+            self.flush()
+        recorded = self._detail != "none" and self.step % self._every == 0
+        self._open = self._buffer.open_row(recorded=recorded, phase=self.phase)
+
+    def _close_row(self) -> None:
+        if self._open is not None and not self._open.steps_told:
+            self._agree(None)
+        self._open = None
+
+    def _agree(self, loss: Tensor | float | None) -> None:
+        on_host = not isinstance(loss, Tensor) or loss.device.type == "cpu"
+        bad = loss is not None and on_host and not math.isfinite(number(loss))
+        due = self.journal is not None and self.journal.due
+        decision = self._ranks.decide(self.step, Decision(flush=due, stop=self._stop_wish, bad_loss=bad))
+        self._flush_wish |= decision.flush
+        self.stop_agreed |= decision.stop
+        if on_host and loss is not None:
+            self.diverged = decision.bad_loss
+
+    def _cross(self) -> None:
+        """Take the buffer's rows to the host and hand them to the journal."""
+        drained = self._buffer.drain().without_skipped()
+        losses, samples = self._over_ranks(drained)
+        first_step = self._written
+        self._written += len(drained.rows)
+        told = [i for i, row in enumerate(drained.rows) if row.loss_told]
+        if told:
+            self.diverged = not math.isfinite(losses[told[-1]])
+        if self.journal is None or not drained.rows:
+            return
+        self.manifest.finding = self.manifest.finding or first_non_finite(drained, losses, first_step, self._names)
+        self.journal.append("steps", step_columns(drained, first_step, samples, losses))
+        self.journal.append("layers", layer_columns(drained, first_step, self._names, self._nulls))
+
+    def _over_ranks(self, drained: Drained) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Mean losses over all ranks' samples, and the samples seen so far (−1 where unknown)."""
+        losses = drained.losses
+        known = np.array([row.samples is not None for row in drained.rows], dtype=bool)
+        counts = np.array([1 if row.samples is None else row.samples for row in drained.rows], dtype=np.float64)
+        if self._ranks.world_size > 1:
+            sums = np.where(counts > 0, losses * counts, 0.0)
+            table = torch.tensor(np.stack([sums, counts]), dtype=self._buffer.losses.dtype, device=self._device)
+            sums, counts = self._ranks.sum(table).cpu().numpy().astype(np.float64)
+            losses = sums / np.maximum(counts, 1)
+        seen = np.full(len(known), -1, dtype=np.int64)
+        for i, (is_known, count) in enumerate(zip(known, counts, strict=True)):
+            self._samples = self._samples + int(count) if is_known and self._samples is not None else None
+            seen[i] = -1 if self._samples is None else self._samples
+        if self._lonely:
+            for row in drained.rows:
+                row.loss_told = False
+            seen[:] = -1
+        return losses, seen
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Tells a step's own time from that of the probes in it.
+
+    Attributes:
+        mark: when the last step ended.
+        left_out: seconds since then that aren't the step's.
+        probes: seconds of them that were probes.
+    """
+
+    mark: float = field(default_factory=time.perf_counter)
+    left_out: float = 0.0
+    probes: float = 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        self.left_out += seconds
+
+    def probed(self, seconds: float) -> None:
+        self.left_out += seconds
+        self.probes += seconds
+
+    def since_mark(self, end: float) -> float:
+        return max(end - self.mark - self.left_out, 0.0)
+
+    def mark_end(self) -> float:
+        probes, self.left_out, self.probes = self.probes, 0.0, 0.0
+        self.mark = time.perf_counter()
+        return probes

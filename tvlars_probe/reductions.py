@@ -1,0 +1,105 @@
+"""Inner products and norms of tensors, accurate at any size.
+
+torch's own float32 reductions lose digits as tensors grow: on a CPU ``torch.norm`` is 4e-5 off at 2.4 million
+elements, ``torch.dot`` 1e-4 off at 11 million. Trust ratios and eigenvalues are quotients of such numbers, so they
+are computed here instead: in blocks that fit a core's cache, each block by a BLAS dot product, the blocks summed in
+double precision. One pass over memory serves every product of the same tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+"""What torch's multi-tensor functions take and return."""
+
+BLOCK = 1 << 17
+"""Elements per block: two float32 blocks are 1 MiB, which stays in a second-level cache between products."""
+
+# A float32 sum of squares outside this range has under- or overflowed while the norm itself is representable.
+_SAFE_LOW, _SAFE_HIGH = 1e-30, 1e37
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one block of memory in an order that `flat_views` can follow without a copy."""
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def flat_views(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return one-dimensional views (copies where no view exists) that list the elements in one common order."""
+    if all(t.is_contiguous() for t in tensors):
+        return tuple(t.view(-1) for t in tensors)
+    if all(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors):
+        return tuple(t.permute(0, 2, 3, 1).reshape(-1) for t in tensors)
+    return tuple(t.reshape(-1) for t in tensors)
+
+
+def inner_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Inner products ⟨vectors[i], vectors[j]⟩ for each (i, j) in ``pairs``, of 1-D tensors of equal length.
+
+    The tensors must be where ``Tensor.item`` is free: on the CPU. The relative error of a squared norm is below 1e-6
+    in float32 and bfloat16 at any length; an inner product's error is that small relative to the product of norms.
+    """
+    totals = [0.0] * len(pairs)
+    blocks = [torch.split(v, BLOCK) for v in vectors] if vectors[0].numel() > BLOCK else [(v,) for v in vectors]
+    for block in zip(*blocks, strict=True):
+        if block[0].dtype in (torch.bfloat16, torch.float16):
+            block = tuple(part.float() for part in block)
+        for k, (i, j) in enumerate(pairs):
+            value = torch.dot(block[i], block[j]).item()
+            if not _SAFE_LOW < abs(value) < _SAFE_HIGH:
+                value = torch.dot(block[i].double(), block[j].double()).item()
+            totals[k] += value
+    return totals
+
+
+def squared_norm(tensor: Tensor) -> float:
+    """‖tensor‖₂² of a CPU tensor, as accurate as `inner_products`."""
+    return inner_products(flat_views(tensor), ((0, 0),))[0]
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating-point type that sums are kept in on ``device`` (Apple's MPS has no float64)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def multi_tensor_norms(tensors: Tensors) -> Tensor:
+    """‖t‖₂ of every tensor as one vector on their device, multi-tensor, without waiting for the device."""
+    dtype = accumulation_dtype(tensors[0].device)
+    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+    return _gathered(norms, tensors[0].device)
+
+
+def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
+    """⟨a, b⟩ of every pair as one vector on their device, without waiting for the device."""
+    dots = []
+    for a, b in zip(left, right, strict=True):
+        a_flat, b_flat = flat_views(a, b)
+        if a.dtype in (torch.bfloat16, torch.float16):
+            a_flat, b_flat = a_flat.float(), b_flat.float()
+        dots.append(torch.dot(a_flat, b_flat))
+    return _gathered(dots, left[0].device)
+
+
+def _gathered(scalars: Tensors, device: torch.device) -> Tensor:
+    """0-dim tensors, of a model that may be spread over devices, as one vector on the first of them."""
+    dtype = accumulation_dtype(device)
+    return torch.stack([scalar.to(device, dtype, non_blocking=True) for scalar in scalars])
+
+
+def difference_norm(left: Tensor, right: Tensor) -> float:
+    """‖left − right‖₂ of CPU tensors, without a tensor of their size."""
+    a, b = flat_views(left, right)
+    scratch = torch.empty(min(BLOCK, a.numel()), dtype=a.dtype)
+    total = 0.0
+    for x, y in zip(torch.split(a, BLOCK), torch.split(b, BLOCK), strict=True):
+        difference = torch.sub(x, y, out=scratch[: x.numel()])
+        total += inner_products((difference,), ((0, 0),))[0]
+    return math.sqrt(total)

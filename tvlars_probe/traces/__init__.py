@@ -1,0 +1,1 @@
+"""The trace on disk: its schema, the run directory, the writer and the reader. Nothing here needs torch."""

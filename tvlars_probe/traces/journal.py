@@ -1,0 +1,100 @@
+"""The writing side of a run: its directory held, its manifest kept true, its tables appended to."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any, Self
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.traces.manifest import Manifest, environment, now
+from tvlars_probe.traces.run_directory import RunDirectory
+from tvlars_probe.traces.schema import EPOCHS
+from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+class Journal:
+    """A run being written; one process holds it. Made by `create` or `resume`.
+
+    Attributes:
+        manifest: saved with every flush.
+        boundaries: steps of the checkpoints kept; parts of the trace don't straddle them.
+    """
+
+    def __init__(self, directory: RunDirectory, manifest: Manifest) -> None:
+        self._directory = directory
+        self.path = directory.path
+        self.manifest = manifest
+        self.boundaries: Sequence[int] = ()
+        self._writer = TraceWriter(self.path / "trace", manifest.run_id)
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> Self:
+        """Begin a run in a new folder.
+
+        Raises:
+            RunDirectoryError: something is there, or it can't be written.
+        """
+        return cls(RunDirectory.create(path), manifest)
+
+    @classmethod
+    def resume(cls, path: Path, manifest: Manifest, step: int) -> Self:
+        """Continue a run after ``step`` updates; later rows are set aside, ``manifest`` takes over its history.
+
+        Raises:
+            RunDirectoryError: there is no run, another process writes to it, or it can't be written.
+        """
+        directory = RunDirectory.take_over(path)
+        before = Manifest.load(path)
+        for name in ("run_id", "created", "segments", "notes", "best", "final"):
+            setattr(manifest, name, getattr(before, name))
+        directory.cut_back(step)
+        return cls(directory, manifest)
+
+    def begin_segment(self, first_step: int, **machine: Any) -> None:
+        """Note where, when and with what this stretch of the run begins."""
+        self.manifest.status = "running"
+        self.manifest.segments.append({"first_step": first_step, "last_step": None, **environment(), **machine})
+        self.manifest.save(self.path)
+
+    def append(self, table: str, columns: Mapping[str, Any]) -> None:
+        """Add rows to a table; see `TraceWriter.append`."""
+        self._writer.append(table, columns)
+
+    def append_epoch(self, row: Mapping[str, Any]) -> None:
+        """Add one row to the table ``epochs`` and keep it as the manifest's final metrics."""
+        known = EPOCHS.names
+        if strange := sorted({*row} - {*known}):
+            raise UserError(f"the table epochs has no column {', '.join(strange)} (known: {', '.join(known)})")
+        self._writer.append("epochs", {name: [value] for name, value in row.items() if value is not None})
+        self.manifest.final = {name: value for name, value in row.items() if value is not None}
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to flush."""
+        return self._writer.due
+
+    def flush(self, steps: int) -> None:
+        """Write all rows and the manifest.
+
+        Args:
+            steps: updates made so far.
+        """
+        self._writer.flush(self.boundaries)
+        segment = self.manifest.segments[-1]
+        segment["last_step"] = steps - 1 if steps > segment["first_step"] else None
+        segment["end"] = now().isoformat(timespec="seconds")
+        self.manifest.save(self.path)
+
+    def finish(self, status: str, error: BaseException | None = None) -> None:
+        """Save the final status and let go of the directory."""
+        try:
+            self.manifest.status = status
+            if error is not None:
+                self.manifest.notes.append("".join(traceback.format_exception_only(error)).strip())
+            self.manifest.save(self.path)
+        finally:
+            self._directory.release()

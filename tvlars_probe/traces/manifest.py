@@ -1,0 +1,170 @@
+"""run.json: what a run is, how far it came, and on which machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.parts import replace_file
+from tvlars_probe.traces.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE_NAME = "run.json"
+
+STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
+"""What a manifest can say; a run that says running while nobody holds its lock is shown as killed."""
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """The manifest of a run; what isn't known is None or empty.
+
+    Attributes:
+        run_id: unique name of the run, the trace's column ``run``.
+        schema_version: of the tables and of this file.
+        config_id: hash of the settings that change the numbers.
+        created: UTC time, ISO 8601.
+        status: one of `STATUSES`.
+        command: the command line.
+        config: the whole configuration.
+        seed: of everything random.
+        data: name, sizes of the parts, number of classes, image shape, fingerprint.
+        model: name, number of parameters.
+        batch_size: global batch of one update.
+        micro_batches: pieces in which a rank computes its share.
+        world_size: ranks.
+        bn_batch_size: samples over which BatchNorm takes its statistics.
+        steps_per_epoch: updates per epoch.
+        total_steps: updates of the whole run.
+        peak_lr: largest learning rate of the schedule.
+        groups: per parameter group, what its optimizer does to it.
+        parameters: per phase, the table of parameters.
+        segments: per uninterrupted stretch, its steps, times and environment.
+        finding: a non-finite loss: first bad step and first bad tensor.
+        notes: what else a reader of the numbers should know.
+        best: step, metric and value of the best checkpoint.
+        final: the last epoch's metrics.
+    """
+
+    run_id: str
+    schema_version: int = SCHEMA_VERSION
+    config_id: str | None = None
+    created: str = field(default_factory=lambda: now().isoformat(timespec="seconds"))
+    status: str = "running"
+    command: list[str] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    data: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    batch_size: int | None = None
+    micro_batches: int | None = None
+    world_size: int | None = None
+    bn_batch_size: int | None = None
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    peak_lr: float | None = None
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    parameters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    finding: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    final: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Replace ``folder/run.json`` in one step."""
+        text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        replace_file(folder / FILE_NAME, lambda stream: stream.write(text.encode()))
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read ``folder/run.json``; fields of later versions are passed over.
+
+        Raises:
+            RunDirectoryError: there is none, or it is damaged or of a later schema.
+        """
+        path = folder / FILE_NAME
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise RunDirectoryError(f"{folder} is not a run directory: it has no {FILE_NAME}") from None
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(f"{path} can't be read: {error}") from None
+        if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
+            raise RunDirectoryError(f"{path} is not the manifest of a run: it has no run_id")
+        version = content.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise RunDirectoryError(
+                f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+def now() -> datetime:
+    """The current time in UTC."""
+    return datetime.now(UTC)
+
+
+def environment() -> dict[str, Any]:
+    """Host, process and versions, for a segment of the manifest."""
+    return {
+        "start": now().isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "tvlars_probe": _version("tvlars-probe"),
+        "git_revision": _git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    loaded = sys.modules.get(package.replace("-", "_"))
+    if loaded is not None and isinstance(version := getattr(loaded, "__version__", None), str):
+        return str(version)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the code that is being run, where the working directory is a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinities and no NaN: they become strings ("inf", "nan")."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

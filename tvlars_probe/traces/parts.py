@@ -1,0 +1,188 @@
+"""A table on disk: a folder of parquet parts, each complete from the moment it can be seen.
+
+Parts are written under a name that starts with a dot, which readers skip, then synced and renamed. Their names hold
+the first and the last step. Cutting and compacting never show a reader a row twice, nor a gap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from tvlars_probe.errors import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from tvlars_probe.traces.schema import Table
+
+_PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Part:
+    """One parquet file and the steps that its name claims."""
+
+    first_step: int
+    last_step: int
+    path: Path
+
+
+def list_parts(folder: Path) -> list[Part]:
+    """The complete parts of a table in order of their steps; files of other names are none."""
+    if not folder.is_dir():
+        return []
+    matches = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
+    return sorted(Part(int(m[1]), int(m[2]), path) for path, m in matches if m)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut."""
+    with suppress(OSError, AttributeError):  # some file systems, and Windows, can't open a folder
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write(stream)`` fill a temporary file beside ``path``, sync it, and rename it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_part(folder: Path, schema: Table, rows: pa.Table) -> Path:
+    """Write ``rows`` (not empty, in order of steps) as one more part of the table."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"part-{pc.min(rows['step']).as_py():010d}-{pc.max(rows['step']).as_py():010d}"
+    path, copy = folder / f"{stem}.parquet", 1
+    while path.exists():
+        copy += 1
+        path = folder / f"{stem}-{copy}.parquet"
+    encodings = dict.fromkeys(schema.of_type("float32", "float64"), "BYTE_STREAM_SPLIT")
+    encodings |= dict.fromkeys(schema.of_type("int64", "time"), "DELTA_BINARY_PACKED")
+    replace_file(
+        path,
+        lambda stream: pq.write_table(
+            rows,
+            stream,
+            compression="zstd",
+            use_dictionary=schema.of_type("name"),  # type: ignore[arg-type]
+            column_encoding=encodings,
+        ),
+    )
+    return path
+
+
+def cut(folder: Path, step: int, aside: Path) -> int:
+    """Move the parts from ``step`` on into ``aside``, the last one first, so that what stays is always a prefix.
+
+    Returns:
+        the number of parts moved.
+    """
+    late = [part for part in list_parts(folder) if part.last_step >= step]
+    for part in reversed(late):
+        if part.first_step < step:
+            raise TraceError(f"{part.path} holds steps before and after {step}: parts end at every checkpoint")
+        aside.mkdir(parents=True, exist_ok=True)
+        part.path.replace(aside / part.path.name)
+    if late:
+        sync_folder(folder)
+    return len(late)
+
+
+def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, target_rows: int = 1 << 20) -> bool:
+    """Merge neighbouring small parts, where the file system can exchange two folders in one step.
+
+    Args:
+        folder: the table's parts.
+        schema: the table.
+        boundaries: steps (of kept checkpoints) that a part may not straddle.
+        target_rows: size of a merged part; parts of half that size are left alone.
+
+    Returns:
+        whether anything was merged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    groups = _groups(list_parts(folder), boundaries, target_rows)
+    if all(len(group) == 1 for group in groups):
+        return False
+    scratch = folder.with_name(f".{folder.name}-compact-{os.getpid()}")
+    scratch.mkdir()
+    try:
+        for group in groups:
+            if len(group) == 1:
+                os.link(group[0].path, scratch / group[0].path.name)
+            else:
+                rows = pa.concat_tables([pq.read_table(part.path) for part in group], promote_options="default")
+                write_part(scratch, schema, rows.unify_dictionaries())
+        sync_folder(scratch)
+        exchange(scratch, folder)
+        sync_folder(folder.parent)
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return True
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap two folders' names in one step that no reader can see the middle of.
+
+    Raises:
+        OSError: the system or the file system can't.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        raise OSError("this platform can't exchange two folders in one step")
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, there = os.fsencode(first), os.fsencode(second)
+    at_cwd, swap = -100, 2  # AT_FDCWD, and RENAME_EXCHANGE or RENAME_SWAP
+    if sys.platform == "linux":
+        failed = libc.renameat2(at_cwd, here, at_cwd, there, swap)
+    else:
+        failed = libc.renamex_np(here, there, swap)
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(second))
+
+
+def _groups(parts: list[Part], boundaries: Sequence[int], target_rows: int) -> list[list[Part]]:
+    import pyarrow.parquet as pq
+
+    groups: list[list[Part]] = []
+    filled = target_rows
+    for part in parts:
+        rows = pq.read_metadata(part.path).num_rows
+        crossed = bool(groups) and any(groups[-1][-1].last_step < edge <= part.first_step for edge in boundaries)
+        if crossed or filled + rows > target_rows or rows > target_rows // 2:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled = target_rows if rows > target_rows // 2 else filled + rows
+    return groups

@@ -1,0 +1,220 @@
+"""Traces as pandas frames, with columns and rows chosen before they are read."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import RunDirectoryError, TraceError
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.parts import list_parts
+from tvlars_probe.traces.run_directory import find_runs, status
+from tvlars_probe.traces.schema import table as schema_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    StrPath = str | os.PathLike[str]
+
+_ATTEMPTS = 5  # a part may be merged into another between being listed and being opened
+
+
+class Frames:
+    """The tables of one run or several as pandas frames. Subclasses say where the rows are: `frame`."""
+
+    def frame(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        *,
+        steps: tuple[int, int] | None = None,
+        parameters: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> pd.DataFrame:
+        """Rows of a table in order of steps.
+
+        Args:
+            table: its name in the schema.
+            columns: which columns, all by default.
+            steps: first and last step wanted, both included.
+            parameters: names of the parameters wanted (tables with a column ``parameter``).
+            where: any other condition, a `pyarrow.compute` expression.
+
+        Raises:
+            TraceError: a column isn't in the trace, or a part is damaged.
+        """
+        raise NotImplementedError
+
+    def layers(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """`frame` of the table ``layers``."""
+        return self.frame("layers", columns, **choice)
+
+    def steps(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """`frame` of the table ``steps``."""
+        return self.frame("steps", columns, **choice)
+
+    def epochs(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """`frame` of the table ``epochs``."""
+        return self.frame("epochs", columns, **choice)
+
+
+class Run(Frames):
+    """A recorded run, in any state: being written, finished, killed, or by an older version.
+
+    Attributes:
+        path: its directory.
+        manifest: its manifest as it was when this object was made.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise RunDirectoryError(f"there is no run at {self.path}")
+        self.manifest = Manifest.load(self.path)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path} ({self.status})>"
+
+    @property
+    def name(self) -> str:
+        """Name of its directory."""
+        return self.path.name
+
+    @property
+    def status(self) -> str:
+        """running, completed, diverged, interrupted, failed or killed."""
+        return status(self.path, self.manifest)
+
+    def parameters(self, phase: str | None = None) -> pd.DataFrame:
+        """The table of parameters of a phase (the last one by default): name, layer, kind, shape, adapted, ..."""
+        import pandas as pd
+
+        phases = self.manifest.parameters
+        chosen = phase or next(reversed(phases), "train")
+        return pd.DataFrame(phases.get(chosen, []))
+
+    def frame(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        *,
+        steps: tuple[int, int] | None = None,
+        parameters: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> pd.DataFrame:
+        import pyarrow.compute as pc
+
+        schema = schema_of(table)
+        for column in columns or ():
+            schema[column]
+        conditions = [] if where is None else [where]
+        if steps is not None:
+            conditions += [pc.field("step") >= steps[0], pc.field("step") <= steps[1]]
+        if parameters is not None:
+            conditions.append(pc.field("parameter").isin(list(parameters)))
+        condition = None
+        for part in conditions:
+            condition = part if condition is None else condition & part
+        return self._read(table, list(columns or schema.names), condition).to_pandas()
+
+    def _read(self, table: str, columns: list[str], condition: pc.Expression | None) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        folder = self.path / "trace" / table
+        for attempt in range(_ATTEMPTS):
+            paths = [str(part.path) for part in list_parts(folder)]
+            if not paths:
+                return _no_rows(table, columns)
+            try:
+                self._refuse_missing(table, columns, paths[-1])
+                dataset = ds.dataset(paths, schema=schema_of(table).arrow_schema(), format="parquet")
+                return dataset.to_table(columns=columns, filter=condition).unify_dictionaries()
+            except FileNotFoundError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except (pa.ArrowInvalid, OSError) as error:
+                raise TraceError(f"a part of {folder} is damaged: {error}") from None
+        raise AssertionError("unreachable")
+
+    def _refuse_missing(self, table: str, columns: list[str], newest: str) -> None:
+        import pyarrow.parquet as pq
+
+        missing = sorted({*columns} - {*pq.read_schema(newest).names})
+        if missing and columns != list(schema_of(table).names):
+            raise TraceError(
+                f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it"
+            )
+
+
+def _no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:
+    schema = schema_of(table)
+    return schema.arrow_schema().empty_table().select(list(columns or schema.names))
+
+
+class Runs(Frames):
+    """Several runs, their rows one below the other; the column ``run`` tells them apart."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.runs = tuple(runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> Run:
+        return self.runs[index]
+
+    def __repr__(self) -> str:
+        return f"<Runs {', '.join(run.name for run in self.runs)}>"
+
+    def frame(self, table: str, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        import pandas as pd
+        from pandas.api.types import union_categoricals
+
+        frames = [run.frame(table, columns, **choice) for run in self.runs]
+        if not frames:
+            return _no_rows(table, columns).to_pandas()
+        joined = pd.concat(frames, ignore_index=True)
+        for name in schema_of(table).of_type("name"):
+            if name in joined:
+                joined[name] = union_categoricals([frame[name] for frame in frames])
+        return joined
+
+
+def open_run(path: StrPath) -> Run:
+    """Open a recorded run for reading.
+
+    Raises:
+        RunDirectoryError: there is no run, or its manifest can't be read.
+    """
+    return Run(path)
+
+
+def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
+    """Open several runs for reading.
+
+    Args:
+        paths: run directories, folders of runs, or glob patterns.
+
+    Raises:
+        RunDirectoryError: a path holds no run.
+    """
+    if isinstance(paths, str | Path) or hasattr(paths, "__fspath__"):
+        paths = [paths]  # type: ignore[list-item]
+    found: dict[Path, Run] = {}
+    for given in paths:
+        matches = sorted(glob.glob(str(given))) or [str(given)]  # noqa: PTH207 (patterns may be absolute)
+        runs = [run for match in matches for run in find_runs(Path(match))]
+        if not runs:
+            raise RunDirectoryError(f"there is no run at {given}")
+        found |= {run: Run(run) for run in runs}
+    return Runs(found.values())

@@ -1,0 +1,137 @@
+"""A run's directory: who may write there, and what state it is in.
+
+The process that trains holds a lock on it, so that two never write to one run, and so that a run whose manifest says
+running can be told from one that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.manifest import FILE_NAME, Manifest
+from tvlars_probe.traces.parts import cut
+
+try:
+    import fcntl
+
+    HAS_LOCKS = True
+except ImportError:  # Windows: runs can be read there, and a run is never taken for killed
+    HAS_LOCKS = False
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOCK_NAME = ".lock"
+
+
+class RunDirectory:
+    """A run directory held for writing. Use `create` or `take_over`."""
+
+    def __init__(self, path: Path, lock: int | None) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Make the directory and hold it.
+
+        Raises:
+            RunDirectoryError: something is there already, or it can't be written.
+        """
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            what = "a run" if (path / FILE_NAME).exists() else "something that is not a run"
+            raise RunDirectoryError(f"{path} already holds {what}: choose another folder, or remove it yourself")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            return cls(path, _acquire(path))
+        except OSError as error:
+            raise RunDirectoryError(f"can't write to {path}: {error.strerror or error}") from None
+
+    @classmethod
+    def take_over(cls, path: Path) -> RunDirectory:
+        """Hold the directory of a run that nobody is writing to.
+
+        Raises:
+            RunDirectoryError: it is no run, is being written to, or can't be written.
+        """
+        Manifest.load(path)
+        try:
+            return cls(path, _acquire(path))
+        except OSError as error:
+            raise RunDirectoryError(f"can't write to {path}: {error.strerror or error}") from None
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def cut_back(self, step: int) -> None:
+        """Set aside all rows of the state after ``step`` updates and later: a run is resumed there.
+
+        An epoch's row describes the state after its last update, so that the one at ``step`` stays.
+        """
+        for folder in sorted((self.path / "trace").glob("[!.]*")):
+            first_cut = step + 1 if folder.name == "epochs" else step
+            cut(folder, first_cut, self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}" / folder.name)
+
+
+def _acquire(path: Path) -> int | None:
+    if not HAS_LOCKS:
+        return None
+    descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunDirectoryError(
+            f"another process is writing to {path}: wait for it, or choose another folder"
+        ) from None
+    return descriptor
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the run at ``path`` for writing (assumed where that can't be found out)."""
+    if not HAS_LOCKS:
+        return True
+    try:
+        descriptor = os.open(path / LOCK_NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def status(path: Path, manifest: Manifest) -> str:
+    """The manifest's status, or killed where it says running and nobody does."""
+    if manifest.status == "running" and not is_held(path):
+        return "killed"
+    return manifest.status
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Every run directory at or below ``folder``, in order of their names."""
+    if (folder / FILE_NAME).is_file():
+        yield folder
+        return
+    with contextlib.suppress(OSError):
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.name.startswith(".") and not child.is_symlink():
+                yield from find_runs(child)
+
+
+def new_run_id(path: Path) -> str:
+    """A telling and unique run_id for the run at ``path``."""
+    return f"{path.name}.{secrets.token_hex(3)}"

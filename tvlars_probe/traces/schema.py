@@ -1,0 +1,181 @@
+"""Every table of a trace: its columns with type, unit and definition.
+
+Names are the field's terms and appear unchanged in code, charts and documents. Columns are only ever added, nullable,
+never retyped or redefined. **Step t is the state before update t, everywhere.** ``w`` is the parameter tensor before
+the update; ``g`` the gradient as ``optimizer.step()`` uses it: of the mean loss over the global batch, reduced,
+accumulated, un-scaled, after clipping if there was any, before weight decay; ``Δw`` the update really applied.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from tvlars_probe.errors import unknown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Type = Literal["int64", "float32", "float64", "name", "bool", "time"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: type "name" is a dictionary of strings, "time" UTC microseconds; unit "1" is a pure number."""
+
+    name: str
+    type: Type
+    unit: str
+    definition: str
+    required: bool = False
+
+    def field(self) -> pa.Field[Any]:
+        """The Arrow field, unit and definition in its metadata."""
+        import pyarrow as pa
+
+        types: dict[str, pa.DataType] = {
+            "int64": pa.int64(),
+            "float32": pa.float32(),
+            "float64": pa.float64(),
+            "bool": pa.bool_(),
+            "name": pa.dictionary(pa.int32(), pa.string()),
+            "time": pa.timestamp("us", tz="UTC"),
+        }
+        metadata = {"unit": self.unit, "definition": self.definition}
+        return pa.field(self.name, types[self.type], nullable=not self.required, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the trace."""
+
+    name: str
+    about: str
+    columns: tuple[Column, ...]
+
+    def __getitem__(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise unknown(f"column of {self.name}", name, (c.name for c in self.columns))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names in order."""
+        return tuple(c.name for c in self.columns)
+
+    def of_type(self, *types: str) -> list[str]:
+        """Names of the columns of these types."""
+        return [c.name for c in self.columns if c.type in types]
+
+    def arrow_schema(self, run_id: str | None = None) -> pa.Schema:
+        """The Arrow schema; its metadata name the schema version, the table and the run."""
+        import pyarrow as pa
+
+        footer = {"schema_version": SCHEMA_VERSION, "table": self.name, "run_id": run_id}
+        return pa.schema([c.field() for c in self.columns], metadata={"tvlars_probe": json.dumps(footer)})
+
+
+_RUN = Column("run", "name", "name", "the run's run_id", required=True)
+_STEP = Column("step", "int64", "step", "index of the optimizer update, from 0", required=True)
+_PHASE = Column("phase", "name", "name", "train, pretrain or linear")
+
+LAYERS = Table(
+    "layers",
+    "one row per recorded step and parameter tensor; a tensor without gradient in a step has no row",
+    (
+        _RUN,
+        _STEP,
+        Column(
+            "parameter",
+            "name",
+            "name",
+            "name as in model.named_parameters() of the unwrapped model; tied tensors once; tensors of no module are "
+            "optimizer<i>.group<j>.<k>",
+            required=True,
+        ),
+        Column("weight_norm", "float32", "1", "‖w‖₂ (the papers' LWN)"),
+        Column("grad_norm", "float32", "1", "‖g‖₂ (the papers' LGN)"),
+        Column("weight_grad_dot", "float32", "1", "⟨w, g⟩"),
+        Column(
+            "direction_norm",
+            "float32",
+            "1",
+            "norm the optimizer divides by (LARS, TVLARS: ‖g + λw‖ or the denominator chosen; LAMB: ‖r + λw‖); null "
+            "for other optimizers",
+        ),
+        Column("adam_norm", "float32", "1", "LAMB: ‖r‖, r its Adam direction; null for other optimizers"),
+        Column("weight_adam_dot", "float32", "1", "LAMB: ⟨w, r⟩; null for other optimizers"),
+        Column("update_norm", "float32", "1", "‖Δw‖₂; null with --record norms"),
+        Column(
+            "trust_ratio",
+            "float32",
+            "1",
+            "factor by which this tensor's rate was really scaled, φ and clamps included; 1 where excluded, at zero "
+            "norm, or for optimizers known to have none; null for optimizers we don't know",
+        ),
+        Column("phi", "float32", "1", "TVLARS' φ_t as applied to this tensor, 1 where not applied; null for others"),
+        Column("lr", "float32", "1", "the group's learning rate in this step"),
+    ),
+)
+
+STEPS = Table(
+    "steps",
+    "one row per optimizer update",
+    (
+        _RUN,
+        _STEP,
+        Column("epoch", "int64", "epoch", "from 0, restarting per phase"),
+        _PHASE,
+        Column("loss", "float64", "1", "mean loss over the global batch"),
+        Column("lr", "float64", "1", "learning rate of the first parameter group"),
+        Column("phi", "float64", "1", "TVLARS' φ_t of the first parameter group; null for other optimizers"),
+        Column("grad_norm", "float64", "1", "‖g‖₂ over all the optimizer's parameters; null in unrecorded steps"),
+        Column("weight_norm", "float64", "1", "‖w‖₂ over the parameters with gradient; null in unrecorded steps"),
+        Column(
+            "clip_scale", "float64", "1", "factor by which gradient clipping scaled the gradient; null if unknown"
+        ),
+        Column("samples", "int64", "sample", "samples seen up to and including this step, over all ranks"),
+        Column("time", "time", "UTC", "wall-clock time at the end of the step"),
+        Column("step_seconds", "float64", "s", "time since the previous step's end, without probes"),
+        Column("probe_seconds", "float64", "s", "time that probes took in this step"),
+    ),
+)
+
+
+def _accuracies(prefix: str, what: str) -> tuple[Column, ...]:
+    return (
+        Column(f"{prefix}_loss", "float64", "1", f"mean loss on {what}"),
+        Column(f"{prefix}_acc1", "float64", "%", f"top-1 accuracy on {what}"),
+        Column(f"{prefix}_acc5", "float64", "%", f"top-5 accuracy on {what}"),
+    )
+
+
+EPOCHS = Table(
+    "epochs",
+    "one row per finished epoch",
+    (
+        _RUN,
+        _STEP,
+        Column("epoch", "int64", "epoch", "from 0, restarting per phase", required=True),
+        _PHASE,
+        *_accuracies("train", "the training batches as they were trained on, each by the model of its step"),
+        *_accuracies("train_eval", "un-augmented training data (or a fixed sample of it) by the epoch's last model"),
+        *_accuracies("val", "the training data held out by --val"),
+        *_accuracies("test", "the test data, each sample once at any world size"),
+        Column("seconds", "float64", "s", "duration of the epoch, evaluation included"),
+    ),
+)
+
+TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS)}
+
+
+def table(name: str) -> Table:
+    """The table of that name."""
+    if name not in TABLES:
+        raise unknown("table", name, TABLES)
+    return TABLES[name]

@@ -1,0 +1,102 @@
+"""Rows in memory until they make a part: flushed by number and by time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvlars_probe.traces.parts import compact, list_parts, write_part
+from tvlars_probe.traces.schema import table as schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+FIRST_FLUSH_SECONDS = 5.0
+"""A run's first rows are on disk after this time; the interval grows with the run to `LAST_FLUSH_SECONDS`."""
+
+LAST_FLUSH_SECONDS = 120.0
+
+MOST_PENDING_ROWS = 1 << 20
+"""Rows of all tables that are held in memory at most (layers: some 60 bytes a row)."""
+
+MOST_PARTS = 150
+"""A table with more parts than this is compacted."""
+
+
+class TraceWriter:
+    """Writes the tables below one folder (``<run>/trace``).
+
+    Args:
+        folder: where the tables' folders stand.
+        run_id: value of every row's column ``run``.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder = folder
+        self.run_id = run_id
+        self._pending: dict[str, list[pa.Table]] = {}
+        self._rows = 0
+        self._started = self._flushed = time.monotonic()
+
+    def append(self, table: str, columns: Mapping[str, Any]) -> None:
+        """Add rows, in order of steps; columns that aren't given are null.
+
+        Args:
+            table: its name in the schema.
+            columns: arrays (NumPy or Arrow) or lists of equal length, by column.
+        """
+        import pyarrow as pa
+
+        schema = schema_of(table).arrow_schema(self.run_id)
+        length = len(columns["step"])
+        if not length:
+            return
+        run = pa.DictionaryArray.from_arrays(np.zeros(length, np.int32), pa.array([self.run_id]))
+        arrays: list[pa.Array[Any]] = []
+        for field in schema:
+            if field.name == "run":
+                arrays.append(run)
+            elif (values := columns.get(field.name)) is None:
+                arrays.append(pa.nulls(length, field.type))
+            else:
+                arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
+        self._pending.setdefault(table, []).append(pa.Table.from_arrays(arrays, schema=schema))
+        self._rows += length
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to flush: enough rows, or long enough since the last time."""
+        if not self._rows:
+            return False
+        now = time.monotonic()
+        interval = min(max(FIRST_FLUSH_SECONDS, (now - self._started) / 20), LAST_FLUSH_SECONDS)
+        return self._rows >= MOST_PENDING_ROWS or now - self._flushed >= interval
+
+    def flush(self, boundaries: Sequence[int] = ()) -> None:
+        """Write what is pending, a part per table; compact a table that has grown too many.
+
+        Args:
+            boundaries: steps of the checkpoints kept, which parts don't straddle.
+        """
+        import pyarrow as pa
+
+        for table, chunks in self._pending.items():
+            if chunks:
+                rows = pa.concat_tables(chunks).unify_dictionaries()
+                write_part(self.folder / table, schema_of(table), rows)
+                chunks.clear()
+        self._rows = 0
+        self._flushed = time.monotonic()
+        for table in self._pending:
+            if len(list_parts(self.folder / table)) > MOST_PARTS:
+                self.compact(table, boundaries)
+
+    def compact(self, table: str, boundaries: Sequence[int] = ()) -> bool:
+        """Merge small parts of a table; see `tvlars_probe.traces.parts.compact`."""
+        edges = [step + 1 for step in boundaries] if table == "epochs" else boundaries
+        return compact(self.folder / table, schema_of(table), edges)
