@@ -82,9 +82,7 @@ class ScheduleConfig:
         if self.warmup_epochs is None:
             return
         if self.name != "lars-warm":
-            raise UserError(
-                f"--warmup-epochs has no effect with --schedule {self.name}: leave it out or use lars-warm"
-            )
+            raise UserError(f"--warmup-epochs has no effect with --schedule {self.name}: leave it out or use lars-warm")
         if not 0 <= self.warmup_epochs < math.inf:
             raise UserError(f"--warmup-epochs {self.warmup_epochs} is not a number of epochs (allowed: 0 or more)")
 

@@ -62,8 +62,9 @@ def trust_ratios(optimizer: Optimizer) -> list[float]:
     """The trust ratio of each parameter's last update: 1 where there is none, NaN where we don't know it."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if has_last_step(optimizer):
-        last = optimizer.last_step
-        return [math.nan] * len(params) if last is None else last.trust_ratio.tolist()  # type: ignore[no-any-return]
+        last: Any = getattr(optimizer, "last_step", None)
+        ratios: list[float] = [math.nan] * len(params) if last is None else last.trust_ratio.tolist()
+        return ratios
     return [1.0 if has_no_trust_ratio(optimizer) else math.nan] * len(params)
 
 

@@ -49,7 +49,7 @@ class Journal:
         """
         directory = RunDirectory.take_over(path)
         before = Manifest.load(path)
-        for name in ("run_id", "created", "segments", "notes", "best", "final"):
+        for name in ("run_id", "created", "segments", "notes", "best", "best_test_acc1", "final"):
             setattr(manifest, name, getattr(before, name))
         directory.cut_back(step)
         return cls(directory, manifest)
@@ -71,6 +71,8 @@ class Journal:
             raise UserError(f"the table epochs has no column {', '.join(strange)} (known: {', '.join(known)})")
         self._writer.append("epochs", {name: [value] for name, value in row.items() if value is not None})
         self.manifest.final = {name: value for name, value in row.items() if value is not None}
+        accuracies = [a for a in (row.get("test_acc1"), self.manifest.best_test_acc1) if a is not None]
+        self.manifest.best_test_acc1 = max(accuracies, default=None)
 
     @property
     def due(self) -> bool:

@@ -56,6 +56,7 @@ class Manifest:
         finding: a non-finite loss: first bad step and first bad tensor.
         notes: what else a reader of the numbers should know.
         best: step, metric and value of the best checkpoint.
+        best_test_acc1: highest top-1 test accuracy of any epoch.
         final: the last epoch's metrics.
     """
 
@@ -82,6 +83,7 @@ class Manifest:
     finding: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    best_test_acc1: float | None = None
     final: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:

@@ -148,9 +148,7 @@ class Run(Frames):
 
         missing = sorted({*columns} - {*pq.read_schema(newest).names})
         if missing and columns != list(schema_of(table).names):
-            raise TraceError(
-                f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it"
-            )
+            raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
 
 
 def _no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:

@@ -136,9 +136,7 @@ STEPS = Table(
         Column("phi", "float64", "1", "TVLARS' φ_t of the first parameter group; null for other optimizers"),
         Column("grad_norm", "float64", "1", "‖g‖₂ over all the optimizer's parameters; null in unrecorded steps"),
         Column("weight_norm", "float64", "1", "‖w‖₂ over the parameters with gradient; null in unrecorded steps"),
-        Column(
-            "clip_scale", "float64", "1", "factor by which gradient clipping scaled the gradient; null if unknown"
-        ),
+        Column("clip_scale", "float64", "1", "factor by which gradient clipping scaled the gradient; null if unknown"),
         Column("samples", "int64", "sample", "samples seen up to and including this step, over all ranks"),
         Column("time", "time", "UTC", "wall-clock time at the end of the step"),
         Column("step_seconds", "float64", "s", "time since the previous step's end, without probes"),

@@ -1,0 +1,67 @@
+"""The command line: one group whose commands are loaded when they are called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from tvlars_probe import __version__
+from tvlars_probe.errors import UserError
+
+# name: module below tvlars_probe.commands, and what `--help` says
+COMMANDS = {
+    "train": ("train", "Train a model and record every layer."),
+    "runs": ("runs", "List the runs below a folder."),
+    "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
+}
+
+
+class Root(click.Group):
+    """The top-level command. A user's error is one line on stderr and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"tvlars_probe.commands.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            _fail(error.format_message())
+            code = error.exit_code if isinstance(error, click.UsageError) else 2
+        except UserError as error:
+            _fail(str(error))
+            code = 2
+        except (KeyboardInterrupt, click.Abort):
+            code = 130
+        except BrokenPipeError:
+            sys.stderr.close()
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Instrumented large-batch training.
+
+    Train with LARS, LAMB, TVLARS or torch's optimizers while probes record every layer's norms and trust ratios, and
+    ask the recorded trace what happened.
+    """

@@ -1,0 +1,63 @@
+"""Options in sections, and options that take all the words that follow them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Option(click.Option):
+    """An option that belongs to a section of the help; ``greedy`` takes every word up to the next option."""
+
+    def __init__(self, *args: Any, section: str = "Options", greedy: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **{"show_default": True, "multiple": greedy, **kwargs})
+        self.section, self.greedy = section, greedy
+
+
+class Command(click.Command):
+    """A command whose help lists its options by section."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._spread(args))
+
+    def _spread(self, args: list[str]) -> list[str]:
+        """``--devices 0 1`` as ``--devices 0 --devices 1``."""
+        greedy = {name for p in self.params if isinstance(p, Option) and p.greedy for name in p.opts}
+        spread: list[str] = []
+        current: str | None = None  # the greedy option whose words these are
+        for arg in args:
+            if arg.startswith("-") and not _is_number(arg):
+                current = arg if arg in greedy else None
+                spread.append(arg)
+            elif current is None or spread[-1] == current:
+                spread.append(arg)
+            else:
+                spread += [current, arg]
+        return spread
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def option(*names: str, section: str, **kwargs: Any) -> Callable[..., Any]:
+    """A `click.option` in a section."""
+    return click.option(*names, cls=Option, section=section, **kwargs)

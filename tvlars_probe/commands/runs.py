@@ -1,0 +1,103 @@
+"""``tvlars-probe runs``."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.errors import RunDirectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COLUMNS = ("run", "status", "data", "model", "optimizer", "batch", "lr", "schedule", "best test acc", "age")
+_NUMBERS = {"batch", "lr", "best test acc", "age"}
+
+
+@click.command(cls=Command, name="runs")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
+def command(folder: Path, as_json: bool) -> None:
+    """List the runs below a folder (runs/ by default)."""
+    if not folder.is_dir():
+        raise RunDirectoryError(f"there is no folder {folder}: 'tvlars-probe train' makes runs under runs/")
+    rows = list(list_runs(folder))
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        click.echo(f"No runs below {folder}")
+    else:
+        render(rows)
+
+
+def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
+    """A row per run; one whose manifest can't be read is listed as damaged."""
+    from tvlars_probe.traces.manifest import Manifest
+    from tvlars_probe.traces.run_directory import find_runs, status
+
+    for path in find_runs(folder):
+        try:
+            m = Manifest.load(path)
+        except RunDirectoryError as error:
+            yield {"run": path.name, "path": str(path), "status": "damaged", "error": str(error)}
+            continue
+        config = m.config
+        yield {
+            "run": path.name,
+            "path": str(path),
+            "status": status(path, m),
+            "data": (m.data or {}).get("name"),
+            "model": (m.model or {}).get("name"),
+            "optimizer": m.groups[0]["optimizer"] if m.groups else None,
+            "batch_size": m.batch_size,
+            "lr": m.peak_lr if m.peak_lr is not None else (m.groups[0]["lr"] if m.groups else None),
+            "schedule": config["schedule"]["name"] if isinstance(config.get("schedule"), dict) else None,
+            "seed": m.seed,
+            "best_test_acc1": m.best_test_acc1,
+            "created": m.created,
+        }
+
+
+def render(rows: list[dict[str, Any]]) -> None:
+    """Print the runs as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in _COLUMNS:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+    for row in rows:
+        accuracy = row.get("best_test_acc1")
+        table.add_row(
+            row["run"],
+            row["status"],
+            *(_text(row.get(name)) for name in ("data", "model", "optimizer", "batch_size", "lr", "schedule")),
+            "" if accuracy is None else f"{accuracy:.2f} %",
+            age(row["created"]) if "created" in row else "",
+        )
+    console = Console(highlight=False)
+    # Piped into a file or another program, a row is a line.
+    console.print(table, width=None if console.is_terminal else 10_000)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def age(created: str) -> str:
+    """How long ago, in the largest unit that fits."""
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    except (TypeError, ValueError):
+        return ""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(int(seconds), 0)} s"

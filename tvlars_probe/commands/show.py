@@ -1,0 +1,185 @@
+"""``tvlars-probe show``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import Command, option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tvlars_probe.traces.reader import Run
+
+EXTREMES = 5
+"""Layers shown at either end of the trust ratios."""
+
+
+@click.command(cls=Command, name="show")
+@click.argument("run", type=click.Path(path_type=Path))
+@option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
+def command(run: Path, as_json: bool) -> None:
+    """Show a run: configuration, progress, last metrics, and the layers with the highest and lowest trust ratio."""
+    from tvlars_probe.traces.reader import open_run
+
+    facts = describe(open_run(run))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+        return
+    render(facts)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What is shown, as plain values."""
+    m = run.manifest
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "status": run.status,
+        "steps": {"done": _steps_done(run), "total": m.total_steps, "per_epoch": m.steps_per_epoch},
+        "data": m.data,
+        "model": m.model,
+        "batch_size": m.batch_size,
+        "micro_batches": m.micro_batches,
+        "world_size": m.world_size,
+        "peak_lr": m.peak_lr,
+        "groups": m.groups,
+        "config": m.config,
+        "final": m.final,
+        "best": m.best,
+        "best_test_acc1": m.best_test_acc1,
+        "finding": m.finding,
+        "notes": m.notes,
+        "trust_ratios": _extremes(run),
+    }
+
+
+def _steps_done(run: Run) -> int:
+    import pyarrow.parquet as pq
+
+    from tvlars_probe.traces.parts import list_parts
+
+    parts = list_parts(run.path / "trace" / "steps")
+    return sum(pq.read_metadata(part.path).num_rows for part in parts)
+
+
+def _extremes(run: Run) -> dict[str, Any] | None:
+    """The layers of the last recorded step, ordered by the trust ratio that was applied."""
+    from tvlars_probe.traces.parts import list_parts
+
+    parts = list_parts(run.path / "trace" / "layers")
+    if not parts:
+        return None
+    step = parts[-1].last_step
+    rows = run.layers(["parameter", "trust_ratio", "lr", "weight_norm", "grad_norm"], steps=(step, step))
+    adapted = {p["name"] for p in run.manifest.parameters.get("train", []) if p.get("adapted")}
+    rows = rows[rows["parameter"].astype(str).isin(adapted) & rows["trust_ratio"].notna()]
+    if rows.empty:
+        return None
+    ordered = rows.sort_values("trust_ratio", ascending=False, kind="stable")
+    records = [
+        {name: str(value) if name == "parameter" else float(value) for name, value in row.items()}
+        for row in ordered.to_dict("records")
+    ]
+    count = min(EXTREMES, len(records))
+    return {"step": step, "highest": records[:count], "lowest": records[::-1][:count]}
+
+
+def render(facts: dict[str, Any]) -> None:
+    """Print what `describe` found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{facts['run']}[/]  {facts['status']}")
+    grid = Table.grid(padding=(0, 2))
+    for name, value in _lines(facts):
+        grid.add_row(f"[dim]{name}[/]", value)
+    console.print(grid)
+    ratios = facts["trust_ratios"]
+    if ratios is None:
+        return
+    table = Table(title=f"Trust ratios in step {ratios['step']}", title_justify="left")
+    for name, justify in (("", "left"), ("parameter", "left"), ("trust ratio", "right"), ("‖w‖", "right"),
+                          ("‖g‖", "right"), ("effective rate", "right")):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for title in ("highest", "lowest"):
+        for i, row in enumerate(ratios[title]):
+            figures = (row["trust_ratio"], row["weight_norm"], row["grad_norm"], row["lr"] * row["trust_ratio"])
+            last = i == len(ratios[title]) - 1
+            table.add_row(
+                "" if i else title, row["parameter"], *(f"{figure:.4g}" for figure in figures), end_section=last
+            )
+    console.print(table)
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    steps, data, model = facts["steps"], facts["data"], facts["model"]
+    total = f" of {steps['total']:,}" if steps["total"] else ""
+    yield "steps", f"{steps['done']:,}{total}"
+    if data:
+        held = f", {data['val']:,} held out" if data["val"] else ""
+        yield "data", f"{data['name']}: {data['train']:,} to train{held}, {data['test']:,} to test"
+    if model:
+        yield "model", f"{model['name']}, {model['parameters']:,} parameters"
+    for group in facts["groups"]:
+        yield "optimizer", describe_group(group)
+    if facts["batch_size"]:
+        yield "batch", f"{facts['batch_size']:,} over {facts['world_size']} rank(s)"
+    schedule = facts["config"].get("schedule")
+    if schedule and facts["peak_lr"] is not None:
+        yield "schedule", f"{schedule['name']}, peak lr {facts['peak_lr']:g}"
+    for name, value in facts["final"].items():
+        if name.endswith(("loss", "acc1", "acc5")):
+            yield name, _figure(name, value)
+    if facts["best"]:
+        best = facts["best"]
+        yield "best", f"{best['metric']} {best['value']:.2f} % after {best['step']:,} steps"
+    if facts["finding"]:
+        yield "not finite", describe_finding(facts["finding"])
+    for note in facts["notes"]:
+        yield "note", note
+
+
+def _figure(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if name.endswith("loss") else f"{value:.2f} %"
+
+
+def describe_group(group: dict[str, Any]) -> str:
+    """A parameter group in one line."""
+    momentum = group["momentum"] or {}
+    parts = [group["optimizer"], f"{group['parameters']} tensors", f"weight decay {group['weight_decay']}"]
+    if momentum.get("beta"):
+        parts.append(f"{momentum['form']} {momentum['beta']}")
+    if group["eta"] is not None:
+        parts.append(f"eta {group['eta']}")
+    if group["phi"]:
+        parts.append(" ".join(f"{name} {value:g}" for name, value in group["phi"].items()))
+    return ", ".join(parts)
+
+
+def describe_finding(finding: dict[str, Any]) -> str:
+    """What was not finite, in one line."""
+    where = f"; first tensor {finding['tensor']} ({finding['quantity']})" if finding["tensor"] else ""
+    return f"loss {finding['loss']} in step {finding['step']}{where}"
+
+
+def summary_lines(run: Run) -> Iterator[str]:
+    """How a training run ended, in a few lines."""
+    m = run.manifest
+    if m.finding:
+        yield f"The loss was not finite: {describe_finding(m.finding)}"
+    told = [name for name in ("train_loss", "test_loss", "test_acc1") if name in m.final]
+    final = [f"{name} {_figure(name, m.final[name])}" for name in told]
+    best = "" if m.best_test_acc1 is None else f" (best {m.best_test_acc1:.2f} %)"
+    if final:
+        yield f"{run.status}: {', '.join(final)}{best}"
+    else:
+        yield run.status
+    yield f"Run: {run.path}"

@@ -1,0 +1,98 @@
+"""How an epoch is cut into batches, and each batch over ranks: a function of seed and epoch alone.
+
+The last, smaller batch is kept. Ranks' shares differ by one sample at most and are never padded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of one global batch.
+
+    Attributes:
+        pieces: indices of its samples, in micro-batches; none where the batch has fewer samples than there are ranks.
+        batch_size: samples of the global batch.
+    """
+
+    pieces: list[Indices]
+    batch_size: int
+
+    @property
+    def size(self) -> int:
+        """Samples of this rank."""
+        return sum(len(piece) for piece in self.pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Batches of a data set.
+
+    Attributes:
+        samples: in the data set.
+        batch_size: of one update, over all ranks.
+        micro_batch: most samples of a rank that are computed at once.
+        rank: whose shares.
+        world_size: number of ranks.
+        seed: of the order.
+    """
+
+    samples: int
+    batch_size: int
+    micro_batch: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates per epoch."""
+        return math.ceil(self.samples / self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Share]:
+        """This rank's share of each batch of an epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        for start in range(0, self.samples, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            yield Share(self._pieces(np.array_split(batch, self.world_size)[self.rank]), len(batch))
+
+    def _pieces(self, share: Indices) -> list[Indices]:
+        """Micro-batches of nearly equal size, so that none is too small for BatchNorm without need."""
+        if not len(share):
+            return []
+        return np.array_split(share, math.ceil(len(share) / (self.micro_batch or len(share))))
+
+    @property
+    def micro_batches(self) -> int:
+        """Pieces in which a rank computes a full batch."""
+        return math.ceil(math.ceil(self.batch_size / self.world_size) / (self.micro_batch or self.batch_size))
+
+    @property
+    def smallest_piece(self) -> int:
+        """Samples in the smallest non-empty piece of any rank and batch."""
+        sizes = {self.batch_size, self.samples % self.batch_size or self.batch_size}
+        pieces = []
+        for size in sizes:
+            shares = [size // self.world_size, -(-size // self.world_size)]
+            pieces += [len(piece) for share in shares for piece in self._pieces(np.arange(share))]
+        return min(pieces)
+
+
+def in_order(samples: int, piece: int, rank: int, world_size: int) -> Iterator[Indices]:
+    """A rank's part of all samples in pieces, for evaluation: every sample once over all ranks."""
+    share = np.array_split(np.arange(samples), world_size)[rank]
+    for start in range(0, len(share), piece):
+        yield share[start : start + piece]

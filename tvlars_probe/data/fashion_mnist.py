@@ -1,0 +1,113 @@
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 60,000 + 10,000 grey images of 28×28, ten classes, as idx files."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvlars_probe.data.images import ImageData, TensorImages
+from tvlars_probe.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DOWNLOAD_FOLDER = Path("data")
+
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+# Of the training images, scaled to [0, 1].
+_MEAN, _STD = (0.2860,), (0.3530,)
+
+
+def load(folder: Path | None = None, download: bool = False) -> ImageData:
+    """Fashion-MNIST from a folder of idx files, gzipped or not.
+
+    Args:
+        folder: where to look; by default Debian's package and ``data/``, as torchvision downloads it.
+        download: have torchvision download it if it isn't there.
+
+    Raises:
+        DataError: not found, or damaged.
+    """
+    home = _find(folder)
+    if home is None and download:
+        home = _download(folder or DOWNLOAD_FOLDER)
+    if home is None:
+        raise DataError(_not_found(folder))
+    parts = {part: _read_part(home, *names) for part, names in _FILES.items()}
+    return ImageData("fashion-mnist", parts["train"], parts["test"], 10)
+
+
+def _find(folder: Path | None) -> Path | None:
+    homes = [folder] if folder else [DEBIAN_FOLDER, DOWNLOAD_FOLDER]
+    candidates = [c for home in homes for c in (home, home / "FashionMNIST" / "raw")]
+    wanted = [name for names in _FILES.values() for name in names]
+    return next((c for c in candidates if all(_existing(c, name) for name in wanted)), None)
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def _not_found(folder: Path | None) -> str:
+    looked = str(folder) if folder else f"{DEBIAN_FOLDER} and {DOWNLOAD_FOLDER}/FashionMNIST/raw"
+    return (
+        f"Fashion-MNIST is not in {looked} (looked for {_FILES['train'][0]}[.gz] and its three companions). Get it "
+        f"by 'apt-get install dataset-fashion-mnist', or give its folder with --data-dir, or let torchvision fetch it "
+        f"with --download"
+    )
+
+
+def _download(folder: Path) -> Path | None:
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{_not_found(folder)} (the download failed: {error})") from None
+    return _find(folder)
+
+
+def _read_part(folder: Path, images_name: str, labels_name: str) -> TensorImages:
+    import torch
+
+    images_path, labels_path = _existing(folder, images_name), _existing(folder, labels_name)
+    assert images_path is not None
+    assert labels_path is not None
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(labels) == 0:
+        raise DataError(
+            f"{images_path} holds images {images.shape}, {labels_path} {len(labels)} labels: not Fashion-MNIST"
+        )
+    if labels.max() > 9:
+        raise DataError(f"{labels_path} holds the label {labels.max()}; Fashion-MNIST's are 0 to 9")
+    return TensorImages(
+        torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)), 255.0, _MEAN, _STD
+    )
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An idx file of unsigned bytes as an array (its own, writable).
+
+    Raises:
+        DataError: it is damaged, or of another kind; the message names the file.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): get it again") from None
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{path} is not an idx file of bytes in {dimensions} dimensions: get it again")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) - header != np.prod(shape, dtype=object):
+        raise DataError(f"{path} is damaged: it claims the shape {shape} and holds {len(content) - header:,} bytes")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

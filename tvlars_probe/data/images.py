@@ -1,0 +1,99 @@
+"""Labelled images in memory, and a data set's two parts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class TensorImages:
+    """Labelled images held as one tensor; a batch is one gather, without Python per sample.
+
+    Attributes:
+        images: (samples, channels, height, width), raw values.
+        labels: (samples,) int64.
+        white: the raw value that means 1.
+        mean: per channel, of values scaled to [0, 1].
+        std: likewise.
+    """
+
+    images: Tensor
+    labels: Tensor
+    white: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels of the samples at ``indices`` (a tensor on the images' device)."""
+        mean, std = (
+            torch.tensor(values, dtype=dtype, device=self.images.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
+        scaled = self.images.index_select(0, indices).to(dtype).div_(self.white)
+        return scaled.sub_(mean).div_(std), self.labels.index_select(0, indices)
+
+    def to(self, device: torch.device) -> TensorImages:
+        """The same images on a device."""
+        return self._with(self.images.to(device), self.labels.to(device))
+
+    def subset(self, indices: Sequence[int] | Tensor) -> TensorImages:
+        """Some of the samples, in the order of ``indices``."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self._with(self.images[chosen], self.labels[chosen])
+
+    def _with(self, images: Tensor, labels: Tensor) -> TensorImages:
+        return TensorImages(images, labels, self.white, self.mean, self.std)
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels and labels."""
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set for classification.
+
+    Attributes:
+        name: as asked for.
+        train: training samples.
+        test: test samples.
+        num_classes: labels are 0 to num_classes − 1.
+        val: samples held out of the training data, if asked for.
+    """
+
+    name: str
+    train: TensorImages
+    test: TensorImages
+    num_classes: int
+    val: TensorImages | None = None
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of an image."""
+        return int(self.train.images.shape[1])
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of the data."""
+        return {
+            "name": self.name,
+            "train": len(self.train),
+            "val": 0 if self.val is None else len(self.val),
+            "test": len(self.test),
+            "classes": self.num_classes,
+            "image": list(self.train.images.shape[1:]),
+            "fingerprint": self.train.fingerprint(),
+        }

@@ -1,0 +1,105 @@
+"""Checkpoints: ``checkpoints/step-<N>.pt`` is the whole state after N updates.
+
+They hold tensors and plain values only and load with ``weights_only=True``: nothing is unpickled. They are written
+under a temporary name, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.parts import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torch import nn
+
+    from tvlars_probe.runners.ranks import Ranks
+
+FORMAT = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def list_checkpoints(run: Path) -> dict[int, Path]:
+    """The run's checkpoints by step, in order."""
+    folder = run / FOLDER
+    found = {int(m[1]): p for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))} if folder.is_dir() else {}
+    return dict(sorted(found.items()))
+
+
+def save(run: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of ``step`` updates."""
+    path = run / FOLDER / f"step-{step}.pt"
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, lambda stream: torch.save({"format": FORMAT, "step": step, **state}, stream))
+    return path
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Raises:
+        RunDirectoryError: it is missing, damaged, or holds anything but tensors and plain values.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise RunDirectoryError(f"there is no checkpoint {path}") from None
+    except pickle.UnpicklingError:
+        raise RunDirectoryError(
+            f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): "
+            f"remove it to use an earlier checkpoint"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunDirectoryError(f"{path} is damaged ({reason}): remove it to use an earlier checkpoint") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("step"), int):
+        raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe")
+    return state
+
+
+def keep_only(run: Path, steps: Iterable[int]) -> None:
+    """Remove all checkpoints but these."""
+    kept = {*steps}
+    for step, path in list_checkpoints(run).items():
+        if step not in kept:
+            path.unlink()
+
+
+def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights and buffers into ``model``.
+
+    Raises:
+        RunDirectoryError: they are another model's.
+    """
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, KeyError) as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}") from None
+
+
+def rng_state(ranks: Ranks) -> list[dict[str, Any]]:
+    """The state of torch's random generators on every rank."""
+    generators = {"cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(ranks.device)
+    gathered = {name: ranks.gather(state) for name, state in generators.items()}
+    return [{name: states[rank] for name, states in gathered.items()} for rank in range(ranks.world_size)]
+
+
+def restore_rng(states: list[dict[str, Any]], ranks: Ranks) -> None:
+    """Put this rank's generators back; ranks that the checkpoint doesn't know keep their own."""
+    if ranks.rank >= len(states):
+        return
+    torch.set_rng_state(states[ranks.rank]["cpu"].cpu())
+    if ranks.device.type == "cuda" and "cuda" in states[ranks.rank]:
+        torch.cuda.set_rng_state(states[ranks.rank]["cuda"].cpu(), ranks.device)

@@ -1,0 +1,286 @@
+"""The training loop for classification, on one rank or under DDP."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from tvlars_probe.data.batches import BatchPlan
+from tvlars_probe.probes.recorder import record
+from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.evaluation import Precision, Tally, evaluate, loss_sum
+from tvlars_probe.runners.progress import reporter
+from tvlars_probe.traces.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from tvlars_probe.data.batches import Share
+    from tvlars_probe.data.images import ImageData, TensorImages
+    from tvlars_probe.optimizers.schedules import Schedule
+    from tvlars_probe.probes.recorder import Recorder
+    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.jobs import Job
+    from tvlars_probe.runners.progress import Silent
+    from tvlars_probe.runners.ranks import Ranks
+
+
+def train_classifier(ranks: Ranks, job: Job) -> None:
+    """Make the run that ``job`` describes; every rank calls it."""
+    training = Training.build(ranks, job.config)
+    state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
+    first_epoch = training.restore(state, job) if state else 0
+    resume = state["recorder"] if state else job.blank_state
+    recorder = record(
+        training.model,
+        training.optimizer,
+        job.path,
+        config=job.config.as_dict(),
+        total_steps=training.schedule.total_steps,
+        detail=job.config.recording.detail,  # type: ignore[arg-type]
+        every=job.config.recording.every,
+        manifest=training.manifest(job),
+        resume=resume,
+    )
+    progress = reporter(
+        speaks=ranks.is_first and not job.quiet,
+        total_steps=training.schedule.total_steps,
+        epochs=job.config.epochs,
+        first_step=first_epoch * training.plan.steps_per_epoch,
+    )
+    with recorder, progress:
+        for epoch in range(first_epoch, job.config.epochs):
+            training.epoch(epoch, recorder, progress)
+            if recorder.diverged:
+                break
+
+
+def batch_plan(config: TrainConfig, data: ImageData, ranks: Ranks) -> BatchPlan:
+    """How this rank's epochs are cut."""
+    return BatchPlan(
+        samples=len(data.train),
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.seed,
+    )
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One rank's parts of a run.
+
+    Attributes:
+        config: what was asked for.
+        ranks: this process among the others.
+        data: data set, on the host.
+        train_images: its training part, on the device.
+        plan: how epochs are cut into batches.
+        precision: how the model computes.
+        model: the model itself.
+        ddp: the model as it is called in training.
+        optimizer: its optimizer.
+        schedule: learning rate of each step.
+        scheduler: applies the schedule.
+        best: step, metric and value of the best checkpoint so far.
+    """
+
+    config: TrainConfig
+    ranks: Ranks
+    data: ImageData
+    train_images: TensorImages
+    plan: BatchPlan
+    precision: Precision
+    model: nn.Module
+    ddp: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    scheduler: LambdaLR
+    best: dict[str, Any] | None = None
+
+    @classmethod
+    def build(cls, ranks: Ranks, config: TrainConfig) -> Training:
+        """Load the data and make everything, the same on every rank."""
+        data = config.data.load()
+        precision = Precision(config.precision, ranks.device)
+        plan = batch_plan(config, data, ranks)
+        torch.manual_seed(config.seed)
+        model = config.model.build(channels=data.channels, num_classes=data.num_classes)
+        model.to(ranks.device, precision.dtype)
+        # From here on each rank draws its own numbers; the weights above are the same on all.
+        torch.manual_seed((config.seed << 20) + ranks.rank + 1)
+        optimizer = config.optimizer.build(model.parameters())
+        schedule = config.schedule.build(
+            epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
+        )
+        return cls(
+            config=config,
+            ranks=ranks,
+            data=data,
+            train_images=data.train.to(ranks.device),
+            plan=plan,
+            precision=precision,
+            model=model,
+            ddp=_distribute(model, ranks),
+            optimizer=optimizer,
+            schedule=schedule,
+            scheduler=LambdaLR(optimizer, schedule.factor),
+        )
+
+    def manifest(self, job: Job) -> Manifest:
+        """What is known of the run before it begins."""
+        config, share = self.config, -(-self.config.batch_size // self.ranks.world_size)
+        return Manifest(
+            run_id=job.run_id,
+            config_id=job.config_id,
+            command=list(job.command),
+            seed=config.seed,
+            data=self.data.describe(),
+            model={"name": config.model.name, "parameters": sum(p.numel() for p in self.model.parameters())},
+            batch_size=config.batch_size,
+            micro_batches=self.plan.micro_batches,
+            world_size=self.ranks.world_size,
+            bn_batch_size=-(-share // self.plan.micro_batches),
+            steps_per_epoch=self.plan.steps_per_epoch,
+            peak_lr=config.optimizer.peak * self.schedule.peak_factor,
+        )
+
+    def epoch(self, epoch: int, recorder: Recorder, progress: Silent) -> None:
+        """Train an epoch, evaluate and checkpoint; returns early after a loss that is not finite."""
+        started, tally = time.perf_counter(), Tally(self.ranks.device)
+        self.ddp.train()
+        for share in self.plan.epoch(epoch):
+            lr = self.optimizer.param_groups[0]["lr"]
+            loss = self.update(share, tally)
+            recorder.log(loss=loss, samples=share.size, epoch=epoch)
+            if recorder.diverged:
+                return
+            progress.step(epoch=epoch, step=recorder.step - 1, samples=share.batch_size, lr=lr, loss=loss, tally=tally)
+        with recorder.untimed():
+            figures = self.evaluate(tally)
+            figures["seconds"] = time.perf_counter() - started
+            recorder.log_epoch(epoch=epoch, **figures)
+            progress.epoch(epoch=epoch, line=_line(figures))
+            self.checkpoint(epoch, figures, recorder)
+
+    def update(self, share: Share, tally: Tally) -> Tensor:
+        """One update by this rank's share of a batch; returns the share's mean loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), dtype=self.precision.dtype, device=self.ranks.device)
+        for index, piece in enumerate(share.pieces):
+            x, y = self.train_images.batch(torch.as_tensor(piece, device=self.ranks.device), self.precision.dtype)
+            with self._reducing(index == len(share.pieces) - 1):
+                with self.precision.context():
+                    logits = self.ddp(x)
+                loss = loss_sum(logits, y)
+                # DDP averages over ranks: with this factor the average is the mean over the global batch.
+                (loss * (self.ranks.world_size / share.batch_size)).backward()
+            total += loss.detach()
+            tally.add(logits.detach(), y, loss.detach())
+        if not share.pieces:
+            self._reduce_nothing()
+        self.optimizer.step()
+        self.scheduler.step()
+        return total / max(share.size, 1)
+
+    def _reduce_nothing(self) -> None:
+        """Join the other ranks' reduction with a gradient of zero: the batch has fewer samples than ranks."""
+        some = torch.arange(min(2, len(self.train_images)), device=self.ranks.device)
+        x, _ = self.train_images.batch(some, self.precision.dtype)
+        with self.precision.context():
+            (self.ddp(x).sum() * 0.0).backward()
+
+    def _reducing(self, now: bool) -> contextlib.AbstractContextManager[object]:
+        """Gradients are reduced over the ranks with the last piece of a batch only."""
+        if now or not isinstance(self.ddp, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.ddp.no_sync()
+
+    def evaluate(self, tally: Tally) -> dict[str, float | None]:
+        """The epoch's row: scores in training, and of the model as it is now on each part of the data."""
+        self.ranks.broadcast(self.model.buffers())
+        figures = tally.scores(self.ranks).named("train")
+        parts = (("train_eval", self._train_eval_sample()), ("val", self.data.val), ("test", self.data.test))
+        for name, images in parts:
+            if images is not None:
+                scores = evaluate(self.model, images.to(self.ranks.device), self.ranks, self.precision)
+                figures |= scores.named(name)
+        return figures
+
+    def _train_eval_sample(self) -> TensorImages | None:
+        """The same training samples after each epoch and for every seed."""
+        wanted, there = self.config.recording.train_eval_samples, len(self.data.train)
+        if not wanted:
+            return None
+        order = torch.randperm(there, generator=torch.Generator().manual_seed(0))
+        return self.data.train if wanted >= there else self.data.train.subset(order[:wanted])
+
+    def checkpoint(self, epoch: int, figures: dict[str, float | None], recorder: Recorder) -> None:
+        """Save the state if this epoch is to be saved; keep the last and the best."""
+        every = self.config.recording.checkpoint_every
+        is_last = epoch + 1 == self.config.epochs
+        if not is_last and not (every and (epoch + 1) % every == 0):
+            return
+        metric = "val_acc1" if self.data.val is not None else "test_acc1"
+        value, step = figures[metric], recorder.step
+        if value is not None and (self.best is None or value > self.best["value"]):
+            self.best = {"step": step, "metric": metric, "value": value}
+        state = {
+            "epochs": epoch + 1,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "recorder": recorder.state_dict(),
+            "rng": checkpoints.rng_state(self.ranks),
+            "best": self.best,
+            "config": self.config.as_dict(),
+        }
+        if recorder.journal is not None:
+            checkpoints.save(recorder.path, step, state)
+            kept = sorted({step, self.best["step"]} if self.best else {step})
+            recorder.journal.boundaries = kept
+            recorder.manifest.best = self.best
+            recorder.manifest.save(recorder.path)
+            checkpoints.keep_only(recorder.path, kept)
+
+    def restore(self, state: dict[str, Any], job: Job) -> int:
+        """Continue from a checkpoint; returns the first epoch to train."""
+        assert job.checkpoint is not None
+        checkpoints.restore_model(self.model, state, job.checkpoint)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        checkpoints.restore_rng(state["rng"], self.ranks)
+        self.best = state["best"]
+        epochs: int = state["epochs"]
+        return epochs
+
+
+def _distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return model
+    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+    # Buffers are broadcast where they are read (evaluation, probes, checkpoints), not in every forward pass. torch has
+    # renamed the switch.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True, **switch)
+
+
+def _line(figures: dict[str, float | None]) -> str:
+    """An epoch in one line."""
+    parts = [f"train loss {figures['train_loss']:.4f}  acc {figures['train_acc1']:.2f} %"]
+    if figures.get("val_acc1") is not None:
+        parts.append(f"val acc {figures['val_acc1']:.2f} %")
+    parts.append(f"test loss {figures['test_loss']:.4f}  acc {figures['test_acc1']:.2f} %")
+    parts.append(f"{figures['seconds']:.1f} s")
+    return "   ".join(parts)

@@ -1,0 +1,178 @@
+"""Everything a training run is asked to do, checked, stored whole in its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+from tvlars_probe.data.registry import DataConfig
+from tvlars_probe.errors import UserError, unknown
+from tvlars_probe.models.backbones import ModelConfig
+from tvlars_probe.optimizers.registry import OptimizerConfig
+from tvlars_probe.optimizers.schedules import ScheduleConfig
+
+Precision = Literal["float32", "bf16", "float64"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+DETAILS = ("full", "norms", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceConfig:
+    """Where a run computes; nothing here changes its numbers but the number of ranks.
+
+    Attributes:
+        devices: "auto" (the first CUDA device, else the CPU), "cpu", or numbers of CUDA devices, one rank each.
+        nproc: ranks on the CPU; with CUDA devices their number.
+        threads: torch threads per rank; by default the machine's cores shared out.
+        port: of the rendezvous on this machine; 0 takes a free one.
+        workers: processes that load images (data sets that don't fit in memory).
+    """
+
+    devices: tuple[str, ...] = ("auto",)
+    nproc: int | None = None
+    threads: int | None = None
+    port: int = 0
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("nproc", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} {value} is too few (allowed: {least} or more)")
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port {self.port} is no port (allowed: 0 to 65535)")
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers} is too few (allowed: 0 or more)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What of a run is recorded; none of it changes the numbers.
+
+    Attributes:
+        detail: "full", "norms" (without update_norm) or "none" (steps and epochs only).
+        every: record the layers in every so many steps.
+        checkpoint_every: epochs between checkpoints; 0 writes only the last one.
+        train_eval_samples: training samples evaluated at each epoch's end; 0 leaves it out.
+    """
+
+    detail: str = "full"
+    every: int = 1
+    checkpoint_every: int = 1
+    train_eval_samples: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.detail not in DETAILS:
+            raise unknown("--record", self.detail, DETAILS)
+        if self.every < 1:
+            raise UserError(f"--record-every {self.every} is too few (allowed: 1 or more)")
+        for name in ("checkpoint_every", "train_eval_samples"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: 0 or more)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        data: data set.
+        model: model.
+        optimizer: optimizer.
+        schedule: learning-rate schedule.
+        place: devices and processes.
+        recording: what is recorded.
+        batch_size: global batch of one update, over all ranks.
+        micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is the one of the
+            whole batch, but BatchNorm takes its statistics over the micro-batch.
+        epochs: passes over the training data.
+        seed: of weights, order, and everything else random.
+        precision: "float32", "bf16" (autocast) or "float64".
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+    recording: RecordConfig = field(default_factory=RecordConfig)
+    batch_size: int = 512
+    micro_batch: int | None = None
+    epochs: int = 20
+    seed: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value} is too few (allowed: 1 or more)")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} is no seed (allowed: 0 or more)")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        warmup = self.schedule.warmup_epochs
+        if warmup is not None and warmup >= self.epochs:
+            raise UserError(
+                f"--warmup-epochs {warmup:g} leaves no epoch after the warm-up (use fewer than --epochs {self.epochs})"
+            )
+
+    def config_id(self, *, fingerprint: str, world_size: int) -> str:
+        """Hash of what changes the numbers: not ports, workers, recording or paths.
+
+        Args:
+            fingerprint: of the data.
+            world_size: number of ranks.
+        """
+        numbers = {
+            "data": [self.data.name, fingerprint, self.data.val],
+            "model": dataclasses.asdict(self.model),
+            "optimizer": [self.optimizer.name, self.optimizer.settings()],
+            "schedule": [self.schedule.name, self.schedule.warmup_for(self.epochs)],
+            "training": [self.batch_size, self.micro_batch, self.epochs, self.seed, self.precision, world_size],
+        }
+        return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def default_name(self, config_id: str) -> str:
+        """Data, model, optimizer, batch, rate, schedule, seed and the first characters of the config_id."""
+        optimizer = f"{self.optimizer.name}-bs{self.batch_size}-lr{self.optimizer.peak:g}"
+        return f"{self.data.name}-{self.model.name}-{optimizer}-{self.schedule.name}-seed{self.seed}-{config_id[:6]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Self:
+        """The configuration in a manifest; fields of later versions are passed over.
+
+        Raises:
+            UserError: it is not the configuration of a training run.
+        """
+        parts = {
+            "data": DataConfig,
+            "model": ModelConfig,
+            "optimizer": OptimizerConfig,
+            "schedule": ScheduleConfig,
+            "place": PlaceConfig,
+            "recording": RecordConfig,
+        }
+        if not parts.keys() <= stored.keys():
+            raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
+        try:
+            built = {name: _known(kind, stored[name]) for name, kind in parts.items()}
+            return cls(**{**_fields(cls, stored), **built})
+        except TypeError as error:
+            raise UserError(f"the configuration in the manifest is damaged: {error}") from None
+
+
+def _fields(kind: type[Any], stored: dict[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(kind)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name in known}
+
+
+def _known(kind: type[Any], stored: dict[str, Any]) -> Any:
+    return kind(**_fields(kind, stored))

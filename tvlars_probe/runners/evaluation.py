@@ -1,0 +1,118 @@
+"""Loss and accuracy, each sample counted once whatever the number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tvlars_probe.data.batches import in_order
+from tvlars_probe.reductions import accumulation_dtype
+
+if TYPE_CHECKING:
+    from tvlars_probe.data.images import TensorImages
+    from tvlars_probe.runners.ranks import Ranks
+
+PIECE = 1024
+"""Samples evaluated at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How a model computes: its own type, or autocast to bfloat16.
+
+    Attributes:
+        name: "float32", "bf16" or "float64".
+        device: where.
+    """
+
+    name: str
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of parameters and inputs."""
+        return torch.float64 if self.name == "float64" else torch.float32
+
+    def context(self) -> contextlib.AbstractContextManager[object]:
+        """Inside it the forward pass is computed as asked."""
+        if self.name != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Means over samples; accuracies in percent, acc5 None below five classes."""
+
+    loss: float
+    acc1: float
+    acc5: float | None
+    samples: int
+
+    def named(self, prefix: str) -> dict[str, float | None]:
+        """As columns of the table ``epochs``."""
+        return {f"{prefix}_loss": self.loss, f"{prefix}_acc1": self.acc1, f"{prefix}_acc5": self.acc5}
+
+
+class Tally:
+    """Sums of loss and hits that stay on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=accumulation_dtype(device), device=device)
+        self._has_five = True
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
+        """Count some samples; ``loss_sum`` is the sum of their losses."""
+        self._has_five = logits.shape[1] >= 5
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self._sums[:3] += torch.stack([figure.to(self._sums) for figure in (loss_sum, hits[:, 0].sum(), hits.sum())])
+        self._sums[3] += len(labels)
+
+    def accuracy_here(self) -> float | None:
+        """Top-1 accuracy of this rank's samples so far, None where reading it would make the host wait."""
+        if self._sums.device.type != "cpu":
+            return None
+        _, hits, _, samples = self._sums.tolist()
+        return 100 * hits / samples if samples else None
+
+    def scores(self, ranks: Ranks) -> Scores:
+        """The means over all ranks' samples."""
+        loss, hits, hits5, samples = ranks.sum(self._sums.clone()).tolist()
+        if not samples:
+            return Scores(math.nan, math.nan, None, 0)
+        return Scores(
+            loss / samples, 100 * hits / samples, 100 * hits5 / samples if self._has_five else None, int(samples)
+        )
+
+
+def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over samples, in float32 at least."""
+    return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, labels, reduction="sum")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: TensorImages, ranks: Ranks, precision: Precision) -> Scores:
+    """Scores of ``model`` in evaluation mode; its modes are put back.
+
+    Every rank calls it and gets the scores over all samples.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    tally = Tally(ranks.device)
+    try:
+        for piece in in_order(len(images), PIECE, ranks.rank, ranks.world_size):
+            x, y = images.batch(torch.as_tensor(piece, device=ranks.device), precision.dtype)
+            with precision.context():
+                logits = model(x)
+            tally.add(logits, y, loss_sum(logits, y))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return tally.scores(ranks)

@@ -1,0 +1,129 @@
+"""How far a run is: a bar on a terminal, a plain line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from torch import Tensor
+
+    from tvlars_probe.runners.evaluation import Tally
+
+
+class Silent:
+    """Says nothing: ranks other than 0. Base of the others, and what the training loop may tell them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def step(self, *, epoch: int, step: int, samples: int, lr: float, loss: Tensor, tally: Tally) -> None:
+        """One update is made; ``loss`` and ``tally`` are read only where that doesn't make the host wait."""
+
+    def epoch(self, *, epoch: int, line: str) -> None:
+        """One epoch is finished and evaluated."""
+
+
+class _Speaking(Silent):
+    """Counts what the others show."""
+
+    interval: float
+
+    def __init__(self, total_steps: int, epochs: int, first_step: int = 0) -> None:
+        self.total_steps, self.epochs, self.first_step = total_steps, epochs, first_step
+        self._samples = 0
+        self._started = self._shown = time.monotonic()
+
+    def step(self, *, epoch: int, step: int, samples: int, lr: float, loss: Tensor, tally: Tally) -> None:
+        self._samples += samples
+        now = time.monotonic()
+        if now - self._shown < self.interval and step + 1 < self.total_steps:
+            return
+        self._shown = now
+        figures = [f"lr {lr:.3g}", f"{self._samples / max(now - self._started, 1e-9):,.0f} img/s"]
+        if (accuracy := tally.accuracy_here()) is not None:
+            figures = [f"loss {loss.item():.3f}", f"acc {accuracy:.1f} %", *figures]
+        done = step + 1 - self.first_step
+        self.show(epoch, step, "  ".join(figures), (now - self._started) / done * (self.total_steps - step - 1))
+
+    def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
+        """Show where the run is."""
+        raise NotImplementedError
+
+
+class Lines(_Speaking):
+    """A line per epoch, and one every half minute within long epochs."""
+
+    interval = 30.0
+
+    def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
+        if step + 1 < self.total_steps:
+            where = f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.total_steps}"
+            print(f"{where}  {figures}  {clock(seconds_left)} left", flush=True)
+
+    def epoch(self, *, epoch: int, line: str) -> None:
+        self._shown = time.monotonic()
+        print(f"epoch {epoch + 1}/{self.epochs}  {line}", flush=True)
+
+
+class Bar(_Speaking):
+    """A progress bar with loss, accuracy, learning rate, speed and the time left."""
+
+    interval = 0.1
+
+    def __init__(self, total_steps: int, epochs: int, first_step: int = 0) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        super().__init__(total_steps, epochs, first_step)
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task(
+            "", total=total_steps, completed=first_step, epoch=1, epochs=epochs, figures=""
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
+        figures = f"{figures}  {clock(seconds_left)} left"
+        self._progress.update(self._task, completed=step + 1, epoch=epoch + 1, figures=figures)
+
+    def epoch(self, *, epoch: int, line: str) -> None:
+        self._progress.console.print(f"epoch {epoch + 1}/{self.epochs}  {line}", highlight=False)
+
+
+def reporter(*, speaks: bool, total_steps: int, epochs: int, first_step: int) -> Silent:
+    """The reporter for this process and its terminal."""
+    if not speaks:
+        return Silent()
+    kind = Bar if sys.stderr.isatty() else Lines
+    return kind(total_steps, epochs, first_step)
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it: 42 s, 3:07 min, 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"

@@ -1,0 +1,105 @@
+"""One training run, from its configuration to its trace: what ``tvlars-probe train`` calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.runners.classification import train_classifier
+from tvlars_probe.runners.jobs import Done, Job, check_fit, check_same_data, plan_resume, plan_run
+from tvlars_probe.runners.launching import launch
+from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from tvlars_probe.runners.config import TrainConfig
+
+
+def train(
+    config: TrainConfig,
+    path: Path | None = None,
+    *,
+    rerun: bool = False,
+    command: tuple[str, ...] = (),
+    quiet: bool = False,
+    announce: Callable[[Job | Done], None] = lambda _: None,
+) -> Path:
+    """Train, record, and return the run directory.
+
+    The same configuration again at the same path is not trained twice: a finished run is returned as it is, one that
+    was interrupted or killed is continued.
+
+    Args:
+        config: what to do.
+        path: the run directory; by default a telling name under ``runs/``.
+        rerun: train in a new folder beside whatever is there.
+        command: the command line, for the manifest.
+        quiet: say nothing while training.
+        announce: called with what is going to happen, before it does.
+
+    Raises:
+        UserError: something can't be done as asked; nothing has been changed.
+        RankFailedError: a rank ended with an error.
+    """
+
+    def plan(world_size: int) -> Job | Done:
+        data = config.data.load()
+        check_fit(config, data, world_size)
+        return plan_run(config, path, data=data, world_size=world_size, rerun=rerun, command=command, quiet=quiet)
+
+    return _carry_out(config, plan, announce)
+
+
+def resume(
+    path: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    command: tuple[str, ...] = (),
+    quiet: bool = False,
+    announce: Callable[[Job | Done], None] = lambda _: None,
+) -> Path:
+    """Continue a run from its last checkpoint; ``changes`` as in `plan_resume`, the rest as in `train`."""
+    planned = plan_resume(path, changes or {}, command=command, quiet=quiet)
+    if isinstance(planned, Done):
+        announce(planned)
+        return planned.path
+    job = planned
+
+    def plan(world_size: int) -> Job | Done:
+        data = job.config.data.load()
+        check_same_data(job, data)
+        check_fit(job.config, data, world_size)
+        return job
+
+    return _carry_out(planned.config, plan, announce)
+
+
+def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce: Callable[[Job | Done], None]) -> Path:
+    placement = place(config.place)
+    if not launched_by_torchrun():
+        planned = plan(placement.nproc)
+        announce(planned)
+        if isinstance(planned, Job):
+            launch(train_classifier, planned, placement, config.place)
+        return planned.path
+    ranks = join(placement)
+    try:
+        outcome = ranks.from_first(_attempt(plan, ranks.world_size) if ranks.is_first else None)
+        if isinstance(outcome, UserError):
+            raise outcome
+        if ranks.is_first:
+            announce(outcome)
+        if isinstance(outcome, Job):
+            launch(train_classifier, outcome, placement, config.place)
+        return outcome.path  # type: ignore[no-any-return]
+    finally:
+        leave()
+
+
+def _attempt(plan: Callable[[int], Job | Done], world_size: int) -> Job | Done | UserError:
+    try:
+        return plan(world_size)
+    except UserError as error:
+        return error
