@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tvlars_probe import __version__
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import RunFailedError, UserError
 
 # name: module below tvlars_probe.commands, and what `--help` says
 COMMANDS = {
@@ -45,6 +45,9 @@ class Root(click.Group):
         except UserError as error:
             _fail(str(error))
             code = 2
+        except RunFailedError as error:
+            _fail(str(error))
+            code = 1
         except (KeyboardInterrupt, click.Abort):
             code = 130
         except BrokenPipeError:

@@ -27,6 +27,10 @@ class TraceError(UserError):
     """A trace lacks what was asked of it, or a file of it is damaged."""
 
 
+class RunFailedError(RuntimeError):
+    """A run ended with an error of its own: what was recorded is kept."""
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
     """The error for a name that isn't one of the known ones."""
     return UserError(f"unknown {what} {given!r} (known: {', '.join(known)})")

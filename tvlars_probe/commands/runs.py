@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from tvlars_probe.errors import RunDirectoryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_COLUMNS = ("run", "status", "data", "model", "optimizer", "batch", "lr", "schedule", "best test acc", "age")
+    from rich.table import Table
+
+_COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "lr", "batch", "schedule", "data", "model")
 _NUMBERS = {"batch", "lr", "best test acc", "age"}
 
 
@@ -64,25 +67,34 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> None:
-    """Print the runs as a table."""
+    """Print the runs as a table; what doesn't fit the terminal's width is left out from the right."""
     from rich.console import Console
+    from rich.measure import Measurement
+
+    # Piped into a file or another program, a row is a line however long.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
+    columns = list(_COLUMNS)
+    while len(columns) > 1 and Measurement.get(console, console.options, _table(rows, columns)).minimum > console.width:
+        columns.pop()
+    console.print(_table(rows, columns))
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
     for row in rows:
         accuracy = row.get("best_test_acc1")
-        table.add_row(
-            row["run"],
-            row["status"],
-            *(_text(row.get(name)) for name in ("data", "model", "optimizer", "batch_size", "lr", "schedule")),
-            "" if accuracy is None else f"{accuracy:.2f} %",
-            age(row["created"]) if "created" in row else "",
-        )
-    console = Console(highlight=False)
-    # Piped into a file or another program, a row is a line.
-    console.print(table, width=None if console.is_terminal else 10_000)
+        shown = {
+            **row,
+            "batch": row.get("batch_size"),
+            "best test acc": None if accuracy is None else f"{accuracy:.2f} %",
+            "age": age(row.get("created", "")),
+        }
+        table.add_row(*(_text(shown.get(name)) for name in columns))
+    return table
 
 
 def _text(value: Any) -> str:

@@ -93,12 +93,13 @@ def render(facts: dict[str, Any]) -> None:
     """Print what `describe` found."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{facts['run']}[/]  {facts['status']}")
+    console = Console(highlight=False, markup=False)
+    console.print(Text.assemble((facts["run"], "bold"), f"  {facts['status']}"))
     grid = Table.grid(padding=(0, 2))
     for name, value in _lines(facts):
-        grid.add_row(f"[dim]{name}[/]", value)
+        grid.add_row(Text(name, "dim"), Text(value))
     console.print(grid)
     ratios = facts["trust_ratios"]
     if ratios is None:

@@ -58,7 +58,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): "
             f"remove it to use an earlier checkpoint"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler of tensors meets garbage with errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunDirectoryError(f"{path} is damaged ({reason}): remove it to use an earlier checkpoint") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("step"), int):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tvlars_probe.errors import RunFailedError
 from tvlars_probe.runners.ranks import Placement, join, launched_by_torchrun, leave
 
 if TYPE_CHECKING:
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.ranks import Ranks
-
-
-class RankFailedError(RuntimeError):
-    """A rank ended with an error, and the run with it."""
 
 
 def launch(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> None:
@@ -31,7 +28,7 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
         config: threads and port.
 
     Raises:
-        RankFailedError: a rank ended with an error; the others have been ended.
+        RunFailedError: a rank ended with an error; the others have been ended.
     """
     if placement.nproc == 1 or launched_by_torchrun():
         _work(work, job, placement, config)
@@ -54,7 +51,7 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
         elastic_launch(settings, _work)(work, job, placement, config)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise RankFailedError(f"rank {rank} failed: {_reason(failure)}") from None
+        raise RunFailedError(f"rank {rank} failed: {_reason(failure)}") from None
 
 
 def _work(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import RunFailedError, UserError
 from tvlars_probe.runners.classification import train_classifier
 from tvlars_probe.runners.jobs import Done, Job, check_fit, check_same_data, plan_resume, plan_run
 from tvlars_probe.runners.launching import launch
 from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place
+from tvlars_probe.traces.run_directory import note_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ def train(
 
     Raises:
         UserError: something can't be done as asked; nothing has been changed.
-        RankFailedError: a rank ended with an error.
+        RunFailedError: a rank ended with an error; the run says so.
     """
 
     def plan(world_size: int) -> Job | Done:
@@ -82,7 +83,11 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
         planned = plan(placement.nproc)
         announce(planned)
         if isinstance(planned, Job):
-            launch(train_classifier, planned, placement, config.place)
+            try:
+                launch(train_classifier, planned, placement, config.place)
+            except RunFailedError as error:
+                note_failure(planned.path, error)
+                raise
         return planned.path
     ranks = join(placement)
     try:

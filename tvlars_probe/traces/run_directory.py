@@ -121,6 +121,19 @@ def status(path: Path, manifest: Manifest) -> str:
     return manifest.status
 
 
+def note_failure(path: Path, error: BaseException) -> None:
+    """Write into the manifest of a run whose processes are gone that it failed, and why."""
+    with contextlib.suppress(OSError, RunDirectoryError):
+        directory = RunDirectory.take_over(path)
+        try:
+            manifest = Manifest.load(path)
+            manifest.status = "failed"
+            manifest.notes.append(str(error))
+            manifest.save(path)
+        finally:
+            directory.release()
+
+
 def find_runs(folder: Path) -> Iterator[Path]:
     """Every run directory at or below ``folder``, in order of their names."""
     if (folder / FILE_NAME).is_file():

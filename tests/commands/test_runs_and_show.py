@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tvlars_probe
+from tvlars_probe.commands.runs import age
+from tvlars_probe.traces.manifest import Manifest
+
+QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--devices", "cpu", "--threads", 1)
+
+
+def test_runs_are_listed(cli: Any) -> None:
+    cli("train", *QUICK, "--run-dir", "runs/a")
+    cli("train", *QUICK, "--opt", "tvlars", "--sd", "cosine", "--run-dir", "runs/deep/b")
+    rows = json.loads(cli("runs", "--json").out)
+    assert [(r["run"], r["status"], r["optimizer"], r["schedule"], r["batch_size"]) for r in rows] == [
+        ("a", "completed", "LARS", "none", 32),
+        ("b", "completed", "TVLARS", "cosine", 32),
+    ]
+    assert rows[0]["best_test_acc1"] == tvlars_probe.open_run("runs/a").epochs()["test_acc1"].max()
+    text = cli("runs", "runs").out.splitlines()
+    assert len(text) == 3
+    assert text[0].split()[:2] == ["run", "status"]
+
+
+def test_damaged_runs_are_listed_as_such(cli: Any) -> None:
+    cli("train", *QUICK, "--run-dir", "runs/a")
+    Path("runs/b").mkdir()
+    Path("runs/b/run.json").write_text("{")
+    rows = json.loads(cli("runs", "--json").out)
+    assert [r["status"] for r in rows] == ["completed", "damaged"]
+    assert "b" in cli("runs").out
+
+
+def test_no_runs_is_no_error_but_no_folder_is(cli: Any) -> None:
+    Path("empty").mkdir()
+    assert cli("runs", "empty").out == "No runs below empty\n"
+    done = cli("runs", "nowhere")
+    assert (done.code, done.err) == (
+        2,
+        "Error: there is no folder nowhere: 'tvlars-probe train' makes runs under runs/\n",
+    )
+
+
+def test_show_tells_the_run(cli: Any) -> None:
+    cli("train", *QUICK, "--opt", "tvlars", "--sd", "lars-warm", "--lr", "3", "--run-dir", "r")
+    facts = json.loads(cli("show", "r", "--json").out)
+    run = tvlars_probe.open_run("r")
+    assert facts["steps"] == {"done": 4, "total": 4, "per_epoch": 2}
+    assert facts["status"] == "completed"
+    assert facts["peak_lr"] == pytest.approx(3 * 32 / 256)
+    ratios = run.layers(steps=(3, 3)).set_index("parameter")["trust_ratio"].drop("8.bias")
+    assert facts["trust_ratios"]["highest"][0]["parameter"] == ratios.idxmax()
+    assert facts["trust_ratios"]["lowest"][0]["trust_ratio"] == pytest.approx(ratios.min())
+    text = cli("show", "r").out
+    for part in ("digits: 64 to train", "TVLARS, 5 tensors", "peak lr 0.375", "Trust ratios in step 3", "4.weight"):
+        assert part in text
+
+
+def test_show_takes_a_strangers_run_with_odd_names(cli: Any) -> None:
+    model = nn.ModuleDict({"[/b]": nn.Linear(2, 2)})
+    optimizer = tvlars_probe.LARS(model.parameters(), 1.0)
+    with tvlars_probe.record(model, optimizer, "[red]mine"):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    done = cli("show", "[red]mine")
+    assert done.code == 0
+    assert "[/b].weight" in done.out
+    assert "[red]mine" in done.out
+    assert "[red]mine" in cli("runs", ".").out
+
+
+def test_show_of_a_run_that_recorded_nothing_yet(cli: Any) -> None:
+    os.mkdir("r")  # noqa: PTH102
+    Manifest(run_id="r").save(Path("r"))
+    done = cli("show", "r")
+    assert done.code == 0
+    assert "killed" in done.out
+
+
+def test_ages() -> None:
+    assert age("2000-01-01T00:00:00+00:00").endswith(" d")
+    assert age("nonsense") == ""

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_is_built_with_what_it_takes(name: str) -> None:
+    p = nn.Parameter(torch.ones(3, 3))
+    optimizer = OptimizerConfig(name=name).build([p])
+    assert optimizer.param_groups[0]["lr"] == OPTIMIZERS[name].default_lr
+    assert optimizer.param_groups[0]["weight_decay"] == 5e-4
+    p.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert not torch.equal(p, torch.ones(3, 3))
+
+
+def test_lars_and_tvlars_are_trained_with_both_filters() -> None:
+    for name in ("lars", "tvlars"):
+        group = OptimizerConfig(name=name).build([nn.Parameter(torch.ones(1))]).param_groups[0]
+        assert group["weight_decay_filter"]
+        assert group["lars_adaptation_filter"]
+
+
+def test_settings_that_an_optimizer_does_not_take_leave_no_trace() -> None:
+    assert OptimizerConfig(name="adam", lmbda=7.0).settings() == OptimizerConfig(name="adam").settings()
+    assert OptimizerConfig(name="tvlars", lmbda=7.0).settings() != OptimizerConfig(name="tvlars").settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "lion"}, r"unknown optimizer 'lion' \(known: lars, tvlars, lamb"),
+        ({"lr": -1.0}, r"--lr -1 is outside its range \(allowed: 0 or more\)"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"weight_decay": -1.0}, "--weight-decay -1"),
+        ({"momentum": 1.0}, "--momentum 1"),
+        ({"alpha": 0.0}, "--alpha 0"),
+        ({"name": "sgd", "nesterov": True, "momentum": 0.0}, "--nesterov needs"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**settings)

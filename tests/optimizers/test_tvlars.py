@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.oracles.optimizers import lars_ratio, lars_step
+from tvlars_probe import TVLARS
+from tvlars_probe.optimizers.phi import phi
+
+GENERAL = {"lmbda": 0.3, "alpha": 0.5, "delay": 4.0, "gamma_min": 0.05}
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["host", "device"])
+def test_the_general_form_is_the_papers(foreach: bool) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(8, 5)) * 4  # norms on both sides of the cap
+    p, mu = nn.Parameter(torch.tensor(w)), np.zeros_like(w)
+    optimizer = TVLARS([p], 0.5, 0.01, 0.9, 0.1, foreach=foreach, **GENERAL)
+    for t in range(1, 12):
+        g = rng.normal(size=w.shape) * (0.1 if t % 2 else 10.0)
+        factor = 1 / (0.5 + math.exp(0.3 * (t - 4))) + 0.05
+        ratio = lars_ratio(w, g, eta=0.1, decay=0.01, factor=factor, cap=10.0)
+        w = lars_step(w, g, mu, lr=0.5, momentum=0.9, decay=0.01, ratio=ratio)
+        p.grad = torch.tensor(g)
+        optimizer.step()
+        np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-11)
+        assert optimizer.last_step is not None
+        assert optimizer.last_step.phi.item() == pytest.approx(factor, rel=1e-12)
+        assert optimizer.last_step.trust_ratio.item() == pytest.approx(ratio, rel=1e-11)
+
+
+def test_phi_takes_its_limits() -> None:
+    settings: dict[str, Any] = {"lmbda": 0.5, "alpha": 0.1, "delay": 100.0, "gamma_min": 0.2}
+    assert phi(0, **settings) == pytest.approx(1 / 0.1 + 0.2)
+    assert phi(100, **settings) == pytest.approx(1 / 1.1 + 0.2)
+    assert phi(10**12, **settings) == 0.2
+    assert phi(1, lmbda=0.01) == pytest.approx(1 / (0.1 + math.exp(0.01)), rel=1e-15)
+
+
+def test_phi_never_overflows() -> None:
+    values = [phi(t, lmbda=0.05) for t in range(0, 200_000, 997)]
+    assert all(math.isfinite(v) for v in values)
+    assert all(a >= b for a, b in itertools.pairwise(values))
+
+
+def test_the_count_of_updates_is_saved_and_shared() -> None:
+    p, late = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = TVLARS([p], 1.0, lmbda=0.1)
+    for _ in range(5):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    state = optimizer.state_dict()
+    other = TVLARS([nn.Parameter(torch.ones(2, 2))], 1.0, lmbda=0.1)
+    other.load_state_dict(state)
+    optimizer.add_param_group({"params": [late]})
+    for o in (optimizer, other):
+        for group in o.param_groups:
+            for q in group["params"]:
+                q.grad = torch.ones_like(q)
+        o.step()
+        assert o.last_step is not None
+        assert set(o.last_step.phi.tolist()) == {phi(6, lmbda=0.1)}
+
+
+def test_phi_is_1_where_it_is_not_applied() -> None:
+    params = [nn.Parameter(t) for t in (torch.ones(2, 2), torch.ones(2), torch.zeros(2, 2))]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    for foreach in (False, True):
+        optimizer = TVLARS(params, 0.0, lars_adaptation_filter=True, foreach=foreach)
+        optimizer.step()
+        assert optimizer.last_step is not None
+        assert optimizer.last_step.phi.tolist() == [pytest.approx(phi(1, lmbda=0.001)), 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["lmbda", "alpha", "gamma_min"])
+def test_its_own_settings_are_checked(name: str) -> None:
+    with pytest.raises(ValueError, match=f"invalid {name}: -1.0"):
+        TVLARS([nn.Parameter(torch.ones(2))], 1.0, **{name: -1.0})  # type: ignore[arg-type]

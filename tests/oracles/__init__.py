@@ -1,0 +1,1 @@
+"""Independent routes to the same numbers: plain, slow, in float64."""

@@ -1,0 +1,499 @@
+"""The recorder in plain loops, written as strangers write theirs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import tvlars_probe
+from tvlars_probe import LAMB, LARS, TVLARS
+from tvlars_probe.errors import RunDirectoryError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIMIZERS: dict[str, Any] = {
+    "lars": lambda params: LARS(params, 0.5, weight_decay_filter=True, lars_adaptation_filter=True),
+    "lars-no-momentum": lambda params: LARS(params, 0.5, momentum=0.0),
+    "lars-sum": lambda params: LARS(params, 0.5, momentum=0.0, denominator="sum"),
+    "tvlars": lambda params: TVLARS(params, 0.5, lmbda=0.1),
+    "lamb": lambda params: LAMB(params, 0.01, weight_decay=0.01),
+    "sgd": lambda params: torch.optim.SGD(params, 0.1),
+    "sgd-momentum": lambda params: torch.optim.SGD(params, 0.1, momentum=0.9, weight_decay=1e-3),
+    "sgd-nesterov": lambda params: torch.optim.SGD(params, 0.1, momentum=0.9, nesterov=True),
+    "adamw": lambda params: torch.optim.AdamW(params, 0.01),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, 0.01),
+    "adafactor": lambda params: torch.optim.Adafactor(params, 0.01),
+}
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(16, 1, 8, 8, generator=generator), torch.randint(0, 3, (16,), generator=generator)
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, rec: Any = None) -> None:
+    for step in steps:
+        x, y = batch(step)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if rec is not None:
+            rec.log(loss=loss, samples=len(x), epoch=0)
+
+
+def observed(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, dict[str, float]]:
+    """Make one step by hand and measure it in float64, tensor by tensor."""
+    x, y = batch(step)
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    before = {n: p.detach().double().clone() for n, p in model.named_parameters()}
+    grads = {n: p.grad.detach().double().clone() for n, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    return {
+        n: {
+            "weight_norm": before[n].norm().item(),
+            "grad_norm": grads[n].norm().item(),
+            "weight_grad_dot": (before[n] * grads[n]).sum().item(),
+            "update_norm": (p.detach().double() - before[n]).norm().item(),
+        }
+        for n, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_recorded_is_what_happened(name: str, tmp_path: Path) -> None:
+    recorded, watched = net(), net()
+    optimizer, other = OPTIMIZERS[name](recorded.parameters()), OPTIMIZERS[name](watched.parameters())
+    with tvlars_probe.record(recorded, optimizer, tmp_path / "r") as rec:
+        loop(recorded, optimizer, range(4), rec)
+    frame = tvlars_probe.open_run(tmp_path / "r").layers().set_index(["step", "parameter"])
+    for step in range(4):
+        for parameter, figures in observed(watched, other, step).items():
+            row = frame.loc[(step, parameter)]
+            for column, value in figures.items():
+                assert row[column] == pytest.approx(value, rel=3e-5, abs=1e-7), (step, parameter, column)
+            assert row["lr"] == pytest.approx(other.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_recorded_loop_is_bit_identical(name: str, tmp_path: Path) -> None:
+    recorded, plain = net(), net()
+    optimizer, other = OPTIMIZERS[name](recorded.parameters()), OPTIMIZERS[name](plain.parameters())
+    torch.manual_seed(7)
+    with tvlars_probe.record(recorded, optimizer, tmp_path / "r") as rec:
+        loop(recorded, optimizer, range(5), rec)
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    loop(plain, other, range(5))
+    assert torch.equal(state, torch.get_rng_state())
+    for a, b in zip(recorded.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_trust_ratio_is_what_is_known_of_it(tmp_path: Path) -> None:
+    ratios = {}
+    for name in ("lars", "sgd", "adafactor"):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        with tvlars_probe.record(model, optimizer, tmp_path / name) as rec:
+            loop(model, optimizer, range(1), rec)
+        ratios[name] = tvlars_probe.open_run(tmp_path / name).layers().set_index("parameter")["trust_ratio"]
+    assert ratios["lars"]["1.weight"] == ratios["lars"]["4.bias"] == 1.0  # excluded
+    assert 0 < ratios["lars"]["0.weight"] < 1
+    assert (ratios["sgd"] == 1).all()
+    assert ratios["adafactor"].isna().all()  # has one, which isn't known
+
+
+def test_columns_that_an_optimizer_lacks_are_null(tmp_path: Path) -> None:
+    filled = {}
+    for name in ("lars", "tvlars", "lamb", "sgd"):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        with tvlars_probe.record(model, optimizer, tmp_path / name) as rec:
+            loop(model, optimizer, range(2), rec)
+        frame = tvlars_probe.open_run(tmp_path / name).layers()
+        filled[name] = {c for c in ("direction_norm", "adam_norm", "weight_adam_dot", "phi") if frame[c].notna().all()}
+        assert all(frame[c].isna().all() for c in {"direction_norm", "adam_norm", "phi"} - filled[name])
+    assert filled == {
+        "lars": {"direction_norm"},
+        "tvlars": {"direction_norm", "phi"},
+        "lamb": {"direction_norm", "adam_norm", "weight_adam_dot"},
+        "sgd": set(),
+    }
+
+
+def test_the_table_of_steps(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["tvlars"](model.parameters())
+    losses = []
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", total_steps=3) as rec:
+        for step in range(3):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            rec.log(loss=loss, samples=16, epoch=step, clip_scale=0.5)
+            losses.append(loss.item())
+    run = tvlars_probe.open_run(tmp_path / "r")
+    frame, layers = run.steps(), run.layers()
+    assert frame["loss"].tolist() == losses
+    assert frame["samples"].tolist() == [16, 32, 48]
+    assert frame["epoch"].tolist() == [0, 1, 2]
+    assert frame["clip_scale"].tolist() == [0.5] * 3
+    assert frame["phi"].tolist() == pytest.approx([1 / (0.1 + math.exp(0.1 * t)) for t in (1, 2, 3)])
+    whole = layers.groupby("step")["grad_norm"].apply(lambda g: float(np.sqrt((g.astype(float) ** 2).sum())))
+    assert frame["grad_norm"].tolist() == pytest.approx(whole.tolist(), rel=1e-6)
+    assert (frame["step_seconds"] > 0).all()
+    assert (frame["probe_seconds"] > 0).all()
+    assert frame["time"].is_monotonic_increasing
+    assert str(frame["time"].dt.tz) == "UTC"
+    assert run.manifest.total_steps == 3
+    assert run.manifest.segments[0]["last_step"] == 2
+    assert run.status == "completed"
+
+
+def test_what_is_not_told_is_null(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r"):
+        loop(model, optimizer, range(2))
+    frame = tvlars_probe.open_run(tmp_path / "r").steps()
+    assert frame[["loss", "samples", "epoch", "clip_scale", "phi"]].isna().all(axis=None)
+    assert frame["lr"].tolist() == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("detail", ["full", "norms", "none"])
+def test_details_and_cadence(detail: Any, tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", detail=detail, every=3) as rec:
+        loop(model, optimizer, range(7), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    layers, steps = run.layers(), run.steps()
+    assert steps["step"].tolist() == list(range(7))
+    assert steps["loss"].notna().all()
+    assert sorted(layers["step"].unique()) == ([] if detail == "none" else [0, 3, 6])
+    assert layers["update_norm"].notna().all() == (detail != "norms" or layers.empty)
+    assert steps["grad_norm"].notna().tolist() == [detail != "none" and s % 3 == 0 for s in range(7)]
+
+
+def test_gradient_clipping_is_seen(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        x, y = batch(0)
+        F.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        rec.log(clip_scale=0.25)
+    frame = tvlars_probe.open_run(tmp_path / "r").steps()
+    assert frame["grad_norm"][0] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_two_optimizers_make_one_step(tmp_path: Path) -> None:
+    model = net()
+    slow, fast = OPTIMIZERS["lars"](model[:2].parameters()), OPTIMIZERS["sgd"](model[4].parameters())
+    with tvlars_probe.record(model, [slow, fast], tmp_path / "r") as rec:
+        for step in range(3):
+            x, y = batch(step)
+            model.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            slow.step()
+            fast.step()
+            rec.log(loss=loss, samples=16)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["samples"].tolist() == [16, 32, 48]
+    frame = run.layers().set_index(["step", "parameter"])
+    assert len(frame) == 3 * 6
+    assert frame.loc[(2, "0.weight"), "lr"] == 0.5
+    assert frame.loc[(2, "4.weight"), "lr"] == pytest.approx(0.1)
+    table = run.parameters().set_index("name")
+    assert table.loc["0.weight", ["optimizer", "adapted"]].tolist() == [0, True]
+    assert table.loc["4.weight", ["optimizer", "adapted"]].tolist() == [1, False]
+
+
+def test_a_layer_frozen_and_unfrozen_later(tmp_path: Path) -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = OPTIMIZERS["sgd-momentum"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        model[0].requires_grad_(True)
+        loop(model, optimizer, range(2, 4), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    counts = run.layers().groupby("step")["parameter"].apply(lambda p: sorted(p.astype(str)))
+    assert counts[1] == ["1.bias", "1.weight", "4.bias", "4.weight"]
+    assert counts[2] == ["0.bias", "0.weight", "1.bias", "1.weight", "4.bias", "4.weight"]
+    assert run.parameters()["trainable"].all()
+
+
+def test_a_group_added_later_is_followed(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["tvlars"](model[4].parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.125})
+        loop(model, optimizer, range(2, 4), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.layers().groupby("step").size().tolist() == [2, 2, 4, 4]
+    frame = run.layers().set_index(["step", "parameter"])
+    assert frame.loc[(3, "0.weight"), "lr"] == 0.125
+    assert len(run.manifest.groups) == 2
+
+
+def test_tied_weights_and_wrappers_and_strangers(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(5, 4)
+            self.norm = nn.LayerNorm(4)
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.embed(x)))  # type: ignore[no-any-return]
+
+    model, scale = Tied(), nn.Parameter(torch.ones(()))
+    wrapped = nn.DataParallel(model)
+    optimizer = LARS([{"params": model.parameters()}, {"params": [scale]}], 0.1)
+    with tvlars_probe.record(wrapped, optimizer, tmp_path / "r") as rec:
+        loss = F.cross_entropy(model(torch.tensor([1, 2])) * scale, torch.tensor([0, 1]))
+        loss.backward()
+        optimizer.step()
+        rec.log(loss=loss)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.layers()["parameter"].tolist() == ["embed.weight", "norm.weight", "norm.bias", "optimizer0.group1.0"]
+    table = run.parameters().set_index("name")
+    assert table.loc["embed.weight", "aliases"] == ["head.weight"]
+    assert table["kind"].to_dict() == {
+        "embed.weight": "other", "norm.weight": "norm", "norm.bias": "norm", "optimizer0.group1.0": "other",
+    }  # fmt: skip
+
+
+def test_a_compiled_model_keeps_its_names(tmp_path: Path) -> None:
+    model = net()
+    model[4] = torch.compile(model[4], backend="eager")  # type: ignore[assignment]
+    compiled = torch.compile(model, backend="eager")
+    optimizer = OPTIMIZERS["lars"](compiled.parameters())
+    with tvlars_probe.record(compiled, optimizer, tmp_path / "r") as rec:
+        loop(compiled, optimizer, range(2), rec)
+    names = tvlars_probe.open_run(tmp_path / "r").layers()["parameter"].unique().tolist()
+    assert names == ["0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"]
+
+
+def test_a_closure_is_recorded_with_its_own_gradients(tmp_path: Path) -> None:
+    model, plain = net(), net()
+    optimizer, other = OPTIMIZERS["sgd"](model.parameters()), OPTIMIZERS["sgd"](plain.parameters())
+
+    def closure() -> Tensor:
+        x, y = batch(0)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    with tvlars_probe.record(model, optimizer, tmp_path / "r"):
+        optimizer.step(closure)
+        optimizer.step(closure=closure)
+    frame = tvlars_probe.open_run(tmp_path / "r").layers().set_index(["step", "parameter"])
+    figures = observed(plain, other, 0)
+    assert frame.loc[(0, "0.weight"), "grad_norm"] == pytest.approx(figures["0.weight"]["grad_norm"], rel=1e-5)
+    assert frame.index.get_level_values("step").max() == 1
+
+
+def test_a_scaled_step_is_recorded_unscaled_and_a_skipped_one_not_at_all(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        for step in range(4):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            if step == 1:
+                model[0].weight.grad.fill_(math.inf)
+            scaler.step(optimizer)
+            scaler.update()
+            rec.log(loss=loss, samples=16)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["step"].tolist() == [0, 1, 2]
+    assert run.steps()["samples"].tolist() == [16, 32, 48]
+    assert np.isfinite(run.layers()["grad_norm"]).all()
+
+
+def test_a_fused_optimizer_that_unscales_inside_its_step(tmp_path: Path) -> None:
+    model, plain = net(), net()
+    fused, other = torch.optim.SGD(model.parameters(), 0.1, fused=True), torch.optim.SGD(plain.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    with tvlars_probe.record(model, fused, tmp_path / "r") as rec:
+        for step in range(3):
+            x, y = batch(step)
+            fused.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            if step == 1:
+                model[0].weight.grad.fill_(math.inf)
+            scaler.step(fused)
+            scaler.update()
+            rec.log(loss=loss, samples=16)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    frame = run.layers().set_index(["step", "parameter"])
+    for step, batch_index in ((0, 0), (1, 2)):
+        figures = observed(plain, other, batch_index)
+        assert frame.loc[(step, "0.weight"), "grad_norm"] == pytest.approx(figures["0.weight"]["grad_norm"], rel=1e-4)
+    assert run.steps()["step"].tolist() == [0, 1]
+
+
+def test_a_loss_that_is_not_finite_is_found_with_its_tensor(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(3), rec)
+        assert not rec.diverged
+        with torch.no_grad():
+            model[4].weight[0, 0] = math.nan
+        loop(model, optimizer, range(3, 5), rec)
+        assert rec.diverged
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.status == "diverged"
+    assert run.manifest.finding == {"step": 3, "loss": "nan", "tensor": "4.weight", "quantity": "weight_norm"}
+    assert len(run.steps()) == 5
+
+
+def test_an_exception_keeps_the_trace_and_lets_go_of_the_optimizer(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with (
+        pytest.raises(ZeroDivisionError),
+        tvlars_probe.record(model, optimizer, tmp_path / "r") as rec,
+    ):
+        loop(model, optimizer, range(3), rec)
+        raise ZeroDivisionError("mine")
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.status == "failed"
+    assert run.manifest.notes == ["ZeroDivisionError: mine"]
+    assert len(run.steps()) == 3
+    loop(model, optimizer, range(3, 5))
+    assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 3
+
+
+def test_a_keyboard_interrupt_is_an_interruption(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with pytest.raises(KeyboardInterrupt), tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        raise KeyboardInterrupt
+    assert tvlars_probe.open_run(tmp_path / "r").status == "interrupted"
+
+
+def test_recording_continues_from_a_saved_state(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["tvlars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(3), rec)
+        state = rec.state_dict()
+        loop(model, optimizer, range(3, 5), rec)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", resume=state) as rec:
+        assert rec.step == 3
+        loop(model, optimizer, range(5, 9), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["step"].tolist() == list(range(7))
+    assert run.steps()["samples"].tolist() == [16 * n for n in range(1, 8)]
+    assert [(s["first_step"], s["last_step"]) for s in run.manifest.segments] == [(0, 4), (3, 6)]
+    assert len(list((tmp_path / "r" / "aside").rglob("*.parquet"))) == 2
+
+
+def test_last_rates_are_those_of_the_last_update(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", detail="none") as rec:
+        loop(model, optimizer, range(2), rec)
+        optimizer.param_groups[0]["lr"] = 99.0  # a schedule has moved on
+        rates = rec.last_rates()
+    assert rates["1.weight"] == 0.5
+    assert rates["0.weight"] == pytest.approx(0.5 * optimizer.last_step.trust_ratio[0].item())
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r"):
+        pass
+    with (
+        pytest.raises(RunDirectoryError, match="already holds a run: choose another folder"),
+        tvlars_probe.record(model, optimizer, tmp_path / "r"),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_log_before_the_first_step_warns_once(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        with pytest.warns(UserWarning, match="belongs after it"):
+            rec.log(loss=1.0)
+        rec.log(loss=1.0)
+    assert tvlars_probe.open_run(tmp_path / "r").steps().empty
+
+
+def test_epochs_are_logged_by_name(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        rec.log_epoch(epoch=0, train_loss=1.5, test_acc1=33.0)
+        with pytest.raises(UserError, match="no column accuracy"):
+            rec.log_epoch(epoch=0, accuracy=1.0)
+    frame = tvlars_probe.open_run(tmp_path / "r").epochs()
+    assert frame.loc[0, ["step", "epoch", "train_loss", "test_acc1"]].tolist() == [2, 0, 1.5, 33.0]
+    assert math.isnan(frame.loc[0, "test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"detail": "all"}, "unknown detail 'all'"), ({"every": 0}, "every=0")],
+    ids=["detail", "every"],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = net()
+    with pytest.raises(UserError, match=message):
+        tvlars_probe.record(model, OPTIMIZERS["lars"](model.parameters()), tmp_path / "r", **settings)
+
+
+def test_rows_outlive_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvlars_probe.probes.buffer._MOST_ROWS", 4)
+    monkeypatch.setattr("tvlars_probe.probes.buffer._LEAST_ROWS", 1)
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(11), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["step"].tolist() == list(range(11))
+    assert run.layers().groupby("step").size().tolist() == [6] * 11
+
+
+def test_the_device_path_gives_the_same_figures(tmp_path: Path) -> None:
+    frames = []
+    for foreach in (False, True):
+        model = net()
+        optimizer = LARS(model.parameters(), 0.5, foreach=foreach)
+        with tvlars_probe.record(model, optimizer, tmp_path / str(foreach)) as rec:
+            loop(model, optimizer, range(3), rec)
+        frames.append(tvlars_probe.open_run(tmp_path / str(foreach)).layers().drop(columns=["run", "parameter"]))
+    np.testing.assert_allclose(frames[0].to_numpy(float), frames[1].to_numpy(float), rtol=1e-4, atol=1e-6)

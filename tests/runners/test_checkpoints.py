@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.runners import checkpoints
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, 7, {"x": torch.arange(3), "y": {"z": (1, 2.5, None, "s")}})
+    state = checkpoints.load(path)
+    assert torch.equal(state["x"], torch.arange(3))
+    assert state["y"] == {"z": (1, 2.5, None, "s")}
+    assert [p.name for p in path.parent.iterdir()] == ["step-7.pt"]
+
+
+def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
+    for step in (100, 9, 20):
+        checkpoints.save(tmp_path, step, {})
+    (tmp_path / "checkpoints" / ".step-300.pt.1.tmp").write_bytes(b"")
+    assert [*checkpoints.list_checkpoints(tmp_path)] == [9, 20, 100]
+    checkpoints.keep_only(tmp_path, [20])
+    assert [*checkpoints.list_checkpoints(tmp_path)] == [20]
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("content", ["pickle", "torch pickle", "truncated", "empty", "text", "other"])
+def test_damaged_and_malicious_checkpoints_are_refused_by_name(
+    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = checkpoints.save(tmp_path, 1, {"x": torch.ones(100)})
+    if content == "pickle":
+        path.write_bytes(pickle.dumps({"format": 1, "step": 1, "x": Payload()}))
+    elif content == "torch pickle":
+        torch.save({"format": 1, "step": 1, "x": Payload()}, path)
+    elif content == "truncated":
+        path.write_bytes(path.read_bytes()[:-50])
+    elif content == "other":
+        torch.save({"epoch": 3}, path)
+    else:
+        path.write_bytes(b"" if content == "empty" else b"hello there")
+    with pytest.raises(RunDirectoryError, match=path.name):
+        checkpoints.load(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"there is no checkpoint .*step-1\.pt"):
+        checkpoints.load(tmp_path / "step-1.pt")
+
+
+def test_another_models_weights_are_refused(tmp_path: Path) -> None:
+    state = {"model": nn.Linear(3, 4).state_dict()}
+    with pytest.raises(RunDirectoryError, match="holds another model's weights"):
+        checkpoints.restore_model(nn.Linear(3, 5), state, tmp_path / "step-1.pt")

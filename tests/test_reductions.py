@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tvlars_probe.reductions import BLOCK, difference_norm, flat_views, inner_products, squared_norm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("numel", [0, 1, 1000, BLOCK, BLOCK + 1, 3 * BLOCK - 7])
+def test_inner_products_are_float64s(dtype: torch.dtype, numel: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(numel, generator=generator).to(dtype) for _ in range(3)]
+    exact = [v.double().numpy() for v in vectors]
+    pairs = [(0, 0), (1, 2), (0, 2)]
+    for value, (i, j) in zip(inner_products(vectors, pairs), pairs, strict=True):
+        bound = np.linalg.norm(exact[i]) * np.linalg.norm(exact[j])
+        assert abs(value - float(exact[i] @ exact[j])) <= 1e-6 * bound
+
+
+def test_non_finite_values_are_kept() -> None:
+    assert inner_products((torch.tensor([1.0, float("inf")]),), ((0, 0),)) == [float("inf")]
+    assert np.isnan(inner_products((torch.tensor([1.0, float("nan")]),), ((0, 0),))[0])
+
+
+def test_tiny_and_huge_values_neither_vanish_nor_overflow() -> None:
+    for scale in (1e-30, 1e30):
+        assert squared_norm(torch.full((100,), scale)) == pytest.approx(100 * scale**2, rel=1e-6)
+
+
+def test_flat_views_list_elements_in_one_order() -> None:
+    plain = torch.arange(24.0).reshape(2, 3, 2, 2)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    for pair in ((plain, plain), (last, last), (plain, last), (plain[..., 0], plain[..., 1])):
+        a, b = flat_views(*pair)
+        assert torch.dot(a, b).item() == (pair[0] * pair[1]).sum().item()
+    (view,) = flat_views(last)
+    assert view.data_ptr() == last.data_ptr()
+
+
+def test_difference_norm() -> None:
+    a, b = torch.randn(2, BLOCK + 3, generator=torch.Generator().manual_seed(0))
+    assert difference_norm(a, b) == pytest.approx((a.double() - b.double()).norm().item(), rel=1e-6)
