@@ -73,8 +73,8 @@ def render(rows: list[dict[str, Any]]) -> None:
 
     # Piped into a file or another program, a row is a line however long.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
-    columns = list(_COLUMNS)
-    while len(columns) > 1 and Measurement.get(console, console.options, _table(rows, columns)).minimum > console.width:
+    columns, unbounded = list(_COLUMNS), console.options.update(width=10_000)
+    while len(columns) > 1 and Measurement.get(console, unbounded, _table(rows, columns)).maximum > console.width:
         columns.pop()
     console.print(_table(rows, columns))
 

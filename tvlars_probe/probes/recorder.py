@@ -18,7 +18,6 @@ import contextlib
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -31,6 +30,7 @@ from torch.optim import Optimizer
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.probes.agreement import Agreement, Decision
 from tvlars_probe.probes.buffer import Drained, StepBuffer, StepRow, layer_columns, step_columns
+from tvlars_probe.probes.clock import StepClock
 from tvlars_probe.probes.findings import first_non_finite
 from tvlars_probe.probes.hooks import attach
 from tvlars_probe.probes.known_optimizers import describe_group, number, trust_ratios
@@ -135,7 +135,7 @@ class Recorder:
         self._open: StepRow | None = None
         self._stop_wish = self._flush_wish = self._lonely = self._warned = False
         self._handles: list[Any] = []
-        self._clock = _Clock()
+        self._clock = StepClock()
         self.phase = resume["phase"] if resume else "train"
 
     # What the loop calls.
@@ -240,7 +240,7 @@ class Recorder:
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
         for index, optimizer in enumerate(self._optimizers):
             self._handles += attach(optimizer, partial(self._on_before, index), partial(self._on_after, index))
-        self._clock = _Clock()
+        self._clock = StepClock()
         return self
 
     def __exit__(
@@ -402,33 +402,3 @@ class Recorder:
                 row.loss_told = False
             seen[:] = -1
         return losses, seen
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Tells a step's own time from that of the probes in it.
-
-    Attributes:
-        mark: when the last step ended.
-        left_out: seconds since then that aren't the step's.
-        probes: seconds of them that were probes.
-    """
-
-    mark: float = field(default_factory=time.perf_counter)
-    left_out: float = 0.0
-    probes: float = 0.0
-
-    def leave_out(self, seconds: float) -> None:
-        self.left_out += seconds
-
-    def probed(self, seconds: float) -> None:
-        self.left_out += seconds
-        self.probes += seconds
-
-    def since_mark(self, end: float) -> float:
-        return max(end - self.mark - self.left_out, 0.0)
-
-    def mark_end(self) -> float:
-        probes, self.left_out, self.probes = self.probes, 0.0, 0.0
-        self.mark = time.perf_counter()
-        return probes
