@@ -85,8 +85,8 @@ def _extremes(run: Run) -> dict[str, Any] | None:
         {name: str(value) if name == "parameter" else float(value) for name, value in row.items()}
         for row in ordered.to_dict("records")
     ]
-    count = min(EXTREMES, len(records))
-    return {"step": step, "highest": records[:count], "lowest": records[::-1][:count]}
+    count = min(EXTREMES, (len(records) + 1) // 2)  # no layer twice
+    return {"step": step, "highest": records[:count], "lowest": records[: count - 1 : -1][:EXTREMES]}
 
 
 def render(facts: dict[str, Any]) -> None:
@@ -109,12 +109,11 @@ def render(facts: dict[str, Any]) -> None:
                           ("‖g‖", "right"), ("effective rate", "right")):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for title in ("highest", "lowest"):
-        for i, row in enumerate(ratios[title]):
+        rows = ratios[title]
+        for i, row in enumerate(rows):
             figures = (row["trust_ratio"], row["weight_norm"], row["grad_norm"], row["lr"] * row["trust_ratio"])
-            last = i == len(ratios[title]) - 1
-            table.add_row(
-                "" if i else title, row["parameter"], *(f"{figure:.4g}" for figure in figures), end_section=last
-            )
+            cells = [f"{figure:.4g}" for figure in figures]
+            table.add_row("" if i else title, row["parameter"], *cells, end_section=i == len(rows) - 1)
     console.print(table)
 
 

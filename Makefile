@@ -1,0 +1,35 @@
+# Each target makes .venv if it is missing and installs into it; only the package index is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint types docs clean
+
+demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and compare them
+	$(BIN)/python examples/large_batch_digits.py
+
+test: $(INSTALLED)  ## the tests not marked slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+test-slow: $(INSTALLED)  ## those marked slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## write the generated pages of docs/ again
+	$(BIN)/python docs/generate.py
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

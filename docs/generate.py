@@ -1,0 +1,52 @@
+"""The generated pages of docs/: the command line's reference from its own help, the tables from the schema.
+
+    python docs/generate.py
+
+A test compares what stands in docs/ with what this writes.
+"""
+
+from pathlib import Path
+
+import click
+
+from tvlars_probe.cli import COMMANDS, main
+from tvlars_probe.traces.schema import TABLES
+
+HERE = Path(__file__).parent
+
+
+def command_line() -> str:
+    """docs/cli.md."""
+    parts = ["# Command line\n\nGenerated from `--help` by `make docs`.\n"]
+    with click.Context(main, info_name="tvlars-probe", terminal_width=100, **main.context_settings) as root:
+        parts.append(_help("tvlars-probe", main.get_help(root)))
+        for name in COMMANDS:
+            command = main.get_command(root, name)
+            assert command is not None
+            with click.Context(command, info_name=name, parent=root, terminal_width=100) as context:
+                parts.append(_help(f"tvlars-probe {name}", command.get_help(context)))
+    return "\n".join(parts)
+
+
+def _help(title: str, text: str) -> str:
+    return f"## {title}\n\n```text\n{text}\n```\n"
+
+
+def tables() -> str:
+    """docs/tables.md."""
+    parts = [
+        "# Tables\n\nGenerated from `tvlars_probe/traces/schema.py` by `make docs`. What the symbols mean and how to "
+        "read the tables: [traces.md](traces.md).\n"
+    ]
+    for table in TABLES.values():
+        rows = [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |".replace("|g|", "\\|g\\|") for c in table.columns]
+        head = ["| column | type | unit | definition |", "|---|---|---|---|"]
+        parts.append("\n".join([f"## {table.name}", "", table.about, "", *head, *rows, ""]))
+    return "\n".join(parts)
+
+
+PAGES = {"cli.md": command_line, "tables.md": tables}
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (HERE / page).write_text(write(), encoding="utf-8")
