@@ -10,10 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tvlars_probe.curvature.sharpness import Sharpness, sharpness
     from tvlars_probe.optimizers.lamb import LAMB
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.tvlars import TVLARS
+    from tvlars_probe.probes.rates import applied_rates
     from tvlars_probe.probes.recorder import Recorder, record
+    from tvlars_probe.probes.sharpness import SharpnessProbe
     from tvlars_probe.traces.reader import Run, open_run, open_runs
 
 __version__ = "0.1.0"
@@ -24,12 +27,29 @@ _HOMES = {
     "TVLARS": "tvlars_probe.optimizers.tvlars",
     "Recorder": "tvlars_probe.probes.recorder",
     "record": "tvlars_probe.probes.recorder",
+    "Sharpness": "tvlars_probe.curvature.sharpness",
+    "SharpnessProbe": "tvlars_probe.probes.sharpness",
+    "applied_rates": "tvlars_probe.probes.rates",
+    "sharpness": "tvlars_probe.curvature.sharpness",
     "Run": "tvlars_probe.traces.reader",
     "open_run": "tvlars_probe.traces.reader",
     "open_runs": "tvlars_probe.traces.reader",
 }
 
-__all__ = ["LAMB", "LARS", "TVLARS", "Recorder", "Run", "open_run", "open_runs", "record"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "TVLARS",
+    "Recorder",
+    "Run",
+    "Sharpness",
+    "SharpnessProbe",
+    "applied_rates",
+    "open_run",
+    "open_runs",
+    "record",
+    "sharpness",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,10 @@ class TraceError(UserError):
     """A trace lacks what was asked of it, or a file of it is damaged."""
 
 
+class NonFiniteLossError(UserError):
+    """The loss whose curvature is asked for is not finite."""
+
+
 class RunFailedError(RuntimeError):
     """A run ended with an error of its own: what was recorded is kept."""
 

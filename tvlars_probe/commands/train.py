@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import DATASETS, DataConfig
 from tvlars_probe.errors import UserError
 from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
-from tvlars_probe.runners.config import DETAILS, PRECISIONS, PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.config import DETAILS, PRECISIONS, PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,18 @@ _SECTIONS: dict[str, tuple[str, type[Any], dict[str, str]]] = {
             "train_eval_samples": "train_eval_samples",
         },
     ),
+    "sharpness": (
+        "sharpness",
+        SharpnessConfig,
+        {
+            "sharpness_every": "every",
+            "sharpness_operators": "operators",
+            "sharpness_samples": "samples",
+            "sharpness_bn": "bn_mode",
+            "sharpness_tol": "tol",
+            "probe_budget": "budget",
+        },
+    ),
 }  # fmt: skip
 _PLAIN = ("batch_size", "micro_batch", "epochs", "seed", "precision")
 
@@ -67,7 +80,7 @@ def _choice(names: Any) -> click.Choice[str]:
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """All options that say what to train."""
-    d, t, o, r, p = "Data and model", "Training", "Optimizer", "Recording", "Devices"
+    d, t, o, r, s, p = "Data and model", "Training", "Optimizer", "Recording", "Sharpness", "Devices"
     options = (
         option("--dataset", "--ds", section=d, type=_choice(DATASETS), default="digits", help="Data set."),
         option("--data-dir", section=d, type=click.Path(), help="Its folder, if not in the usual places."),
@@ -126,6 +139,18 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             "--train-eval-samples", section=r, type=int, default=10_000,
             help="Training samples evaluated at each epoch's end; 0 for none.",
         ),
+        option(
+            "--sharpness-every", section=s,
+            help="Measure the Hessian's top eigenvalue every so many steps, or 'log': dense early.",
+        ),
+        option(
+            "--sharpness-operators", section=s, greedy=True, type=_choice(OPERATORS), default=OPERATORS,
+            help="Of the Hessian itself, as the optimizer's rates scale it, and relative to each tensor's norm.",
+        ),
+        option("--sharpness-samples", section=s, type=int, default=256, help="Training samples it is measured on."),
+        option("--sharpness-bn", section=s, type=_choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
+        option("--sharpness-tol", section=s, type=float, default=1e-3, help="Relative residual of the eigenvalue."),
+        option("--probe-budget", section=s, help="Highest share of the run's time for it, such as 10%."),
         option(
             "--devices", "--dv", section=p, greedy=True, default=("auto",), show_default="first CUDA device, else cpu",
             help="cpu, or numbers of CUDA devices, one rank each.",

@@ -93,6 +93,14 @@ class Agreement:
             return 1
         return max(1, min(256, round(_INTERVAL_SECONDS * (step - last_step) / (now - last_time))))
 
+    def from_first(self, flag: bool) -> bool:
+        """Rank 0's ``flag`` on every rank."""
+        if self.world_size == 1:
+            return flag
+        message = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(message, 0)
+        return bool(message.item())
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
         if self.world_size > 1:

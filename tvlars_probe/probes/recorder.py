@@ -36,6 +36,7 @@ from tvlars_probe.probes.hooks import attach
 from tvlars_probe.probes.known_optimizers import describe_group, number, trust_ratios
 from tvlars_probe.probes.norms import NormProbe
 from tvlars_probe.probes.parameters import optimizer_names, parameter_table
+from tvlars_probe.probes.rates import applied_rates
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest, now
 from tvlars_probe.traces.run_directory import new_run_id
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+    from tvlars_probe.curvature.scaling import Rates
+    from tvlars_probe.probes.sharpness import SharpnessProbe
 
 Detail = Literal["full", "norms", "none"]
 
@@ -59,6 +63,7 @@ def record(
     total_steps: int | None = None,
     detail: Detail = "full",
     every: int = 1,
+    probes: Sequence[SharpnessProbe] = (),
     manifest: Manifest | None = None,
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
@@ -73,6 +78,7 @@ def record(
         total_steps: updates that the run is going to make, if known.
         detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
         every: record the layers in every so many steps.
+        probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
         manifest: further facts to keep in the manifest.
         resume: a ``state_dict()`` of this recorder: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
@@ -93,7 +99,15 @@ def record(
     facts.config = dict(config) if config is not None else facts.config
     facts.total_steps = total_steps if total_steps is not None else facts.total_steps
     return Recorder(
-        model, optimizers, Path(path), facts, detail=detail, every=every, resume=resume, distributed=distributed
+        model,
+        optimizers,
+        Path(path),
+        facts,
+        detail=detail,
+        every=every,
+        probes=probes,
+        resume=resume,
+        distributed=distributed,
     )
 
 
@@ -118,6 +132,7 @@ class Recorder:
         *,
         detail: Detail,
         every: int,
+        probes: Sequence[SharpnessProbe],
         resume: Mapping[str, Any] | None,
         distributed: bool | None,
     ) -> None:
@@ -136,6 +151,9 @@ class Recorder:
         self._stop_wish = self._flush_wish = self._lonely = self._warned = False
         self._handles: list[Any] = []
         self._clock = StepClock()
+        self._curvature = list(probes)
+        for probe, state in zip(self._curvature, (resume or {}).get("probes", ()), strict=False):
+            probe.load_state_dict(state)
         self.phase = resume["phase"] if resume else "train"
 
     # What the loop calls.
@@ -214,7 +232,13 @@ class Recorder:
     def state_dict(self) -> dict[str, Any]:
         """What `record` needs to continue (``resume=``); flushes first. Every rank calls it."""
         self.flush()
-        return {"step": self.step, "samples": self._samples, "phase": self.phase, "rates": self.last_rates()}
+        return {
+            "step": self.step,
+            "samples": self._samples,
+            "phase": self.phase,
+            "rates": self.last_rates(),
+            "probes": [probe.state_dict() for probe in self._curvature],
+        }
 
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
@@ -350,8 +374,23 @@ class Recorder:
             self._lay_out()
         elif self._flush_wish or self._buffer.full:
             self.flush()
+        self._measure_curvature()
         recorded = self._detail != "none" and self.step % self._every == 0
         self._open = self._buffer.open_row(recorded=recorded, phase=self.phase)
+
+    def _measure_curvature(self) -> None:
+        """Let the probes measure the state before this update; every rank takes part."""
+        step = self.step
+        for probe in self._curvature:
+            if not probe.due(step) or (probe.has_budget and not self._ranks.from_first(probe.affordable())):
+                continue
+            rates = self._applied_rates(step) if step else None
+            columns = probe.measure(step, self.phase, rates)
+            if self.journal is not None and columns:
+                self.journal.append("curvature", columns)
+
+    def _applied_rates(self, step: int) -> Rates:
+        return applied_rates(self._model, self._optimizers, scaled_lr=self.last_rates(), step=step - 1)
 
     def _close_row(self) -> None:
         if self._open is not None and not self._open.steps_told:

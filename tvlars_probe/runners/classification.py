@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.probes.recorder import record
+from tvlars_probe.probes.sharpness import SharpnessProbe
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.evaluation import Precision, Tally, evaluate, loss_sum
 from tvlars_probe.runners.progress import reporter
+from tvlars_probe.runners.samples import ProbeSample
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def train_classifier(ranks: Ranks, job: Job) -> None:
         total_steps=training.schedule.total_steps,
         detail=job.config.recording.detail,  # type: ignore[arg-type]
         every=job.config.recording.every,
+        probes=training.probes(),
         manifest=training.manifest(job),
         resume=resume,
     )
@@ -154,6 +158,25 @@ class Training:
             steps_per_epoch=self.plan.steps_per_epoch,
             peak_lr=config.optimizer.peak * self.schedule.peak_factor,
         )
+
+    def probes(self) -> list[SharpnessProbe]:
+        """What is measured before updates."""
+        asked = self.config.sharpness
+        if asked.every is None:
+            return []
+        sample = ProbeSample.draw(self.data.train, min(asked.samples, len(self.data.train)))
+        probe = SharpnessProbe(
+            self.model,
+            F.cross_entropy,
+            sample.batches(self.ranks, self.precision.dtype, whole=asked.bn_mode == "train"),
+            every=asked.every,
+            operators=asked.operators,
+            bn_mode=asked.bn_mode,
+            budget=asked.share,
+            tol=asked.tol,
+            sample_id=sample.sample_id,
+        )
+        return [probe]
 
     def epoch(self, epoch: int, recorder: Recorder, progress: Silent) -> None:
         """Train an epoch, evaluate and checkpoint; returns early after a loss that is not finite."""

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.models.backbones import ModelConfig
@@ -75,6 +76,55 @@ class RecordConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharpnessConfig:
+    """The Hessian measured in training; none of it changes the numbers.
+
+    Attributes:
+        every: steps between measurements, "log" (each of the first ten steps, then ten in each decade), or None.
+        operators: among "hessian", "effective" and "relative".
+        samples: training samples of the fixed probe batch; fewer where there are fewer.
+        bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch".
+        tol: relative residual of the eigenvalue.
+        budget: highest share of the run's time to spend on it, such as "10%"; None doesn't limit it.
+    """
+
+    every: str | None = None
+    operators: tuple[str, ...] = ("hessian", "effective", "relative")
+    samples: int = 256
+    bn_mode: str = "train"
+    tol: float = 1e-3
+    budget: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every != "log" and not (self.every.isdecimal() and int(self.every) > 0):
+            raise UserError(f"--sharpness-every {self.every}: give a number of steps, 1 or more, or 'log'")
+        for name in self.operators:
+            if name not in OPERATORS:
+                raise unknown("--sharpness-operators", name, OPERATORS)
+        if self.samples < 1:
+            raise UserError(f"--sharpness-samples {self.samples} is too few (allowed: 1 or more)")
+        if self.bn_mode not in BN_MODES:
+            raise unknown("--sharpness-bn", self.bn_mode, BN_MODES)
+        if not self.tol > 0:
+            raise UserError(f"--sharpness-tol {self.tol:g} is too small (allowed: above 0)")
+        self.share  # noqa: B018 (refuses a budget that is none)
+
+    @property
+    def share(self) -> float | None:
+        """The budget as a number between 0 and 1."""
+        if self.budget is None:
+            return None
+        text = self.budget.strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 < share <= 1:
+            raise UserError(f"--probe-budget {self.budget}: give a share of the run's time, such as 10% (up to 100%)")
+        return share
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
 
@@ -85,6 +135,7 @@ class TrainConfig:
         schedule: learning-rate schedule.
         place: devices and processes.
         recording: what is recorded.
+        sharpness: the Hessian measured in training.
         batch_size: global batch of one update, over all ranks.
         micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is the one of the
             whole batch, but BatchNorm takes its statistics over the micro-batch.
@@ -99,6 +150,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     place: PlaceConfig = field(default_factory=PlaceConfig)
     recording: RecordConfig = field(default_factory=RecordConfig)
+    sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
     batch_size: int = 512
     micro_batch: int | None = None
     epochs: int = 20
@@ -159,11 +211,12 @@ class TrainConfig:
             "schedule": ScheduleConfig,
             "place": PlaceConfig,
             "recording": RecordConfig,
+            "sharpness": SharpnessConfig,
         }
-        if not parts.keys() <= stored.keys():
+        if not parts.keys() - {"sharpness"} <= stored.keys():
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
         try:
-            built = {name: _known(kind, stored[name]) for name, kind in parts.items()}
+            built = {name: _known(kind, stored[name]) for name, kind in parts.items() if name in stored}
             return cls(**{**_fields(cls, stored), **built})
         except TypeError as error:
             raise UserError(f"the configuration in the manifest is damaged: {error}") from None

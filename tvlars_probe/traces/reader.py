@@ -63,6 +63,10 @@ class Frames:
         """`frame` of the table ``epochs``."""
         return self.frame("epochs", columns, **choice)
 
+    def curvature(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """`frame` of the table ``curvature``: measured in training and after it."""
+        return self.frame("curvature", columns, **choice)
+
 
 class Run(Frames):
     """A recorded run, in any state: being written, finished, killed, or by an older version.
@@ -127,9 +131,9 @@ class Run(Frames):
         import pyarrow as pa
         import pyarrow.dataset as ds
 
-        folder = self.path / "trace" / table
+        folders = [self.path / home / table for home in ("trace", "sharpness")]
         for attempt in range(_ATTEMPTS):
-            paths = [str(part.path) for part in list_parts(folder)]
+            paths = [str(part.path) for folder in folders for part in list_parts(folder)]
             if not paths:
                 return _no_rows(table, columns)
             try:
@@ -140,7 +144,7 @@ class Run(Frames):
                 if attempt == _ATTEMPTS - 1:
                     raise
             except (pa.ArrowInvalid, OSError) as error:
-                raise TraceError(f"a part of {folder} is damaged: {error}") from None
+                raise TraceError(f"a part of {self.path / 'trace' / table} is damaged: {error}") from None
         raise AssertionError("unreachable")
 
     def _refuse_missing(self, table: str, columns: list[str], newest: str) -> None:

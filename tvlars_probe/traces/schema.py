@@ -169,7 +169,76 @@ EPOCHS = Table(
     ),
 )
 
-TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS)}
+# What the rows of one measurement of a model's curvature share.
+_MEASUREMENT = (
+    Column("measurement_id", "name", "name", "rows made together from one state of the model", required=True),
+    Column("created_at", "time", "UTC", "when it was measured"),
+)
+_OPERATOR = (
+    Column(
+        "operator",
+        "name",
+        "name",
+        "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ; "
+        "relative: each tensor scaled by its norm; none",
+    ),
+    Column("scope", "name", "name", "all, or the layer or tensor whose block it is"),
+    Column("scope_kind", "name", "name", "all, layer or tensor"),
+)
+_SAMPLE = (
+    Column("samples", "int64", "sample", "samples of the loss"),
+    Column("sample_id", "name", "name", "hash of their indices"),
+    Column("loss", "float64", "1", "mean loss over them"),
+    Column("split", "name", "name", "train, val or test"),
+    Column("bn_mode", "name", "name", "BatchNorm: eval (running statistics), train (the sample's), frozen-batch"),
+    Column("seed", "int64", "1", "of everything random"),
+    Column("precision", "name", "name", "float32 or float64"),
+    Column("engine", "name", "name", "lanczos or pyhessian"),
+)
+
+CURVATURE = Table(
+    "curvature",
+    "one row per figure; in training for the state before the step, after it for the state of a checkpoint",
+    (
+        _RUN,
+        *_MEASUREMENT,
+        _STEP,
+        _PHASE,
+        Column("measure", "name", "name", "eigenvalue, trace or epsilon_sharpness", required=True),
+        *_OPERATOR,
+        Column("rank", "int64", "1", "of an eigenvalue: 1, 2, ... from the top, -1, -2, ... from the bottom"),
+        Column("value", "float64", "1", "the figure"),
+        Column("error", "float64", "1", "residual of an eigenvalue, standard error of a trace; null for lower bounds"),
+        Column("tol", "float64", "1", "relative residual asked for"),
+        Column("converged", "bool", "1", "whether the residual reached it"),
+        Column("matvecs", "int64", "1", "products with the operator that the measurement of this scope took"),
+        *_SAMPLE,
+        Column("epsilon", "float64", "1", "epsilon_sharpness: size of the box"),
+        Column("dimensions", "int64", "1", "epsilon_sharpness: of the random subspace; null for the whole space"),
+        Column("rate_step", "int64", "step", "effective: the step whose applied rates D holds"),
+        Column("limit", "float64", "1", "effective: value beyond which a quadratic diverges; null if unknown"),
+        Column("seconds", "float64", "s", "duration"),
+    ),
+)
+
+SPECTRUM = Table(
+    "spectrum",
+    "one row per point of a spectral density",
+    (
+        _RUN,
+        *_MEASUREMENT,
+        _STEP,
+        _PHASE,
+        *_OPERATOR,
+        Column("grid", "float64", "1", "eigenvalue λ", required=True),
+        Column("density", "float64", "1", "share of eigenvalues per unit of λ, smoothed"),
+        Column("error", "float64", "1", "standard error over the random vectors"),
+        Column("sigma", "float64", "1", "width of the smoothing"),
+        *_SAMPLE,
+    ),
+)
+
+TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS, CURVATURE, SPECTRUM)}
 
 
 def table(name: str) -> Table:

@@ -1,0 +1,134 @@
+"""BatchNorm while a Hessian is computed: three modes, each another function of the weights.
+
+eval: the running statistics, constants. train: the statistics of the whole sample, differentiated through.
+frozen-batch: those statistics held constant. Only in eval and frozen-batch mode is the loss a sum over samples, so that
+the Hessian doesn't depend on how the sample is cut into chunks or spread over ranks; in train mode the sample is never
+cut, and over ranks the statistics are summed within the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tvlars_probe.curvature.ranks import all_reduce_sum
+from tvlars_probe.curvature.results import BN_MODES
+from tvlars_probe.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tvlars_probe.curvature.ranks import Shards
+
+
+def check_bn_mode(mode: str) -> None:
+    """Refuse an unknown mode, naming the known."""
+    if mode not in BN_MODES:
+        raise unknown("BatchNorm mode", mode, BN_MODES)
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The model's BatchNorm layers."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextlib.contextmanager
+def batch_norm_mode(model: nn.Module, mode: str, shards: Shards, forward: Callable[[], object]) -> Iterator[None]:
+    """Put the BatchNorm layers of a model, which is in evaluation mode, into ``mode``.
+
+    Args:
+        model: its buffers are changed: whoever calls this puts them back.
+        mode: "eval", "train" or "frozen-batch".
+        shards: the ranks that hold the sample.
+        forward: passes this rank's whole sample through the model.
+    """
+    layers = batch_norms(model)
+    if mode == "eval" or not layers:
+        yield
+    elif mode == "frozen-batch":
+        with _measured_statistics(layers, shards):
+            forward()
+        with _eval_statistics(layers):
+            yield
+    else:
+        with _differentiated_statistics(layers, shards):
+            yield
+
+
+@contextlib.contextmanager
+def _measured_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
+    """In the next forward pass each layer takes its input's statistics over all ranks as its running ones."""
+
+    def measure(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        with torch.no_grad():
+            layer.running_mean, layer.running_var = _statistics(args[0], shards)
+
+    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_eval_statistics(layers))
+        for handle in handles:
+            stack.callback(handle.remove)
+        with torch.no_grad():
+            yield
+
+
+@contextlib.contextmanager
+def _eval_statistics(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Layers use their running statistics, also those that keep none of their own."""
+    tracked = [layer.track_running_stats for layer in layers]
+    try:
+        for layer in layers:
+            layer.track_running_stats = True
+        yield
+    finally:
+        for layer, flag in zip(layers, tracked, strict=True):
+            layer.track_running_stats = flag
+
+
+@contextlib.contextmanager
+def _differentiated_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
+    """Each layer normalises by its input's statistics over all ranks, inside the graph."""
+
+    def normalise(layer: _BatchNorm, x: Tensor) -> Tensor:
+        count = shards.sum(torch.tensor([x.numel() // x.shape[1]], device=x.device)).item()
+        if count <= 1:
+            raise UserError(
+                "BatchNorm in train mode has no variance with one value per channel: use more samples, or mode 'eval'"
+            )
+        if shards.world_size == 1:
+            return F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+        mean, var = _statistics(x, shards)
+        y = (x - _per_channel(mean, x)) * _per_channel(torch.rsqrt(var + layer.eps), x)
+        return y if layer.weight is None else y * _per_channel(layer.weight, x) + _per_channel(layer.bias, x)
+
+    before = [layer.__dict__.get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = normalise.__get__(layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.__dict__["forward"]
+            if forward is not None:
+                layer.__dict__["forward"] = forward
+
+
+def _statistics(x: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel, over all ranks; differentiable."""
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    if shards.world_size == 1:
+        var, mean = torch.var_mean(x, axes, correction=0)
+        return mean, var
+    count = shards.sum(torch.tensor([x.numel() // x.shape[1]], device=x.device))
+    mean = all_reduce_sum(x.sum(axes), shards.group) / count
+    centred = x - _per_channel(mean, x)
+    return mean, all_reduce_sum(centred.square().sum(axes), shards.group) / count
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (x.ndim - 2))

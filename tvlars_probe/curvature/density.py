@@ -1,0 +1,109 @@
+"""The spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017, SIAM J. Matrix Anal. 38:1075).
+
+For a random unit vector v the spectral measure of A seen from v is, on average, the spectral density. m Lanczos steps
+from v give its m-node Gauss quadrature: the eigenvalues of the tridiagonal matrix, weighted by the squared first
+components of their eigenvectors.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tvlars_probe.curvature.krylov import Basis, norm, random_vector
+from tvlars_probe.curvature.results import Density
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tvlars_probe.curvature.operators import Operator
+
+    Floats = NDArray[np.float64]
+
+
+def spectral_density(
+    operator: Operator,
+    *,
+    probes: int = 4,
+    steps: int = 40,
+    points: int = 1001,
+    sigma: float | None = None,
+    seed: int = 0,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> Density:
+    """Estimate the density of a symmetric operator's eigenvalues.
+
+    Args:
+        operator: A, of size n.
+        probes: random vectors; the standard error comes from their spread.
+        steps: Lanczos steps from each: nodes of its quadrature.
+        points: of the grid.
+        sigma: width of the smoothing; by default 0.2 % of the spectrum's width.
+        seed: of the random vectors.
+        report: called with the products made and the products to make.
+
+    Raises:
+        UserError: no probes or no steps.
+    """
+    if probes < 1 or steps < 1:
+        raise UserError(f"probes={probes}, steps={steps}: a density needs at least one of each")
+    began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    steps = min(steps, operator.size)
+    rules, made = [], 0
+    for probe in range(probes):
+        nodes, weights = _quadrature(operator, generator, steps, partial(_tell, report, probe * steps, probes * steps))
+        made += len(nodes)
+        rules.append((nodes, weights))
+    nodes = np.concatenate([n for n, _ in rules])
+    weights = np.concatenate([w for _, w in rules]) / probes
+    width = float(np.ptp(nodes)) or max(float(np.abs(nodes).max()), 1.0)
+    spread = 0.002 * width if sigma is None else sigma
+    grid = np.linspace(nodes.min() - 5 * spread, nodes.max() + 5 * spread, points)
+    each = np.stack([_smoothed(grid, n, w, spread) for n, w in rules])
+    error = each.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan)
+    order = np.argsort(nodes)
+    return Density(
+        nodes=nodes[order], weights=weights[order], grid=grid, density=each.mean(axis=0), standard_error=error,
+        sigma=spread, matvecs=made, probes=probes, seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _quadrature(
+    operator: Operator, generator: torch.Generator, steps: int, report: Callable[[int], None]
+) -> tuple[Floats, Floats]:
+    """Nodes and weights of the measure seen from one random vector."""
+    basis = Basis(operator)
+    basis.add_direction(random_vector(operator, generator))
+    diagonal: list[float] = []
+    off: list[float] = []
+    for k in range(steps):
+        w = operator.matvec(basis[k]).clone()
+        report(k + 1)
+        first = max(k - 1, 0)
+        coefficients = basis.remove(w, first)
+        diagonal.append(coefficients[-1].item() + basis.remove(w)[-1].item())
+        beta = norm(w)
+        scale = max(abs(a) for a in diagonal) + max(off, default=0.0)
+        if k + 1 == steps or beta <= 10 * torch.finfo(operator.dtype).eps * scale:
+            break
+        off.append(beta)
+        basis.append(w, beta)
+    nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
+    return nodes, vectors[0] ** 2
+
+
+def _tell(report: Callable[[int, int], None], before: int, total: int, made: int) -> None:
+    report(before + made, total)
+
+
+def _smoothed(grid: Floats, nodes: Floats, weights: Floats, sigma: float) -> Floats:
+    exponent = -0.5 * ((grid[:, None] - nodes[None, :]) / sigma) ** 2
+    density: Floats = (np.exp(exponent) * weights).sum(axis=1) / (sigma * np.sqrt(2 * np.pi))
+    return density

@@ -1,0 +1,209 @@
+"""Eigenvalues at both ends of a spectrum by Lanczos' method with thick restart.
+
+Every new vector is made orthogonal to all before it, so that the projected matrix T = QᵀAQ is exact to rounding and
+no eigenvalue appears twice; convergence is tested at every step by the residual |β·s| of each Ritz pair; when the basis
+is full it is compressed to the best Ritz vectors and goes on (Wu and Simon, 2000, SIAM J. Matrix Anal. 22:602). An
+eigenvalue that is multiple to working precision is found once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tvlars_probe.curvature.krylov import Basis, norm, random_vector
+from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tvlars_probe.curvature.operators import Operator
+
+    Floats = NDArray[np.float64]
+
+SMALL = 1e-3
+"""Eigenvalues below this share of the largest are resolved relative to that share instead of to themselves."""
+
+MOST_MATVECS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Ritz:
+    """Ritz pairs of the projected matrix: values ascending, vectors as columns, residual norms."""
+
+    values: Floats
+    vectors: Floats
+    residuals: Floats
+
+    def chosen(self, top: int, bottom: int) -> list[tuple[int, int]]:
+        """Rank and index of the wanted pairs: from the top down, then from the bottom up."""
+        k = len(self.values)
+        ends = [(rank, k - rank) for rank in range(1, top + 1)]
+        return ends + [(-rank, rank - 1) for rank in range(1, bottom + 1)]
+
+    def limits(self, tol: float) -> Floats:
+        """Residual at which each value counts as converged."""
+        size = np.abs(self.values)
+        return np.asarray(tol * np.maximum(size, SMALL * size.max(initial=0.0)))
+
+
+def lanczos(
+    operator: Operator,
+    *,
+    top: int = 1,
+    bottom: int = 0,
+    tol: float = 1e-3,
+    seed: int = 0,
+    start: Tensor | None = None,
+    max_matvecs: int = MOST_MATVECS,
+    basis_size: int | None = None,
+    vectors: bool = False,
+    report: Callable[[int, float], None] = lambda *_: None,
+) -> Eigenvalues:
+    """Eigenvalues at the ends of the spectrum of a symmetric operator.
+
+    Args:
+        operator: A, of size n.
+        top: how many from the top.
+        bottom: how many from the bottom.
+        tol: a value λ has converged when ‖A v − λ v‖ <= tol·max(|λ|, 0.001·max |λ|).
+        seed: of the start vector.
+        start: start from this vector instead, for instance an eigenvector of a nearby operator.
+        max_matvecs: stop after so many products; what hasn't converged by then is marked.
+        basis_size: most vectors in memory (n numbers each); by default what 2 GiB hold, 16 to 300.
+        vectors: also return the eigenvectors.
+        report: called with the number of products and the largest residual relative to its limit.
+
+    Returns:
+        Eigenvalues with residuals; fewer than asked for are an error, not converged ones are data.
+
+    Raises:
+        UserError: more eigenvalues than the operator has.
+
+    Example:
+        >>> matrix = torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))
+        >>> round(lanczos(DenseOperator(matrix), top=2, tol=1e-8)[2].value, 6)
+        99.0
+    """
+    wanted = top + bottom
+    if top < 0 or bottom < 0 or not wanted:
+        raise UserError(f"top={top}, bottom={bottom}: ask for at least one eigenvalue")
+    if wanted > operator.size:
+        raise UserError(f"{wanted} eigenvalues of an operator with {operator.size}: ask for fewer")
+    began = time.perf_counter()
+    capacity = max(wanted + 3, min(basis_size or _affordable(operator), operator.size))
+    process = _Process(operator, min(capacity, operator.size), torch.Generator().manual_seed(seed), start)
+    while True:
+        process.step()
+        ritz = process.ritz()
+        if len(process.basis) < wanted:
+            done = False
+        else:
+            pairs = ritz.chosen(top, bottom)
+            excess = max(_ratio(ritz.residuals[i], limit) for i, limit in _with_limits(ritz, pairs, tol))
+            report(process.matvecs, excess)
+            done = excess <= 1.0
+        if done or process.exhausted or (process.matvecs >= max_matvecs and len(process.basis) >= wanted):
+            break
+        process.extend(ritz, top, bottom)
+    limits = ritz.limits(tol)
+    floor = torch.finfo(operator.dtype).eps * float(np.abs(ritz.values).max(initial=0.0))
+    values = tuple(
+        Eigenvalue(
+            rank, float(ritz.values[i]), max(float(ritz.residuals[i]), floor), bool(ritz.residuals[i] <= limits[i])
+        )
+        for rank, i in pairs
+    )
+    found = (
+        process.basis.combine(torch.from_numpy(ritz.vectors[:, [i for _, i in pairs]].T.copy())) if vectors else None
+    )
+    return Eigenvalues(
+        values=values, tol=tol, matvecs=process.matvecs, seconds=time.perf_counter() - began, vectors=found
+    )
+
+
+def _with_limits(ritz: _Ritz, pairs: list[tuple[int, int]], tol: float) -> list[tuple[int, float]]:
+    limits = ritz.limits(tol)
+    return [(i, float(limits[i])) for _, i in pairs]
+
+
+def _ratio(residual: float, limit: float) -> float:
+    return residual / limit if limit > 0 else (0.0 if residual == 0 else float("inf"))
+
+
+def _affordable(operator: Operator) -> int:
+    bytes_each = operator.size * torch.finfo(operator.dtype).bits // 8
+    return int(np.clip((2 << 30) // bytes_each, 16, 300))
+
+
+class _Process:
+    """The growing basis Q and the projected matrix T."""
+
+    def __init__(self, operator: Operator, capacity: int, generator: torch.Generator, start: Tensor | None) -> None:
+        self.operator, self.generator, self.capacity = operator, generator, capacity
+        self.basis, self.matvecs = Basis(operator), 0
+        self._t = np.zeros((capacity, capacity))
+        self._coupled = 0  # rows of T from here on are known to be coupled to the next one
+        first = None if start is None else start.to(operator.device, operator.dtype, copy=True)
+        if first is None or not self.basis.add_direction(first):
+            self._add_random()
+
+    def _add_random(self) -> None:
+        while not self.basis.add_direction(random_vector(self.operator, self.generator)):
+            pass
+
+    def step(self) -> None:
+        """One product, by the newest vector."""
+        j = len(self.basis) - 1
+        w = self.operator.matvec(self.basis[j]).clone()
+        self.matvecs += 1
+        # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
+        first = self._coupled
+        column = np.zeros(j + 1)
+        column[first:] = self.basis.remove(w, first).cpu().numpy()
+        column += self.basis.remove(w).cpu().numpy()
+        self._t[: j + 1, j] = self._t[j, : j + 1] = column
+        self._coupled = j
+        self._next, self._beta = w, norm(w)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the basis spans the whole space."""
+        return len(self.basis) == self.operator.size
+
+    def ritz(self) -> _Ritz:
+        """Ritz pairs of the basis so far."""
+        k = len(self.basis)
+        values, vectors = np.linalg.eigh(self._t[:k, :k])
+        residuals = np.zeros(k) if self.exhausted else self._beta * np.abs(vectors[-1])
+        return _Ritz(values, vectors, residuals)
+
+    def extend(self, ritz: _Ritz, top: int, bottom: int) -> None:
+        """Make room if the basis is full, and add the next vector."""
+        if len(self.basis) == self.capacity:
+            self._compress(ritz, top, bottom)
+        scale = float(np.abs(ritz.values).max(initial=0.0))
+        if self._beta <= 10 * torch.finfo(self.operator.dtype).eps * scale or self._beta == 0.0:
+            self._add_random()  # an invariant subspace: go on outside of it
+        else:
+            self.basis.append(self._next, self._beta)
+
+    def _compress(self, ritz: _Ritz, top: int, bottom: int) -> None:
+        """Keep the Ritz vectors at both ends, the wanted ones and some more."""
+        spare = max((self.capacity - top - bottom) // 2, 1)
+        share = spare * top // (top + bottom)
+        high, low = top + share if top else 0, bottom + spare - share if bottom else 0
+        k = len(ritz.values)
+        kept = [*range(low), *range(k - min(high, k - low - 1), k)]
+        self.basis.replace(self.basis.combine(torch.from_numpy(ritz.vectors[:, kept].T.copy())))
+        self._t[:] = 0.0
+        self._t[range(len(kept)), range(len(kept))] = ritz.values[kept]
+        self._coupled = 0

@@ -1,0 +1,195 @@
+"""Symmetric operators that are known by their products with vectors."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tvlars_probe.curvature.objective import Objective
+
+
+class Operator(Protocol):
+    """A symmetric n × n operator.
+
+    Attributes:
+        size: n.
+        dtype: of its vectors.
+        device: of its vectors.
+    """
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """A·v for a vector of shape (n,)."""
+        ...
+
+
+class DenseOperator:
+    """A symmetric matrix, for tests and examples."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.size, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.matrix @ v
+
+
+class ScaledOperator:
+    """S·(A + diag(c))·S with a diagonal S >= 0.
+
+    Args:
+        operator: A.
+        scale: diagonal of S, shape (n,).
+        shift: c, shape (n,); none by default.
+    """
+
+    def __init__(self, operator: Operator, scale: Tensor, shift: Tensor | None = None) -> None:
+        self.operator, self.scale, self.shift = operator, scale, shift
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def matvec(self, v: Tensor) -> Tensor:
+        scaled = self.scale * v
+        product = self.operator.matvec(scaled)
+        if self.shift is not None:
+            product = torch.addcmul(product, self.shift, scaled)
+        return product * self.scale
+
+
+class HessianOperator:
+    """The exact Hessian of an objective with respect to some parameters, by double backpropagation.
+
+    A product costs about two gradients: the graph of the gradient is kept between products while all of it fits the
+    memory budget, and built anew for each batch and product beyond.
+
+    Args:
+        objective: f; the operator is used inside ``objective.held()``.
+        parameters: by name; those that f doesn't depend on are left out (``left_out`` names them).
+        memory_budget: bytes for the kept graph; by default half of what the device has free.
+
+    Attributes:
+        names: of the parameters, in the order of a vector's entries.
+        left_out: names of those that f doesn't depend on.
+        matvecs: products so far.
+    """
+
+    def __init__(
+        self, objective: Objective, parameters: Mapping[str, Tensor], *, memory_budget: int | None = None
+    ) -> None:
+        if not objective.is_held:
+            raise RuntimeError("a HessianOperator lives inside objective.held()")
+        self.objective = objective
+        self.matvecs = 0
+        candidates = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._graphs: list[tuple[Tensor | None, ...]] = []
+        self.device = objective.device
+        used = self._differentiate_once(candidates, memory_budget)
+        self.names = tuple(name for name, is_used in zip(candidates, used, strict=True) if is_used)
+        self.left_out = tuple(name for name in parameters if name not in self.names)
+        self.parameters = [candidates[name] for name in self.names]
+        if not self.parameters:
+            raise UserError("the loss depends on none of the parameters chosen")
+        self._graphs = [tuple(g for g, u in zip(graph, used, strict=True) if u) for graph in self._graphs]
+        self.sizes = [p.numel() for p in self.parameters]
+        self.size, self.dtype = sum(self.sizes), self.parameters[0].dtype
+
+    def _differentiate_once(self, candidates: Mapping[str, Tensor], budget: int | None) -> list[bool]:
+        """Find out which parameters count, and keep the graphs if they fit."""
+        params, objective = list(candidates.values()), self.objective
+        used = torch.zeros(len(params), device=self.device)
+        room, self._keeps = _free_memory(self.device) // 2 if budget is None else budget, True
+        for index in range(len(objective.batches)):
+            with _SavedBytes() as saved:
+                graph = torch.autograd.grad(objective.term(index), params, create_graph=True, allow_unused=True)
+            used += torch.tensor([float(g is not None) for g in graph], device=self.device)
+            room -= saved.bytes
+            self._keeps = self._keeps and room >= 0
+            self._graphs = [*self._graphs, graph] if self._keeps else []
+        return (objective.shards.sum(used) > 0).tolist()
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One vector of a tensor (of its shape or one number) per parameter, by name."""
+        parts = [tensors[name].to(self.device, self.dtype).expand(p.shape) for name, p in self._named()]
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def split(self, v: Tensor) -> dict[str, Tensor]:
+        """A vector as one tensor per parameter, by name."""
+        parts = torch.split(v, self.sizes)
+        return {name: part.view(p.shape) for (name, p), part in zip(self._named(), parts, strict=True)}
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        return zip(self.names, self.parameters, strict=True)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        self.matvecs += 1
+        parts = list(self.split(v).values())
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        for graph in self._gradients():
+            pairs = [(g, part) for g, part in zip(graph, parts, strict=True) if g is not None and g.requires_grad]
+            if not pairs:
+                continue
+            outputs, weights = zip(*pairs, strict=True)
+            products = torch.autograd.grad(
+                outputs, self.parameters, weights, retain_graph=self._keeps, materialize_grads=True
+            )
+            total += torch.cat([product.reshape(-1) for product in products])
+        return self.objective.shards.sum(total)
+
+    def gradient(self) -> Tensor:
+        """∇f(w), shape (n,)."""
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        for graph in self._gradients():
+            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(graph, self.parameters, strict=True)]
+            total += torch.cat([part.detach().reshape(-1) for part in parts])
+        return self.objective.shards.sum(total)
+
+    def _gradients(self) -> Iterator[tuple[Tensor | None, ...]]:
+        """Each batch's gradient, with its graph."""
+        if self._keeps:
+            yield from self._graphs
+            return
+        for index in range(len(self.objective.batches)):
+            yield torch.autograd.grad(self.objective.term(index), self.parameters, create_graph=True, allow_unused=True)
+
+
+class _SavedBytes:
+    """Counts the memory that a graph built inside keeps alive, each storage once."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+
+    def __enter__(self) -> Self:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.__exit__(*exception)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        """Bytes so far."""
+        return sum(self._storages.values())
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return 4 << 30

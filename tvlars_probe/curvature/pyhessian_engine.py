@@ -1,0 +1,127 @@
+"""The same figures by the PyHessian package (Yao et al., 2020, arXiv:1912.07145), to check one engine by the other.
+
+PyHessian switches the model to evaluation mode, leaves gradients behind and draws from the global generator; here all
+of that happens inside `Objective.held`, which puts it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tvlars_probe.curvature.krylov import norm
+from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues, TraceEstimate
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tvlars_probe.curvature.objective import Objective
+    from tvlars_probe.curvature.operators import HessianOperator
+
+
+class _Loss(nn.Module):
+    """A model whose output is the batch's loss, and whose mode is ours to choose."""
+
+    def __init__(self, objective: Objective, parameters: list[Tensor]) -> None:
+        super().__init__()
+        self._objective, self._chosen = [objective], parameters
+
+    def forward(self, batch: Any) -> Tensor:
+        objective = self._objective[0]
+        return objective.compute(objective.model, batch)
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter(self._chosen)
+
+    def eval(self) -> _Loss:
+        return self
+
+    def train(self, mode: bool = True) -> _Loss:
+        return self
+
+
+class _Batch(tuple[Tensor, ...]):
+    """A batch that says its size and where it is, as PyHessian asks of its inputs."""
+
+    def to(self, device: Any) -> _Batch:
+        return self
+
+    def size(self) -> torch.Size:
+        return self[0].size()
+
+
+class PyHessianEngine:
+    """PyHessian's estimators on our objective and parameters.
+
+    Args:
+        objective: f; the engine is used inside ``objective.held()``.
+        hessian: our operator for the same parameters; it measures the residuals.
+
+    Raises:
+        UserError: the sample is spread over several ranks, which PyHessian can't do.
+    """
+
+    def __init__(self, objective: Objective, hessian: HessianOperator) -> None:
+        if objective.shards.world_size > 1:
+            raise UserError("--engine pyhessian runs on one rank only: use --nproc 1, or --engine lanczos")
+        from pyhessian import hessian as pyhessian
+
+        batches = [(_Batch(batch), _Batch(batch)) for batch in objective.batches]
+        self._hessian, self._products = hessian, 0
+        self._peer = pyhessian(
+            _Loss(objective, hessian.parameters), lambda loss, _: loss, dataloader=batches, cuda=False
+        )
+        self._peer.device = objective.device
+        inner = self._peer.dataloader_hv_product
+
+        def counted(v: list[Tensor]) -> Any:
+            self._products += 1
+            return inner(v)
+
+        self._peer.dataloader_hv_product = counted
+
+    def eigenvalues(self, *, top: int, tol: float, seed: int) -> Eigenvalues:
+        """The ``top`` eigenvalues of largest magnitude, by power iteration and deflation."""
+        began = time.perf_counter()
+        with self._contained(seed):
+            values, vectors = self._peer.eigenvalues(maxIter=100, tol=tol, top_n=top)
+        found = []
+        for rank, (value, parts) in enumerate(zip(values, vectors, strict=True), start=1):
+            v = torch.cat([part.reshape(-1) for part in parts])
+            v = v / norm(v)
+            residual = norm(self._hessian.matvec(v) - value * v)
+            found.append(Eigenvalue(rank, float(value), residual, residual <= tol * abs(value)))
+        return Eigenvalues(values=tuple(found), tol=tol, matvecs=self._products, seconds=time.perf_counter() - began)
+
+    def trace(self, *, num_matvecs: int, seed: int) -> TraceEstimate:
+        """Hutchinson's estimate."""
+        began, before = time.perf_counter(), self._products
+        with self._contained(seed):  # a tolerance that nothing meets: it makes all its products
+            samples = [float(value) for value in self._peer.trace(maxIter=num_matvecs, tol=-math.inf)]
+        return TraceEstimate(
+            value=statistics.fmean(samples),
+            standard_error=statistics.stdev(samples) / math.sqrt(len(samples)),
+            matvecs=self._products - before,
+            seconds=time.perf_counter() - began,
+        )
+
+    @contextlib.contextmanager
+    def _contained(self, seed: int) -> Iterator[None]:
+        """PyHessian draws in the default type, and warns of a cycle that `Objective.held` breaks."""
+        default = torch.get_default_dtype()
+        torch.manual_seed(seed)
+        torch.set_default_dtype(self._hessian.dtype)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*create_graph=True.*")
+                yield
+        finally:
+            torch.set_default_dtype(default)

@@ -1,0 +1,154 @@
+"""The in-training probe of the Hessian: its top eigenvalue at chosen steps, on a fixed batch.
+
+It reads and never writes: a run with it is bit-identical to one without. Each measurement starts from the eigenvector
+of the one before, which takes a fraction of a cold start's products.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from tvlars_probe.curvature.objective import Objective, supervised
+from tvlars_probe.curvature.ranks import Shards
+from tvlars_probe.curvature.sharpness import Measures, measure
+from tvlars_probe.errors import NonFiniteLossError, UserError
+from tvlars_probe.probes.cadence import cadence
+from tvlars_probe.probes.parameters import unwrap
+from tvlars_probe.traces.manifest import now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tvlars_probe.curvature.objective import Compute
+    from tvlars_probe.curvature.scaling import Rates
+    from tvlars_probe.curvature.sharpness import Measurement
+
+
+class SharpnessProbe:
+    """Give it to `tvlars_probe.record` as one of ``probes``.
+
+    Args:
+        model: the model that is trained; wrappers are taken off.
+        loss_fn: mean loss of ``model(inputs)`` and ``targets``.
+        data: a pair (inputs, targets), or batches of them; under DDP each rank's own part of the sample.
+        every: measure before every so many updates, or "log" (each of the first ten, then ten in each decade).
+        operators: among "hessian", "effective" and "relative".
+        bn_mode: "train", "eval" or "frozen-batch".
+        budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
+            out. None doesn't limit it.
+        tol: relative residual of the eigenvalue.
+        seed: of the first start vector.
+        sample_id: names the sample in the trace.
+        compute: mean loss of a batch, in place of ``loss_fn`` (pass None) for models with another signature.
+        shards: the ranks that hold the sample; by default those of the process group.
+
+    Raises:
+        UserError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None,
+        data: tuple[Tensor, ...] | Iterable[tuple[Tensor, ...]],
+        *,
+        every: int | str = 100,
+        operators: tuple[str, ...] = ("hessian",),
+        bn_mode: str = "train",
+        budget: float | None = None,
+        tol: float = 1e-3,
+        seed: int = 0,
+        sample_id: str | None = None,
+        compute: Compute | None = None,
+        shards: Shards | None = None,
+    ) -> None:
+        if budget is not None and not 0 < budget <= 1:
+            raise UserError(f"a probe's budget of {budget:g} is no share of the run (allowed: above 0, at most 1)")
+        if compute is None:
+            assert loss_fn is not None, "give loss_fn or compute"
+            compute = supervised(loss_fn)
+        self._cadence = cadence(every)
+        self._measures = Measures(operators=tuple(operators), tol=tol, seed=seed)
+        self._model = unwrap(model)
+        is_pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
+        batches: list[tuple[Tensor, ...]] = [data] if is_pair else list(data)  # type: ignore[list-item, arg-type]
+        self._objective = Objective(
+            self._model, compute, batches, bn_mode=bn_mode, shards=shards or Shards.of_process_group()
+        )
+        self._budget, self._sample_id = budget, sample_id
+        self._vectors: dict[str, Tensor] = {}
+        self._began, self._spent, self._last = time.perf_counter(), 0.0, 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether the state before update ``step`` is to be measured, if the budget allows."""
+        return self._cadence.due(step)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether `affordable` has a say."""
+        return self._budget is not None
+
+    def affordable(self) -> bool:
+        """Whether one more measurement, as long as the last one, stays within the budget."""
+        elapsed = time.perf_counter() - self._began
+        return self._budget is None or self._spent + self._last <= self._budget * (elapsed + self._last)
+
+    def measure(self, step: int, phase: str, rates: Rates | None) -> dict[str, list[Any]]:
+        """Columns of the rows of the table ``curvature`` for the state before update ``step``.
+
+        Args:
+            step: index of the update.
+            phase: of training.
+            rates: applied in the step before, None before the first.
+        """
+        began = time.perf_counter()
+        operators = tuple(o for o in self._measures.operators if o != "effective" or rates is not None)
+        try:
+            found = measure(
+                self._objective,
+                {name: p for name, p in self._model.named_parameters() if p.requires_grad},
+                replace(self._measures, operators=operators),
+                rates=rates,
+                sample_id=self._sample_id,
+                starts=self._vectors,
+            )
+        except NonFiniteLossError:
+            return {}  # the run's finding says so
+        finally:
+            self._last = time.perf_counter() - began
+            self._spent += self._last
+        self._vectors |= found.vectors
+        return curvature_columns(found.measurements, step=step, phase=phase, split="train")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The eigenvectors that the next measurement starts from."""
+        return {"vectors": {name: vector.detach().cpu() for name, vector in self._vectors.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self._vectors = dict(state["vectors"])
+
+
+def curvature_columns(
+    measurements: Iterable[Measurement], *, step: int, phase: str, split: str
+) -> dict[str, list[Any]]:
+    """Rows of the table ``curvature``, by column."""
+    common = {
+        "measurement_id": uuid.uuid4().hex[:12],
+        "created_at": now(),
+        "step": step,
+        "phase": phase,
+        "split": split,
+    }
+    rows = [common | asdict(m) for m in measurements]
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def new_measurement_id() -> str:
+    """Names the rows of one measurement."""
+    return uuid.uuid4().hex[:12]

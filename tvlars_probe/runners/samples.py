@@ -1,0 +1,60 @@
+"""The fixed samples on which curvature is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tvlars_probe.curvature.sharpness import sample_hash
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tvlars_probe.data.images import TensorImages
+    from tvlars_probe.runners.ranks import Ranks
+
+PIECE = 256
+"""Samples whose graph is built at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSample:
+    """Un-augmented samples of a part of the data: the same for every run, rank count and phase.
+
+    Attributes:
+        images: the part.
+        indices: of the samples in it.
+    """
+
+    images: TensorImages
+    indices: tuple[int, ...]
+
+    @classmethod
+    def draw(cls, images: TensorImages, count: int, seed: int = 0) -> ProbeSample:
+        """Draw ``count`` samples without replacement.
+
+        Raises:
+            UserError: there are fewer, or none is asked for.
+        """
+        if not 1 <= count <= len(images):
+            raise UserError(f"--samples {count}: there are {len(images):,} (allowed: 1 to {len(images)})")
+        chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+        return cls(images, tuple(int(index) for index in np.sort(chosen)))
+
+    @property
+    def sample_id(self) -> str:
+        """Hash of the indices."""
+        return sample_hash(self.indices)
+
+    def batches(self, ranks: Ranks, dtype: torch.dtype, *, whole: bool) -> list[tuple[Tensor, Tensor]]:
+        """This rank's part of the sample on its device: in pieces, or in one where statistics need it whole."""
+        share = np.array_split(np.array(self.indices, dtype=np.int64), ranks.world_size)[ranks.rank]
+        if not len(share):
+            return []
+        pieces = [share] if whole else np.array_split(share, -(-len(share) // PIECE))
+        images = self.images.to(ranks.device)
+        return [images.batch(torch.from_numpy(piece).to(ranks.device), dtype) for piece in pieces]
