@@ -14,6 +14,7 @@ from tvlars_probe.errors import RunFailedError, UserError
 # name: module below tvlars_probe.commands, and what `--help` says
 COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
+    "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tvlars_probe.curvature.krylov import Basis, norm, random_vector
 from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,8 @@ SMALL = 1e-3
 """Eigenvalues below this share of the largest are resolved relative to that share instead of to themselves."""
 
 MOST_MATVECS = 1000
+
+CRITERIA = ("residual", "kato-temple")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,15 @@ class _Ritz:
         ends = [(rank, k - rank) for rank in range(1, top + 1)]
         return ends + [(-rank, rank - 1) for rank in range(1, bottom + 1)]
 
+    def errors(self, criterion: str) -> Floats:
+        """The residuals, or residual²/gap where that is smaller; the gap is the distance to the nearest other value."""
+        if criterion == "residual" or len(self.values) < 2:
+            return self.residuals
+        steps = np.diff(self.values)
+        gaps = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
+        squares = np.divide(self.residuals**2, gaps, out=np.full_like(gaps, np.inf), where=gaps > 0)
+        return np.asarray(np.minimum(self.residuals, squares))
+
     def limits(self, tol: float) -> Floats:
         """Residual at which each value counts as converged."""
         size = np.abs(self.values)
@@ -61,6 +72,7 @@ def lanczos(
     top: int = 1,
     bottom: int = 0,
     tol: float = 1e-3,
+    criterion: str = "residual",
     seed: int = 0,
     start: Tensor | None = None,
     max_matvecs: int = MOST_MATVECS,
@@ -74,7 +86,10 @@ def lanczos(
         operator: A, of size n.
         top: how many from the top.
         bottom: how many from the bottom.
-        tol: a value λ has converged when ‖A v − λ v‖ <= tol·max(|λ|, 0.001·max |λ|).
+        tol: a value λ has converged when its error is at most tol·max(|λ|, 0.001·max |λ|).
+        criterion: what counts as the error: "residual", ‖A v − λ v‖, a bound for λ and to first order for the vector;
+            or "kato-temple", residual²/gap, an estimate for λ alone (the gap is known from the Ritz values only), which
+            takes about half the products (Kato, 1949, J. Phys. Soc. Japan 4:334).
         seed: of the start vector.
         start: start from this vector instead, for instance an eigenvector of a nearby operator.
         max_matvecs: stop after so many products; what hasn't converged by then is marked.
@@ -96,6 +111,8 @@ def lanczos(
     wanted = top + bottom
     if top < 0 or bottom < 0 or not wanted:
         raise UserError(f"top={top}, bottom={bottom}: ask for at least one eigenvalue")
+    if criterion not in CRITERIA:
+        raise unknown("criterion", criterion, CRITERIA)
     if wanted > operator.size:
         raise UserError(f"{wanted} eigenvalues of an operator with {operator.size}: ask for fewer")
     began = time.perf_counter()
@@ -108,31 +125,31 @@ def lanczos(
             done = False
         else:
             pairs = ritz.chosen(top, bottom)
-            excess = max(_ratio(ritz.residuals[i], limit) for i, limit in _with_limits(ritz, pairs, tol))
+            errors, limits = ritz.errors(criterion), ritz.limits(tol)
+            excess = max(_ratio(float(errors[i]), float(limits[i])) for _, i in pairs)
             report(process.matvecs, excess)
             done = excess <= 1.0
         if done or process.exhausted or (process.matvecs >= max_matvecs and len(process.basis) >= wanted):
             break
         process.extend(ritz, top, bottom)
-    limits = ritz.limits(tol)
     floor = torch.finfo(operator.dtype).eps * float(np.abs(ritz.values).max(initial=0.0))
     values = tuple(
         Eigenvalue(
-            rank, float(ritz.values[i]), max(float(ritz.residuals[i]), floor), bool(ritz.residuals[i] <= limits[i])
+            rank,
+            float(ritz.values[i]),
+            residual=max(float(ritz.residuals[i]), floor),
+            error=max(float(errors[i]), floor),
+            converged=bool(errors[i] <= limits[i]),
         )
         for rank, i in pairs
     )
     found = (
         process.basis.combine(torch.from_numpy(ritz.vectors[:, [i for _, i in pairs]].T.copy())) if vectors else None
     )
+    seconds = time.perf_counter() - began
     return Eigenvalues(
-        values=values, tol=tol, matvecs=process.matvecs, seconds=time.perf_counter() - began, vectors=found
+        values=values, tol=tol, criterion=criterion, matvecs=process.matvecs, seconds=seconds, vectors=found
     )
-
-
-def _with_limits(ritz: _Ritz, pairs: list[tuple[int, int]], tol: float) -> list[tuple[int, float]]:
-    limits = ritz.limits(tol)
-    return [(i, float(limits[i])) for _, i in pairs]
 
 
 def _ratio(residual: float, limit: float) -> float:
