@@ -89,7 +89,8 @@ def lanczos(
         tol: a value λ has converged when its error is at most tol·max(|λ|, 0.001·max |λ|).
         criterion: what counts as the error: "residual", ‖A v − λ v‖, a bound for λ and to first order for the vector;
             or "kato-temple", residual²/gap, an estimate for λ alone (the gap is known from the Ritz values only), which
-            takes about half the products (Kato, 1949, J. Phys. Soc. Japan 4:334).
+            takes fewer products (Kato, 1949, J. Phys. Soc. Japan 4:334); the value must also have moved by no more
+            than tol in the last step.
         seed: of the start vector.
         start: start from this vector instead, for instance an eigenvector of a nearby operator.
         max_matvecs: stop after so many products; what hasn't converged by then is marked.
@@ -118,42 +119,64 @@ def lanczos(
     began = time.perf_counter()
     capacity = max(wanted + 3, min(basis_size or _affordable(operator), operator.size))
     process = _Process(operator, min(capacity, operator.size), torch.Generator().manual_seed(seed), start)
+    verdict = _Verdict(top, bottom, tol, criterion)
     while True:
         process.step()
         ritz = process.ritz()
-        if len(process.basis) < wanted:
-            done = False
-        else:
-            pairs = ritz.chosen(top, bottom)
-            errors, limits = ritz.errors(criterion), ritz.limits(tol)
-            excess = max(_ratio(float(errors[i]), float(limits[i])) for _, i in pairs)
-            report(process.matvecs, excess)
-            done = excess <= 1.0
-        if done or process.exhausted or (process.matvecs >= max_matvecs and len(process.basis) >= wanted):
+        enough = len(process.basis) >= wanted
+        if enough:
+            verdict.update(ritz, is_exact=process.exhausted)
+            report(process.matvecs, verdict.excess)
+        if process.exhausted or (enough and (verdict.excess <= 1.0 or process.matvecs >= max_matvecs)):
             break
         process.extend(ritz, top, bottom)
-    floor = torch.finfo(operator.dtype).eps * float(np.abs(ritz.values).max(initial=0.0))
-    values = tuple(
-        Eigenvalue(
-            rank,
-            float(ritz.values[i]),
-            residual=max(float(ritz.residuals[i]), floor),
-            error=max(float(errors[i]), floor),
-            converged=bool(errors[i] <= limits[i]),
-        )
-        for rank, i in pairs
-    )
-    found = (
-        process.basis.combine(torch.from_numpy(ritz.vectors[:, [i for _, i in pairs]].T.copy())) if vectors else None
-    )
-    seconds = time.perf_counter() - began
+    weights = torch.from_numpy(ritz.vectors[:, [i for _, i in verdict.pairs]].T.copy())
     return Eigenvalues(
-        values=values, tol=tol, criterion=criterion, matvecs=process.matvecs, seconds=seconds, vectors=found
+        values=verdict.values(ritz, floor=torch.finfo(operator.dtype).eps),
+        tol=tol,
+        criterion=criterion,
+        matvecs=process.matvecs,
+        seconds=time.perf_counter() - began,
+        vectors=process.basis.combine(weights) if vectors else None,
     )
 
 
-def _ratio(residual: float, limit: float) -> float:
-    return residual / limit if limit > 0 else (0.0 if residual == 0 else float("inf"))
+class _Verdict:
+    """Which of the wanted values have converged."""
+
+    def __init__(self, top: int, bottom: int, tol: float, criterion: str) -> None:
+        self._ends, self._tol, self._criterion = (top, bottom), tol, criterion
+        self._before: Floats | None = None
+
+    def update(self, ritz: _Ritz, *, is_exact: bool) -> None:
+        """Judge the pairs of one more step."""
+        self.pairs = ritz.chosen(*self._ends)
+        wanted = [i for _, i in self.pairs]
+        values = ritz.values[wanted]
+        self.errors = ritz.errors(self._criterion)[wanted]
+        if self._criterion == "kato-temple" and not is_exact:
+            # It takes the gap from the Ritz values, which holds only once these have settled.
+            moved = np.inf if self._before is None else np.abs(values - self._before)
+            self.errors = np.maximum(self.errors, moved)
+        self._before = values
+        limits = ritz.limits(self._tol)[wanted]
+        self.converged = self.errors <= limits
+        ratios = np.divide(self.errors, limits, out=np.full_like(limits, np.inf), where=limits > 0)
+        self.excess = 0.0 if self.converged.all() else float(ratios[~self.converged].max())
+
+    def values(self, ritz: _Ritz, *, floor: float) -> tuple[Eigenvalue, ...]:
+        """The results; no error is given as less than ``floor`` times the largest value."""
+        least = floor * float(np.abs(ritz.values).max(initial=0.0))
+        return tuple(
+            Eigenvalue(
+                rank,
+                float(ritz.values[i]),
+                residual=max(float(ritz.residuals[i]), least),
+                error=max(float(error), least),
+                converged=bool(converged),
+            )
+            for (rank, i), error, converged in zip(self.pairs, self.errors, self.converged, strict=True)
+        )
 
 
 def _affordable(operator: Operator) -> int:
@@ -180,7 +203,7 @@ class _Process:
     def step(self) -> None:
         """One product, by the newest vector."""
         j = len(self.basis) - 1
-        w = self.operator.matvec(self.basis[j]).clone()
+        w = self.operator.matvec(self.basis[j])
         self.matvecs += 1
         # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
         first = self._coupled

@@ -43,6 +43,7 @@ class Measures:
         engine: "lanczos" or "pyhessian" (eigenvalues and trace of the raw Hessian).
         tol: relative error of eigenvalues.
         criterion: what counts as their error, see `tvlars_probe.curvature.lanczos`.
+        warm_criterion: the same where a start vector is given: it vouches for what a random one can miss.
         max_matvecs: products after which an eigenvalue is given up.
         trace_matvecs: products spent on a trace.
         density_probes: random vectors of a density.
@@ -60,6 +61,7 @@ class Measures:
     engine: str = "lanczos"
     tol: float = 1e-3
     criterion: str = "residual"
+    warm_criterion: str = "kato-temple"
     max_matvecs: int = 1000
     trace_matvecs: int = 45
     density_probes: int = 4
@@ -225,16 +227,17 @@ class _Work:
             top = min(top, hessian.size)
             bottom = min(bottom, hessian.size - top)
         start = self.starts.get(kind) if whole else None
+        start = start if start is not None and len(start) == hessian.size else None
         found = lanczos(
             operator,
             top=top,
             bottom=bottom,
             tol=m.tol,
-            criterion=m.criterion,
+            criterion=m.criterion if start is None else m.warm_criterion,
             seed=m.seed,
             max_matvecs=m.max_matvecs,
             vectors=whole,
-            start=start if start is not None and len(start) == hessian.size else None,
+            start=start,
             report=lambda made, excess: self.report(f"{title}: product {made}, error {excess:.1e} of its limit"),
         )
         if whole and m.top:

@@ -41,7 +41,7 @@ class SharpnessProbe:
         bn_mode: "train", "eval" or "frozen-batch".
         budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
             out. None doesn't limit it.
-        tol: relative error of the eigenvalue, by Kato and Temple's estimate.
+        tol: relative error of the eigenvalue: its residual at the first measurement, Kato and Temple's estimate later.
         seed: of the first start vector.
         sample_id: names the sample in the trace.
         compute: mean loss of a batch, in place of ``loss_fn`` (pass None) for models with another signature.
@@ -73,7 +73,7 @@ class SharpnessProbe:
             assert loss_fn is not None, "give loss_fn or compute"
             compute = supervised(loss_fn)
         self._cadence = cadence(every)
-        self._measures = Measures(operators=tuple(operators), tol=tol, criterion="kato-temple", seed=seed)
+        self._measures = Measures(operators=tuple(operators), tol=tol, seed=seed)
         self._model = unwrap(model)
         is_pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
         batches: list[tuple[Tensor, ...]] = [data] if is_pair else list(data)  # type: ignore[list-item, arg-type]
