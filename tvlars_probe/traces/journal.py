@@ -51,6 +51,8 @@ class Journal:
         before = Manifest.load(path)
         for name in ("run_id", "created", "segments", "notes", "best", "best_test_acc1", "final"):
             setattr(manifest, name, getattr(before, name))
+        manifest.parameters = before.parameters | manifest.parameters
+        manifest.groups = manifest.groups or before.groups
         directory.cut_back(step)
         return cls(directory, manifest)
 
