@@ -106,7 +106,10 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         option("--val", section=d, type=float, default=0.0, help="Fraction of the training data to hold out."),
         option("--limit", section=d, type=int, help="Use only so many training and test samples."),
-        option("--image-size", section=d, type=int, show_default="as they are", help="Side to which the images of an imagefolder are brought."),
+        option(
+            "--image-size", section=d, type=int, show_default="as they are",
+            help="Side to which the images of an imagefolder are brought.",
+        ),
         option(
             "--augmentation", section=d, type=_choice(AUGMENTATIONS), default="auto",
             help="Of a classifier's training images: crop, mirror, rotation; auto: as the data set has it.",
