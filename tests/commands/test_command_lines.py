@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,7 +13,9 @@ import tvlars_probe
 from tests.data.cifar import write_cifar10
 from tvlars_probe.commands.train import build_config
 from tvlars_probe.commands.train import command as train_command
-from tvlars_probe.runners.config import TrainConfig
+
+if TYPE_CHECKING:
+    from tvlars_probe.runners.config import TrainConfig
 
 LINES = (Path(__file__).parents[1] / "golden" / "command_lines.txt").read_text().splitlines()
 
@@ -74,10 +76,10 @@ def test_without_those_devices_the_line_says_what_is_missing(cli: Any, line: str
 
 
 def train(cli: Any, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tvlars_probe.Run:
-    """Train a line to the end on 520 images, in one epoch of each phase."""
+    """Train a line to the end on 512 images, a batch an epoch, until Barlow Twins' running statistics have settled."""
     write_cifar10(tmp_path / "data", monkeypatch, per_batch=110, test=60)
-    more = ("--limit", 520, "--epochs", 1, "--threads", 2, "--train-eval-samples", 0, "--run-dir", "r")
-    done = cli("train", *on_cpu(line, *more, *(("--cl_epochs", 1) if "bt" in line else ())))
+    more = ("--limit", 512, "--epochs", 1, "--threads", 2, "--train-eval-samples", 0, "--run-dir", "r")
+    done = cli("train", *on_cpu(line, *more, *(("--cl_epochs", 6) if "bt" in line else ())))
     assert done.code == 0, done.err
     return tvlars_probe.open_run("r")
 
@@ -88,7 +90,7 @@ def test_classification_lines_train_to_the_end(
 ) -> None:
     run = train(cli, line, tmp_path, monkeypatch)
     assert run.status == "completed"
-    assert run.steps()["phase"].tolist() == ["train"] * 2
+    assert run.steps()["phase"].tolist() == ["train"]
     assert run.epochs()["test_acc5"].notna().all()
 
 
@@ -99,7 +101,6 @@ def test_barlow_twins_lines_train_to_the_end(
 ) -> None:
     run = train(cli, line, tmp_path, monkeypatch)
     assert run.status == "completed"
-    assert run.steps()["phase"].tolist() == ["pretrain"] * 2 + ["linear"] * 3
-    assert run.steps()["step"].tolist() == [0, 1, 2, 3, 4]
-    assert run.epochs()["phase"].tolist() == ["pretrain", "linear"]
-    assert run.epochs()["test_acc5"].notna().tolist() == [False, True]
+    assert run.steps()["phase"].tolist() == ["pretrain"] * 6 + ["linear"] * 2
+    assert run.epochs()["phase"].tolist() == ["pretrain"] * 6 + ["linear"]
+    assert run.epochs()["test_acc5"].notna().tolist() == [False] * 6 + [True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from tvlars_probe.data import tiny_imagenet
 from tvlars_probe.data.image_folder import channel_moments
 from tvlars_probe.data.registry import DATASETS, DataConfig
 from tvlars_probe.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["torchvision's root", "the folder itself"])
@@ -79,9 +82,7 @@ def test_parquet_files_are_imported_into_what_the_loader_reads(tmp_path: Path) -
     write_tiny_imagenet(tmp_path)
     write_parquet(tmp_path / "hub")
     assert tiny_imagenet.import_into(tmp_path / "mine", tmp_path / "hub") == (12, 6)
-    folder, imported = (
-        DataConfig(name="tinyimagenet", folder=str(tmp_path / name)).load() for name in (".", "mine")
-    )
+    folder, imported = (DataConfig(name="tinyimagenet", folder=str(tmp_path / name)).load() for name in (".", "mine"))
     for part in ("train", "test"):
         assert getattr(folder, part).fingerprint() == getattr(imported, part).fingerprint()
     assert DATASETS["tinyimagenet"].loader.count(tmp_path / "mine") == (12, 6)

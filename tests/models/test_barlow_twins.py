@@ -102,9 +102,7 @@ def product_by_definition() -> dict[str, Tensor]:
     gradients = torch.autograd.grad(
         oracle.loss(model(first), model(second), LAMBDA), list(parameters.values()), create_graph=True
     )
-    dot = sum(
-        ((g * direction(p)).sum() for g, p in zip(gradients, parameters.values(), strict=True)), torch.zeros(())
-    )
+    dot = sum(((g * direction(p)).sum() for g, p in zip(gradients, parameters.values(), strict=True)), torch.zeros(()))
     return dict(zip(parameters, torch.autograd.grad(dot, list(parameters.values())), strict=True))
 
 
