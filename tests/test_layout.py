@@ -20,16 +20,17 @@ ALLOWED = {
     "optimizers": set(),
     "models": set(),
     "data": set(),
-    "probes": {"traces"},
-    "runners": {"models", "data", "optimizers", "probes", "traces"},
-    "commands": {"runners", "models", "data", "optimizers", "traces"},
+    "curvature": set(),
+    "probes": {"curvature", "traces"},
+    "runners": {"models", "data", "optimizers", "probes", "curvature", "traces"},
+    "commands": {"runners", "models", "data", "optimizers", "curvature", "traces"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"optimizers", "probes", "traces"},
+    "__init__": {"curvature", "optimizers", "probes", "traces"},
 }
 OPEN = {"errors", "reductions", "collectives", "__init__"}
 TORCH_FREE = ("traces", "errors", "cli", "commands", "optimizers.schedules", "optimizers.phi", "optimizers.registry",
-              "models.backbones", "data.registry", "data.batches", "runners.config",
+              "models.backbones", "data.registry", "data.batches", "runners.config", "curvature.results",
               "runners.modes", "runners.grids", "runners.sweeps", "models.initialization")  # fmt: skip
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
     "sweep": ("sweep", "Train a grid of runs."),
     "data": ("data", "Data sets: what is there, and how to get what isn't."),
+    "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
 }

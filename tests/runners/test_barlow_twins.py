@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -156,6 +157,15 @@ def test_sharpness_is_measured_in_both_phases(tmp_path: Path) -> None:
     assert curvature["phase"].tolist() == ["pretrain"] * 3 + ["linear"]
     plain = run(tmp_path / "plain")
     assert plain.steps()["loss"].tolist() == result.steps()["loss"].tolist()
+
+
+def test_sharpness_is_measured_at_the_checkpoints_of_both_phases(cli: Any, tmp_path: Path) -> None:
+    result = run(tmp_path / "r")
+    done = cli("sharpness", result.path, "--checkpoint", "all", "--samples", 24, "--bn", "eval", "--devices", "cpu")
+    assert done.code == 0, done.err
+    frame = pd.read_parquet(result.path / "sharpness")
+    assert {*frame["phase"].astype(str)} == {"pretrain", "linear"}
+    assert np.isfinite(frame["value"]).all()
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "linear"])

@@ -5,30 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from tvlars_probe.data.augmentation import augmentation
 from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.data.views import TwinViews
 from tvlars_probe.errors import UserError
-from tvlars_probe.models.barlow_twins import LinearProbe, barlow_twins_loss
+from tvlars_probe.models.barlow_twins import barlow_twins_loss
 from tvlars_probe.optimizers.schedules import Schedule
 from tvlars_probe.probes.recorder import record
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.classification import Training, batch_plan, distribute, seeded_model
 from tvlars_probe.runners.evaluation import Precision, Tally
+from tvlars_probe.runners.objectives import build_optimizer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tvlars_probe.data.batches import Share
     from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.jobs import Job
     from tvlars_probe.runners.ranks import Ranks
-
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-6
-"""Of the linear probe's SGD, as in Barlow Twins' own evaluation."""
 
 
 def train_barlow_twins(ranks: Ranks, job: Job) -> None:
@@ -74,7 +71,7 @@ class Pretraining(Training):
         precision = Precision(config.precision, ranks.device)
         plan = batch_plan(config, data, ranks)
         model = seeded_model(config, data, cls.phase, ranks, precision)
-        optimizer = config.optimizer.build(model.parameters())
+        optimizer = build_optimizer(config, model, cls.phase)
         schedule = config.schedule.build(
             epochs=config.barlow.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
         )
@@ -139,7 +136,7 @@ class Probing(Training):
         if plan.batch_size < ranks.world_size:
             raise UserError(f"--probe-batch-size {plan.batch_size} is smaller than the ranks, {ranks.world_size}")
         model = seeded_model(config, data, cls.phase, ranks, pretraining.precision)
-        optimizer = SGD(_groups(model, config), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        optimizer = build_optimizer(config, model, cls.phase)
         schedule = Schedule("cosine", config.epochs * plan.steps_per_epoch)
         return cls(
             config=config,
@@ -165,11 +162,3 @@ class Probing(Training):
         self.model.get_submodule("backbone").load_state_dict(source)
         # As after any build: what this phase draws doesn't depend on what the one before it drew.
         torch.manual_seed((self.config.seed << 20) + self.ranks.rank + 1)
-
-
-def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    assert isinstance(model, LinearProbe)
-    groups: list[dict[str, object]] = [{"params": list(model.head.parameters()), "lr": config.barlow.lr_classifier}]
-    if config.barlow.lr_backbone > 0:
-        groups.append({"params": list(model.backbone.parameters()), "lr": config.barlow.lr_backbone})
-    return groups

@@ -85,7 +85,7 @@ class SharpnessConfig:
         operators: among "hessian", "effective" and "relative".
         samples: training samples of the fixed probe batch; fewer where there are fewer.
         bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch".
-        tol: relative residual of the eigenvalue.
+        tol: relative error of the eigenvalue.
         budget: highest share of the run's time to spend on it, such as "10%"; None doesn't limit it.
     """
 

@@ -7,25 +7,30 @@ probe).
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.optim import SGD
 
 from tvlars_probe.data.views import TwinViews
-from tvlars_probe.models.barlow_twins import barlow_twins_loss, build_barlow_twins, build_linear_probe
+from tvlars_probe.models.barlow_twins import LinearProbe, barlow_twins_loss, build_barlow_twins, build_linear_probe
 from tvlars_probe.models.batch_norm import synchronize_batch_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from tvlars_probe.data.batches import Indices
     from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.runners.config import TrainConfig
 
     Batch = tuple[Tensor, ...]
+
+PROBE_MOMENTUM, PROBE_WEIGHT_DECAY = 0.9, 1e-6
+"""Of the linear probe's SGD, as in Barlow Twins' own evaluation."""
 
 
 def build_model(config: TrainConfig, data: ImageData, phase: str) -> nn.Module:
@@ -37,6 +42,16 @@ def build_model(config: TrainConfig, data: ImageData, phase: str) -> nn.Module:
         return build_linear_probe(config.model, channels=data.channels, num_classes=data.num_classes, frozen=frozen)
     model = config.model.build(channels=data.channels, num_classes=data.num_classes)
     return synchronize_batch_norm(model) if config.sync_bn else model
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module, phase: str) -> Optimizer:
+    """The optimizer of a phase, of its model: the run's own, or the linear probe's SGD."""
+    if not isinstance(model, LinearProbe):
+        return config.optimizer.build(model.parameters())
+    groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr": config.barlow.lr_classifier}]
+    if not model.frozen:
+        groups.append({"params": list(model.backbone.parameters()), "lr": config.barlow.lr_backbone})
+    return SGD(groups, lr=0.0, momentum=PROBE_MOMENTUM, weight_decay=PROBE_WEIGHT_DECAY)
 
 
 def batch_loss(config: TrainConfig, phase: str) -> Callable[[nn.Module, Batch], Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from torch import Tensor
@@ -127,3 +129,26 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+@contextlib.contextmanager
+def status_line(*, speaks: bool, interval: float = 10.0) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being computed: renewed on a terminal, every ten seconds elsewhere."""
+    if not speaks:
+        yield lambda _: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            yield lambda text: status.update(text)
+        return
+    shown = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= interval:
+            shown = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    yield say
