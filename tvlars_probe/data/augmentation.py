@@ -126,7 +126,7 @@ def move_pixels(images: Tensor, placements: Placements) -> Tensor:
     """
     samples, channels, height, width = images.shape
     rows, columns, inside = _sources(placements, height, width)
-    at = (rows * width + columns).masked_fill_(~inside, 0).to(torch.int64).view(samples, 1, -1)
+    at = (rows * width + columns).masked_fill_(~inside, 0).to(torch.int64).view(samples, 1, height * width)
     moved = images.flatten(2).gather(2, at.expand(-1, channels, -1)).view_as(images)
     return moved.mul_(inside[:, None])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Self
@@ -69,11 +70,19 @@ class Lines(_Speaking):
     def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
         if step + 1 < self.total_steps:
             where = f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.total_steps}"
-            print(f"{where}  {figures}  {clock(seconds_left)} left", flush=True)
+            say(f"{where}  {figures}  {clock(seconds_left)} left")
 
     def epoch(self, *, epoch: int, line: str) -> None:
         self._shown = time.monotonic()
-        print(f"epoch {epoch + 1}/{self.epochs}  {line}", flush=True)
+        say(f"epoch {epoch + 1}/{self.epochs}  {line}")
+
+
+def say(line: str) -> None:
+    """Print a line; whoever closes the other end of the pipe (``| head``) ends the talking, not the run."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar(_Speaking):

@@ -201,9 +201,9 @@ CURVATURE = Table(
     "one row per figure; in training for the state before the step, after it for the state of a checkpoint",
     (
         _RUN,
-        *_MEASUREMENT,
         _STEP,
         _PHASE,
+        *_MEASUREMENT,
         Column("measure", "name", "name", "eigenvalue, trace or epsilon_sharpness", required=True),
         *_OPERATOR,
         Column("rank", "int64", "1", "of an eigenvalue: 1, 2, ... from the top, -1, -2, ... from the bottom"),
@@ -232,9 +232,9 @@ SPECTRUM = Table(
     "one row per point of a spectral density",
     (
         _RUN,
-        *_MEASUREMENT,
         _STEP,
         _PHASE,
+        *_MEASUREMENT,
         *_OPERATOR,
         Column("grid", "float64", "1", "eigenvalue λ", required=True),
         Column("density", "float64", "1", "share of eigenvalues per unit of λ, smoothed"),
