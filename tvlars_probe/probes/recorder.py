@@ -224,6 +224,33 @@ class Recorder:
         finally:
             self._clock.leave_out(time.perf_counter() - start)
 
+    def begin_phase(
+        self,
+        phase: str,
+        model: nn.Module | None,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        probes: Sequence[SharpnessProbe] = (),
+    ) -> None:
+        """Go on with another model and optimizer in the same trace; steps run on. Every rank calls it.
+
+        Args:
+            phase: its name: train, pretrain or linear.
+            model: as for `record`.
+            optimizer: likewise.
+            probes: likewise.
+        """
+        self.flush()
+        self._detach()
+        self._model = model
+        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self._curvature = list(probes)
+        self._rates.clear()
+        self._last_lrs.clear()
+        self.phase = phase
+        self._lay_out()
+        self._attach()
+
     def request_stop(self) -> None:
         """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Rank 0's wish counts."""
         self._stop_wish = True
@@ -272,17 +299,23 @@ class Recorder:
                 failure = error
         if self._ranks.enter(failure is not None):
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
+        self._attach()
+        return self
+
+    def _attach(self) -> None:
         for index, optimizer in enumerate(self._optimizers):
             self._handles += attach(optimizer, partial(self._on_before, index), partial(self._on_after, index))
         self._clock = StepClock()
-        return self
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._detach()
         if self._logs_without_step and not self.step:
             warnings.warn(
                 "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
@@ -340,7 +373,9 @@ class Recorder:
     def _note_parameters(self) -> None:
         table = parameter_table(self._model, self._optimizers)
         self.manifest.parameters[self.phase] = [info.as_dict() for info in table]
-        self.manifest.groups = [describe_group(o, group) for o in self._optimizers for group in o.param_groups]
+        others = [group for group in self.manifest.groups if group.get("phase", self.phase) != self.phase]
+        mine = [describe_group(o, group) for o in self._optimizers for group in o.param_groups]
+        self.manifest.groups = others + [{**group, "phase": self.phase} for group in mine]
 
     # The hooks.
 
