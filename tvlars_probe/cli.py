@@ -16,6 +16,10 @@ COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
     "runs": ("runs", "List the runs below a folder."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
+    "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
+    "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
+    "compare": ("compare", "Optimizers, batch sizes and schedules side by side."),
+    "replay": ("replay", "Trust ratios that another variant would have given."),
 }
 
 
