@@ -19,19 +19,22 @@ ALLOWED = {
     "optimizers": set(),
     "models": set(),
     "data": set(),
-    "probes": {"traces"},
-    "runners": {"models", "data", "optimizers", "probes", "traces"},
+    "curvature": set(),
+    "probes": {"curvature", "traces"},
+    "runners": {"models", "data", "optimizers", "probes", "curvature", "traces"},
     "analyses": {"traces", "optimizers"},
     "charts": {"analyses"},
     "report": {"charts", "analyses"},
-    "commands": {"analyses", "charts", "report", "runners", "models", "data", "optimizers", "traces"},
+    "commands": {
+        "analyses", "charts", "report", "runners", "models", "data", "optimizers", "curvature", "traces",
+    },
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"optimizers", "probes", "traces"},
+    "__init__": {"curvature", "optimizers", "probes", "traces"},
 }
 OPEN = {"errors", "reductions", "__init__"}
 TORCH_FREE = ("traces", "errors", "cli", "commands", "optimizers.schedules", "optimizers.phi", "optimizers.registry",
-              "models.backbones", "data.registry", "data.batches", "runners.config")  # fmt: skip
+              "models.backbones", "data.registry", "data.batches", "runners.config", "curvature.results")  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

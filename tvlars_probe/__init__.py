@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvlars_probe.curvature.sharpness import Sharpness, sharpness
+    from tvlars_probe.curvature.results import Sharpness
+    from tvlars_probe.curvature.sharpness import sharpness
     from tvlars_probe.optimizers.lamb import LAMB
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.tvlars import TVLARS
@@ -27,7 +28,7 @@ _HOMES = {
     "TVLARS": "tvlars_probe.optimizers.tvlars",
     "Recorder": "tvlars_probe.probes.recorder",
     "record": "tvlars_probe.probes.recorder",
-    "Sharpness": "tvlars_probe.curvature.sharpness",
+    "Sharpness": "tvlars_probe.curvature.results",
     "SharpnessProbe": "tvlars_probe.probes.sharpness",
     "applied_rates": "tvlars_probe.probes.rates",
     "sharpness": "tvlars_probe.curvature.sharpness",

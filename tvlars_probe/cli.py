@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from tvlars_probe import __version__
-from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 
 # name: module below tvlars_probe.commands, and what `--help` says
 COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
+    "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
     "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
@@ -43,9 +44,14 @@ class Root(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.UsageError as error:
+            # With no arguments click's message is the whole help, which stays as it is.
+            is_help = error.ctx is not None and error.format_message() == error.ctx.get_help()
+            click.echo(error.format_message(), err=True) if is_help else _fail(error.format_message())
+            code = error.exit_code
         except click.ClickException as error:
             _fail(error.format_message())
-            code = error.exit_code if isinstance(error, click.UsageError) else 2
+            code = 2
         except UserError as error:
             _fail(str(error))
             code = 2
@@ -53,10 +59,17 @@ class Root(click.Group):
             _fail(str(error))
             code = 1
         except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted: the same command continues the run", err=True)
             code = 130
+        except InterruptedRunError as error:
+            click.echo("Interrupted: the same command continues the run", err=True)
+            code = 128 + error.signal
         except BrokenPipeError:
             sys.stderr.close()
             code = 1
+        except OSError as error:
+            _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+            code = 2
         sys.exit(code if isinstance(code, int) else 0)
 
 

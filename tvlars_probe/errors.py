@@ -31,6 +31,18 @@ class NonFiniteLossError(UserError):
     """The loss whose curvature is asked for is not finite."""
 
 
+class InterruptedRunError(Exception):
+    """A signal ended the run's processes.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"ended by signal {signal}")
+        self.signal = signal
+
+
 class RunFailedError(RuntimeError):
     """A run ended with an error of its own: what was recorded is kept."""
 

@@ -89,3 +89,37 @@ def test_show_of_a_run_that_recorded_nothing_yet(cli: Any) -> None:
 def test_ages() -> None:
     assert age("2000-01-01T00:00:00+00:00").endswith(" d")
     assert age("nonsense") == ""
+
+
+def test_a_diverged_run_is_shown_for_machines(cli: Any) -> None:
+    assert cli("train", "--lr", 1e30, "--epochs", 2, "--run-dir", "d").code == 0
+    shown = cli("show", "d", "--json")
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["status"] == "diverged"
+    assert json.loads(cli("runs", ".", "--json").out)[0]["run"] == "d"
+
+
+def test_a_strangers_configuration_and_a_damaged_manifest_are_listed(cli: Any, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "mine", config={"schedule": {"kind": "cosine"}}):
+        pass
+    with tvlars_probe.record(model, optimizer, tmp_path / "torn"):
+        pass
+    path = tmp_path / "torn" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": [], "groups": None}))
+    listed = {row["run"]: row["status"] for row in json.loads(cli("runs", ".", "--json").out)}
+    assert listed == {"mine": "completed", "torn": "damaged"}
+    assert cli("show", "mine").code == 0
+    refused = cli("show", "torn")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "run.json is damaged" in refused.err
+
+
+def test_a_damaged_part_is_one_line(cli: Any, tmp_path: Path) -> None:
+    assert cli("train", "--epochs", 1, "--run-dir", "a").code == 0
+    for part in (tmp_path / "a" / "trace" / "steps").iterdir():
+        part.write_bytes(b"junk")
+    shown = cli("show", "a")
+    assert (shown.code, shown.err.count("\n")) == (2, 1)
+    assert "damaged" in shown.err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_divergence_is_a_finding_not_an_error(cli: Any) -> None:
         (["--ds", "fashion-mnist", "--data-dir", "damaged"], "train-images-idx3-ubyte.gz is damaged"),
         (["--resume", "nowhere"], "nowhere is not a run directory"),
         (["--nonsense"], "No such option"),
+        (["--opt", "tvlars", "--delay", "nan"], "--delay nan is outside its range"),
+        (["--alpha", "inf"], "--alpha inf is outside its range"),
+        (["--seed", "20000000000000"], "allowed: 0 to 4294967295"),
+        (["--threads", "100000"], "allowed: 1 to 1024"),
+        (["--run-dir", "x" * 300], "File name too long"),
+        (["--sharpness-every", "often"], "give a number of steps, 1 or more, or 'log'"),
+        (["--sharpness-every", "0"], "give a number of steps"),
+        (["--sharpness-samples", "0"], "--sharpness-samples 0 is too few"),
+        (["--sharpness-operators", "fisher"], "'fisher' is not one of"),
+        (["--probe-budget", "150%"], "such as 10%"),
+        (["--probe-budget", "some"], "such as 10%"),
         (["--lr"], "requires an argument"),
         (["word"], "unexpected extra argument"),
     ],
@@ -160,6 +172,28 @@ def test_every_option_has_help_and_a_default() -> None:
         assert param.help, param.name
         record = param.get_help_record(context)
         assert record is not None
-        without_default = {"data_dir", "limit", "micro_batch", "resume", "help"}
+        without_default = {"data_dir", "limit", "micro_batch", "resume", "help", "sharpness_every", "probe_budget"}
         if param.name not in without_default and not param.is_flag:
             assert "[default: " in record[1], param.name
+
+
+def test_a_port_in_use_is_refused(cli: Any, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        refused = cli("train", "--nproc", 2, "--devices", "cpu", "--port", taken.getsockname()[1], "--run-dir", "a")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "can't be used" in refused.err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_holds_only_a_lock_is_vacant(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".lock").touch()
+    assert cli("train", "--limit", 64, "--bs", 32, "--epochs", 1, "--run-dir", "a").code == 0
+
+
+def test_without_arguments_the_help_is_shown_as_it_is(cli: Any) -> None:
+    shown = cli()
+    assert shown.code == 2
+    assert "\n  train " in shown.err

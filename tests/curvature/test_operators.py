@@ -78,7 +78,7 @@ def test_train_mode_is_refused_where_there_is_no_variance() -> None:
         by_our_route(model, [(x, y)], "train")
 
 
-class Probed(Exception):
+class ProbedError(Exception):
     pass
 
 
@@ -99,7 +99,7 @@ def test_everything_is_put_back(mode: str, fails: bool) -> None:
     def compute(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         torch.rand(3)
         if fails:
-            raise Probed
+            raise ProbedError
         return F.cross_entropy(model(batch[0]), batch[1])
 
     objective = Objective(model, compute, [(x, y)], bn_mode=mode)
@@ -107,7 +107,7 @@ def test_everything_is_put_back(mode: str, fails: bool) -> None:
         with objective.held():
             hessian = HessianOperator(objective, dict(model.named_parameters()))
             hessian.matvec(torch.ones(hessian.size, dtype=torch.float64))
-    except Probed:
+    except ProbedError:
         assert fails
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [buffer.data_ptr() for buffer in model.buffers()] == buffers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -442,14 +443,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
 
-def test_log_before_the_first_step_warns_once(tmp_path: Path) -> None:
+def test_log_without_a_step_counts_for_nothing(tmp_path: Path) -> None:
     model = net()
     optimizer = OPTIMIZERS["lars"](model.parameters())
     with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
-        with pytest.warns(UserWarning, match="belongs after it"):
-            rec.log(loss=1.0)
-        rec.log(loss=1.0)
-    assert tvlars_probe.open_run(tmp_path / "r").steps().empty
+        rec.log(loss=1.0)  # as after a step that a gradient scaler skipped
+        loop(model, optimizer, range(1), rec)
+    assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 1
 
 
 def test_epochs_are_logged_by_name(tmp_path: Path) -> None:
@@ -497,3 +497,173 @@ def test_the_device_path_gives_the_same_figures(tmp_path: Path) -> None:
             loop(model, optimizer, range(3), rec)
         frames.append(tvlars_probe.open_run(tmp_path / str(foreach)).layers().drop(columns=["run", "parameter"]))
     np.testing.assert_allclose(frames[0].to_numpy(float), frames[1].to_numpy(float), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_on_disk_after_the_first_interval_without_a_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tvlars_probe.traces.writer.time.monotonic", lambda: clock[0])
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(3), rec)
+        assert not (tmp_path / "run" / "trace").exists()
+        clock[0] = 6.0
+        loop(model, optimizer, range(3, 5), rec)
+        assert tvlars_probe.open_run(tmp_path / "run").steps().step.tolist() == [0, 1, 2, 3]
+
+
+def test_a_recording_of_many_parts_can_be_continued_from_an_early_state(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    states = []
+    with tvlars_probe.record(model, optimizer, tmp_path / "run", config={"a": 1}, total_steps=200) as rec:
+        for step in range(180):
+            loop(model, optimizer, range(step, step + 1), rec)
+            states.append(rec.state_dict())
+    for step in (170, 40):  # a boundary that parts end at, and one long merged over
+        with tvlars_probe.record(model, optimizer, tmp_path / "run", resume=states[step - 1]) as rec:
+            assert rec.step == step
+        run = tvlars_probe.open_run(tmp_path / "run")
+        assert run.steps().step.tolist() == list(range(step))
+        assert sorted({*run.layers().step}) == list(range(step))
+        assert run.manifest.config == {"a": 1}
+        assert run.manifest.total_steps == 200
+
+
+def test_update_norm_in_bfloat16_is_of_the_update_that_was_applied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    before = model.weight.detach().double().clone()
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loss = model(torch.randn(8, 64, dtype=torch.bfloat16)).square().mean()
+        loss.backward()
+        optimizer.step()
+        rec.log(loss=loss)
+    rows = tvlars_probe.open_run(tmp_path / "run").layers().set_index("parameter")
+    applied = (model.weight.detach().double() - before).norm().item()
+    assert rows.update_norm["weight"] == pytest.approx(applied, rel=1e-3)
+
+
+def test_figures_may_be_tensors_and_arrays_and_anything_else_is_refused_at_once(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(1))
+        rec.log(loss=torch.tensor([1.0]), samples=torch.tensor(16), clip_scale=torch.tensor(0.5))  # type: ignore[arg-type]
+        rec.log_epoch(epoch=0, train_loss=torch.tensor(0.25), test_loss=np.float32(0.5))  # type: ignore[arg-type]
+        loop(model, optimizer, range(1, 2))
+        with pytest.raises(UserError, match="clip_scale='half' is no number"):
+            rec.log(clip_scale="half")  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="mean loss, one number"):
+            rec.log(loss=torch.ones(3))
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert run.steps().clip_scale.iloc[0] == 0.5
+    assert run.manifest.final["test_loss"] == 0.5
+
+
+def test_a_failure_at_the_last_flush_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(OSError, match="No space"), tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+        monkeypatch.setattr("tvlars_probe.traces.writer.write_part", full)
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert run.status == "failed"
+    assert "No space left" in run.manifest.notes[-1]
+
+
+def test_a_foreign_attribute_called_last_step_is_not_believed(tmp_path: Path) -> None:
+    class Counting(torch.optim.SGD):
+        last_step = 0
+
+    model = net()
+    optimizer = Counting(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+    assert tvlars_probe.open_run(tmp_path / "run").layers().weight_norm.notna().all()
+
+
+def test_sparse_gradients_and_complex_weights_are_measured(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(10, 4, sparse=True)
+    phase = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    optimizers = [torch.optim.SGD(table.parameters(), lr=0.1), torch.optim.Adam([phase], lr=0.1)]
+    weight, value = table.weight.detach().clone(), phase.detach().clone()
+    with tvlars_probe.record(table, optimizers, tmp_path / "run") as rec:
+        loss = table(torch.tensor([1, 1, 3])).sum() + phase.abs().square().sum()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        rec.log(loss=loss)
+    rows = tvlars_probe.open_run(tmp_path / "run").layers().set_index("parameter")
+    assert rows.grad_norm["weight"] == pytest.approx((4 * 4 + 4) ** 0.5)
+    assert rows.weight_norm["optimizer1.group0.0"] == pytest.approx(value.abs().norm().item())
+    assert rows.update_norm["weight"] == pytest.approx((table.weight - weight).norm().item(), rel=1e-5)
+
+
+def test_an_optimizer_that_ignores_its_closure_is_recorded_without_norms(tmp_path: Path) -> None:
+    class Deaf(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            return super().step()
+
+    model = net()
+    optimizer = Deaf(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+        optimizer.step(lambda: 0.0)
+        rec.log(loss=1.0)
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert run.steps().loss.tolist() == [1.0]
+
+
+def test_what_is_no_optimizer_is_refused_and_a_step_that_is_never_seen_is_warned_of(tmp_path: Path) -> None:
+    class Wrapper:
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner = inner
+
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(UserError, match="got Wrapper"):
+        tvlars_probe.record(model, Wrapper(optimizer), tmp_path / "run")  # type: ignore[arg-type]
+    rec = tvlars_probe.record(model, optimizer, tmp_path / "run")
+    with pytest.raises(UserError, match="use it as 'with"):
+        rec.log(loss=1.0)
+    with pytest.warns(UserWarning, match="no step of the optimizer was seen"), rec:
+        rec.log(loss=1.0)
+
+
+def test_parameters_that_are_exchanged_keep_their_own_names(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD([model[0].weight], lr=0.0)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+        optimizer.param_groups[0]["params"] = [model[4].weight]
+        loop(model, optimizer, range(2, 4), rec)
+    rows = tvlars_probe.open_run(tmp_path / "run").layers()
+    assert rows.parameter.tolist() == ["0.weight"] * 2 + ["4.weight"] * 2
+    assert rows.weight_norm.iloc[2] == pytest.approx(model[4].weight.norm().item(), rel=1e-6)
+
+
+def test_the_lock_is_let_go_though_a_forked_process_holds_it_too(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+        state = rec.state_dict()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.close(reader)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run", resume=state) as rec:
+        assert rec.step == 2
+    os.close(writer)
+    os.waitpid(child, 0)

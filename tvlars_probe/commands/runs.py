@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.show import without_non_finite
 from tvlars_probe.errors import RunDirectoryError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def command(folder: Path, as_json: bool) -> None:
         raise RunDirectoryError(f"there is no folder {folder}: 'tvlars-probe train' makes runs under runs/")
     rows = list(list_runs(folder))
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps(without_non_finite(rows), indent=1))
     elif not rows:
         click.echo(f"No runs below {folder}")
     else:
@@ -56,10 +57,10 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
             "status": status(path, m),
             "data": (m.data or {}).get("name"),
             "model": (m.model or {}).get("name"),
-            "optimizer": m.groups[0]["optimizer"] if m.groups else None,
+            "optimizer": m.groups[0].get("optimizer") if m.groups else None,
             "batch_size": m.batch_size,
-            "lr": m.peak_lr if m.peak_lr is not None else (m.groups[0]["lr"] if m.groups else None),
-            "schedule": config["schedule"]["name"] if isinstance(config.get("schedule"), dict) else None,
+            "lr": m.peak_lr if m.peak_lr is not None else (m.groups[0].get("lr") if m.groups else None),
+            "schedule": config["schedule"].get("name") if isinstance(config.get("schedule"), dict) else None,
             "seed": m.seed,
             "best_test_acc1": m.best_test_acc1,
             "created": m.created,

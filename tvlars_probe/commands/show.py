@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def command(run: Path, as_json: bool) -> None:
 
     facts = describe(open_run(run))
     if as_json:
-        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+        click.echo(json.dumps(without_non_finite(facts), indent=1, allow_nan=False))
         return
     render(facts)
 
@@ -58,13 +59,17 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
+def without_non_finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities: null stands for them."""
+    if isinstance(value, dict):
+        return {key: without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _steps_done(run: Run) -> int:
-    import pyarrow.parquet as pq
-
-    from tvlars_probe.traces.parts import list_parts
-
-    parts = list_parts(run.path / "trace" / "steps")
-    return sum(pq.read_metadata(part.path).num_rows for part in parts)
+    return len(run.steps(["step"]))
 
 
 def _extremes(run: Run) -> dict[str, Any] | None:
@@ -131,8 +136,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if facts["batch_size"]:
         yield "batch", f"{facts['batch_size']:,} over {facts['world_size']} rank(s)"
     schedule = facts["config"].get("schedule")
-    if schedule and facts["peak_lr"] is not None:
-        yield "schedule", f"{schedule['name']}, peak lr {facts['peak_lr']:g}"
+    if isinstance(schedule, dict) and facts["peak_lr"] is not None:
+        yield "schedule", f"{schedule.get('name')}, peak lr {facts['peak_lr']:g}"
     for name, value in facts["final"].items():
         if name.endswith(("loss", "acc1", "acc5")):
             yield name, _figure(name, value)
@@ -153,13 +158,17 @@ def _figure(name: str, value: Any) -> str:
 
 def describe_group(group: dict[str, Any]) -> str:
     """A parameter group in one line."""
-    momentum = group["momentum"] or {}
-    parts = [group["optimizer"], f"{group['parameters']} tensors", f"weight decay {group['weight_decay']}"]
+    momentum = group.get("momentum") or {}
+    parts = [
+        str(group.get("optimizer")),
+        f"{group.get('parameters')} tensors",
+        f"weight decay {group.get('weight_decay')}",
+    ]
     if momentum.get("beta"):
         parts.append(f"{momentum['form']} {momentum['beta']}")
-    if group["eta"] is not None:
+    if group.get("eta") is not None:
         parts.append(f"eta {group['eta']}")
-    if group["phi"]:
+    if group.get("phi"):
         parts.append(" ".join(f"{name} {value:g}" for name, value in group["phi"].items()))
     return ", ".join(parts)
 

@@ -149,7 +149,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         option("--sharpness-samples", section=s, type=int, default=256, help="Training samples it is measured on."),
         option("--sharpness-bn", section=s, type=_choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
-        option("--sharpness-tol", section=s, type=float, default=1e-3, help="Relative residual of the eigenvalue."),
+        option("--sharpness-tol", section=s, type=float, default=1e-3, help="Relative error of the eigenvalue."),
         option("--probe-budget", section=s, help="Highest share of the run's time for it, such as 10%."),
         option(
             "--devices", "--dv", section=p, greedy=True, default=("auto",), show_default="first CUDA device, else cpu",

@@ -84,7 +84,7 @@ def _quadrature(
     diagonal: list[float] = []
     off: list[float] = []
     for k in range(steps):
-        w = operator.matvec(basis[k]).clone()
+        w = operator.matvec(basis[k])
         report(k + 1)
         first = max(k - 1, 0)
         coefficients = basis.remove(w, first)

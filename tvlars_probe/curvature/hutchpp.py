@@ -60,7 +60,7 @@ def hutchpp(
         return operator.matvec(v)
 
     for _ in range(rank):
-        basis.add_direction(product(rademacher_vector(operator, generator)).clone())
+        basis.add_direction(product(rademacher_vector(operator, generator)))
     exact = math.fsum(basis.coefficients(product(basis[i]))[i].item() for i in range(len(basis)))
     samples = []
     for _ in range(rest):

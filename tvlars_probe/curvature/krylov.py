@@ -17,7 +17,7 @@ from tvlars_probe.reductions import accumulation_dtype, inner_products, multi_te
 if TYPE_CHECKING:
     from tvlars_probe.curvature.operators import Operator
 
-BLOCK = 1 << 14
+BLOCK = 1 << 16
 """Terms summed in working precision before they are added up in float64."""
 
 CHUNK = 8
@@ -124,8 +124,12 @@ def _products(rows: Tensor, v: Tensor) -> Tensor:
         return rows @ v
     whole = len(v) // BLOCK * BLOCK
     total = rows[:, whole:].to(dtype) @ v[whole:].to(dtype)
-    if whole:
-        blocks = rows[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1)
-        partial = torch.bmm(blocks, v[:whole].view(-1, BLOCK, 1))
-        total += partial.squeeze(-1).sum(0, dtype=dtype)
-    return total
+    if not whole:
+        return total
+    if v.device.type == "cpu":  # torch's batched product is three times slower there than one product per block
+        for start in range(0, whole, BLOCK):
+            total += rows[:, start : start + BLOCK] @ v[start : start + BLOCK]
+        return total
+    blocks = rows[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1)
+    partial = torch.bmm(blocks, v[:whole].view(-1, BLOCK, 1))
+    return total + partial.squeeze(-1).sum(0, dtype=dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tvlars_probe.curvature.krylov import Basis, norm, random_vector
 from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,8 @@ SMALL = 1e-3
 """Eigenvalues below this share of the largest are resolved relative to that share instead of to themselves."""
 
 MOST_MATVECS = 1000
+
+CRITERIA = ("residual", "kato-temple")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,15 @@ class _Ritz:
         ends = [(rank, k - rank) for rank in range(1, top + 1)]
         return ends + [(-rank, rank - 1) for rank in range(1, bottom + 1)]
 
+    def errors(self, criterion: str) -> Floats:
+        """The residuals, or residual²/gap where that is smaller; the gap is the distance to the nearest other value."""
+        if criterion == "residual" or len(self.values) < 2:
+            return self.residuals
+        steps = np.diff(self.values)
+        gaps = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
+        squares = np.divide(self.residuals**2, gaps, out=np.full_like(gaps, np.inf), where=gaps > 0)
+        return np.asarray(np.minimum(self.residuals, squares))
+
     def limits(self, tol: float) -> Floats:
         """Residual at which each value counts as converged."""
         size = np.abs(self.values)
@@ -61,6 +72,7 @@ def lanczos(
     top: int = 1,
     bottom: int = 0,
     tol: float = 1e-3,
+    criterion: str = "residual",
     seed: int = 0,
     start: Tensor | None = None,
     max_matvecs: int = MOST_MATVECS,
@@ -74,7 +86,11 @@ def lanczos(
         operator: A, of size n.
         top: how many from the top.
         bottom: how many from the bottom.
-        tol: a value λ has converged when ‖A v − λ v‖ <= tol·max(|λ|, 0.001·max |λ|).
+        tol: a value λ has converged when its error is at most tol·max(|λ|, 0.001·max |λ|).
+        criterion: what counts as the error: "residual", ‖A v − λ v‖, a bound for λ and to first order for the vector;
+            or "kato-temple", residual²/gap, an estimate for λ alone (the gap is known from the Ritz values only), which
+            takes fewer products (Kato, 1949, J. Phys. Soc. Japan 4:334); the value must also have moved by no more
+            than tol in the last step.
         seed: of the start vector.
         start: start from this vector instead, for instance an eigenvector of a nearby operator.
         max_matvecs: stop after so many products; what hasn't converged by then is marked.
@@ -96,47 +112,71 @@ def lanczos(
     wanted = top + bottom
     if top < 0 or bottom < 0 or not wanted:
         raise UserError(f"top={top}, bottom={bottom}: ask for at least one eigenvalue")
+    if criterion not in CRITERIA:
+        raise unknown("criterion", criterion, CRITERIA)
     if wanted > operator.size:
         raise UserError(f"{wanted} eigenvalues of an operator with {operator.size}: ask for fewer")
     began = time.perf_counter()
     capacity = max(wanted + 3, min(basis_size or _affordable(operator), operator.size))
     process = _Process(operator, min(capacity, operator.size), torch.Generator().manual_seed(seed), start)
+    verdict = _Verdict(top, bottom, tol, criterion)
     while True:
         process.step()
         ritz = process.ritz()
-        if len(process.basis) < wanted:
-            done = False
-        else:
-            pairs = ritz.chosen(top, bottom)
-            excess = max(_ratio(ritz.residuals[i], limit) for i, limit in _with_limits(ritz, pairs, tol))
-            report(process.matvecs, excess)
-            done = excess <= 1.0
-        if done or process.exhausted or (process.matvecs >= max_matvecs and len(process.basis) >= wanted):
+        enough = len(process.basis) >= wanted
+        if enough:
+            verdict.update(ritz, is_exact=process.exhausted)
+            report(process.matvecs, verdict.excess)
+        if process.exhausted or (enough and (verdict.excess <= 1.0 or process.matvecs >= max_matvecs)):
             break
         process.extend(ritz, top, bottom)
-    limits = ritz.limits(tol)
-    floor = torch.finfo(operator.dtype).eps * float(np.abs(ritz.values).max(initial=0.0))
-    values = tuple(
-        Eigenvalue(
-            rank, float(ritz.values[i]), max(float(ritz.residuals[i]), floor), bool(ritz.residuals[i] <= limits[i])
-        )
-        for rank, i in pairs
-    )
-    found = (
-        process.basis.combine(torch.from_numpy(ritz.vectors[:, [i for _, i in pairs]].T.copy())) if vectors else None
-    )
+    weights = torch.from_numpy(ritz.vectors[:, [i for _, i in verdict.pairs]].T.copy())
     return Eigenvalues(
-        values=values, tol=tol, matvecs=process.matvecs, seconds=time.perf_counter() - began, vectors=found
+        values=verdict.values(ritz, floor=torch.finfo(operator.dtype).eps),
+        tol=tol,
+        criterion=criterion,
+        matvecs=process.matvecs,
+        seconds=time.perf_counter() - began,
+        vectors=process.basis.combine(weights) if vectors else None,
     )
 
 
-def _with_limits(ritz: _Ritz, pairs: list[tuple[int, int]], tol: float) -> list[tuple[int, float]]:
-    limits = ritz.limits(tol)
-    return [(i, float(limits[i])) for _, i in pairs]
+class _Verdict:
+    """Which of the wanted values have converged."""
 
+    def __init__(self, top: int, bottom: int, tol: float, criterion: str) -> None:
+        self._ends, self._tol, self._criterion = (top, bottom), tol, criterion
+        self._before: Floats | None = None
 
-def _ratio(residual: float, limit: float) -> float:
-    return residual / limit if limit > 0 else (0.0 if residual == 0 else float("inf"))
+    def update(self, ritz: _Ritz, *, is_exact: bool) -> None:
+        """Judge the pairs of one more step."""
+        self.pairs = ritz.chosen(*self._ends)
+        wanted = [i for _, i in self.pairs]
+        values = ritz.values[wanted]
+        self.errors = ritz.errors(self._criterion)[wanted]
+        if self._criterion == "kato-temple" and not is_exact:
+            # It takes the gap from the Ritz values, which holds only once these have settled.
+            moved = np.inf if self._before is None else np.abs(values - self._before)
+            self.errors = np.maximum(self.errors, moved)
+        self._before = values
+        limits = ritz.limits(self._tol)[wanted]
+        self.converged = self.errors <= limits
+        ratios = np.divide(self.errors, limits, out=np.full_like(limits, np.inf), where=limits > 0)
+        self.excess = 0.0 if self.converged.all() else float(ratios[~self.converged].max())
+
+    def values(self, ritz: _Ritz, *, floor: float) -> tuple[Eigenvalue, ...]:
+        """The results; no error is given as less than ``floor`` times the largest value."""
+        least = floor * float(np.abs(ritz.values).max(initial=0.0))
+        return tuple(
+            Eigenvalue(
+                rank,
+                float(ritz.values[i]),
+                residual=max(float(ritz.residuals[i]), least),
+                error=max(float(error), least),
+                converged=bool(converged),
+            )
+            for (rank, i), error, converged in zip(self.pairs, self.errors, self.converged, strict=True)
+        )
 
 
 def _affordable(operator: Operator) -> int:
@@ -163,7 +203,7 @@ class _Process:
     def step(self) -> None:
         """One product, by the newest vector."""
         j = len(self.basis) - 1
-        w = self.operator.matvec(self.basis[j]).clone()
+        w = self.operator.matvec(self.basis[j])
         self.matvecs += 1
         # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
         first = self._coupled

@@ -30,7 +30,7 @@ class Operator(Protocol):
     device: torch.device
 
     def matvec(self, v: Tensor) -> Tensor:
-        """A·v for a vector of shape (n,)."""
+        """A·v for a vector of shape (n,), as a tensor of its own."""
         ...
 
 
@@ -133,7 +133,7 @@ class HessianOperator:
     def matvec(self, v: Tensor) -> Tensor:
         self.matvecs += 1
         parts = list(self.split(v).values())
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        total: Tensor | None = None
         for graph in self._gradients():
             pairs = [(g, part) for g, part in zip(graph, parts, strict=True) if g is not None and g.requires_grad]
             if not pairs:
@@ -142,8 +142,9 @@ class HessianOperator:
             products = torch.autograd.grad(
                 outputs, self.parameters, weights, retain_graph=self._keeps, materialize_grads=True
             )
-            total += torch.cat([product.reshape(-1) for product in products])
-        return self.objective.shards.sum(total)
+            flat = torch.cat([product.reshape(-1) for product in products])
+            total = flat if total is None else total.add_(flat)
+        return self.objective.shards.sum(torch.zeros_like(v) if total is None else total)
 
     def gradient(self) -> Tensor:
         """∇f(w), shape (n,)."""

@@ -54,8 +54,8 @@ class _Batch(tuple[Tensor, ...]):
     def to(self, device: Any) -> _Batch:
         return self
 
-    def size(self) -> torch.Size:
-        return self[0].size()
+    def size(self, dim: int) -> int:
+        return self[0].size(dim)
 
 
 class PyHessianEngine:
@@ -98,8 +98,9 @@ class PyHessianEngine:
             v = torch.cat([part.reshape(-1) for part in parts])
             v = v / norm(v)
             residual = norm(self._hessian.matvec(v) - value * v)
-            found.append(Eigenvalue(rank, float(value), residual, residual <= tol * abs(value)))
-        return Eigenvalues(values=tuple(found), tol=tol, matvecs=self._products, seconds=time.perf_counter() - began)
+            found.append(Eigenvalue(rank, float(value), residual, residual, converged=residual <= tol * abs(value)))
+        seconds = time.perf_counter() - began
+        return Eigenvalues(values=tuple(found), tol=tol, criterion="residual", matvecs=self._products, seconds=seconds)
 
     def trace(self, *, num_matvecs: int, seed: int) -> TraceEstimate:
         """Hutchinson's estimate."""

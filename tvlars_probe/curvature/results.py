@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -25,12 +28,14 @@ class Eigenvalue:
         rank: 1, 2, ... from the top of the spectrum, −1, −2, ... from the bottom.
         value: λ.
         residual: ‖A v − λ v‖₂ for a unit vector v: an eigenvalue lies within this distance.
-        converged: whether the residual reached the tolerance asked for.
+        error: what was compared with the tolerance: the residual, or the Kato-Temple estimate residual²/gap.
+        converged: whether it reached the tolerance.
     """
 
     rank: int
     value: float
     residual: float
+    error: float
     converged: bool
 
 
@@ -40,7 +45,8 @@ class Eigenvalues:
 
     Attributes:
         values: from the top down, then from the bottom up.
-        tol: relative residual asked for.
+        tol: relative error asked for.
+        criterion: which error, "residual" or "kato-temple".
         matvecs: products with the operator.
         seconds: wall-clock time.
         vectors: unit eigenvectors as rows, in the order of ``values`` (a torch tensor), where asked for.
@@ -48,6 +54,7 @@ class Eigenvalues:
 
     values: tuple[Eigenvalue, ...]
     tol: float
+    criterion: str
     matvecs: int
     seconds: float
     vectors: Any = None
@@ -134,3 +141,69 @@ class EpsilonSharpness:
     highest: float
     evaluations: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One figure; the columns of the table ``curvature`` that don't concern a run."""
+
+    measure: str
+    operator: str
+    scope: str = "all"
+    scope_kind: str = "all"
+    rank: int | None = None
+    value: float
+    error: float | None
+    error_kind: str | None = None
+    tol: float | None = None
+    converged: bool | None = None
+    matvecs: int | None = None
+    samples: int
+    sample_id: str | None = None
+    loss: float
+    bn_mode: str
+    seed: int
+    precision: str
+    engine: str
+    epsilon: float | None = None
+    dimensions: int | None = None
+    rate_step: int | None = None
+    limit: float | None = None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharpness:
+    """Everything measured of one state.
+
+    Attributes:
+        samples: of the loss.
+        sample_id: hash of their indices, if known.
+        loss: mean loss over them.
+        bn_mode: of BatchNorm.
+        measurements: figures.
+        densities: spectral densities by operator.
+        vectors: the top eigenvector by operator, on the model's device (a torch tensor).
+        left_out: parameters that the loss doesn't depend on.
+    """
+
+    samples: int
+    sample_id: str | None
+    loss: float
+    bn_mode: str
+    measurements: tuple[Measurement, ...]
+    densities: Mapping[str, Density] = field(default_factory=dict)
+    vectors: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def top(self) -> float:
+        """The top eigenvalue of the first operator, over all parameters."""
+        found = (m.value for m in self.measurements if m.measure == "eigenvalue" and m.rank == 1 and m.scope == "all")
+        return next(found)
+
+    def frame(self) -> pd.DataFrame:
+        """The figures as a pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(m) for m in self.measurements])

@@ -110,8 +110,10 @@ class OptimizerConfig:
                 raise UserError(f"--{name.replace('_', '-')} {value:g} is outside its range (allowed: 0 or more)")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum:g} is outside its range (allowed: 0 <= momentum < 1)")
-        if not self.alpha > 0:
+        if not 0 < self.alpha < float("inf"):
             raise UserError(f"--alpha {self.alpha:g} is outside its range (allowed: above 0)")
+        if not abs(self.delay) < float("inf"):
+            raise UserError(f"--delay {self.delay:g} is outside its range (allowed: a number of updates)")
         if self.nesterov and self.name == "sgd" and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
 

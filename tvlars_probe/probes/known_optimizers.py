@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import optim
 
+from tvlars_probe.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -30,8 +32,8 @@ UpdateSource = Literal["momentum_buffer", "direction", "snapshot"]
 
 
 def has_last_step(optimizer: Optimizer) -> bool:
-    """Whether the optimizer leaves behind what it computed, as ours do."""
-    return hasattr(optimizer, "last_step")
+    """Whether the optimizer leaves behind what it computed, as ours do: not any attribute of that name."""
+    return hasattr(optimizer, "last_step") and all(hasattr(optimizer, name) for name in ("adapts", "decay_of"))
 
 
 def has_no_trust_ratio(optimizer: Optimizer) -> bool:
@@ -74,6 +76,8 @@ def update_source(optimizer: Optimizer, group: dict[str, Any]) -> UpdateSource:
     momentum_buffer: lr·‖buffer‖ (LARS, TVLARS, torch's SGD with plain momentum). direction: lr·q·‖d‖ (LAMB).
     snapshot: only from the weights before and after.
     """
+    if any(p.dtype in (torch.bfloat16, torch.float16) or p.is_complex() for p in group["params"]):
+        return "snapshot"  # the weights' own rounding is part of the update
     if has_last_step(optimizer):
         if group.get("momentum"):
             return "momentum_buffer"
@@ -126,6 +130,18 @@ def decay_form(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
         decoupled = type(optimizer).__name__ in _DECOUPLED or group.get("decoupled_weight_decay")
         return "decoupled" if decoupled else "coupled"
     return None
+
+
+def scalar(name: str, value: Any) -> float:
+    """A figure that a loop told, as a float, also if it is a tensor or an array of one element.
+
+    Raises:
+        UserError: it is no number.
+    """
+    try:
+        return number(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name}={value!r:.60} is no number: give one number, or a tensor of one element") from None
 
 
 def number(value: Any) -> float:

@@ -96,21 +96,22 @@ class NormProbe:
             reading = torch.stack([getattr(last, name) for name in _FROM_LAST_STEP])
             active = list(last.has_grad)
         else:
-            assert self._measured is not None
-            reading, self._measured = self._measured, None
-            active = [p.grad is not None for group in self.optimizer.param_groups for p in group["params"]]
+            measured, self._measured = self._measured, None
+            # None where `before` was never called: by an optimizer that ignores its closure.
+            reading = self._blank() if measured is None else measured
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            active = [measured is not None and p.grad is not None for p in params]
         return torch.cat([reading, self._update_norms(reading, active)[None]]), active
 
     def _measure(self) -> Tensor:
         """‖w‖, ‖g‖, ⟨w,g⟩ and a trust ratio of 1; NaN elsewhere."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        device = params[0].device
-        table = torch.full(
-            (len(_FROM_LAST_STEP), len(params)), math.nan, dtype=accumulation_dtype(device), device=device
-        )
+        device, table = params[0].device, self._blank()
         active = [i for i, p in enumerate(params) if p.grad is not None]
         if active:
-            weights, grads = [params[i].detach() for i in active], [params[i].grad for i in active]
+            weights, grads = (
+                [_real(t) for t in ts] for ts in zip(*((params[i], params[i].grad) for i in active), strict=True)
+            )
             norms = _on_host(weights, grads) if device.type == "cpu" else _on_device(weights, grads)
             unscale = _unscaling(self.optimizer, norms)
             norms = torch.stack([norms[0], norms[1] * unscale, norms[2] * unscale]).to(table)
@@ -121,6 +122,11 @@ class NormProbe:
                     table[:3, index] = column
         table[COLUMNS.index("trust_ratio")] = 1.0
         return table
+
+    def _blank(self) -> Tensor:
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        shape, device = (len(_FROM_LAST_STEP), len(params)), params[0].device
+        return torch.full(shape, math.nan, dtype=accumulation_dtype(device), device=device)
 
     def _take_snapshots(self, params: list[Tensor]) -> None:
         for p in params:
@@ -183,8 +189,15 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return multi_tensor_norms(tensors)
 
 
+def _real(t: Tensor) -> Tensor:
+    """Dense and real, as the norms want it: of the same norm and inner products (their real part)."""
+    t = t.detach()
+    t = t.to_dense() if t.is_sparse else t
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
 def _difference_norms(new: list[Tensor], old: list[Tensor]) -> Tensor:
-    new = [t.detach() for t in new]
+    new, old = [_real(t) for t in new], [_real(t) for t in old]
     if new[0].device.type == "cpu":
         return torch.tensor([difference_norm(a, b) for a, b in zip(new, old, strict=True)], dtype=torch.float64)
     return multi_tensor_norms(torch._foreach_sub(new, old))

@@ -33,7 +33,7 @@ from tvlars_probe.probes.buffer import Drained, StepBuffer, StepRow, layer_colum
 from tvlars_probe.probes.clock import StepClock
 from tvlars_probe.probes.findings import first_non_finite
 from tvlars_probe.probes.hooks import attach
-from tvlars_probe.probes.known_optimizers import describe_group, number, trust_ratios
+from tvlars_probe.probes.known_optimizers import describe_group, number, scalar, trust_ratios
 from tvlars_probe.probes.norms import NormProbe
 from tvlars_probe.probes.parameters import optimizer_names, parameter_table
 from tvlars_probe.probes.rates import applied_rates
@@ -92,9 +92,12 @@ def record(
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
     if every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    if not optimizers:
-        raise UserError("record() needs at least one optimizer")
+    optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
+        given = ", ".join(type(one).__name__ for one in optimizers) or "none"
+        raise UserError(
+            f"record() needs a torch.optim.Optimizer or a list of them, got {given} (give a wrapper's inner optimizer)"
+        )
     facts = manifest or Manifest(run_id=new_run_id(Path(path)))
     facts.config = dict(config) if config is not None else facts.config
     facts.total_steps = total_steps if total_steps is not None else facts.total_steps
@@ -148,7 +151,8 @@ class Recorder:
         self._rates: dict[str, float] = dict(resume["rates"]) if resume else {}
         self._last_lrs: dict[int, list[Any]] = {}
         self._open: StepRow | None = None
-        self._stop_wish = self._flush_wish = self._lonely = self._warned = False
+        self._stop_wish = self._flush_wish = self._lonely = self._is_laid_out = False
+        self._logs_without_step = 0
         self._handles: list[Any] = []
         self._clock = StepClock()
         self._curvature = list(probes)
@@ -161,7 +165,7 @@ class Recorder:
     @property
     def step(self) -> int:
         """Number of updates so far: the next step's index."""
-        return self._written + len(self._buffer)
+        return self._written + (len(self._buffer) if self._is_laid_out else 0)
 
     def log(
         self,
@@ -180,16 +184,18 @@ class Recorder:
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
         """
         row = self._open
+        if not self._is_laid_out:
+            raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
         if row is None or row.steps_told == len(row.stepped):
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
-            if row is None and not self._warned:
-                self._warned = True
-                warnings.warn("rec.log() was called before any optimizer.step(): it belongs after it", stacklevel=2)
+            self._logs_without_step += row is None
             return
         row.steps_told = len(row.stepped)
-        row.samples = samples if samples is not None else row.samples
-        row.epoch = epoch if epoch is not None else row.epoch
-        row.clip_scale = clip_scale if clip_scale is not None else row.clip_scale
+        row.samples = int(scalar("samples", samples)) if samples is not None else row.samples
+        row.epoch = int(scalar("epoch", epoch)) if epoch is not None else row.epoch
+        row.clip_scale = scalar("clip_scale", clip_scale) if clip_scale is not None else row.clip_scale
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
         if loss is not None:
             self._buffer.put_loss(loss)
         self._agree(loss)
@@ -205,7 +211,8 @@ class Recorder:
             UserError: the table has no such column.
         """
         if self.journal is not None:
-            self.journal.append_epoch({"step": self.step, "epoch": epoch, "phase": self.phase, **figures})
+            told = {name: None if value is None else scalar(name, value) for name, value in figures.items()}
+            self.journal.append_epoch({"step": self.step, "epoch": epoch, "phase": self.phase, **told})
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
@@ -232,6 +239,8 @@ class Recorder:
     def state_dict(self) -> dict[str, Any]:
         """What `record` needs to continue (``resume=``); flushes first. Every rank calls it."""
         self.flush()
+        if self.journal is not None:
+            self.journal.end_parts_at(self.step)
         return {
             "step": self.step,
             "samples": self._samples,
@@ -273,6 +282,12 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._logs_without_step and not self.step:
+            warnings.warn(
+                "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
+                "called (of a wrapper the inner one), and call rec.log() after it",
+                stacklevel=2,
+            )
         status = "failed" if kind is not None and issubclass(kind, Exception) else "interrupted"
         try:
             if kind is None:
@@ -280,6 +295,9 @@ class Recorder:
                 status, error = ("diverged" if self.diverged else "completed"), None
             else:
                 self._salvage()
+        except BaseException as failure:
+            status, error = "failed", failure
+            raise
         finally:
             if self.journal is not None:
                 self.journal.finish(status, error if status == "failed" else None)
@@ -309,13 +327,14 @@ class Recorder:
         names = optimizer_names(self._model, self._optimizers)
         self._names = [name for some in names for name in some]
         self._offsets = np.cumsum([0, *(len(some) for some in names)]).tolist()
-        self._sizes = self._group_sizes()
+        self._members = self._identities()
+        self._is_laid_out = True
         self._probes = [NormProbe(o, updates=self._detail == "full") for o in self._optimizers]
         self._nulls = [probe.nulls for probe, some in zip(self._probes, names, strict=True) for _ in some]
         self._buffer = StepBuffer(len(self._names), self._device)
 
-    def _group_sizes(self) -> list[int]:
-        return [len(group["params"]) for o in self._optimizers for group in o.param_groups]
+    def _identities(self) -> list[tuple[int, ...]]:
+        return [tuple(map(id, group["params"])) for o in self._optimizers for group in o.param_groups]
 
     def _note_parameters(self) -> None:
         table = parameter_table(self._model, self._optimizers)
@@ -331,7 +350,10 @@ class Recorder:
         self._clock.probed(time.perf_counter() - start)
 
     def _on_after(self, index: int) -> None:
-        start, row = time.perf_counter(), self._open
+        start = time.perf_counter()
+        if self._open is None or index in self._open.stepped:
+            self._begin_row()  # an optimizer that never called its closure: nothing was seen before its update
+        row = self._open
         assert row is not None
         with torch.no_grad():
             self._after(index, row)
@@ -345,7 +367,8 @@ class Recorder:
             self._begin_row()
         if self._measures():
             self._probes[index].before()
-        self._last_lrs[index] = [group.get("lr", math.nan) for group in self._optimizers[index].param_groups]
+        lrs = [group.get("lr", math.nan) for group in self._optimizers[index].param_groups]
+        self._last_lrs[index] = [lr.detach().clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 
     def _after(self, index: int, row: StepRow) -> None:
         """Just after it."""
@@ -369,7 +392,7 @@ class Recorder:
 
     def _begin_row(self) -> None:
         self._close_row()
-        if self._sizes != self._group_sizes():
+        if self._members != self._identities():
             self._cross()
             self._lay_out()
         elif self._flush_wish or self._buffer.full:

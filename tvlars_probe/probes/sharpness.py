@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.ranks import Shards
-from tvlars_probe.curvature.sharpness import Measures, measure
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.probes.cadence import cadence
 from tvlars_probe.probes.parameters import unwrap
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tvlars_probe.curvature.objective import Compute
+    from tvlars_probe.curvature.results import Measurement
     from tvlars_probe.curvature.scaling import Rates
-    from tvlars_probe.curvature.sharpness import Measurement
 
 
 class SharpnessProbe:
@@ -41,7 +41,7 @@ class SharpnessProbe:
         bn_mode: "train", "eval" or "frozen-batch".
         budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
             out. None doesn't limit it.
-        tol: relative residual of the eigenvalue.
+        tol: relative error of the eigenvalue: its residual at the first measurement, Kato and Temple's estimate later.
         seed: of the first start vector.
         sample_id: names the sample in the trace.
         compute: mean loss of a batch, in place of ``loss_fn`` (pass None) for models with another signature.

@@ -17,12 +17,13 @@ from tvlars_probe.optimizers.schedules import ScheduleConfig
 
 Precision = Literal["float32", "bf16", "float64"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+MOST_SEEDS, MOST_THREADS = 2**32, 1024
 DETAILS = ("full", "norms", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceConfig:
-    """Where a run computes; nothing here changes its numbers but the number of ranks.
+    """Where a run computes: the number of ranks and of threads decides the order of sums, the rest no number.
 
     Attributes:
         devices: "auto" (the first CUDA device, else the CPU), "cpu", or numbers of CUDA devices, one rank each.
@@ -43,6 +44,8 @@ class PlaceConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} {value} is too few (allowed: {least} or more)")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise UserError(f"--threads {self.threads} is too many (allowed: 1 to {MOST_THREADS})")
         if not 0 <= self.port < 65536:
             raise UserError(f"--port {self.port} is no port (allowed: 0 to 65535)")
         if self.workers < 0:
@@ -84,7 +87,7 @@ class SharpnessConfig:
         operators: among "hessian", "effective" and "relative".
         samples: training samples of the fixed probe batch; fewer where there are fewer.
         bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch".
-        tol: relative residual of the eigenvalue.
+        tol: relative error of the eigenvalue.
         budget: highest share of the run's time to spend on it, such as "10%"; None doesn't limit it.
     """
 
@@ -162,8 +165,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too few (allowed: 1 or more)")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} is no seed (allowed: 0 or more)")
+        if not 0 <= self.seed < MOST_SEEDS:
+            raise UserError(f"--seed {self.seed} is no seed (allowed: 0 to {MOST_SEEDS - 1})")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         warmup = self.schedule.warmup_epochs

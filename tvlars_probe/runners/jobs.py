@@ -12,7 +12,7 @@ from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.run_directory import new_run_id, status
+from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -180,7 +180,10 @@ def _continue(job: Job) -> Job:
     """Continue from the last checkpoint, or from the start if there is none."""
     _check_writable(job.path)
     there = checkpoints.list_checkpoints(job.path)
-    return dataclasses.replace(job, continues=True, checkpoint=list(there.values())[-1] if there else None)
+    last = list(there.values())[-1] if there else None
+    if last is not None:
+        checkpoints.load(last)  # before any process is started: what is damaged is refused
+    return dataclasses.replace(job, continues=True, checkpoint=last)
 
 
 def _free(path: Path) -> Path:
@@ -196,7 +199,7 @@ def _check_writable(path: Path) -> None:
     """Refuse a place that can't become, or isn't, a run directory one may write to; nothing is made yet."""
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file: choose another --run-dir")
-    if path.is_dir() and any(path.iterdir()) and not (path / FILE_NAME).exists():
+    if path.is_dir() and not is_vacant(path) and not (path / FILE_NAME).exists():
         raise RunDirectoryError(f"{path} already holds something that is not a run: choose another --run-dir")
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tvlars_probe.errors import RunFailedError
+from tvlars_probe.errors import InterruptedRunError, RunFailedError
 from tvlars_probe.runners.ranks import Placement, join, launched_by_torchrun, leave
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
     if placement.nproc == 1 or launched_by_torchrun():
         _work(work, job, placement, config)
         return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -49,6 +50,8 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
     )
     try:
         elastic_launch(settings, _work)(work, job, placement, config)
+    except SignalException as error:
+        raise InterruptedRunError(int(error.sigval)) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RunFailedError(f"rank {rank} failed: {_reason(failure)}") from None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from torch import Tensor
@@ -67,11 +70,19 @@ class Lines(_Speaking):
     def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
         if step + 1 < self.total_steps:
             where = f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.total_steps}"
-            print(f"{where}  {figures}  {clock(seconds_left)} left", flush=True)
+            say(f"{where}  {figures}  {clock(seconds_left)} left")
 
     def epoch(self, *, epoch: int, line: str) -> None:
         self._shown = time.monotonic()
-        print(f"epoch {epoch + 1}/{self.epochs}  {line}", flush=True)
+        say(f"epoch {epoch + 1}/{self.epochs}  {line}")
+
+
+def say(line: str) -> None:
+    """Print a line; whoever closes the other end of the pipe (``| head``) ends the talking, not the run."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar(_Speaking):
@@ -127,3 +138,26 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+@contextlib.contextmanager
+def status_line(*, speaks: bool, interval: float = 10.0) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being computed: renewed on a terminal, every ten seconds elsewhere."""
+    if not speaks:
+        yield lambda _: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            yield lambda text: status.update(text)
+        return
+    shown = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= interval:
+            shown = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    yield say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def place(config: PlaceConfig) -> Placement:
     Raises:
         UserError: they don't exist, or don't go with the number of processes.
     """
+    _check_port(config.port)
     words = config.devices
     if words == ("auto",):
         words = ("0",) if torch.cuda.is_available() else ("cpu",)
@@ -58,6 +60,20 @@ def place(config: PlaceConfig) -> Placement:
     if config.nproc not in (None, len(indices)):
         raise UserError(f"--nproc {config.nproc} with {len(indices)} devices: there is one rank per CUDA device")
     return Placement("cuda", indices, len(indices))
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that something listens on: the ranks would wait there for ever."""
+    if port == 0 or launched_by_torchrun():
+        return
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"--port {port} can't be used ({error.strerror}): choose another, or 0 for a free one"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tvlars_probe.curvature.sharpness import sample_hash
+from tvlars_probe.curvature.measuring import sample_hash
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_MOST_BOUNDARIES = 16
+
+
 class Journal:
     """A run being written; one process holds it. Made by `create` or `resume`.
 
@@ -48,11 +51,19 @@ class Journal:
             RunDirectoryError: there is no run, another process writes to it, or it can't be written.
         """
         directory = RunDirectory.take_over(path)
-        before = Manifest.load(path)
-        for name in ("run_id", "created", "segments", "notes", "best", "best_test_acc1", "final"):
-            setattr(manifest, name, getattr(before, name))
-        directory.cut_back(step)
-        return cls(directory, manifest)
+        try:
+            manifest.continue_from(Manifest.load(path))
+            directory.cut_back(step)
+        except BaseException:
+            directory.release()
+            raise
+        journal = cls(directory, manifest)
+        journal.boundaries = [step]
+        return journal
+
+    def end_parts_at(self, step: int) -> None:
+        """Keep a state to which the run may be cut back: parts aren't merged across it. The last few are kept."""
+        self.boundaries = sorted({*self.boundaries, step})[-_MOST_BOUNDARIES:]
 
     def begin_segment(self, first_step: int, **machine: Any) -> None:
         """Note where, when and with what this stretch of the run begins."""

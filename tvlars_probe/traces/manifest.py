@@ -86,6 +86,13 @@ class Manifest:
     best_test_acc1: float | None = None
     final: dict[str, Any] = field(default_factory=dict)
 
+    def continue_from(self, before: Manifest) -> None:
+        """Take over the history of the same run, and whatever hasn't been given anew."""
+        history = ("run_id", "created", "segments", "notes", "best", "best_test_acc1", "final")
+        for f in dataclasses.fields(self):
+            if f.name in history or getattr(self, f.name) in (None, {}, []):
+                setattr(self, f.name, getattr(before, f.name))
+
     def save(self, folder: Path) -> None:
         """Replace ``folder/run.json`` in one step."""
         text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
@@ -113,6 +120,13 @@ class Manifest:
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
         known = {f.name for f in dataclasses.fields(cls)}
+        blank = dataclasses.asdict(cls(run_id=""))
+        for name, value in content.items():
+            expected = blank.get(name)
+            if isinstance(expected, dict | list) and not isinstance(value, type(expected)):
+                raise RunDirectoryError(f"{path} is damaged: its {name} is {type(value).__name__}")
+        if not all(isinstance(group, dict) for group in content.get("groups", ())):
+            raise RunDirectoryError(f"{path} is damaged: its groups are no objects")
         return cls(**{name: value for name, value in content.items() if name in known})
 
 
@@ -169,4 +183,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        return _plain(value.item())
     return str(value)

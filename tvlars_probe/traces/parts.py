@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from tvlars_probe.errors import TraceError
+from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,15 +103,46 @@ def cut(folder: Path, step: int, aside: Path) -> int:
     Returns:
         the number of parts moved.
     """
+    split(folder, step)
     late = [part for part in list_parts(folder) if part.last_step >= step]
     for part in reversed(late):
-        if part.first_step < step:
-            raise TraceError(f"{part.path} holds steps before and after {step}: parts end at every checkpoint")
         aside.mkdir(parents=True, exist_ok=True)
         part.path.replace(aside / part.path.name)
     if late:
         sync_folder(folder)
     return len(late)
+
+
+def split(folder: Path, step: int) -> None:
+    """Let a part end at ``step``: one that holds steps on both sides becomes two, in one step for readers.
+
+    Raises:
+        TraceError: the file system can't exchange two folders; nothing has been changed.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    parts = list_parts(folder)
+    if not any(part.first_step < step <= part.last_step for part in parts):
+        return
+    scratch = folder.with_name(f".{folder.name}-split-{os.getpid()}")
+    scratch.mkdir()
+    try:
+        for part in parts:
+            if not part.first_step < step <= part.last_step:
+                os.link(part.path, scratch / part.path.name)
+                continue
+            rows = pq.read_table(part.path)
+            schema = schema_of(folder.name)
+            for side in (pc.field("step") < step, pc.field("step") >= step):
+                write_part(scratch, schema, rows.filter(side))
+        sync_folder(scratch)
+        exchange(scratch, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise TraceError(f"{folder} can't be cut at step {step}: {error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, target_rows: int = 1 << 20) -> bool:

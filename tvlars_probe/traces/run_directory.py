@@ -43,7 +43,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: something is there already, or it can't be written.
         """
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if path.exists() and not is_vacant(path):
             what = "a run" if (path / FILE_NAME).exists() else "something that is not a run"
             raise RunDirectoryError(f"{path} already holds {what}: choose another folder, or remove it yourself")
         try:
@@ -68,6 +68,7 @@ class RunDirectory:
     def release(self) -> None:
         """Let others write."""
         if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing isn't enough: forked workers hold the descriptor too
             os.close(self._lock)
             self._lock = None
 
@@ -79,6 +80,11 @@ class RunDirectory:
         for folder in sorted((self.path / "trace").glob("[!.]*")):
             first_cut = step + 1 if folder.name == "epochs" else step
             cut(folder, first_cut, self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}" / folder.name)
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether a run can begin in the folder: it holds nothing, or only the lock of a run that never began."""
+    return path.is_dir() and all(child.name == LOCK_NAME for child in path.iterdir())
 
 
 def _acquire(path: Path) -> int | None:

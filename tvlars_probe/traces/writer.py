@@ -70,9 +70,7 @@ class TraceWriter:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to flush: enough rows, or long enough since the last time."""
-        if not self._rows:
-            return False
+        """Whether it is time to flush: enough rows, or long enough since the last time, whoever holds the rows."""
         now = time.monotonic()
         interval = min(max(FIRST_FLUSH_SECONDS, (now - self._started) / 20), LAST_FLUSH_SECONDS)
         return self._rows >= MOST_PENDING_ROWS or now - self._flushed >= interval

@@ -1,0 +1,121 @@
+"""Curvature of checkpoints, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+import tvlars_probe
+from tests.conftest import run_cli
+from tvlars_probe.data.registry import DataConfig
+from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.posthoc import load_config, restore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TRAIN = ("train", "--devices", "cpu", "--bs", 300, "--epochs", 2, "--limit", 600, "--checkpoint-every", 1)
+
+
+def test_two_ranks_measure_as_one_uneven_shards_included(tmp_path: Path) -> None:
+    """In training and after it, BatchNorm in each mode: resnet18 on small images."""
+    run_cli(*TRAIN, "--model", "resnet18", "--stem", "cifar", "--limit", 64, "--bs", 32, "--run-dir", "a", cwd=tmp_path)
+    figures: dict[tuple[int, str], float] = {}
+    for nproc in (1, 2):
+        for mode in ("eval", "train", "frozen-batch"):
+            done = run_cli(
+                "sharpness", "a", "--samples", 21, "--bn", mode, "--nproc", nproc, "--devices", "cpu", "--tol", 1e-5,
+                "--json", "--precision", "float64", cwd=tmp_path,
+            )  # fmt: skip
+            figures[nproc, mode] = json.loads(done.stdout)[0]["value"]
+    for mode in ("eval", "train", "frozen-batch"):
+        assert figures[2, mode] == pytest.approx(figures[1, mode], rel=1e-8)
+
+
+def test_two_ranks_probe_as_one_in_training(tmp_path: Path) -> None:
+    for nproc in (1, 2):
+        run_cli(*TRAIN, "--nproc", nproc, "--sharpness-every", 2, "--sharpness-samples", 33, "--probe-budget", "100%",
+                "--lr", 1, "--run-dir", nproc, cwd=tmp_path)  # fmt: skip
+    one, two = (tvlars_probe.open_run(tmp_path / name).curvature() for name in ("1", "2"))
+    assert one.step.tolist() == two.step.tolist() == [0, 0, 2, 2, 2]
+    np.testing.assert_allclose(one.value, two.value, rtol=1e-4)  # each to its own tolerance of 1e-3
+    assert one.sample_id.tolist() == two.sample_id.tolist()
+
+
+def test_the_effective_sharpness_of_a_checkpoint_is_that_of_training(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    """A checkpoint holds the rates: at its step, post hoc equals what the probe would measure there."""
+    assert cli(*TRAIN, "--sharpness-every", 2, "--sharpness-samples", 600, "--sharpness-tol", 1e-6,
+               "--run-dir", "a").code == 0  # fmt: skip
+    assert (
+        cli("sharpness", "a", "--operator", "effective", "--checkpoint", "best", "--bn", "train", "--tol", 1e-6).code
+        == 0
+    )
+    rows = tvlars_probe.open_run(tmp_path / "a").curvature()
+    rows = rows[(rows.step == 2) & (rows.operator == "effective")]
+    assert len(rows) == 2
+    assert rows.value.iloc[0] == pytest.approx(rows.value.iloc[1], rel=1e-5)
+    assert rows.limit.tolist() == pytest.approx([3.8, 3.8])
+    assert rows.rate_step.tolist() == [1, 1]
+
+
+def test_a_checkpoint_is_restored_as_it_was(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    assert cli(*TRAIN, "--run-dir", "a").code == 0
+    path = [*checkpoints.list_checkpoints(tmp_path / "a").values()][-1]
+    config = load_config(tmp_path / "a")
+    data = config.data.load()
+    state = restore(config, data, path, device=torch.device("cpu"), dtype=torch.float32)
+    stored = checkpoints.load(path)["model"]
+    assert all(torch.equal(value, stored[name]) for name, value in state.model.state_dict().items())
+    assert state.step == 4
+    assert set(state.scaled_lr) == set(dict(state.model.named_parameters()))
+
+
+MODULE = """
+import torch
+from torch import nn
+
+def build(config):
+    torch.manual_seed(config["seed"])
+    return nn.Linear(4, 3), nn.functional.cross_entropy, (torch.randn(12, 4), torch.arange(12) % 3)
+"""
+
+
+def test_a_strangers_run_names_its_model(
+    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    with tvlars_probe.record(model, optimizer, tmp_path / "mine", config={"seed": 5}) as rec:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        rec.log(loss=loss)
+    missing = cli("sharpness", "mine")
+    assert missing.code == 2
+    assert "--model package.module:function" in missing.err
+    assert "tvlars_probe.sharpness(" in missing.err
+    (tmp_path / "strange_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = cli("sharpness", "mine", "--model", "strange_module:build", "--json", "--tol", 1e-6)
+    assert found.code == 0, found.err
+    assert json.loads(found.out)[0]["value"] == pytest.approx(
+        tvlars_probe.sharpness(model, F.cross_entropy, (x, y), tol=1e-6).top, rel=1e-5
+    )
+
+
+def test_the_sample_is_the_same_for_every_seed_of_training(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    ids = set()
+    for seed in (0, 1):
+        assert cli(*TRAIN, "--seed", seed, "--run-dir", f"r{seed}").code == 0
+        assert cli("sharpness", f"r{seed}", "--samples", 100).code == 0
+        ids |= set(tvlars_probe.open_run(tmp_path / f"r{seed}").curvature().sample_id)
+    assert len(ids) == 1
+    assert len(DataConfig(name="digits").load().train) == 1437

@@ -1,0 +1,148 @@
+"""``tvlars-probe sharpness``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+_LIST = click.Choice
+
+
+@click.command(cls=Command, name="sharpness", context_settings={"max_content_width": 110})
+@click.argument("run", type=click.Path(path_type=Path))
+@option("--checkpoint", section="What", default="last", help="last, best, all, or a step.")
+@option("--top", section="What", type=int, default=1, help="Eigenvalues from the top.")
+@option("--bottom", section="What", type=int, default=0, help="Eigenvalues from the bottom.")
+@option("--trace", section="What", is_flag=True, help="The trace, with its standard error.")
+@option("--density", section="What", is_flag=True, help="The spectral density, into the table spectrum.")
+@option("--epsilon", section="What", is_flag=True, help="Keskar's epsilon-sharpness.")
+@option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
+@option("--operator", section="What", type=_LIST(OPERATORS), default="hessian", help=
+        "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm.")  # fmt: skip
+@option("--audit", section="What", is_flag=True, help=
+        "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
+@option("--split", section="Loss", type=_LIST(("train", "val", "test")), default="train", help="Part of the data.")
+@option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
+@option("--bn", "bn_mode", section="Loss", type=_LIST(BN_MODES), default="eval", help=
+        "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip
+@option("--precision", section="Loss", type=_LIST(("float32", "float64")), default="float32", help="Of the model.")
+@option("--engine", section="Method", type=_LIST(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
+@option("--tol", section="Method", type=float, default=1e-3, help="Relative residual of eigenvalues.")
+@option("--max-matvecs", section="Method", type=int, default=1000, help="Products before an eigenvalue is given up.")
+@option("--trace-matvecs", section="Method", type=int, default=45, help="Products for a trace.")
+@option("--density-probes", section="Method", type=int, default=4, help="Random vectors of a density.")
+@option("--density-steps", section="Method", type=int, default=40, help="Lanczos steps from each.")
+@option("--seed", section="Method", type=int, default=0, help="Of everything random.")
+@option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=
+        "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
+@option("--nproc", section="Devices", type=int, show_default="1", help="Ranks on the CPU.")
+@option("--threads", section="Devices", type=int, show_default="cores / ranks", help="torch threads per rank.")
+@option("--model", section="Run", help="package.module:function giving (model, loss_fn, (inputs, targets)) for a run "
+        "that train did not make; called with the run's config.")  # fmt: skip
+@option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
+def command(run: Path, as_json: bool, audit: bool, **values: Any) -> None:
+    """Measure the Hessian of the mean loss at a run's checkpoints, and keep the figures with the run."""
+    from tvlars_probe.runners.sharpness import measure_run
+    from tvlars_probe.traces.reader import open_run
+
+    open_run(run)
+    name = measure_run(build_job(run, audit, values))
+    rows = open_run(run).curvature()
+    rows = rows[rows["measurement_id"].astype(str) == name]
+    if as_json:
+        click.echo(
+            json.dumps(json.loads(rows.to_json(orient="records", date_format="iso", double_precision=15)), indent=1)
+        )
+        return
+    if len(rows):
+        render(rows)
+    if values["density"]:
+        click.echo("The density is in the table spectrum of the run.")
+
+
+def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
+    """The work that a command line's values say."""
+    from tvlars_probe.curvature.measuring import Measures
+    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.sharpness import SharpnessJob
+
+    named = ("top", "bottom", "trace", "density", "epsilon", "per_layer", "engine", "tol", "max_matvecs",
+             "trace_matvecs", "density_probes", "density_steps", "seed")  # fmt: skip
+    asked = {name: values[name] for name in named} | {"operators": (values["operator"],)}
+    if audit:
+        asked = {"tol": values["tol"], "seed": values["seed"], "max_matvecs": values["max_matvecs"]}
+    return SharpnessJob(
+        run=run,
+        measures=Measures(**asked),
+        bn_modes=BN_MODES if audit else (values["bn_mode"],),
+        engines=ENGINES if audit else (values["engine"],),
+        place=PlaceConfig(devices=values["devices"], nproc=values["nproc"], threads=values["threads"]),
+        **{name: values[name] for name in ("checkpoint", "split", "samples", "precision", "model")},
+    )
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "step": lambda row: str(row["step"]),
+    "operator": lambda row: str(row["operator"]),
+    "BatchNorm": lambda row: str(row["bn_mode"]),
+    "engine": lambda row: str(row["engine"]),
+    "scope": lambda row: str(row["scope"]),
+    "measure": lambda row: _measure(row),
+    "rank": lambda row: _number(row["rank"]),
+    "value": lambda row: f"{row['value']:.6g}",
+    "error": lambda row: "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
+    "converged": lambda row: {True: "yes", False: "no"}.get(row["converged"], ""),
+    "limit": lambda row: "" if _is_null(row["limit"]) else f"{row['limit']:.3g}",
+    "products": lambda row: _number(row["matvecs"]),
+}
+_ALWAYS = ("measure", "rank", "value", "error", "converged", "products")
+_NUMBERS = ("step", "rank", "value", "error", "limit", "products")
+
+
+def render(rows: pd.DataFrame) -> None:
+    """A table with values, errors, and whether they converged; what all rows share stands above it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
+    cells = {name: [cell(row) for row in records] for name, cell in _COLUMNS.items()}
+    shown = [name for name, column in cells.items() if name in _ALWAYS or len({*column}) > 1]
+    first = records[0]
+    part = "" if _is_null(first["split"]) else f" of {first['split']}"
+    shared = [f"{name} {cells[name][0]}" for name in cells if name not in shown and cells[name][0]]
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console.print(f"mean loss {first['loss']:.4g} on {first['samples']:,} samples{part}, {first['precision']}")
+    console.print(", ".join(shared))
+    table = Table()
+    for name in shown:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+    for row in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _measure(row: dict[str, Any]) -> str:
+    if row["measure"] != "epsilon_sharpness":
+        return str(row["measure"])
+    return f"epsilon {row['epsilon']:g}, {_number(row['dimensions']) or 'all'} dim."
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value != value
+
+
+def _number(value: Any) -> str:
+    return "" if _is_null(value) else f"{int(value)}"

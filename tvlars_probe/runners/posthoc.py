@@ -1,0 +1,149 @@
+"""A run's model, data and optimizer as one of its checkpoints left them, for commands that compute with them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.traces.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from tvlars_probe.data.images import ImageData, TensorImages
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a run was after some updates.
+
+    Attributes:
+        step: number of updates: the state before update ``step``.
+        phase: of training.
+        model: with that state's weights and buffers.
+        optimizer: likewise, None if it isn't known.
+        scaled_lr: lr × trust_ratio of each parameter in the last update; empty before the first.
+    """
+
+    step: int
+    phase: str
+    model: nn.Module
+    optimizer: Optimizer | None
+    scaled_lr: dict[str, float]
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The configuration of a run made by ``train``.
+
+    Raises:
+        UserError: it was recorded from another loop.
+    """
+    stored = Manifest.load(run).config
+    try:
+        return TrainConfig.from_dict(stored)
+    except UserError as error:
+        raise UserError(
+            f"{run}: {error}. Name its model by --model package.module:function, or call "
+            f"tvlars_probe.sharpness(model, loss_fn, data) in your own code"
+        ) from None
+
+
+def choose_checkpoints(run: Path, which: str) -> list[Path]:
+    """The checkpoints that ``which`` says: last, best, all, or a step.
+
+    Raises:
+        UserError: there is none such.
+    """
+    found = checkpoints.list_checkpoints(run)
+    if not found:
+        raise RunDirectoryError(f"{run} has no checkpoints: train writes them at the end and every --checkpoint-every")
+    if which == "all":
+        return list(found.values())
+    if which == "last":
+        return [found[max(found)]]
+    if which == "best":
+        best = Manifest.load(run).best
+        if not best or best["step"] not in found:
+            raise RunDirectoryError(f"{run} has no best checkpoint (there are steps {_listed(found)})")
+        return [found[best["step"]]]
+    if which.isdecimal() and int(which) in found:
+        return [found[int(which)]]
+    raise UserError(f"--checkpoint {which}: there is none (allowed: last, best, all, or a step of {_listed(found)})")
+
+
+def _listed(steps: dict[int, Path]) -> str:
+    return ", ".join(str(step) for step in steps)
+
+
+def part_of(data: ImageData, split: str) -> TensorImages:
+    """A part of the data by name.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    part = parts.get(split)
+    if part is None:
+        there = ", ".join(name for name, images in parts.items() if images is not None)
+        raise UserError(f"--split {split}: the run has no such part of the data (it has {there})")
+    return part
+
+
+def restore(
+    config: TrainConfig, data: ImageData, checkpoint: Path, *, device: torch.device, dtype: torch.dtype
+) -> State:
+    """The state in a checkpoint.
+
+    Args:
+        config: of the run.
+        data: its data; the model's shape depends on it.
+        checkpoint: a file in the run's ``checkpoints/``.
+        device: where to put the model.
+        dtype: of its weights.
+
+    Raises:
+        RunDirectoryError: the checkpoint is damaged, or another model's.
+    """
+    stored = checkpoints.load(checkpoint)
+    with torch.random.fork_rng(devices=()):
+        model = config.model.build(channels=data.channels, num_classes=data.num_classes)
+    checkpoints.restore_model(model, stored, checkpoint)
+    model.to(device, dtype)
+    optimizer = config.optimizer.build(model.parameters())
+    optimizer.load_state_dict(stored["optimizer"])
+    recorder = stored["recorder"]
+    return State(
+        step=stored["step"],
+        phase=recorder["phase"],
+        model=model,
+        optimizer=optimizer,
+        scaled_lr=dict(recorder["rates"]),
+    )
+
+
+def import_function(target: str) -> Any:
+    """The function that ``package.module:function`` names; the working directory is on the path.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"--model {target}: write it as package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--model {target} can't be imported: {error}") from None

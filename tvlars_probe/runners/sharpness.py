@@ -1,0 +1,221 @@
+"""Curvature of a run's checkpoints: what ``tvlars-probe sharpness`` calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from tvlars_probe.curvature.measuring import Measures, measure
+from tvlars_probe.curvature.objective import Objective, supervised
+from tvlars_probe.curvature.ranks import Shards
+from tvlars_probe.errors import UserError
+from tvlars_probe.probes.rates import applied_rates
+from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
+from tvlars_probe.runners.config import PlaceConfig
+from tvlars_probe.runners.launching import launch
+from tvlars_probe.runners.posthoc import (
+    State,
+    choose_checkpoints,
+    import_function,
+    load_config,
+    part_of,
+    restore,
+)
+from tvlars_probe.runners.progress import status_line
+from tvlars_probe.runners.ranks import place
+from tvlars_probe.runners.samples import PIECE, ProbeSample
+from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tvlars_probe.curvature.results import Density, Sharpness
+    from tvlars_probe.runners.ranks import Ranks
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpnessJob:
+    """What to measure of which run; it crosses to other processes.
+
+    Attributes:
+        run: run directory.
+        checkpoint: last, best, all, or a step.
+        measures: what to compute.
+        split: train, val or test.
+        samples: of that part, the same for every run; None takes 1,000, or all where there are fewer.
+        bn_modes: BatchNorm modes, each measured.
+        engines: likewise.
+        precision: float32 or float64.
+        place: devices and processes.
+        model: ``package.module:function`` that gives the model, loss and data of a run that ``train`` did not make.
+        name: of the measurement, by which its rows are found again.
+    """
+
+    run: Path
+    checkpoint: str = "last"
+    measures: Measures = field(default_factory=Measures)
+    split: str = "train"
+    samples: int | None = None
+    bn_modes: tuple[str, ...] = ("eval",)
+    engines: tuple[str, ...] = ("lanczos",)
+    precision: str = "float32"
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+    model: str | None = None
+    name: str = field(default_factory=new_measurement_id)
+
+
+DEFAULT_SAMPLES = 1000
+
+
+def measure_run(job: SharpnessJob) -> str:
+    """Measure, and append rows below the run's ``sharpness/``; returns the rows' measurement_id.
+
+    Raises:
+        UserError: something can't be done as asked; nothing has been written.
+        RunFailedError: a rank ended with an error.
+    """
+    placement = place(job.place)
+    if job.model is None:
+        _check(job, placement.nproc)
+    elif placement.nproc > 1:
+        raise UserError("--model gives one process's data: use --nproc 1")
+    launch(_work, job, placement, job.place)
+    return job.name
+
+
+def _check(job: SharpnessJob, nproc: int) -> None:
+    """Everything that can be wrong, before processes are started."""
+    config = load_config(job.run)
+    paths = choose_checkpoints(job.run, job.checkpoint)
+    data = config.data.load()
+    count = len(_draw(job, part_of(data, job.split)).indices)
+    if count < nproc:
+        raise UserError(f"--samples {count} over {nproc} ranks: each rank needs one at least")
+    if nproc > 1 and "pyhessian" in job.engines:
+        raise UserError(
+            f"--engine pyhessian with {nproc} ranks: it runs on one only; use --nproc 1, or --engine lanczos"
+        )
+    cpu = torch.device("cpu")
+    model = restore(config, data, paths[0], device=cpu, dtype=torch.float32).model
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    asked = job.measures.top + job.measures.bottom
+    if asked > size:
+        raise UserError(f"{asked:,} eigenvalues: the model has {size:,} parameters, ask for fewer")
+
+
+def _draw(job: SharpnessJob, images: Any) -> ProbeSample:
+    count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
+    return ProbeSample.draw(images, count)
+
+
+def _work(ranks: Ranks, job: SharpnessJob) -> None:
+    """One rank's part."""
+    with status_line(speaks=ranks.is_first) as say:
+        found = [_of_stranger(ranks, job, say)] if job.model is not None else list(_of_checkpoints(ranks, job, say))
+    if ranks.is_first:
+        _write(job, [pair for pairs in found for pair in pairs])
+
+
+def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
+    config = load_config(job.run)
+    data = config.data.load()
+    sample, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
+    for path in choose_checkpoints(job.run, job.checkpoint):
+        state = restore(config, data, path, device=ranks.device, dtype=dtype)
+        yield [
+            (state, _measure(ranks, job, state, sample, engine, mode, lambda text, p=path: say(f"{p.name}: {text}")))
+            for mode in job.bn_modes
+            for engine in job.engines
+        ]
+
+
+def _measure(
+    ranks: Ranks, job: SharpnessJob, state: State, sample: ProbeSample, engine: str, mode: str, say: Any
+) -> Sharpness:
+    shards = Shards(ranks.world_size)
+    batches = sample.batches(ranks, DTYPES[job.precision], whole=mode == "train")
+    objective = Objective(state.model, supervised(F.cross_entropy), batches, bn_mode=mode, shards=shards)
+    rates = None
+    if "effective" in job.measures.operators and state.step and state.optimizer is not None:
+        rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)
+    return measure(
+        objective,
+        {name: p for name, p in state.model.named_parameters() if p.requires_grad},
+        replace(job.measures, engine=engine),
+        rates=rates,
+        sample_id=sample.sample_id,
+        report=say,
+    )
+
+
+def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State, Sharpness]]:
+    """A run from another loop, by the function that knows its model."""
+    manifest = Manifest.load(job.run)
+    assert job.model is not None
+    made = import_function(job.model)(manifest.config)
+    if not (isinstance(made, tuple) and len(made) == 3):
+        raise UserError(
+            f"--model {job.model} must return (model, loss_fn, (inputs, targets)), got {type(made).__name__}"
+        )
+    model, loss_fn, (inputs, targets) = made
+    if job.samples is not None and not 1 <= job.samples <= len(inputs):
+        raise UserError(f"--samples {job.samples}: there are {len(inputs):,} (allowed: 1 to {len(inputs)})")
+    dtype, count = DTYPES[job.precision], job.samples or len(inputs)
+    model.to(ranks.device, dtype)
+    whole = (inputs[:count].to(ranks.device, dtype), targets[:count].to(ranks.device))
+    last = max((segment["last_step"] or -1 for segment in manifest.segments), default=-1) + 1
+    state = State(step=last, phase="train", model=model, optimizer=None, scaled_lr={})
+    found = []
+    for mode in job.bn_modes:
+        size = count if mode == "train" else PIECE
+        batches = list(zip(*(part.split(size) for part in whole), strict=True))
+        objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode)
+        for engine in job.engines:
+            chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            found.append((state, measure(objective, chosen, replace(job.measures, engine=engine), report=say)))
+    return found
+
+
+def _write(job: SharpnessJob, found: list[tuple[State, Sharpness]]) -> None:
+    """Append the rows; the trace itself is left alone."""
+    writer = TraceWriter(job.run / "sharpness", Manifest.load(job.run).run_id)
+    for state, sharpness in found:
+        where = {"step": state.step, "phase": state.phase, "split": job.split if job.model is None else None}
+        columns = curvature_columns(sharpness.measurements, **where)  # type: ignore[arg-type]
+        if columns:
+            columns["measurement_id"] = [job.name] * len(columns["step"])
+            writer.append("curvature", columns)
+        for operator, density in sharpness.densities.items():
+            about = {
+                "operator": operator,
+                "scope": "all",
+                "scope_kind": "all",
+                "samples": sharpness.samples,
+                "sample_id": sharpness.sample_id,
+                "loss": sharpness.loss,
+                "bn_mode": sharpness.bn_mode,
+                "seed": job.measures.seed,
+                "precision": job.precision,
+                "engine": "lanczos",
+            }
+            writer.append("spectrum", _spectrum(density, where | about | {"measurement_id": job.name}))
+    writer.flush()
+
+
+def _spectrum(density: Density, common: dict[str, Any]) -> dict[str, Any]:
+    """Rows of the table ``spectrum``."""
+    length, made = len(density.grid), now()
+    columns = {name: [value] * length for name, value in common.items() if value is not None}
+    return columns | {
+        "created_at": [made] * length,
+        "grid": density.grid,
+        "density": density.density,
+        "error": density.standard_error,
+        "sigma": [density.sigma] * length,
+    }
