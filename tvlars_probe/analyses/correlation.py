@@ -77,7 +77,8 @@ def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     train, test = (float(last.get(name, math.nan)) for name in ("train_eval_acc1", "test_acc1"))
     ends = {f"end_{row.operator}": row.end for row in m.summary.itertuples()}
-    further = m.further[(m.further["scope"] == "all")] if len(m.further) else m.further
+    same = (m.further["scope"] == "all") & (m.further["bn_mode"] == m.bn_mode) & (m.further["split"] == m.split)
+    further = m.further[same]
     for (measure, operator), rows in further.groupby(["measure", "operator"], dropna=False) if len(further) else ():
         name = measure if operator in (None, "none", "hessian") else f"{measure}_{operator}"
         ends[f"end_{name}"] = rows.sort_values("step")["value"].iloc[-1]

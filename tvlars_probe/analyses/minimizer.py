@@ -30,6 +30,8 @@ COLUMNS = (
 
 SPECTRUM_COLUMNS = ("step", "phase", "operator", "scope", "grid", "density", "error", "split", "bn_mode")
 
+BLOCK_COLUMNS = ("step", "operator", "scope", "scope_kind", "value", "error", "split", "bn_mode")
+FURTHER_COLUMNS = ("step", "measure", "operator", "scope", "value", "error", "split", "bn_mode")
 DECIDING = ("hessian", "relative")
 
 
@@ -57,16 +59,16 @@ class Minimizer:
     Attributes:
         facts: of the run.
         verdict: trapped, escaped, or can't tell.
-        bn_mode: BatchNorm mode of all these rows; modes are never joined.
-        split: data that the loss is of, likewise.
-        other_modes: the other (BN mode, split) pairs on record, left out here.
+        bn_mode: BatchNorm mode of the curves and the verdict; modes are never joined.
+        split: data that their loss is of, likewise.
+        other_modes: the other (BN mode, split) pairs on record, left out of curves and verdict.
         curves: a row per figure of the whole model: ``step``, ``operator``, ``value``, ``error``, ``converged``,
             ``limit``.
         summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps`` (from
             the peak on, steps at or above the line of escape), ``state``.
-        blocks: a row per layer or tensor whose own block was measured, at each step.
+        blocks: a row per layer or tensor whose own block was measured, at each step, in any mode (as the two below).
         further: traces and epsilon-sharpness.
-        spectrum: the spectral densities: ``step``, ``operator``, ``grid``, ``density``.
+        spectrum: the spectral densities.
     """
 
     facts: RunFacts
@@ -107,8 +109,7 @@ def analyse_minimizer(
     curves = whole[["step", "operator", "value", "error", "converged", "limit", "samples"]]
     curves = curves.sort_values(["operator", "step"]).reset_index(drop=True)
     summary = pd.DataFrame([_summarise(str(name), group, limits) for name, group in curves.groupby("operator")])
-    densities = _as_text(spectrum)
-    densities = densities[densities["bn_mode"] == mode[0]] if len(densities) else densities
+    eigenvalues = curvature[(curvature["measure"] == "eigenvalue") & (curvature["rank"] == 1)]
     return Minimizer(
         facts=facts,
         verdict=_verdict(summary, limits),
@@ -117,9 +118,9 @@ def analyse_minimizer(
         other_modes=others,
         curves=curves,
         summary=summary,
-        blocks=top[top["scope_kind"] != "all"][["step", "operator", "scope", "scope_kind", "value", "error"]],
-        further=own[own["measure"] != "eigenvalue"][["step", "measure", "operator", "scope", "value", "error"]],
-        spectrum=densities[["step", "operator", "scope", "grid", "density"]] if len(densities) else densities,
+        blocks=eigenvalues.loc[eigenvalues["scope_kind"] != "all", list(BLOCK_COLUMNS)].reset_index(drop=True),
+        further=curvature.loc[curvature["measure"] != "eigenvalue", list(FURTHER_COLUMNS)].reset_index(drop=True),
+        spectrum=_as_text(spectrum)[list(SPECTRUM_COLUMNS)],
     )
 
 

@@ -84,7 +84,7 @@ def analyse_warmup(
     """
     limits = thresholds or Thresholds()
     split = decompose(grid, facts)
-    warmup_rows = _rows_before_peak(split)
+    warmup_rows = _rows_before_peak(grid, split.peak_lr)
     window = _early_rows(len(split.steps), warmup_rows, limits)
     layers = _layer_table(grid, split, warmup_rows, window, limits)
     explosions = _explosions(grid, limits)
@@ -122,14 +122,18 @@ def analyse_warmup(
     ), split
 
 
-def _rows_before_peak(split: Decomposition) -> int:
-    """Recorded steps before the schedule's factor first comes within 0.1 % of 1; all of them if it never does."""
-    if not len(split.steps):
+def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
+    """Recorded steps before the rate first comes within 0.1 % of its peak; all of them if the trace ends before.
+
+    Where only every so many steps are recorded, none may be that close: then it is the one with the highest rate,
+    unless that is the last.
+    """
+    if not len(grid.steps):
         return 0
-    with np.errstate(all="ignore"):
-        schedule = np.fmax.reduce(split.terms["schedule"], axis=1, initial=-np.inf)
-    there = schedule >= np.log(0.999)
-    return int(there.argmax()) if there.any() else len(there)
+    rate = np.fmax.reduce(grid["lr"].astype(np.float64), axis=1)
+    there = rate >= 0.999 * peak_lr
+    highest = int(np.nan_to_num(rate, nan=-1.0).argmax())
+    return int(there.argmax()) if there.any() else highest if highest < len(rate) - 1 else len(rate)
 
 
 def _count(split: Decomposition, rows: int) -> int:

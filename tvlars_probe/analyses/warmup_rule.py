@@ -106,19 +106,25 @@ def judge(
     marks = _Marks.of(layers, explosions, t, last_early, max(recorded, 1))
     figures = _figures(marks, early, warmup_steps, suggested)
 
-    def say(answer: str, reason: str) -> Verdict:
-        return Verdict(QUESTION, answer, reason, figures)
+    def say(answer: str, reason: str, lead: str = "loss_rise") -> Verdict:
+        ordered = sorted(figures, key=lambda figure: figure.name != lead)
+        return Verdict(QUESTION, answer, reason, tuple(ordered))
 
     if recorded < t.least_steps:
         what = "no layer was recorded" if not recorded else f"only {recorded} steps are recorded"
         return say(CANT_TELL, f"{what} (it takes {t.least_steps} to say anything).")
     if warmup_steps is None:
         return say(CANT_TELL, "the trace ends before the learning rate reaches its peak.")
-    harmed = early.bad_step is not None or (early.rise is not None and early.rise >= t.loss_rise)
+    soon = early.bad_step is not None and early.bad_step <= last_early
+    if early.bad_step is not None and not soon:
+        return say(CANT_TELL, f"the loss was not finite from step {early.bad_step} on, long after the early steps.")
+    harmed = soon or (early.rise is not None and early.rise >= t.loss_rise)
     how = _how_harmed(early)
     if warmup_steps == 0:
         if harmed:
             return say("needed", f"without warm-up {how}; {marks.text}.")
+        if early.rise is None:
+            return say(CANT_TELL, "no loss was recorded, by which a run without warm-up answers.")
         if marks.gradient_share >= t.layers:
             return say(
                 CANT_TELL,
@@ -129,7 +135,7 @@ def judge(
     if harmed:
         return say(CANT_TELL, f"even with warm-up {how}: the trace doesn't show what full rate would have done.")
     if marks.hot_share >= t.layers or marks.overwritten:
-        return say("needed", f"at full rate {marks.text}.")
+        return say("needed", f"at full rate {marks.text}.", "unadapted_step" if marks.overwritten else "hot_share")
     if marks.redundant is None:
         return say(CANT_TELL, "no layer has a trust ratio of its own, and a warm-up hides what full rate would do.")
     if marks.redundant >= t.redundant:
@@ -137,11 +143,13 @@ def judge(
             "not needed",
             f"in {marks.redundant:.0%} of the warm-up's steps and layers the schedule held back a layer whose own "
             f"ratio was already below what it settles at; {marks.text}.",
+            "redundant_share",
         )
     return say(
         CANT_TELL,
         f"the scaling was redundant in {marks.redundant:.0%} of the warm-up's steps and layers, less than the "
         f"{t.redundant:.0%} that would settle it, and {marks.text}.",
+        "redundant_share",
     )
 
 
