@@ -249,8 +249,8 @@ LANDSCAPE = Table(
     "one row per point of a slice through the loss, at w + alpha·d1 + beta·d2, or on the line between two runs",
     (
         _RUN,
-        *_MEASUREMENT,
         _STEP,
+        *_MEASUREMENT,
         _PHASE,
         Column("run2", "name", "name", "run_id of the other end of the line; null along random directions"),
         Column("alpha", "float64", "1", "multiple of the first direction; a line's ends are 0 and 1", required=True),
