@@ -25,6 +25,9 @@ def command_line() -> str:
             assert command is not None
             with click.Context(command, info_name=name, parent=root, terminal_width=100) as context:
                 parts.append(_help(f"tvlars-probe {name}", command.get_help(context)))
+                for child_name, child in (command.commands if isinstance(command, click.Group) else {}).items():
+                    with click.Context(child, info_name=child_name, parent=context, terminal_width=100) as inner:
+                        parts.append(_help(f"tvlars-probe {name} {child_name}", child.get_help(inner)))
     return "\n".join(parts)
 
 

@@ -14,6 +14,8 @@ from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 # name: module below tvlars_probe.commands, and what `--help` says
 COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
+    "sweep": ("sweep", "Train a grid of runs."),
+    "data": ("data", "Data sets: what is there, and how to get what isn't."),
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),

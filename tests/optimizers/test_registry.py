@@ -48,3 +48,18 @@ def test_settings_that_an_optimizer_does_not_take_leave_no_trace() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         OptimizerConfig(**settings)
+
+
+def test_excluded_tensors_have_their_own_rate() -> None:
+    weight, bias = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    optimizer = OptimizerConfig(name="lars", lr=2.0, excluded_lr=0.01).build([bias, weight])
+    assert [(g["lr"], [p.ndim for p in g["params"]]) for g in optimizer.param_groups] == [(2.0, [2]), (0.01, [1])]
+    bias.grad, weight.grad = torch.ones(3), torch.ones(3, 3)
+    optimizer.step()
+    torch.testing.assert_close(bias.detach(), torch.full((3,), 0.99))
+
+
+def test_by_default_they_have_the_full_rate_and_the_configuration_its_hash() -> None:
+    assert len(OptimizerConfig(name="lars").build([nn.Parameter(torch.ones(1))]).param_groups) == 1
+    assert "excluded_lr" not in OptimizerConfig(name="tvlars").settings()
+    assert OptimizerConfig(name="tvlars", excluded_lr=0.1).settings()["excluded_lr"] == 0.1

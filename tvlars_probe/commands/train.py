@@ -10,12 +10,14 @@ import click
 
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
-from tvlars_probe.data.registry import DATASETS, DataConfig
+from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
 from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
+from tvlars_probe.models.initialization import INITIALIZATIONS
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
 from tvlars_probe.runners.config import DETAILS, PRECISIONS, PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +31,13 @@ _SECTIONS: dict[str, tuple[str, type[Any], dict[str, str]]] = {
     "data": (
         "data",
         DataConfig,
-        {"dataset": "name", "data_dir": "folder", "download": "download", "val": "val", "limit": "limit"},
+        {
+            "dataset": "name",
+            "data_dir": "folder",
+            **{name: name for name in ("download", "val", "limit", "image_size", "augmentation")},
+        },
     ),
-    "model": ("model", ModelConfig, {"model": "name", "stem": "stem"}),
+    "model": ("model", ModelConfig, {"model": "name", "stem": "stem", "winit": "winit"}),
     "optimizer": (
         "optimizer",
         OptimizerConfig,
@@ -41,7 +47,7 @@ _SECTIONS: dict[str, tuple[str, type[Any], dict[str, str]]] = {
                 name: name
                 for name in (
                     "lr", "weight_decay", "momentum", "nesterov", "eta", "lmbda", "alpha", "delay", "gamma_min",
-                    "denominator", "exclusion", "trust_clip", "adam",
+                    "denominator", "exclusion", "trust_clip", "adam", "excluded_lr",
                 )
             },
         },
@@ -58,6 +64,15 @@ _SECTIONS: dict[str, tuple[str, type[Any], dict[str, str]]] = {
             "train_eval_samples": "train_eval_samples",
         },
     ),
+    "barlow": (
+        "barlow",
+        BarlowTwinsConfig,
+        {
+            "cl_epochs": "epochs",
+            "btlmbda": "lmbda",
+            **{name: name for name in ("projector", "lr_classifier", "lr_backbone", "probe_batch_size")},
+        },
+    ),
     "sharpness": (
         "sharpness",
         SharpnessConfig,
@@ -71,7 +86,7 @@ _SECTIONS: dict[str, tuple[str, type[Any], dict[str, str]]] = {
         },
     ),
 }  # fmt: skip
-_PLAIN = ("batch_size", "micro_batch", "epochs", "seed", "precision")
+_PLAIN = ("mode", "batch_size", "micro_batch", "epochs", "seed", "precision", "sync_bn")
 
 
 def _choice(names: Any) -> click.Choice[str]:
@@ -80,17 +95,37 @@ def _choice(names: Any) -> click.Choice[str]:
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """All options that say what to train."""
-    d, t, o, r, s, p = "Data and model", "Training", "Optimizer", "Recording", "Sharpness", "Devices"
+    d, t, b, o = "Data and model", "Training", "Barlow Twins", "Optimizer"
+    r, s, p = "Recording", "Sharpness", "Devices"
     options = (
         option("--dataset", "--ds", section=d, type=_choice(DATASETS), default="digits", help="Data set."),
         option("--data-dir", section=d, type=click.Path(), help="Its folder, if not in the usual places."),
-        option("--download/--no-download", section=d, default=False, help="Let torchvision download it if missing."),
+        option(
+            "--download/--no-download", section=d, default=None, show_default="cifar10 and cifar100 only",
+            help="Let torchvision download it if missing.",
+        ),
         option("--val", section=d, type=float, default=0.0, help="Fraction of the training data to hold out."),
         option("--limit", section=d, type=int, help="Use only so many training and test samples."),
+        option(
+            "--image-size", section=d, type=int, show_default="as they are",
+            help="Side to which the images of an imagefolder are brought.",
+        ),
+        option(
+            "--augmentation", section=d, type=_choice(AUGMENTATIONS), default="auto",
+            help="Of a classifier's training images: crop, mirror, rotation; auto: as the data set has it.",
+        ),
         option("--model", section=d, type=_choice(MODELS), default="cnn", help="Model."),
         option(
             "--stem", section=d, type=_choice(STEMS), default="imagenet",
             help="First layers of a ResNet: 7x7 with stride and pooling, or 3x3.",
+        ),
+        option(
+            "--winit", section=d, type=_choice(INITIALIZATIONS), default="default",
+            help="How the weights of convolutions and linear layers are drawn; default: as the layers do it.",
+        ),
+        option(
+            "--mode", section=t, type=_choice(MODES), default="clf",
+            help="clf: classification. bt: Barlow Twins, then a linear probe.",
         ),
         option("--batch-size", "--bs", section=t, type=int, default=512, help="Batch of one update, over all ranks."),
         option(
@@ -98,14 +133,29 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Most samples a rank computes at once; gradients accumulate to the same update (BatchNorm apart: its "
             "statistics are the micro-batch's).",
         ),
-        option("--epochs", section=t, type=int, default=20, help="Passes over the training data."),
+        option("--epochs", section=t, type=int, default=20, help="Passes over the training data; bt: the probe's."),
         option("--schedule", "--sd", section=t, type=_choice(SCHEDULES), default="none", help="Schedule of the rate."),
         option(
-            "--warmup-epochs", section=t, type=float, show_default="20 or a fifth of --epochs, whichever is less",
+            "--warmup-epochs", section=t, type=float, show_default="20 or a fifth of the epochs, whichever is less",
             help="Length of lars-warm's warm-up, fractions allowed.",
         ),
         option("--seed", section=t, type=int, default=0, help="Seed of everything random."),
         option("--precision", section=t, type=_choice(PRECISIONS), default="float32", help="bf16 is by autocast."),
+        option("--sync-bn", section=t, is_flag=True, help="BatchNorm over the samples of all ranks; bt always has it."),
+        option(
+            "--cl-epochs", "--cl_epochs", section=b, type=int, default=1000, help="Passes over the data of pretraining."
+        ),
+        option("--btlmbda", section=b, type=float, default=0.005, help="Weight of the redundancy term."),
+        option("--projector", section=b, default="4096-4096-4096", help="Widths of the projector's layers."),
+        option(
+            "--lr-classifier", "--lr_classifier", section=b, type=float, default=0.3,
+            help="Learning rate of the linear probe: SGD, cosine.",
+        ),
+        option(
+            "--lr-backbone", "--lr_backbone", section=b, type=float, default=0.0,
+            help="That of the backbone meanwhile; 0 freezes it.",
+        ),
+        option("--probe-batch-size", section=b, type=int, default=256, help="Batch of the linear probe."),
         option("--optimizer", "--opt", section=o, type=_choice(OPTIMIZERS), default="lars", help="Optimizer."),
         option("--lr", section=o, type=float, show_default=_RATES, help="Learning rate."),
         option("--weight-decay", "--wd", section=o, type=float, default=5e-4, help="Weight decay."),
@@ -126,6 +176,10 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         option("--trust-clip", section=o, is_flag=True, help="Clip the trust ratio: lars, tvlars to lr; lamb to 1."),
         option("--adam", section=o, is_flag=True, help="Switch lamb's trust ratio off."),
+        option(
+            "--excluded-lr", section=o, type=float, show_default="--lr",
+            help="Learning rate of what lars and tvlars exclude: biases and normalisation.",
+        ),
         option(
             "--record", section=r, type=_choice(DETAILS), default="full",
             help="Which norms of the layers: all, all but the update's, or none.",
@@ -158,7 +212,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         option("--nproc", section=p, type=int, show_default="1", help="Ranks on the CPU."),
         option("--threads", section=p, type=int, show_default="cores / ranks", help="torch threads per rank."),
         option("--port", section=p, type=int, default=0, show_default="a free one", help="Port for the ranks to meet."),
-        option("--workers", section=p, type=int, default=4, help="Processes that load images from files."),
+        option("--workers", section=p, type=int, default=4, help="Threads that decode image files."),
     )  # fmt: skip
     for add in reversed(options):
         command = add(command)

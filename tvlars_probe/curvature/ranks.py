@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from tvlars_probe.collectives import all_reduce_sum as all_reduce_sum
 
-class _AllReduceSum(torch.autograd.Function):
-    """y = Σ_r x_r on every rank. Its vector-Jacobian product is the same sum again, to any order."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _AllReduceSum.apply(grad, ctx.group), None
-
-
-def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
-    """Σ over ranks of ``x``, on every rank, differentiable as often as wanted.
-
-    The derivative is that of the sum over ranks of what each rank makes of it: every rank must differentiate alike.
-    """
-    total: Tensor = _AllReduceSum.apply(x, group)
-    return total
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class BatchPlan:
         rank: whose shares.
         world_size: number of ranks.
         seed: of the order.
+        in_step: every rank cuts its share into equally many pieces, some perhaps empty, since its layers sum over the
+            ranks in each.
     """
 
     samples: int
@@ -56,6 +58,7 @@ class BatchPlan:
     rank: int = 0
     world_size: int = 1
     seed: int = 0
+    in_step: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,13 +70,14 @@ class BatchPlan:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
         for start in range(0, self.samples, self.batch_size):
             batch = order[start : start + self.batch_size]
-            yield Share(self._pieces(np.array_split(batch, self.world_size)[self.rank]), len(batch))
+            yield Share(self._pieces(np.array_split(batch, self.world_size)[self.rank], len(batch)), len(batch))
 
-    def _pieces(self, share: Indices) -> list[Indices]:
+    def _pieces(self, share: Indices, batch_size: int) -> list[Indices]:
         """Micro-batches of nearly equal size, so that none is too small for BatchNorm without need."""
-        if not len(share):
+        longest = math.ceil(batch_size / self.world_size) if self.in_step else len(share)
+        if not longest:
             return []
-        return np.array_split(share, math.ceil(len(share) / (self.micro_batch or len(share))))
+        return np.array_split(share, math.ceil(longest / (self.micro_batch or longest)))
 
     @property
     def micro_batches(self) -> int:
@@ -82,13 +86,20 @@ class BatchPlan:
 
     @property
     def smallest_piece(self) -> int:
-        """Samples in the smallest non-empty piece of any rank and batch."""
+        """Samples in the smallest non-empty piece over which BatchNorm takes statistics.
+
+        That is a piece of any rank and batch, or, in step, the ranks' pieces together.
+        """
         sizes = {self.batch_size, self.samples % self.batch_size or self.batch_size}
-        pieces = []
+        pieces: list[int] = []
         for size in sizes:
-            shares = [size // self.world_size, -(-size // self.world_size)]
-            pieces += [len(piece) for share in shares for piece in self._pieces(np.arange(share))]
-        return min(pieces)
+            shares = np.array_split(np.arange(size), self.world_size)
+            lengths = [[len(piece) for piece in self._pieces(share, size)] for share in shares]
+            if self.in_step:
+                pieces += [sum(together) for together in zip(*lengths, strict=True)]
+            else:
+                pieces += [length for some in lengths for length in some]
+        return min(length for length in pieces if length)
 
 
 def in_order(samples: int, piece: int, rank: int, world_size: int) -> Iterator[Indices]:

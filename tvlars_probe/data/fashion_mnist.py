@@ -16,6 +16,8 @@ from tvlars_probe.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tvlars_probe.data.registry import Request
+
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD_FOLDER = Path("data")
 
@@ -27,30 +29,47 @@ _FILES = {
 _MEAN, _STD = (0.2860,), (0.3530,)
 
 
-def load(folder: Path | None = None, download: bool = False) -> ImageData:
+def load(request: Request) -> ImageData:
     """Fashion-MNIST from a folder of idx files, gzipped or not.
 
-    Args:
-        folder: where to look; by default Debian's package and ``data/``, as torchvision downloads it.
-        download: have torchvision download it if it isn't there.
+    It is looked for where Debian's package and torchvision put it, unless a folder is given.
 
     Raises:
         DataError: not found, or damaged.
     """
-    home = _find(folder)
-    if home is None and download:
-        home = _download(folder or DOWNLOAD_FOLDER)
+    home = find(request.name, request.folder)
+    if home is None and request.download:
+        home = _download(request.folder or DOWNLOAD_FOLDER)
     if home is None:
-        raise DataError(_not_found(folder))
+        raise DataError(_not_found(request.folder))
     parts = {part: _read_part(home, *names) for part, names in _FILES.items()}
     return ImageData("fashion-mnist", parts["train"], parts["test"], 10)
 
 
-def _find(folder: Path | None) -> Path | None:
+def find(name: str, folder: Path | None) -> Path | None:
+    """The folder of its four files."""
     homes = [folder] if folder else [DEBIAN_FOLDER, DOWNLOAD_FOLDER]
     candidates = [c for home in homes for c in (home, home / "FashionMNIST" / "raw")]
     wanted = [name for names in _FILES.values() for name in names]
     return next((c for c in candidates if all(_existing(c, name) for name in wanted)), None)
+
+
+def count(home: Path | None) -> tuple[int, int]:
+    """Training and test images, as the files' headers say."""
+    assert home is not None
+    train, test = (_existing(home, labels) for _, labels in _FILES.values())
+    assert train is not None
+    assert test is not None
+    return _items(train), _items(test)
+
+
+def _items(path: Path) -> int:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        try:
+            header = stream.read(8)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} is damaged ({error}): get it again") from None
+    return struct.unpack(">I", header[4:])[0] if len(header) == 8 else 0
 
 
 def _existing(folder: Path, name: str) -> Path | None:
@@ -73,7 +92,7 @@ def _download(folder: Path) -> Path | None:
         FashionMNIST(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{_not_found(folder)} (the download failed: {error})") from None
-    return _find(folder)
+    return find("fashion-mnist", folder)
 
 
 def _read_part(folder: Path, images_name: str, labels_name: str) -> TensorImages:

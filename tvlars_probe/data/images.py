@@ -36,12 +36,19 @@ class TensorImages:
 
     def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of the samples at ``indices`` (a tensor on the images' device)."""
+        return self.normalised(self.images.index_select(0, indices), dtype), self.labels.index_select(0, indices)
+
+    def normalised(self, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Raw values scaled to [0, 1], less the mean, over the standard deviation, as a new tensor."""
+        return self.standardised(raw.to(dtype, copy=True).div_(self.white))
+
+    def standardised(self, scaled: Tensor) -> Tensor:
+        """Values in [0, 1] less the mean, over the standard deviation, in place."""
         mean, std = (
-            torch.tensor(values, dtype=dtype, device=self.images.device)[:, None, None]
+            torch.tensor(values, dtype=scaled.dtype, device=scaled.device)[:, None, None]
             for values in (self.mean, self.std)
         )
-        scaled = self.images.index_select(0, indices).to(dtype).div_(self.white)
-        return scaled.sub_(mean).div_(std), self.labels.index_select(0, indices)
+        return scaled.sub_(mean).div_(std)
 
     def to(self, device: torch.device) -> TensorImages:
         """The same images on a device."""

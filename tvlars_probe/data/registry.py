@@ -1,10 +1,11 @@
-"""Data sets by name. A new one is one entry in `DATASETS`."""
+"""Data sets by name. A new one is one entry in `DATASETS` and a module that finds, counts and loads it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from tvlars_probe.errors import DataError, UserError, unknown
 
@@ -12,25 +13,90 @@ if TYPE_CHECKING:
     from tvlars_probe.data.images import ImageData
 
 
-class Loader(Protocol):
-    """Reads a data set from a folder (its usual places by default), downloading it if allowed and needed."""
+class DataModule(Protocol):
+    """What the module of a data set offers."""
 
-    def __call__(self, folder: Path | None = None, download: bool = False) -> ImageData: ...
+    def find(self, name: str, folder: Path | None) -> Path | None:
+        """Where the data is: in ``folder`` or the usual places; None if it isn't, or comes with a package."""
 
+    def count(self, home: Path | None) -> tuple[int, int]:
+        """Training and test images at ``home``, without reading them."""
 
-def _digits(folder: Path | None = None, download: bool = False) -> ImageData:
-    from tvlars_probe.data.digits import load
-
-    return load(folder, download)
-
-
-def _fashion_mnist(folder: Path | None = None, download: bool = False) -> ImageData:
-    from tvlars_probe.data.fashion_mnist import load
-
-    return load(folder, download)
+    def load(self, request: Request) -> ImageData:
+        """Read it, or raise a `DataError` that says how to get it."""
 
 
-DATASETS: dict[str, Loader] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a loader is asked for.
+
+    Attributes:
+        name: the data set.
+        folder: where it is, if not in its usual places.
+        download: whether it may be downloaded.
+        image_size: side of the square to which images of different sizes are brought; None leaves them.
+        workers: threads that decode image files.
+    """
+
+    name: str
+    folder: Path | None = None
+    download: bool = False
+    image_size: int | None = None
+    workers: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A known data set.
+
+    Attributes:
+        module: below ``tvlars_probe.data``.
+        about: what it is.
+        obtain: how to get it.
+        is_augmented: whether classification trains on cropped, flipped and rotated images by default.
+        flips: whether an image and its mirror image are of one class.
+        included: whether it comes with a package we depend on.
+        downloads: whether it is fetched where it is missing, without being asked.
+    """
+
+    module: str
+    about: str
+    obtain: str
+    is_augmented: bool = False
+    flips: bool = False
+    included: bool = False
+    downloads: bool = False
+
+    @property
+    def loader(self) -> DataModule:
+        """Its module, loaded."""
+        return cast("DataModule", import_module(f"tvlars_probe.data.{self.module}"))
+
+
+AUGMENTATIONS = ("auto", "standard", "none")
+
+_PHOTOS = {"is_augmented": True, "flips": True}
+
+DATASETS: dict[str, Entry] = {
+    "digits": Entry("digits", "8x8 handwritten digits, 10 classes", "comes with scikit-learn", included=True),
+    "fashion-mnist": Entry(
+        "fashion_mnist",
+        "28x28 grey images of clothes, 10 classes",
+        "apt-get install dataset-fashion-mnist, or train with --download",
+        flips=True,
+    ),
+    "cifar10": Entry("cifar", "32x32 photographs, 10 classes", "train with --download", downloads=True, **_PHOTOS),
+    "cifar100": Entry("cifar", "32x32 photographs, 100 classes", "train with --download", downloads=True, **_PHOTOS),
+    "tinyimagenet": Entry(
+        "tiny_imagenet",
+        "64x64 photographs, 200 classes",
+        "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) in data/, or tvlars-probe data import-tiny-imagenet",
+        **_PHOTOS,
+    ),
+    "imagefolder": Entry(
+        "image_folder", "your own: train/<class>/* and test/<class>/*", "give its folder with --data-dir", **_PHOTOS
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +106,22 @@ class DataConfig:
     Attributes:
         name: one of `DATASETS`.
         folder: where it is, if not in its usual places.
-        download: whether it may be downloaded.
+        download: whether it may be downloaded; None leaves it to the data set (CIFAR is fetched, as in the official
+            experiments).
         val: fraction of the training data to hold out, 0 <= val < 1; the same samples for every seed.
         limit: use only so many training and test samples, drawn once for all seeds (for trying things out).
+        image_size: side of the square to which the images of an imagefolder are brought.
+        augmentation: of the images a classifier trains on: "standard" (crop, mirror image where the data set allows
+            it, rotation), "none", or "auto", which the data set decides.
     """
 
     name: str = "digits"
     folder: str | None = None
-    download: bool = False
+    download: bool | None = None
     val: float = 0.0
     limit: int | None = None
+    image_size: int | None = None
+    augmentation: str = "auto"
 
     def __post_init__(self) -> None:
         if self.name not in DATASETS:
@@ -58,14 +130,40 @@ class DataConfig:
             raise UserError(f"--val {self.val:g} is not a share of the training data (allowed: 0 <= val < 1)")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit} leaves no samples (allowed: 1 or more)")
+        if self.image_size is not None and self.name != "imagefolder":
+            raise UserError(f"--image-size is for --ds imagefolder; the images of {self.name} have one size")
+        if self.augmentation not in AUGMENTATIONS:
+            raise unknown("--augmentation", self.augmentation, AUGMENTATIONS)
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"--image-size {self.image_size} is too small (allowed: 1 or more)")
 
-    def load(self) -> ImageData:
+    @property
+    def augments(self) -> bool:
+        """Whether a classifier trains on augmented images."""
+        return self.augmentation == "standard" or (self.augmentation == "auto" and DATASETS[self.name].is_augmented)
+
+    @property
+    def flips(self) -> bool:
+        """Whether an image and its mirror image are of one class."""
+        return DATASETS[self.name].flips
+
+    def load(self, workers: int = 4) -> ImageData:
         """Read the data and hold out what is to be held out.
+
+        Args:
+            workers: threads that decode image files.
 
         Raises:
             DataError: it is missing or damaged, or holding out leaves a part empty.
         """
-        data = DATASETS[self.name](Path(self.folder) if self.folder else None, self.download)
+        request = Request(
+            name=self.name,
+            folder=Path(self.folder) if self.folder else None,
+            download=DATASETS[self.name].downloads if self.download is None else self.download,
+            image_size=self.image_size,
+            workers=workers,
+        )
+        data = DATASETS[self.name].loader.load(request)
         if self.limit is not None:
             train, test = (part.subset(_spread(len(part), self.limit)) for part in (data.train, data.test))
             data = replace(data, train=train, test=test)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tvlars_probe.errors import UserError, unknown
+from tvlars_probe.models.initialization import INITIALIZATIONS, initialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +25,12 @@ class ModelConfig:
         name: one of `MODELS`.
         stem: first layers of a ResNet: "imagenet" is the 7×7 convolution with stride 2 and pooling, which the
             official experiments use at any image size; "cifar" a 3×3 convolution that keeps the resolution.
+        winit: how convolutions and linear layers are initialised; one of `INITIALIZATIONS`.
     """
 
     name: str = "cnn"
     stem: str = "imagenet"
+    winit: str = "default"
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -36,10 +39,29 @@ class ModelConfig:
             raise unknown("stem", self.stem, STEMS)
         if self.stem == "cifar" and not self.name.startswith("resnet"):
             raise UserError(f"--stem cifar is for ResNets; --model {self.name} has no such stem")
+        if self.winit not in INITIALIZATIONS:
+            raise unknown("--winit", self.winit, INITIALIZATIONS)
 
     def build(self, *, channels: int, num_classes: int) -> nn.Module:
         """The model with fresh weights, drawn from torch's global generator."""
-        return MODELS[self.name](channels, num_classes, self)
+        model = MODELS[self.name](channels, num_classes, self)
+        initialize(model, self.winit)
+        return model
+
+    def as_dict(self) -> dict[str, Any]:
+        """What changes the numbers."""
+        chosen = {"name": self.name, "stem": self.stem}
+        return chosen if self.winit == "default" else {**chosen, "winit": self.winit}
+
+
+def without_head(model: nn.Module) -> tuple[nn.Module, int]:
+    """A classifier without its last linear layer (in place), and the number of features that it then gives."""
+    from torch import nn
+
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Identity())
+    return model, head.in_features
 
 
 def _cnn(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
@@ -63,10 +85,10 @@ def _cnn(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
     )
 
 
-def _resnet18(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
-    from torchvision.models import resnet18
+def _resnet(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
+    from torchvision import models
 
-    return _with_stem(resnet18(num_classes=num_classes), channels, config)
+    return _with_stem(getattr(models, config.name)(num_classes=num_classes), channels, config)
 
 
 def _with_stem(net: nn.Module, channels: int, config: ModelConfig) -> nn.Module:
@@ -85,4 +107,23 @@ def _with_stem(net: nn.Module, channels: int, config: ModelConfig) -> nn.Module:
     return net
 
 
-MODELS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {"cnn": _cnn, "resnet18": _resnet18}
+def _effb0(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
+    """EfficientNet-B0 (Tan and Le 2019), with dropout and stochastic depth as torchvision has them."""
+    from torch import nn
+    from torchvision.models import efficientnet_b0
+
+    net: nn.Module = efficientnet_b0(num_classes=num_classes)
+    if channels != 3:
+        stem = nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out")
+        net.get_submodule("features.0")[0] = stem  # type: ignore[operator]
+    return net
+
+
+MODELS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
+    "cnn": _cnn,
+    "resnet18": _resnet,
+    "resnet34": _resnet,
+    "resnet50": _resnet,
+    "effb0": _effb0,
+}

@@ -49,7 +49,7 @@ def _torchs(name: str) -> Callable[[], type[Optimizer]]:
     return load
 
 
-_LARS = ("weight_decay", "momentum", "eta", "denominator", "exclusion", "trust_clip")
+_LARS = ("weight_decay", "momentum", "eta", "denominator", "exclusion", "trust_clip", "excluded_lr")
 _PHI = ("lmbda", "alpha", "delay", "gamma_min")
 _FILTERS = (("weight_decay_filter", True), ("lars_adaptation_filter", True))
 
@@ -84,6 +84,8 @@ class OptimizerConfig:
         exclusion: of lars and tvlars; see `tvlars_probe.LARS`.
         trust_clip: of lars, tvlars (q ← min(q/lr, 1)) and lamb (q ← min(q, 1)).
         adam: lamb without its trust ratio.
+        excluded_lr: learning rate of what lars and tvlars don't adapt for having one dimension; by default ``lr``. A
+            schedule scales both.
     """
 
     name: str = "lars"
@@ -100,11 +102,12 @@ class OptimizerConfig:
     exclusion: str = "ndim"
     trust_clip: bool = False
     adam: bool = False
+    excluded_lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise unknown("optimizer", self.name, OPTIMIZERS)
-        for name in ("lr", "weight_decay", "eta", "lmbda", "gamma_min"):
+        for name in ("lr", "weight_decay", "eta", "lmbda", "gamma_min", "excluded_lr"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} {value:g} is outside its range (allowed: 0 or more)")
@@ -126,8 +129,20 @@ class OptimizerConfig:
         """What this optimizer really takes of the settings: all that changes its numbers."""
         entry = OPTIMIZERS[self.name]
         taken = {name: getattr(self, name) for name in entry.settings}
+        if taken.get("excluded_lr", 0) is None:
+            del taken["excluded_lr"]  # a configuration without it keeps its hash
         return {"lr": self.peak, **taken, **dict(entry.fixed)}
 
     def build(self, params: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters."""
-        return OPTIMIZERS[self.name].build()(params, **self.settings())
+        """The optimizer of these parameters; with ``excluded_lr`` in two groups, those of one dimension last."""
+        settings = self.settings()
+        excluded_lr = settings.pop("excluded_lr", None)
+        build = OPTIMIZERS[self.name].build()
+        if excluded_lr is None:
+            return build(params, **settings)
+        everything = list(params)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in everything if p.ndim > 1]},
+            {"params": [p for p in everything if p.ndim <= 1], "lr": excluded_lr},
+        ]
+        return build([group for group in groups if group["params"]], **settings)

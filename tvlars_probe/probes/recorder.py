@@ -183,19 +183,20 @@ class Recorder:
             epoch: counted from 0.
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
         """
-        row = self._open
         if not self._is_laid_out:
             raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
+        told: dict[str, Any] = {"samples": samples, "epoch": epoch, "clip_scale": clip_scale}
+        told = {name: scalar(name, value) for name, value in told.items() if value is not None}
+        row = self._open
         if row is None or row.steps_told == len(row.stepped):
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
             self._logs_without_step += row is None
             return
         row.steps_told = len(row.stepped)
-        row.samples = int(scalar("samples", samples)) if samples is not None else row.samples
-        row.epoch = int(scalar("epoch", epoch)) if epoch is not None else row.epoch
-        row.clip_scale = scalar("clip_scale", clip_scale) if clip_scale is not None else row.clip_scale
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
+        for name, value in told.items():
+            setattr(row, name, value if name == "clip_scale" else int(value))
         if loss is not None:
             self._buffer.put_loss(loss)
         self._agree(loss)
@@ -222,6 +223,33 @@ class Recorder:
             yield
         finally:
             self._clock.leave_out(time.perf_counter() - start)
+
+    def begin_phase(
+        self,
+        phase: str,
+        model: nn.Module | None,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        probes: Sequence[SharpnessProbe] = (),
+    ) -> None:
+        """Go on with another model and optimizer in the same trace; steps run on. Every rank calls it.
+
+        Args:
+            phase: its name: train, pretrain or linear.
+            model: as for `record`.
+            optimizer: likewise.
+            probes: likewise.
+        """
+        self.flush()
+        self._detach()
+        self._model = model
+        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self._curvature = list(probes)
+        self._rates.clear()
+        self._last_lrs.clear()
+        self.phase = phase
+        self._lay_out()
+        self._attach()
 
     def request_stop(self) -> None:
         """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Rank 0's wish counts."""
@@ -271,17 +299,23 @@ class Recorder:
                 failure = error
         if self._ranks.enter(failure is not None):
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
+        self._attach()
+        return self
+
+    def _attach(self) -> None:
         for index, optimizer in enumerate(self._optimizers):
             self._handles += attach(optimizer, partial(self._on_before, index), partial(self._on_after, index))
         self._clock = StepClock()
-        return self
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._detach()
         if self._logs_without_step and not self.step:
             warnings.warn(
                 "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
@@ -339,7 +373,9 @@ class Recorder:
     def _note_parameters(self) -> None:
         table = parameter_table(self._model, self._optimizers)
         self.manifest.parameters[self.phase] = [info.as_dict() for info in table]
-        self.manifest.groups = [describe_group(o, group) for o in self._optimizers for group in o.param_groups]
+        others = [group for group in self.manifest.groups if group.get("phase", self.phase) != self.phase]
+        mine = [describe_group(o, group) for o in self._optimizers for group in o.param_groups]
+        self.manifest.groups = others + [{**group, "phase": self.phase} for group in mine]
 
     # The hooks.
 
@@ -353,6 +389,7 @@ class Recorder:
         start = time.perf_counter()
         if self._open is None or index in self._open.stepped:
             self._begin_row()  # an optimizer that never called its closure: nothing was seen before its update
+            self._note_lrs(index)
         row = self._open
         assert row is not None
         with torch.no_grad():
@@ -367,6 +404,9 @@ class Recorder:
             self._begin_row()
         if self._measures():
             self._probes[index].before()
+        self._note_lrs(index)
+
+    def _note_lrs(self, index: int) -> None:
         lrs = [group.get("lr", math.nan) for group in self._optimizers[index].param_groups]
         self._last_lrs[index] = [lr.detach().clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 

@@ -1,4 +1,4 @@
-"""The training loop for classification, on one rank or under DDP."""
+"""The training loop of a phase, on one rank or under DDP; as it stands here, that of classification."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import contextlib
 import inspect
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from tvlars_probe.data.augmentation import Augmentation, augmentation
 from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.probes.recorder import record
 from tvlars_probe.probes.sharpness import SharpnessProbe
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners import checkpoints, objectives
 from tvlars_probe.runners.evaluation import Precision, Tally, evaluate, loss_sum
 from tvlars_probe.runners.progress import reporter
 from tvlars_probe.runners.samples import ProbeSample
@@ -55,17 +56,8 @@ def train_classifier(ranks: Ranks, job: Job) -> None:
         manifest=training.manifest(job),
         resume=resume,
     )
-    progress = reporter(
-        speaks=ranks.is_first and not job.quiet,
-        total_steps=training.schedule.total_steps,
-        epochs=job.config.epochs,
-        first_step=first_epoch * training.plan.steps_per_epoch,
-    )
-    with recorder, progress:
-        for epoch in range(first_epoch, job.config.epochs):
-            training.epoch(epoch, recorder, progress)
-            if recorder.diverged:
-                break
+    with recorder:
+        training.run(job, recorder, first_epoch)
 
 
 def batch_plan(config: TrainConfig, data: ImageData, ranks: Ranks) -> BatchPlan:
@@ -77,12 +69,13 @@ def batch_plan(config: TrainConfig, data: ImageData, ranks: Ranks) -> BatchPlan:
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=config.seed,
+        in_step=config.joins_ranks,
     )
 
 
 @dataclass(kw_only=True)
 class Training:
-    """One rank's parts of a run.
+    """One rank's parts of a phase of a run; a classifier's unless a subclass says otherwise.
 
     Attributes:
         config: what was asked for.
@@ -96,8 +89,13 @@ class Training:
         optimizer: its optimizer.
         schedule: learning rate of each step.
         scheduler: applies the schedule.
+        augment: makes the training batches.
+        epochs: passes over the data in this phase.
+        first_step: updates of the run before it.
         best: step, metric and value of the best checkpoint so far.
     """
+
+    phase: ClassVar[str] = "train"
 
     config: TrainConfig
     ranks: Ranks
@@ -110,19 +108,18 @@ class Training:
     optimizer: Optimizer
     schedule: Schedule
     scheduler: LambdaLR
+    augment: Augmentation
+    epochs: int
+    first_step: int = 0
     best: dict[str, Any] | None = None
 
     @classmethod
     def build(cls, ranks: Ranks, config: TrainConfig) -> Training:
         """Load the data and make everything, the same on every rank."""
-        data = config.data.load()
+        data = config.data.load(config.place.workers)
         precision = Precision(config.precision, ranks.device)
         plan = batch_plan(config, data, ranks)
-        torch.manual_seed(config.seed)
-        model = config.model.build(channels=data.channels, num_classes=data.num_classes)
-        model.to(ranks.device, precision.dtype)
-        # From here on each rank draws its own numbers; the weights above are the same on all.
-        torch.manual_seed((config.seed << 20) + ranks.rank + 1)
+        model = seeded_model(config, data, cls.phase, ranks, precision)
         optimizer = config.optimizer.build(model.parameters())
         schedule = config.schedule.build(
             epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
@@ -135,11 +132,27 @@ class Training:
             plan=plan,
             precision=precision,
             model=model,
-            ddp=_distribute(model, ranks),
+            ddp=distribute(model, ranks),
             optimizer=optimizer,
             schedule=schedule,
             scheduler=LambdaLR(optimizer, schedule.factor),
+            augment=augmentation(config.data, config.seed),
+            epochs=config.epochs,
         )
+
+    def run(self, job: Job, recorder: Recorder, first_epoch: int) -> None:
+        """Train the phase's epochs, from ``first_epoch`` on, until the end or a loss that isn't finite."""
+        progress = reporter(
+            speaks=self.ranks.is_first and not job.quiet,
+            total_steps=self.schedule.total_steps,
+            epochs=self.epochs,
+            first_step=first_epoch * self.plan.steps_per_epoch,
+        )
+        with progress:
+            for epoch in range(first_epoch, self.epochs):
+                self.epoch(epoch, recorder, progress)
+                if recorder.diverged:
+                    break
 
     def manifest(self, job: Job) -> Manifest:
         """What is known of the run before it begins."""
@@ -154,10 +167,23 @@ class Training:
             batch_size=config.batch_size,
             micro_batches=self.plan.micro_batches,
             world_size=self.ranks.world_size,
-            bn_batch_size=-(-share // self.plan.micro_batches),
+            bn_batch_size=config.batch_size if config.joins_ranks else -(-share // self.plan.micro_batches),
             steps_per_epoch=self.plan.steps_per_epoch,
             peak_lr=config.optimizer.peak * self.schedule.peak_factor,
+            phases=[self.describe()],
         )
+
+    def describe(self) -> dict[str, Any]:
+        """This phase as it stands in the manifest."""
+        return {
+            "phase": self.phase,
+            "first_step": self.first_step,
+            "epochs": self.epochs,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "batch_size": self.plan.batch_size,
+            "schedule": self.schedule.name,
+            "peak_lr": max(self.scheduler.base_lrs) * self.schedule.peak_factor,
+        }
 
     def probes(self) -> list[SharpnessProbe]:
         """What is measured before updates."""
@@ -165,13 +191,17 @@ class Training:
         if asked.every is None:
             return []
         sample = ProbeSample.draw(self.data.train, min(asked.samples, len(self.data.train)))
+        bn_mode = "eval" if self.phase == "linear" and self.config.barlow.lr_backbone == 0 else asked.bn_mode
+        whole = bn_mode == "train" or not objectives.is_sum_over_samples(self.phase)
+        make = partial(objectives.probe_batch, self.config, self.phase)
         probe = SharpnessProbe(
             self.model,
-            F.cross_entropy,
-            sample.batches(self.ranks, self.precision.dtype, whole=asked.bn_mode == "train"),
+            None,
+            sample.batches(self.ranks, self.precision.dtype, whole=whole, make=make),
+            compute=objectives.batch_loss(self.config, self.phase),
             every=asked.every,
             operators=asked.operators,
-            bn_mode=asked.bn_mode,
+            bn_mode=bn_mode,
             budget=asked.share,
             tol=asked.tol,
             sample_id=sample.sample_id,
@@ -180,28 +210,33 @@ class Training:
 
     def epoch(self, epoch: int, recorder: Recorder, progress: Silent) -> None:
         """Train an epoch, evaluate and checkpoint; returns early after a loss that is not finite."""
-        started, tally = time.perf_counter(), Tally(self.ranks.device)
+        started, tally = time.perf_counter(), self.tally()
         self.ddp.train()
         for share in self.plan.epoch(epoch):
             lr = self.optimizer.param_groups[0]["lr"]
-            loss = self.update(share, tally)
+            loss = self.update(share, epoch, tally)
             recorder.log(loss=loss, samples=share.size, epoch=epoch)
             if recorder.diverged:
                 return
-            progress.step(epoch=epoch, step=recorder.step - 1, samples=share.batch_size, lr=lr, loss=loss, tally=tally)
+            step = recorder.step - 1 - self.first_step
+            progress.step(epoch=epoch, step=step, samples=share.batch_size, lr=lr, loss=loss, tally=tally)
         with recorder.untimed():
             figures = self.evaluate(tally)
             figures["seconds"] = time.perf_counter() - started
             recorder.log_epoch(epoch=epoch, **figures)
-            progress.epoch(epoch=epoch, line=_line(figures))
+            progress.epoch(epoch=epoch, line=_line(self.phase, figures))
             self.checkpoint(epoch, figures, recorder)
 
-    def update(self, share: Share, tally: Tally) -> Tensor:
+    def tally(self) -> Tally:
+        """Counts what an epoch's batches score."""
+        return Tally(self.ranks.device)
+
+    def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
         """One update by this rank's share of a batch; returns the share's mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=self.precision.dtype, device=self.ranks.device)
         for index, piece in enumerate(share.pieces):
-            x, y = self.train_images.batch(torch.as_tensor(piece, device=self.ranks.device), self.precision.dtype)
+            x, y = self.augment(self.train_images, piece, epoch, self.precision.dtype)
             with self._reducing(index == len(share.pieces) - 1):
                 with self.precision.context():
                     logits = self.ddp(x)
@@ -251,14 +286,15 @@ class Training:
     def checkpoint(self, epoch: int, figures: dict[str, float | None], recorder: Recorder) -> None:
         """Save the state if this epoch is to be saved; keep the last and the best."""
         every = self.config.recording.checkpoint_every
-        is_last = epoch + 1 == self.config.epochs
+        is_last = epoch + 1 == self.epochs
         if not is_last and not (every and (epoch + 1) % every == 0):
             return
         metric = "val_acc1" if self.data.val is not None else "test_acc1"
-        value, step = figures[metric], recorder.step
+        value, step = figures.get(metric), recorder.step
         if value is not None and (self.best is None or value > self.best["value"]):
             self.best = {"step": step, "metric": metric, "value": value}
         state = {
+            "phase": self.phase,
             "epochs": epoch + 1,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -270,7 +306,8 @@ class Training:
         }
         if recorder.journal is not None:
             checkpoints.save(recorder.path, step, state)
-            kept = sorted({step, self.best["step"]} if self.best else {step})
+            # The end of the phase before this one is kept too.
+            kept = sorted({step, self.best["step"] if self.best else step} | ({self.first_step} - {0}))
             recorder.journal.boundaries = kept
             recorder.manifest.best = self.best
             recorder.manifest.save(recorder.path)
@@ -288,7 +325,16 @@ class Training:
         return epochs
 
 
-def _distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
+def seeded_model(config: TrainConfig, data: ImageData, phase: str, ranks: Ranks, precision: Precision) -> nn.Module:
+    """A phase's model on its device, the same on every rank; what is drawn afterwards differs from rank to rank."""
+    torch.manual_seed(config.seed)
+    model = objectives.build_model(config, data, phase).to(ranks.device, precision.dtype)
+    torch.manual_seed((config.seed << 20) + ranks.rank + 1)
+    return model
+
+
+def distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model as it is called in training: under DDP where there are several ranks."""
     if ranks.world_size == 1:
         return model
     device_ids = [ranks.device] if ranks.device.type == "cuda" else None
@@ -299,11 +345,12 @@ def _distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True, **switch)
 
 
-def _line(figures: dict[str, float | None]) -> str:
+def _line(phase: str, figures: dict[str, float | None]) -> str:
     """An epoch in one line."""
-    parts = [f"train loss {figures['train_loss']:.4f}  acc {figures['train_acc1']:.2f} %"]
-    if figures.get("val_acc1") is not None:
-        parts.append(f"val acc {figures['val_acc1']:.2f} %")
-    parts.append(f"test loss {figures['test_loss']:.4f}  acc {figures['test_acc1']:.2f} %")
+    parts = [] if phase == "train" else [phase]
+    for name in ("train", "val", "test"):
+        loss, accuracy = figures.get(f"{name}_loss"), figures.get(f"{name}_acc1")
+        if loss is not None:
+            parts.append(f"{name} loss {loss:.4f}" + ("" if accuracy is None else f"  acc {accuracy:.2f} %"))
     parts.append(f"{figures['seconds']:.1f} s")
     return "   ".join(parts)

@@ -14,6 +14,7 @@ from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
+from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
 
 Precision = Literal["float32", "bf16", "float64"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -30,7 +31,7 @@ class PlaceConfig:
         nproc: ranks on the CPU; with CUDA devices their number.
         threads: torch threads per rank; by default the machine's cores shared out.
         port: of the rendezvous on this machine; 0 takes a free one.
-        workers: processes that load images (data sets that don't fit in memory).
+        workers: threads that decode image files.
     """
 
     devices: tuple[str, ...] = ("auto",)
@@ -139,12 +140,15 @@ class TrainConfig:
         place: devices and processes.
         recording: what is recorded.
         sharpness: the Hessian measured in training.
+        barlow: Barlow Twins and its linear probe, in mode "bt".
+        mode: "clf" (classification) or "bt" (Barlow Twins, then a linear probe).
         batch_size: global batch of one update, over all ranks.
         micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is the one of the
             whole batch, but BatchNorm takes its statistics over the micro-batch.
-        epochs: passes over the training data.
+        epochs: passes over the training data; in mode "bt" those of the linear probe.
         seed: of weights, order, and everything else random.
         precision: "float32", "bf16" (autocast) or "float64".
+        sync_bn: BatchNorm's statistics are those of all ranks' samples; always so in mode "bt".
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -154,13 +158,18 @@ class TrainConfig:
     place: PlaceConfig = field(default_factory=PlaceConfig)
     recording: RecordConfig = field(default_factory=RecordConfig)
     sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
+    barlow: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    mode: str = "clf"
     batch_size: int = 512
     micro_batch: int | None = None
     epochs: int = 20
     seed: int = 0
     precision: str = "float32"
+    sync_bn: bool = False
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise unknown("--mode", self.mode, MODES)
         for name in ("batch_size", "micro_batch", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -169,11 +178,27 @@ class TrainConfig:
             raise UserError(f"--seed {self.seed} is no seed (allowed: 0 to {MOST_SEEDS - 1})")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        warmup = self.schedule.warmup_epochs
-        if warmup is not None and warmup >= self.epochs:
+        if self.mode == "bt" and self.micro_batch is not None:
             raise UserError(
-                f"--warmup-epochs {warmup:g} leaves no epoch after the warm-up (use fewer than --epochs {self.epochs})"
+                "--micro-batch can't be used with --mode bt: its loss joins all samples of a batch (spread them over "
+                "more ranks, or use a smaller --batch-size)"
             )
+        warmup, option = self.schedule.warmup_epochs, "--cl-epochs" if self.mode == "bt" else "--epochs"
+        if warmup is not None and warmup >= self.scheduled_epochs:
+            raise UserError(
+                f"--warmup-epochs {warmup:g} leaves no epoch after the warm-up (use fewer than {option} "
+                f"{self.scheduled_epochs})"
+            )
+
+    @property
+    def scheduled_epochs(self) -> int:
+        """Epochs of the phase that the optimizer and the schedule are for."""
+        return self.barlow.epochs if self.mode == "bt" else self.epochs
+
+    @property
+    def joins_ranks(self) -> bool:
+        """Whether layers sum over the ranks, so that all must compute in step."""
+        return self.sync_bn or self.mode == "bt"
 
     def config_id(self, *, fingerprint: str, world_size: int) -> str:
         """Hash of what changes the numbers: not ports, workers, recording or paths.
@@ -182,19 +207,27 @@ class TrainConfig:
             fingerprint: of the data.
             world_size: number of ranks.
         """
-        numbers = {
+        numbers: dict[str, Any] = {
             "data": [self.data.name, fingerprint, self.data.val],
-            "model": dataclasses.asdict(self.model),
+            "model": self.model.as_dict(),
             "optimizer": [self.optimizer.name, self.optimizer.settings()],
-            "schedule": [self.schedule.name, self.schedule.warmup_for(self.epochs)],
+            "schedule": [self.schedule.name, self.schedule.warmup_for(self.scheduled_epochs)],
             "training": [self.batch_size, self.micro_batch, self.epochs, self.seed, self.precision, world_size],
         }
+        # What later versions added is left out where it isn't used, so that a configuration keeps its hash.
+        if self.mode == "bt":
+            numbers["barlow"] = dataclasses.asdict(self.barlow)
+        if self.sync_bn and self.mode != "bt":
+            numbers["sync_bn"] = True
+        if self.data.augments:
+            numbers["augmentation"] = "standard"
         return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def default_name(self, config_id: str) -> str:
         """Data, model, optimizer, batch, rate, schedule, seed and the first characters of the config_id."""
         optimizer = f"{self.optimizer.name}-bs{self.batch_size}-lr{self.optimizer.peak:g}"
-        return f"{self.data.name}-{self.model.name}-{optimizer}-{self.schedule.name}-seed{self.seed}-{config_id[:6]}"
+        data = self.data.name if self.mode == "clf" else f"{self.mode}-{self.data.name}"
+        return f"{data}-{self.model.name}-{optimizer}-{self.schedule.name}-seed{self.seed}-{config_id[:6]}"
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in the manifest."""
@@ -215,8 +248,9 @@ class TrainConfig:
             "place": PlaceConfig,
             "recording": RecordConfig,
             "sharpness": SharpnessConfig,
+            "barlow": BarlowTwinsConfig,
         }
-        if not parts.keys() - {"sharpness"} <= stored.keys():
+        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
         try:
             built = {name: _known(kind, stored[name]) for name, kind in parts.items() if name in stored}

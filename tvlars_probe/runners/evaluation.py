@@ -48,10 +48,10 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Means over samples; accuracies in percent, acc5 None below five classes."""
+    """Means over samples; accuracies in percent, None where nothing is classified, acc5 also below five classes."""
 
     loss: float
-    acc1: float
+    acc1: float | None
     acc5: float | None
     samples: int
 
@@ -61,9 +61,15 @@ class Scores:
 
 
 class Tally:
-    """Sums of loss and hits that stay on the device until they are asked for."""
+    """Sums of loss and hits that stay on the device until they are asked for.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where they stay.
+        classifies: whether there are hits to count.
+    """
+
+    def __init__(self, device: torch.device, *, classifies: bool = True) -> None:
+        self._classifies = classifies
         self._sums = torch.zeros(4, dtype=accumulation_dtype(device), device=device)
         self._has_five = True
 
@@ -75,9 +81,15 @@ class Tally:
         self._sums[:3] += torch.stack([figure.to(self._sums) for figure in (loss_sum, hits[:, 0].sum(), hits.sum())])
         self._sums[3] += len(labels)
 
+    @torch.no_grad()
+    def add_loss(self, loss_sum: Tensor, samples: int) -> None:
+        """Count samples of which only the sum of their losses is known."""
+        self._sums[0] += loss_sum.to(self._sums)
+        self._sums[3] += samples
+
     def accuracy_here(self) -> float | None:
         """Top-1 accuracy of this rank's samples so far, None where reading it would make the host wait."""
-        if self._sums.device.type != "cpu":
+        if self._sums.device.type != "cpu" or not self._classifies:
             return None
         _, hits, _, samples = self._sums.tolist()
         return 100 * hits / samples if samples else None
@@ -86,7 +98,9 @@ class Tally:
         """The means over all ranks' samples."""
         loss, hits, hits5, samples = ranks.sum(self._sums.clone()).tolist()
         if not samples:
-            return Scores(math.nan, math.nan, None, 0)
+            return Scores(math.nan, math.nan if self._classifies else None, None, 0)
+        if not self._classifies:
+            return Scores(loss / samples, None, None, int(samples))
         return Scores(
             loss / samples, 100 * hits / samples, 100 * hits5 / samples if self._has_five else None, int(samples)
         )

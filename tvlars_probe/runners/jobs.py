@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.modes import MODES
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
 
@@ -49,7 +50,8 @@ class Job:
     @property
     def blank_state(self) -> dict[str, Any] | None:
         """The recorder's state where a run is continued that was ended before its first checkpoint."""
-        return {"step": 0, "samples": 0, "phase": "train", "rates": {}} if self.continues else None
+        first = MODES[self.config.mode][0]
+        return {"step": 0, "samples": 0, "phase": first, "rates": {}} if self.continues else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
     import torch
 
     from tvlars_probe.data.batches import BatchPlan
+    from tvlars_probe.runners.objectives import build_model
 
     samples = len(data.train)
     if config.batch_size > samples:
@@ -77,15 +80,23 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
     if config.batch_size < world_size:
         raise UserError(f"--batch-size {config.batch_size} is smaller than the number of ranks, {world_size}")
     plan = BatchPlan(
-        samples=samples, batch_size=config.batch_size, micro_batch=config.micro_batch, world_size=world_size
+        samples=samples,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        world_size=world_size,
+        in_step=config.joins_ranks,
     )
-    config.schedule.build(epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size)
+    config.schedule.build(
+        epochs=config.scheduled_epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
+    )
     with torch.random.fork_rng(devices=()):
-        model = config.model.build(channels=data.channels, num_classes=data.num_classes)
+        phase = MODES[config.mode][0]
+        model = build_model(config, data, phase)
         piece = min(plan.smallest_piece, 2)
         try:
             with torch.no_grad():
-                model(data.train.batch(torch.arange(piece))[0])
+                x, _ = data.train.batch(torch.arange(piece))
+                model(*[x] * (2 if phase == "pretrain" else 1))
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"--model {config.model.name} can't be trained on {data.name} in batches of which the smallest piece "

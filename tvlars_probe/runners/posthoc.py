@@ -13,6 +13,7 @@ import torch
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.objectives import build_model, build_optimizer
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -116,16 +117,17 @@ def restore(
         RunDirectoryError: the checkpoint is damaged, or another model's.
     """
     stored = checkpoints.load(checkpoint)
+    phase = stored["recorder"]["phase"]
     with torch.random.fork_rng(devices=()):
-        model = config.model.build(channels=data.channels, num_classes=data.num_classes)
+        model = build_model(config, data, phase)
     checkpoints.restore_model(model, stored, checkpoint)
     model.to(device, dtype)
-    optimizer = config.optimizer.build(model.parameters())
+    optimizer = build_optimizer(config, model, phase)
     optimizer.load_state_dict(stored["optimizer"])
     recorder = stored["recorder"]
     return State(
         step=stored["step"],
-        phase=recorder["phase"],
+        phase=phase,
         model=model,
         optimizer=optimizer,
         scaled_lr=dict(recorder["rates"]),

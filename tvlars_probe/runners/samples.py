@@ -12,8 +12,11 @@ from tvlars_probe.curvature.measuring import sample_hash
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from tvlars_probe.data.batches import Indices
     from tvlars_probe.data.images import TensorImages
     from tvlars_probe.runners.ranks import Ranks
 
@@ -50,11 +53,23 @@ class ProbeSample:
         """Hash of the indices."""
         return sample_hash(self.indices)
 
-    def batches(self, ranks: Ranks, dtype: torch.dtype, *, whole: bool) -> list[tuple[Tensor, Tensor]]:
-        """This rank's part of the sample on its device: in pieces, or in one where statistics need it whole."""
+    def batches(
+        self,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        *,
+        whole: bool,
+        make: Callable[[TensorImages, Indices, torch.dtype], tuple[Tensor, ...]] | None = None,
+    ) -> list[tuple[Tensor, ...]]:
+        """This rank's part of the sample on its device: in pieces, or in one where statistics need it whole.
+
+        ``make`` says what a batch is; images and labels by default.
+        """
         share = np.array_split(np.array(self.indices, dtype=np.int64), ranks.world_size)[ranks.rank]
         if not len(share):
             return []
         pieces = [share] if whole else np.array_split(share, -(-len(share) // PIECE))
         images = self.images.to(ranks.device)
+        if make is not None:
+            return [make(images, piece, dtype) for piece in pieces]
         return [images.batch(torch.from_numpy(piece).to(ranks.device), dtype) for piece in pieces]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
@@ -14,6 +14,7 @@ from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.rates import applied_rates
 from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
+from tvlars_probe.runners import objectives
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.launching import launch
 from tvlars_probe.runners.posthoc import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.curvature.results import Density, Sharpness
+    from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.ranks import Ranks
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -129,18 +131,32 @@ def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
     for path in choose_checkpoints(job.run, job.checkpoint):
         state = restore(config, data, path, device=ranks.device, dtype=dtype)
         yield [
-            (state, _measure(ranks, job, state, sample, engine, mode, lambda text, p=path: say(f"{p.name}: {text}")))
+            (state, _measure(ranks, job, config, state, sample, engine, mode, partial(_say, say, path)))
             for mode in job.bn_modes
             for engine in job.engines
         ]
 
 
+def _say(say: Any, path: Path, text: str) -> None:
+    say(f"{path.name}: {text}")
+
+
 def _measure(
-    ranks: Ranks, job: SharpnessJob, state: State, sample: ProbeSample, engine: str, mode: str, say: Any
+    ranks: Ranks,
+    job: SharpnessJob,
+    config: TrainConfig,
+    state: State,
+    sample: ProbeSample,
+    engine: str,
+    mode: str,
+    say: Any,
 ) -> Sharpness:
     shards = Shards(ranks.world_size)
-    batches = sample.batches(ranks, DTYPES[job.precision], whole=mode == "train")
-    objective = Objective(state.model, supervised(F.cross_entropy), batches, bn_mode=mode, shards=shards)
+    whole = mode == "train" or not objectives.is_sum_over_samples(state.phase)
+    make = partial(objectives.probe_batch, config, state.phase)
+    batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=make)
+    compute = objectives.batch_loss(config, state.phase)
+    objective = Objective(state.model, compute, batches, bn_mode=mode, shards=shards)
     rates = None
     if "effective" in job.measures.operators and state.step and state.optimizer is not None:
         rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)

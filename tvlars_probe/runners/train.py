@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.runners.barlow_twins import train_barlow_twins
 from tvlars_probe.runners.classification import train_classifier
 from tvlars_probe.runners.jobs import Done, Job, check_fit, check_same_data, plan_resume, plan_run
 from tvlars_probe.runners.launching import launch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.runners.config import TrainConfig
+
+_WORK = {"clf": train_classifier, "bt": train_barlow_twins}
 
 
 def train(
@@ -46,7 +49,7 @@ def train(
     """
 
     def plan(world_size: int) -> Job | Done:
-        data = config.data.load()
+        data = config.data.load(config.place.workers)
         check_fit(config, data, world_size)
         return plan_run(config, path, data=data, world_size=world_size, rerun=rerun, command=command, quiet=quiet)
 
@@ -69,7 +72,7 @@ def resume(
     job = planned
 
     def plan(world_size: int) -> Job | Done:
-        data = job.config.data.load()
+        data = job.config.data.load(job.config.place.workers)
         check_same_data(job, data)
         check_fit(job.config, data, world_size)
         return job
@@ -84,7 +87,7 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
         announce(planned)
         if isinstance(planned, Job):
             try:
-                launch(train_classifier, planned, placement, config.place)
+                launch(_WORK[planned.config.mode], planned, placement, config.place)
             except RunFailedError as error:
                 note_failure(planned.path, error)
                 raise
@@ -97,7 +100,7 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
         if ranks.is_first:
             announce(outcome)
         if isinstance(outcome, Job):
-            launch(train_classifier, outcome, placement, config.place)
+            launch(_WORK[outcome.config.mode], outcome, placement, config.place)
         return outcome.path  # type: ignore[no-any-return]
     finally:
         leave()

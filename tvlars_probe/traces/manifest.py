@@ -50,7 +50,9 @@ class Manifest:
         steps_per_epoch: updates per epoch.
         total_steps: updates of the whole run.
         peak_lr: largest learning rate of the schedule.
-        groups: per parameter group, what its optimizer does to it.
+        phases: in order, each one's first step, epochs, steps per epoch, batch size, schedule and peak rate; the
+            figures above are the first one's.
+        groups: per parameter group, what its optimizer does to it, and in which phase.
         parameters: per phase, the table of parameters.
         segments: per uninterrupted stretch, its steps, times and environment.
         finding: a non-finite loss: first bad step and first bad tensor.
@@ -77,6 +79,7 @@ class Manifest:
     steps_per_epoch: int | None = None
     total_steps: int | None = None
     peak_lr: float | None = None
+    phases: list[dict[str, Any]] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     parameters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     segments: list[dict[str, Any]] = field(default_factory=list)

@@ -1,0 +1,34 @@
+"""A function on several gloo ranks, each a process of its own; what they return is gathered."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def on_ranks(work: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
+    """``work(rank, world_size, *args)`` on every rank; must be a function of a module. Results are by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_run, (work, world_size, port, folder, args), nprocs=world_size)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _run(rank: int, work: Callable[..., Any], world_size: int, port: int, folder: Path, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        torch.save(work(rank, world_size, *args), folder / f"rank-{rank}.pt")
+    finally:
+        dist.destroy_process_group()

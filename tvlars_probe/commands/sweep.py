@@ -1,0 +1,150 @@
+"""``tvlars-probe sweep``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import Command, Option, option
+from tvlars_probe.commands.train import build_config
+from tvlars_probe.commands.train import command as train_command
+from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.runners.grids import Grid, read_grid
+from tvlars_probe.runners.sweeps import LAUNCHERS, LaunchPlan, Outcome, Trial, sweep, trial_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_NOT_SWEPT = ("run_dir", "resume", "rerun", "help")
+_SHARED_SECTIONS = ("Devices", "Recording", "Sharpness")  # given once for all runs, also with several words
+
+
+def grid_options(command: Callable[..., None]) -> Callable[..., None]:
+    """All options of `tvlars-probe train`, each with any number of values; ``--seeds`` is ``--seed``."""
+    for param in reversed([p for p in train_command.params if p.name not in _NOT_SWEPT]):
+        assert isinstance(param, Option)
+        names = [*param.opts, *(["--seeds"] if param.name == "seed" else [])]
+        settings: dict[str, Any] = {"section": param.section, "help": param.help}
+        if param.is_flag:
+            declaration = "/".join([names[0], *param.secondary_opts])
+            settings |= {"default": None, "is_flag": True}
+            command = option(declaration, param.name, show_default=False, **settings)(command)
+        else:
+            # The values stay words: `tvlars-probe train` parses them.
+            command = option(*names, param.name, greedy=True, metavar=_metavar(param), show_default=False, **settings)(
+                command
+            )
+    return command
+
+
+def _metavar(param: Option) -> str:
+    kind = "|".join(param.type.choices) if isinstance(param.type, click.Choice) else param.type.name.upper()
+    return f"[{kind}]..." if "|" in kind else f"{kind}..."
+
+
+@click.command(cls=Command, name="sweep", context_settings={"max_content_width": 110})
+@click.argument("grid", required=False)
+@option("--out", section="Sweep", type=click.Path(path_type=Path), show_default="runs/ and the grid's name", help=
+        "Folder of the runs.")  # fmt: skip
+@option("--launcher", section="Sweep", type=click.Choice(LAUNCHERS), default="inline", help=
+        "Here one after another, in subprocesses, or as jobs of slurm.")  # fmt: skip
+@option("--jobs", section="Sweep", type=int, default=1, help="Runs at once, with local and slurm.")
+@option("--dry-run", section="Sweep", is_flag=True, help="Only show what would be trained.")
+@option("--partition", section="Slurm", show_default="slurm's own", help="Partition.")
+@option("--time", "minutes", section="Slurm", type=int, default=24 * 60, help="Time limit of a run in minutes.")
+@option("--gpus", section="Slurm", type=int, default=0, help="GPUs per node, one rank each.")
+@option("--nodes", section="Slurm", type=int, default=1, help="Nodes of a run.")
+@option("--cpus", section="Slurm", type=int, show_default="slurm's own", help="Cores per rank.")
+@grid_options
+def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) -> None:
+    """Train a grid of runs.
+
+    GRID is a TOML file, or a grid that comes with the package: classification-512, barlow-twins-512. Options with
+    several values are its axes (--opt lars tvlars --lr 1 2 3 --seeds 0 1 2); those given here replace the file's.
+    Finished runs are skipped, failed ones tried again.
+    """
+    plan = LaunchPlan(**{name: values.pop(name) for name in LaunchPlan.__dataclass_fields__})
+    chosen = (read_grid(grid) if grid else Grid()) | given(values)
+    if not chosen.axes and not chosen.settings:
+        raise UserError("there is nothing to sweep: give a grid, or options such as --opt lars tvlars --lr 1 2 3")
+    folder = out or Path("runs") / (Path(grid).stem if grid else "sweep")
+    trials = build_trials(chosen, folder)
+    if dry_run:
+        for trial in trials:
+            click.echo(" ".join(("tvlars-probe", *trial.command, "--run-dir", str(trial.path))))
+        return
+    click.echo(f"{len(trials)} runs in {folder}")
+    count = iter(range(1, len(trials) + 1))
+    outcomes = sweep(trials, plan, folder, lambda t, o: click.echo(_line(next(count), len(trials), t, o)))
+    render(trials, outcomes)
+    failed = [o for o in outcomes if o.status == "failed"]
+    if failed:
+        raise RunFailedError(f"{len(failed)} of {len(trials)} runs failed; the same command tries them again")
+
+
+def given(values: dict[str, Any]) -> Grid:
+    """The grid that options say: one value is a setting, several are an axis."""
+    settings: dict[str, tuple[str, ...]] = {}
+    axes: dict[str, tuple[str, ...]] = {}
+    params = {param.name: param for param in train_command.params}
+    for name, value in values.items():
+        param = params[name]
+        assert isinstance(param, Option)
+        if value is None or value == ():
+            continue
+        if isinstance(value, bool):
+            settings[(param.opts if value else param.secondary_opts or param.opts)[0].lstrip("-")] = ()
+        elif len(value) == 1 or param.greedy or param.section in _SHARED_SECTIONS:
+            settings[param.opts[0].lstrip("-")] = tuple(value)
+        else:
+            axes[param.opts[0].lstrip("-")] = tuple(value)
+    return Grid(settings=settings, axes=axes)
+
+
+def build_trials(grid: Grid, folder: Path) -> list[Trial]:
+    """The grid's runs; points that differ in nothing that counts are one (λ makes no difference to lars).
+
+    Raises:
+        UserError: an option that train doesn't know, or a value that it refuses.
+    """
+    aliases = {name.lstrip("-"): p.opts[0].lstrip("-") for p in train_command.params for name in p.opts}
+    names = {*grid.settings, *grid.axes}
+    if strange := sorted(names - {*aliases} - {"seeds"}):
+        raise UserError(f"tvlars-probe train has no option {', '.join(f'--{name}' for name in strange)}")
+    trials: dict[Path, Trial] = {}
+    for point in grid.points():
+        words = ["--seed" if word == "--seeds" else word for word in grid.command_line(point)]
+        try:
+            config = build_config(train_command.make_context("train", list(words)).params)
+        except click.ClickException as error:
+            raise UserError(f"{' '.join(words)}: {error.format_message()}") from None
+        path = trial_path(folder, config)
+        trials.setdefault(path, Trial(config=config, path=path, point=point, command=("train", *words)))
+    return list(trials.values())
+
+
+def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
+    what = " ".join(f"{name}={value}" for name, value in trial.point.items())
+    accuracy = "" if outcome.best_test_acc1 is None else f"  best test acc {outcome.best_test_acc1:.2f} %"
+    error = "" if outcome.error is None else f"  {' '.join(outcome.error.split())}"
+    return f"{number}/{total}  {what}  {outcome.status}{accuracy}{error}"
+
+
+def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
+    """Print the table of the grid."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    axes = [*trials[0].point]
+    for name in (*axes, "status", "best test acc", "run"):
+        table.add_column(name, no_wrap=True, justify="right" if name in (*axes, "best test acc") else "left")
+    for trial, outcome in zip(trials, outcomes, strict=True):
+        best = outcome.best_test_acc1
+        accuracy = "" if best is None else f"{best:.2f} %"
+        table.add_row(*(trial.point[a] for a in axes), outcome.status, accuracy, str(trial.path))
+    width = None if sys.stdout.isatty() else 10_000
+    Console(highlight=False, markup=False, width=width).print(table)

@@ -1,0 +1,148 @@
+"""What a training batch is made of: images as they are, or cropped, flipped and rotated, whole batches at once.
+
+Each sample's draw is a function of (seed, epoch, index, view). It is made on the host, which knows the indices anyway;
+the pixels are moved on the device, without waiting for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from tvlars_probe.data.draws import uniforms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tvlars_probe.data.batches import Indices
+    from tvlars_probe.data.images import TensorImages
+    from tvlars_probe.data.registry import DataConfig
+
+MOST_PADDING = 4
+"""Pixels by which a crop may be off on either side; an eighth of the image's side where that is less."""
+
+DEGREES = 15.0
+"""Largest angle of rotation."""
+
+
+class Augmentation(Protocol):
+    """Makes normalised batches."""
+
+    def __call__(
+        self, images: TensorImages, indices: Indices, epoch: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """The samples at ``indices`` as they look in ``epoch``, and their labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """Images as they are."""
+
+    def __call__(
+        self, images: TensorImages, indices: Indices, epoch: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        return images.batch(torch.as_tensor(indices, device=images.images.device), dtype)
+
+
+def augmentation(config: DataConfig, seed: int) -> Augmentation:
+    """The augmentation for classification that a user's choice of data says."""
+    return CropFlipRotate(seed=seed, flips=config.flips) if config.augments else Unchanged()
+
+
+@dataclass(frozen=True, slots=True)
+class Placements:
+    """Where each sample's pixels come from.
+
+    Attributes:
+        top: rows by which the crop is moved down, (samples,).
+        left: columns by which it is moved to the right.
+        flipped: whether it is mirrored.
+        angle: radians by which it is then turned, counter-clockwise.
+    """
+
+    top: Tensor
+    left: Tensor
+    flipped: Tensor
+    angle: Tensor
+
+    def to(self, device: torch.device) -> Placements:
+        """The same on a device."""
+        moved = (t.to(device, non_blocking=True) for t in (self.top, self.left, self.flipped, self.angle))
+        return Placements(*moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropFlipRotate:
+    """Crop of the image with a black margin, mirror image with probability 1/2, rotation; black where nothing is.
+
+    As torchvision's RandomCrop(padding=4), RandomHorizontalFlip and RandomRotation(15) one after the other, each
+    output pixel being one input pixel (nearest), with one gather for all three.
+
+    Attributes:
+        seed: of the run.
+        flips: whether to mirror at all.
+        degrees: largest angle.
+    """
+
+    seed: int
+    flips: bool = True
+    degrees: float = DEGREES
+
+    def __call__(
+        self, images: TensorImages, indices: Indices, epoch: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        device = images.images.device
+        height, width = images.images.shape[2:]
+        placements = self.draw(indices, epoch, padding=padding_of(height, width)).to(device)
+        chosen = torch.as_tensor(indices, device=device)
+        pixels = move_pixels(images.images.index_select(0, chosen), placements)
+        return images.normalised(pixels, dtype), images.labels.index_select(0, chosen)
+
+    def draw(self, indices: Indices, epoch: int, *, padding: int) -> Placements:
+        """Placements of the samples at ``indices``, on the host."""
+        u = uniforms(indices, 4, seed=self.seed, epoch=epoch)
+        shifts = np.floor(u[:, :2] * (2 * padding + 1)).astype(np.int64) - padding
+        flipped = (u[:, 2] < 0.5) & self.flips
+        angle = ((2 * u[:, 3] - 1) * math.radians(self.degrees)).astype(np.float32)
+        top, left = torch.from_numpy(shifts).unbind(1)
+        return Placements(top, left, torch.from_numpy(flipped), torch.from_numpy(angle))
+
+
+def padding_of(height: int, width: int) -> int:
+    """Margin for images of a size."""
+    return min(MOST_PADDING, min(height, width) // 8)
+
+
+def move_pixels(images: Tensor, placements: Placements) -> Tensor:
+    """Cropped, mirrored, turned images, 0 where nothing is.
+
+    Args:
+        images: (samples, channels, height, width), any type.
+        placements: of as many samples, on the same device.
+    """
+    samples, channels, height, width = images.shape
+    rows, columns, inside = _sources(placements, height, width)
+    at = (rows * width + columns).masked_fill_(~inside, 0).to(torch.int64).view(samples, 1, height * width)
+    moved = images.flatten(2).gather(2, at.expand(-1, channels, -1)).view_as(images)
+    return moved.mul_(inside[:, None])
+
+
+def _sources(placements: Placements, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column that each output pixel comes from, and whether there is one, each (samples, height, width)."""
+    cos, sin = placements.angle.cos()[:, None, None], placements.angle.sin()[:, None, None]
+    y = (torch.arange(height, device=cos.device) - (height - 1) / 2)[None, :, None]
+    x = (torch.arange(width, device=cos.device) - (width - 1) / 2)[None, None, :]
+    columns = (cos * x - sin * y).add_((width - 1) / 2).round_()
+    rows = (sin * x + cos * y).add_((height - 1) / 2).round_()
+    inside = _within(rows, height) & _within(columns, width)
+    columns = torch.where(placements.flipped[:, None, None], width - 1 - columns, columns)
+    rows, columns = rows.add_(placements.top[:, None, None]), columns.add_(placements.left[:, None, None])
+    return rows, columns, inside & _within(rows, height) & _within(columns, width)
+
+
+def _within(values: Tensor, length: int) -> Tensor:
+    return (values >= 0) & (values < length)

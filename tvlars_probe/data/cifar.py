@@ -1,0 +1,75 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 photographs of 32×32, as torchvision reads them.
+
+Their files are pickles. torchvision compares each with a checksum before it opens it, and nothing else is unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tvlars_probe.data.images import ImageData, TensorImages
+from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from tvlars_probe.errors import DataError
+
+if TYPE_CHECKING:
+    from tvlars_probe.data.registry import Request
+
+DOWNLOAD_FOLDER = Path("data")
+
+_CLASSES = {"cifar10": 10, "cifar100": 100}
+_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+def load(request: Request) -> ImageData:
+    """Both parts, from the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``, or from that itself.
+
+    Raises:
+        DataError: not found, or damaged.
+    """
+    root = _root(request.name, request.folder)
+    try:
+        train, test = (_read(request.name, root, train=train, download=request.download) for train in (True, False))
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(_missing(request, root, error)) from None
+    return ImageData(request.name, train, test, _CLASSES[request.name])
+
+
+def find(name: str, folder: Path | None) -> Path | None:
+    """The folder of the data set's batches."""
+    home = _root(name, folder) / _FOLDERS[name]
+    return home if home.is_dir() else None
+
+
+def count(home: Path | None) -> tuple[int, int]:
+    """Training and test images: the checksums leave no choice."""
+    return 50_000, 10_000
+
+
+def _root(name: str, folder: Path | None) -> Path:
+    """torchvision's root: the folder above the batches."""
+    if folder is None:
+        return DOWNLOAD_FOLDER
+    return folder.parent if folder.name == _FOLDERS[name] else folder
+
+
+def _read(name: str, root: Path, *, train: bool, download: bool) -> TensorImages:
+    from torchvision import datasets
+
+    kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    part = kind(str(root), train=train, download=download)
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(part.targets, dtype=torch.int64)
+    return TensorImages(images, labels, 255.0, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _missing(request: Request, root: Path, error: Exception) -> str:
+    home = root / _FOLDERS[request.name]
+    advice = f"fetch it with --download, or give the folder that holds {home.name} with --data-dir"
+    if request.download:
+        return f"{request.name} can't be had: {str(error) or type(error).__name__} ({advice})"
+    state = "is incomplete or damaged" if home.is_dir() else "is not there"
+    return f"{request.name}: {home} {state}; {advice}"

@@ -1,0 +1,164 @@
+"""Barlow Twins and then its linear probe: two phases of one run and one trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from tvlars_probe.data.augmentation import augmentation
+from tvlars_probe.data.batches import BatchPlan
+from tvlars_probe.data.views import TwinViews
+from tvlars_probe.errors import UserError
+from tvlars_probe.models.barlow_twins import barlow_twins_loss
+from tvlars_probe.optimizers.schedules import Schedule
+from tvlars_probe.probes.recorder import record
+from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.classification import Training, batch_plan, distribute, seeded_model
+from tvlars_probe.runners.evaluation import Precision, Tally
+from tvlars_probe.runners.objectives import build_optimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tvlars_probe.data.batches import Share
+    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.jobs import Job
+    from tvlars_probe.runners.ranks import Ranks
+
+
+def train_barlow_twins(ranks: Ranks, job: Job) -> None:
+    """Make the run that ``job`` describes; every rank calls it."""
+    state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
+    pretraining = Pretraining.build(ranks, job.config)
+    probing = Probing.after(pretraining)
+    began_probing = state is not None and state["phase"] == Probing.phase
+    training: Training = probing if began_probing else pretraining
+    first_epoch = training.restore(state, job) if state else 0
+    manifest = pretraining.manifest(job)
+    manifest.phases.append(probing.describe())
+    recorder = record(
+        training.model,
+        training.optimizer,
+        job.path,
+        config=job.config.as_dict(),
+        total_steps=pretraining.schedule.total_steps + probing.schedule.total_steps,
+        detail=job.config.recording.detail,  # type: ignore[arg-type]
+        every=job.config.recording.every,
+        probes=training.probes(),
+        manifest=manifest,
+        resume=state["recorder"] if state else job.blank_state,
+    )
+    recorder.phase = training.phase
+    with recorder:
+        training.run(job, recorder, first_epoch)
+        if began_probing or recorder.diverged:
+            return
+        probing.take_backbone(pretraining)
+        recorder.begin_phase(probing.phase, probing.model, probing.optimizer, probes=probing.probes())
+        probing.run(job, recorder, 0)
+
+
+class Pretraining(Training):
+    """Barlow Twins by the optimizer and schedule of the run."""
+
+    phase: ClassVar[str] = "pretrain"
+
+    @classmethod
+    def build(cls, ranks: Ranks, config: TrainConfig) -> Pretraining:
+        data = config.data.load(config.place.workers)
+        precision = Precision(config.precision, ranks.device)
+        plan = batch_plan(config, data, ranks)
+        model = seeded_model(config, data, cls.phase, ranks, precision)
+        optimizer = build_optimizer(config, model, cls.phase)
+        schedule = config.schedule.build(
+            epochs=config.barlow.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
+        )
+        return cls(
+            config=config,
+            ranks=ranks,
+            data=data,
+            train_images=data.train.to(ranks.device),
+            plan=plan,
+            precision=precision,
+            model=model,
+            ddp=distribute(model, ranks),
+            optimizer=optimizer,
+            schedule=schedule,
+            scheduler=LambdaLR(optimizer, schedule.factor),
+            augment=TwinViews(seed=config.seed, flips=config.data.flips),
+            epochs=config.barlow.epochs,
+        )
+
+    def tally(self) -> Tally:
+        return Tally(self.ranks.device, classifies=False)
+
+    def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        (piece,) = share.pieces
+        views = self.augment(self.train_images, piece, epoch, self.precision.dtype)
+        with self.precision.context():
+            first, second = self.ddp(*views)
+        loss = barlow_twins_loss(self._precise(first), self._precise(second), self.config.barlow.lmbda)
+        # The loss of the global batch, whose gradient is the mean over ranks that DDP takes.
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        tally.add_loss(loss.detach() * share.size, share.size)
+        return loss.detach()
+
+    def _precise(self, z: Tensor) -> Tensor:
+        return z.float() if z.dtype == torch.bfloat16 else z
+
+    def evaluate(self, tally: Tally) -> dict[str, float | None]:
+        self.ranks.broadcast(self.model.buffers())
+        return {"train_loss": tally.scores(self.ranks).loss}
+
+
+class Probing(Training):
+    """A linear classifier on the pretrained backbone: SGD with momentum, the rate falling as a cosine."""
+
+    phase: ClassVar[str] = "linear"
+
+    @classmethod
+    def after(cls, pretraining: Pretraining) -> Probing:
+        """The phase that follows; its backbone still has fresh weights."""
+        config, ranks, data = pretraining.config, pretraining.ranks, pretraining.data
+        plan = BatchPlan(
+            samples=len(data.train),
+            batch_size=min(config.barlow.probe_batch_size, len(data.train)),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=config.seed,
+            in_step=config.barlow.lr_backbone > 0,
+        )
+        if plan.batch_size < ranks.world_size:
+            raise UserError(f"--probe-batch-size {plan.batch_size} is smaller than the ranks, {ranks.world_size}")
+        model = seeded_model(config, data, cls.phase, ranks, pretraining.precision)
+        optimizer = build_optimizer(config, model, cls.phase)
+        schedule = Schedule("cosine", config.epochs * plan.steps_per_epoch)
+        return cls(
+            config=config,
+            ranks=ranks,
+            data=data,
+            train_images=pretraining.train_images,
+            plan=plan,
+            precision=pretraining.precision,
+            model=model,
+            ddp=distribute(model, ranks),
+            optimizer=optimizer,
+            schedule=schedule,
+            scheduler=LambdaLR(optimizer, schedule.factor),
+            augment=augmentation(config.data, config.seed),
+            epochs=config.epochs,
+            first_step=pretraining.schedule.total_steps,
+        )
+
+    @torch.no_grad()
+    def take_backbone(self, pretraining: Pretraining) -> None:
+        """Copy the pretrained weights and statistics."""
+        source = pretraining.model.get_submodule("backbone").state_dict()
+        self.model.get_submodule("backbone").load_state_dict(source)
+        # As after any build: what this phase draws doesn't depend on what the one before it drew.
+        torch.manual_seed((self.config.seed << 20) + self.ranks.rank + 1)

@@ -1,0 +1,108 @@
+"""A grid of training runs: options with one value for all, and options with several, of which every combination runs.
+
+As a TOML file::
+
+    [settings]              # as on the command line of `tvlars-probe train`
+    ds = "cifar10"
+    bs = 512
+
+    [grid]
+    opt = ["lars", "tvlars"]
+    lr = [1.0, 2.0, 3.0]
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+SHIPPED = Path(__file__).parents[1] / "grids"
+"""Folder of the grids that come with the package: the official experiments'."""
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A grid as chosen by a user.
+
+    Attributes:
+        settings: words of each option that all runs share, by the option's name without dashes.
+        axes: values of each option that varies, likewise.
+    """
+
+    settings: Mapping[str, Words] = field(default_factory=dict)
+    axes: Mapping[str, Words] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.axes.items():
+            if not values:
+                raise UserError(f"the grid's {name} has no value: give one or more")
+        for name in {*self.settings} & {*self.axes}:
+            raise UserError(f"{name} stands in both [settings] and [grid]: keep one")
+
+    def __or__(self, other: Grid) -> Grid:
+        """This grid with ``other``'s options in place of its own."""
+        taken = {*other.settings, *other.axes}
+        settings, axes = (
+            {name: words for name, words in mine.items() if name not in taken} for mine in (self.settings, self.axes)
+        )
+        return Grid(settings={**settings, **other.settings}, axes={**axes, **other.axes})
+
+    def points(self) -> Iterator[dict[str, str]]:
+        """Every combination of the axes' values, the last axis fastest."""
+        for values in itertools.product(*self.axes.values()):
+            yield dict(zip(self.axes, values, strict=True))
+
+    def command_line(self, point: Mapping[str, str]) -> list[str]:
+        """The words that `tvlars-probe train` takes for a point."""
+        words: list[str] = []
+        for name, values in {**self.settings, **{name: (value,) for name, value in point.items()}}.items():
+            words += [f"--{name}", *values]
+        return words
+
+
+def read_grid(name: str) -> Grid:
+    """A grid from a file, or one of those that come with the package by its name.
+
+    Raises:
+        UserError: there is none, or it isn't one.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = SHIPPED / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
+        raise UserError(f"there is no grid {name}: give a TOML file, or one of {known}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+    strange = sorted({*content} - {"settings", "grid"})
+    if strange or not all(isinstance(part, dict) for part in content.values()):
+        raise UserError(f"{path} has {', '.join(strange) or 'no tables'}: a grid has the tables [settings] and [grid]")
+    settings = {key: _words(value) for key, value in content.get("settings", {}).items()}
+    axes = {
+        key: _words(value if isinstance(value, list) else [value]) for key, value in content.get("grid", {}).items()
+    }
+    return Grid(
+        settings={key: words for key, words in settings.items() if words is not None},
+        axes={key: words for key, words in axes.items() if words is not None},
+    )
+
+
+def _words(value: Any) -> Words | None:
+    """A TOML value as words of a command line; true is a flag, false one that isn't given."""
+    if isinstance(value, bool):
+        return () if value else None
+    if isinstance(value, list):
+        return tuple(str(item) for item in value)
+    return (str(value),)
