@@ -23,7 +23,12 @@ ALLOWED = {
     "curvature": set(),
     "probes": {"curvature", "traces"},
     "runners": {"models", "data", "optimizers", "probes", "curvature", "traces"},
-    "commands": {"runners", "models", "data", "optimizers", "curvature", "traces"},
+    "analyses": {"traces", "optimizers"},
+    "charts": {"analyses"},
+    "report": {"charts", "analyses"},
+    "commands": {
+        "analyses", "charts", "report", "runners", "models", "data", "optimizers", "curvature", "traces",
+    },
     "cli": {"commands"},
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "traces"},

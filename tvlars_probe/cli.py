@@ -19,6 +19,12 @@ COMMANDS = {
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
+    "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
+    "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
+    "compare": ("compare", "Optimizers, batch sizes and schedules side by side."),
+    "replay": ("replay", "Trust ratios that another variant would have given."),
+    "chart": ("chart", "Draw a chart of runs into a file."),
+    "report": ("report", "Write verdicts, charts and tables into one HTML page."),
 }
 
 

@@ -131,7 +131,7 @@ class Run(Frames):
         import pyarrow as pa
         import pyarrow.dataset as ds
 
-        folders = [self.path / home / table for home in ("trace", "sharpness")]
+        folders = [self.path / home / table for home in ("trace", "sharpness", ".")]
         for attempt in range(_ATTEMPTS):
             paths = [str(part.path) for folder in folders for part in list_parts(folder)]
             if not paths:

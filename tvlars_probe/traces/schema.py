@@ -244,7 +244,28 @@ SPECTRUM = Table(
     ),
 )
 
-TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS, CURVATURE, SPECTRUM)}
+LANDSCAPE = Table(
+    "landscape",
+    "one row per point of a slice through the loss, at w + alpha·d1 + beta·d2, or on the line between two runs",
+    (
+        _RUN,
+        _STEP,
+        *_MEASUREMENT,
+        _PHASE,
+        Column("run2", "name", "name", "run_id of the other end of the line; null along random directions"),
+        Column("alpha", "float64", "1", "multiple of the first direction; a line's ends are 0 and 1", required=True),
+        Column("beta", "float64", "1", "multiple of the second direction; null for one direction"),
+        Column("loss", "float64", "1", "mean loss there"),
+        Column("acc1", "float64", "%", "top-1 accuracy there"),
+        Column("samples", "int64", "sample", "samples of the loss"),
+        Column("split", "name", "name", "train, val or test"),
+        Column("bn_mode", "name", "name", "BatchNorm statistics: interpolated, or estimated again at each point"),
+        Column("seed", "int64", "1", "of the directions and the sample"),
+        Column("seconds", "float64", "s", "duration of the whole slice"),
+    ),
+)
+
+TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS, CURVATURE, SPECTRUM, LANDSCAPE)}
 
 
 def table(name: str) -> Table:

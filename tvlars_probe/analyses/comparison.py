@@ -1,0 +1,225 @@
+"""How do the optimizers compare? A cell per setting, best learning rate of each, mean and interval over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from tvlars_probe.analyses.intervals import Mean
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.errors import unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvlars_probe.analyses.facts import RunFacts
+
+QUESTION = "Which setting is best?"
+
+METRICS = (
+    "test_acc1", "test_acc5", "test_loss", "val_acc1", "val_acc5", "val_loss", "train_acc1", "train_loss",
+    "train_eval_acc1", "train_eval_loss",
+)  # fmt: skip
+FIELDS = ("optimizer", "schedule", "batch_size", "lmbda", "data", "model", "peak_lr", "lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Settings side by side.
+
+    Attributes:
+        verdict: the best cell, and whether its interval is apart from the next one's.
+        metric: that is compared, at the last epoch.
+        chosen_on: metric by which each cell's learning rate was chosen.
+        rows: fields that make the rows.
+        columns: fields that make the columns.
+        runs: a row per run.
+        rates: a row per cell and learning rate: ``mean``, ``half_width``, ``seeds``, ``diverged``, ``unfinished``.
+        table: a row per cell at its best learning rate, with ``epochs_to_target``, ``diverged`` and ``runs`` over all
+            its learning rates.
+    """
+
+    verdict: Verdict
+    metric: str
+    chosen_on: str
+    target: float | None
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    runs: pd.DataFrame
+    rates: pd.DataFrame
+    table: pd.DataFrame
+
+    def pivot(self) -> pd.DataFrame:
+        """The table as papers print it: rows by columns, cells "mean ± half width"."""
+        cells = [_cell(*pair) for pair in zip(self.table["mean"], self.table["half_width"], strict=True)]
+        fields = [*self.rows, *self.columns]
+        text = self.table[fields].astype(object).where(self.table[fields].notna(), "–").assign(cell=cells)
+        if not self.columns:
+            return text.set_index(list(self.rows))[["cell"]].rename(columns={"cell": self.metric})
+        return text.pivot_table(
+            index=list(self.rows),
+            columns=list(self.columns),
+            values="cell",
+            aggfunc=" / ".join,
+            fill_value="",
+            sort=False,
+        )
+
+
+def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float | None) -> dict[str, object]:
+    """What a comparison needs of one run: its settings and its figures at the last epoch.
+
+    Raises:
+        UserError: no such metric.
+    """
+    if metric not in METRICS:
+        raise unknown("--metric", metric, METRICS)
+    last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
+    reached = epochs[epochs["test_acc1"] >= target]["epoch"].tolist() if target is not None and len(epochs) else []
+    return {
+        "run": facts.name,
+        "status": facts.status,
+        **{name: getattr(facts, name) for name in FIELDS},
+        "schedule": facts.schedule or "none",
+        "seed": facts.seed,
+        "epochs": len(epochs),
+        "value": _float(last.get(metric)),
+        "test": _float(last.get(metric.replace("val_", "test_"))),
+        "val": _float(last.get(metric.replace("test_", "val_"))),
+        "epochs_to_target": float(reached[0]) + 1 if len(reached) else np.nan,
+    }
+
+
+def compare(
+    rows_of_runs: Sequence[dict[str, object]],
+    *,
+    metric: str = "test_acc1",
+    rows: Sequence[str] = ("optimizer", "schedule", "lmbda"),
+    columns: Sequence[str] = ("batch_size",),
+    target: float | None = None,
+) -> Comparison:
+    """Compare cells of settings, each at its best peak learning rate.
+
+    The rate is chosen on held-out data where every run has some (``--val``), else on the metric itself, and the
+    result says so. Means are over the runs that completed; where none of a cell did, over what there is. A rate at
+    which a run diverged is chosen only if there is no other.
+
+    Args:
+        rows_of_runs: as of `run_row`.
+        metric: column of ``epochs``; losses count downwards.
+        rows: fields whose values make the rows.
+        columns: fields whose values make the columns.
+        target: test accuracy in percent, for the epochs to reach it.
+
+    Raises:
+        UserError: no such field.
+    """
+    for name in (*rows, *columns):
+        if name not in FIELDS:
+            raise unknown("field of --rows and --columns", name, FIELDS)
+    runs = pd.DataFrame(list(rows_of_runs))
+    rows, columns = (_told(names, runs) for names in (rows, columns))
+    rows = rows or ("optimizer",)
+    cells = [*rows, *columns]
+    held_out = bool(runs["val"].notna().all()) and metric.startswith(("test_", "val_"))
+    runs["choice"] = runs["val"] if held_out else runs["value"]
+    sign = -1.0 if metric.endswith("loss") else 1.0
+    rates = pd.DataFrame(
+        [
+            {**dict(zip([*cells, "rate"], key, strict=True)), **_rate_row(group)}
+            for key, group in runs.assign(rate=runs["peak_lr"]).groupby([*cells, "rate"], dropna=False, sort=True)
+        ]
+    )
+    table = pd.DataFrame([_best(group, sign) for _, group in rates.groupby(cells, dropna=False, sort=True)])
+    ordered = table.assign(order=-sign * table["mean"]).sort_values("order", kind="stable").drop(columns="order")
+    return Comparison(
+        verdict=_verdict(ordered, metric, cells),
+        metric=metric,
+        chosen_on=metric.replace("test_", "val_") if held_out else metric,
+        target=target,
+        rows=rows,
+        columns=columns,
+        runs=runs.drop(columns=["choice", "test", "val"]),
+        rates=rates.drop(columns="choice"),
+        table=ordered.drop(columns="choice").reset_index(drop=True),
+    )
+
+
+def _told(names: Sequence[str], runs: pd.DataFrame) -> tuple[str, ...]:
+    """The fields that any run has a value for."""
+    return tuple(name for name in names if runs[name].notna().any())
+
+
+def _rate_row(group: pd.DataFrame) -> dict[str, object]:
+    done = group[group["status"] == "completed"]
+    diverged = int((group["status"] == "diverged").sum())
+    used = done if len(done) else group
+    reached = used["epochs_to_target"].dropna()
+    mean = Mean.of(used["value"].astype(float).tolist())
+    return {
+        "mean": mean.value,
+        "half_width": mean.half_width,
+        "seeds": mean.count,
+        "diverged": diverged,
+        "unfinished": len(group) - len(done) - diverged,
+        "runs": len(group),
+        "epochs_to_target": float(reached.median()) if len(reached) else np.nan,
+        "reached_target": len(reached),
+        "choice": Mean.of(used["choice"].astype(float).tolist()).value,
+    }
+
+
+def _best(rates: pd.DataFrame, sign: float) -> dict[str, object]:
+    stable = rates[rates["diverged"] == 0]
+    eligible = stable if stable["choice"].notna().any() else rates
+    scores = (sign * eligible["choice"]).fillna(-np.inf)
+    best = eligible.iloc[int(scores.to_numpy().argmax())]
+    return {
+        **{str(name): value for name, value in best.items()},
+        "diverged": int(rates["diverged"].sum()),
+        "unfinished": int(rates["unfinished"].sum()),
+        "runs": int(rates["runs"].sum()),
+        "rates": len(rates),
+    }
+
+
+def _verdict(table: pd.DataFrame, metric: str, cells: list[str]) -> Verdict:
+    best = table.iloc[0]
+    name = ", ".join(f"{best[c]}" for c in cells if pd.notna(best[c]))
+    figures = (
+        Figure("best", float(best["mean"]), _unit(metric), f"mean {metric} of the best cell at its best rate"),
+        Figure("half_width", float(best["half_width"]), _unit(metric), "half of Student's 95 % interval over seeds"),
+        Figure("runs", int(table["runs"].sum()), "1", "runs compared"),
+        Figure("diverged", int(table["diverged"].sum()), "1", "runs that diverged"),
+    )
+    if len(table) == 1:
+        return Verdict(QUESTION, CANT_TELL, f"all runs have one setting ({name}).", figures)
+    second = table.iloc[1]
+    other = ", ".join(f"{second[c]}" for c in cells if pd.notna(second[c]))
+    if not np.isfinite([best["mean"], second["mean"]]).all():
+        return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.", figures)
+    if not np.isfinite([best["half_width"], second["half_width"]]).all():
+        reason = f"{name} has the best {metric}, before {other}, but with one seed there is no interval."
+        return Verdict(QUESTION, CANT_TELL, reason, figures)
+    apart = abs(best["mean"] - second["mean"]) > best["half_width"] + second["half_width"]
+    first, next_one = (_cell(row["mean"], row["half_width"]) for row in (best, second))
+    numbers = f"{first} against {next_one} ({other})"
+    if apart:
+        return Verdict(QUESTION, name, f"its interval is apart from the next one's: {numbers}.", figures)
+    return Verdict(QUESTION, CANT_TELL, f"{name} leads, but the intervals overlap: {numbers}.", figures)
+
+
+def _cell(mean: float, half_width: float) -> str:
+    text = f"{mean:.2f}" if abs(mean) >= 1 else f"{mean:.3g}"
+    return text if not np.isfinite(half_width) else f"{text} ± {half_width:.2g}"
+
+
+def _unit(metric: str) -> str:
+    return "1" if metric.endswith("loss") else "%"
+
+
+def _float(value: object) -> float:
+    return float("nan") if value is None or pd.isna(value) else float(value)  # type: ignore[arg-type, call-overload]

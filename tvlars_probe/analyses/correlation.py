@@ -1,0 +1,118 @@
+"""Does sharpness at the end go with the generalisation gap, over several runs?
+
+Large-batch training is said to end in sharp minima that generalise worse (Keskar et al. 2017); whether a measure of
+sharpness orders runs as their gap does is what a rank correlation tells (Jiang et al. 2020 compare 40 measures so).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tvlars_probe.analyses.intervals import rank_correlation
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvlars_probe.analyses.minimizer import Minimizer
+
+QUESTION = "Do sharper minima generalise worse here?"
+
+OUTCOMES = ("generalisation_gap", "test_error")
+
+
+@dataclass(frozen=True)
+class SharpnessCorrelation:
+    """Rank correlations over runs.
+
+    Attributes:
+        verdict: of raw sharpness with the generalisation gap.
+        runs: a row per run: end sharpness by measure, ``generalisation_gap`` (train_eval_acc1 − test_acc1, in points),
+            ``test_error`` (100 − test_acc1, in percent).
+        table: a row per measure and outcome: Spearman's ``rho`` with its bootstrap interval and the number of runs.
+    """
+
+    verdict: Verdict
+    runs: pd.DataFrame
+    table: pd.DataFrame
+
+
+def correlate(
+    results: Sequence[tuple[Minimizer, pd.DataFrame]], *, least_runs: int = 8, resamples: int = 2000, seed: int = 0
+) -> SharpnessCorrelation:
+    """Correlate each run's end sharpness with how it generalises.
+
+    Args:
+        results: per run its analysis and its table ``epochs``, whose last row counts.
+        least_runs: below this number the verdict says so.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    runs = pd.DataFrame([_row(result, epochs) for result, epochs in results])
+    measures = [name for name in runs.columns if name.startswith("end_")]
+    rows = []
+    for measure in measures:
+        for outcome in OUTCOMES:
+            found = rank_correlation(runs[measure], runs[outcome], resamples=resamples, seed=seed)
+            rows.append(
+                {
+                    "measure": measure.removeprefix("end_"),
+                    "outcome": outcome,
+                    "rho": found.rho,
+                    "low": found.low,
+                    "high": found.high,
+                    "runs": found.count,
+                    "too_few": found.count < least_runs,
+                }
+            )
+    table = pd.DataFrame(rows, columns=["measure", "outcome", "rho", "low", "high", "runs", "too_few"])
+    return SharpnessCorrelation(_verdict(table, least_runs), runs, table)
+
+
+def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
+    last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
+    train, test = (float(last.get(name, math.nan)) for name in ("train_eval_acc1", "test_acc1"))
+    ends = {f"end_{row.operator}": row.end for row in m.summary.itertuples()}
+    same = (m.further["scope"] == "all") & (m.further["bn_mode"] == m.bn_mode) & (m.further["split"] == m.split)
+    further = m.further[same]
+    for (measure, operator), rows in further.groupby(["measure", "operator"], dropna=False) if len(further) else ():
+        name = measure if operator in (None, "none", "hessian") else f"{measure}_{operator}"
+        ends[f"end_{name}"] = rows.sort_values("step")["value"].iloc[-1]
+    return {
+        "run": m.facts.name,
+        "optimizer": m.facts.optimizer,
+        "method": m.facts.method,
+        "seed": m.facts.seed,
+        "bn_mode": m.bn_mode,
+        "state": m.verdict.answer,
+        **ends,
+        "generalisation_gap": train - test,
+        "test_error": 100 - test,
+    }
+
+
+def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
+    raw = table[(table["measure"] == "hessian") & (table["outcome"] == "generalisation_gap")]
+    if raw.empty:
+        return Verdict(QUESTION, CANT_TELL, "no run has raw sharpness on record.")
+    row = raw.iloc[0]
+    count = int(row["runs"])
+    figures = (
+        Figure("rho", float(row["rho"]), "1", "Spearman's rank correlation of raw end sharpness with the gap"),
+        Figure("low", float(row["low"]), "1", "lower end of its bootstrap interval"),
+        Figure("high", float(row["high"]), "1", "upper end"),
+        Figure("runs", count, "1", "runs with both"),
+    )
+    span = f"ρ = {row['rho']:.2f} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
+    if count < least_runs:
+        few = f"{count} run{'s' if count != 1 else ''} are too few to say anything (at least {least_runs})"
+        return Verdict(QUESTION, CANT_TELL, f"{few}{'' if count < 3 else ': ' + span}.", figures)
+    if row["low"] > 0:
+        return Verdict(QUESTION, "yes", f"sharper ends have the larger gap: {span}.", figures)
+    if row["high"] < 0:
+        return Verdict(QUESTION, "no, the reverse", f"sharper ends have the smaller gap: {span}.", figures)
+    return Verdict(QUESTION, CANT_TELL, f"the interval doesn't leave out zero: {span}.", figures)

@@ -1,0 +1,89 @@
+"""When a norm or a ratio of norms blew up, in which layers, and for how long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from tvlars_probe.analyses.grid import column_medians
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tvlars_probe.analyses.grid import Matrix
+
+QUANTITIES = {
+    "lnr": "layer-wise norm ratio ‖w‖/‖g‖",
+    "grad_norm": "gradient norm ‖g‖",
+    "update_ratio": "update-to-weight ratio ‖Δw‖/‖w‖",
+}
+"""What is searched for explosions, by the name that tables give it."""
+
+COLUMNS = (
+    "quantity", "parameter", "exploded", "first_step", "peak_step", "peak", "later_median", "peak_over_median",
+    "start_over_median", "recovery_steps",
+)  # fmt: skip
+
+
+def find_explosions(
+    quantity: str,
+    values: Matrix,
+    steps: NDArray[np.int64],
+    parameters: tuple[str, ...],
+    *,
+    factor: float = 5.0,
+    settled: float = 0.5,
+) -> pd.DataFrame:
+    """Date the explosions of one quantity, a row per tensor.
+
+    A tensor *explodes* at the first step t at which x_t > factor · max(x_0, m): x_0 its first recorded value, m its
+    *later median*, the median over the recorded steps from the share ``settled`` of them on. Both are needed: a
+    gradient that only shrinks from its initial size has exploded at no time, however small it ends. What starts
+    beyond factor·m shows in ``start_over_median`` instead. ``recovery_steps`` counts from the first step to the first
+    one after the peak that is back below the threshold; null if none is.
+
+    The papers speak of the explosion of the layer-wise norm ratio in the initial phase (arXiv:2309.14053, section 3)
+    without a threshold; ``factor`` is ours.
+
+    Args:
+        quantity: its name, for the table.
+        values: (T, P).
+        steps: (T,).
+        parameters: (P,).
+        factor: how many times the larger of both references counts as an explosion.
+        settled: share of the recorded steps after which a run counts as settled.
+    """
+    late = values[int(len(values) * settled) :]
+    median = column_medians(late)
+    start = _first_finite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        over = values > factor * np.fmax(start, median)
+        exploded = over.any(axis=0)
+        first = over.argmax(axis=0)
+        peak_at = np.where(np.isnan(values), -np.inf, values).argmax(axis=0) if len(values) else first
+        peak = values[peak_at, np.arange(values.shape[1])].astype(np.float64)
+        back = ~over & (np.arange(len(values))[:, None] > peak_at) & ~np.isnan(values)
+        recovered = np.where(exploded & back.any(axis=0), steps[back.argmax(axis=0)] - steps[first], np.nan)
+        return pd.DataFrame(
+            {
+                "quantity": quantity,
+                "parameter": list(parameters),
+                "exploded": exploded,
+                "first_step": np.where(exploded, steps[first], np.nan),
+                "peak_step": steps[peak_at],
+                "peak": peak,
+                "later_median": median,
+                "peak_over_median": peak / median,
+                "start_over_median": start / median,
+                "recovery_steps": recovered,
+            },
+            columns=list(COLUMNS),
+        )
+
+
+def _first_finite(values: Matrix) -> NDArray[np.float64]:
+    finite = np.isfinite(values)
+    first = values[finite.argmax(axis=0), np.arange(values.shape[1])].astype(np.float64)
+    return np.where(finite.any(axis=0), first, np.nan)

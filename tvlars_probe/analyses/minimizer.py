@@ -1,0 +1,201 @@
+"""Did the run fall into a sharp minimum, and did it get out again?
+
+*Sharpness* is the largest eigenvalue of the loss's Hessian on a fixed sample (Keskar et al. 2017 ask for its cause in
+large batches). It changes when a normalised layer is rescaled although the function doesn't; *relative* sharpness,
+each tensor scaled by its norm, does not (cf. Dinh et al. 2017). Trapped or escaped is decided by these two together.
+*Effective* sharpness is that of the steps really taken; beyond its limit a quadratic's oscillation grows (Cohen et al.
+2021, 2022). For mini-batch runs the limit is a reference line without a verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+
+if TYPE_CHECKING:
+    from tvlars_probe.analyses.facts import RunFacts
+
+QUESTION = "Is it trapped in a sharp minimum?"
+
+COLUMNS = (
+    "measurement_id", "step", "phase", "measure", "operator", "scope", "scope_kind", "rank", "value", "error",
+    "converged", "split", "bn_mode", "samples", "limit",
+)  # fmt: skip
+"""What of the table ``curvature`` is needed."""
+
+SPECTRUM_COLUMNS = ("step", "phase", "operator", "scope", "grid", "density", "error", "split", "bn_mode")
+
+BLOCK_COLUMNS = ("step", "operator", "scope", "scope_kind", "value", "error", "split", "bn_mode")
+FURTHER_COLUMNS = ("step", "measure", "operator", "scope", "value", "error", "split", "bn_mode")
+DECIDING = ("hessian", "relative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpnessRule:
+    """Where the rule draws its lines; none of them is from a paper.
+
+    Attributes:
+        early: the early peak is the highest sharpness in this first share of the measured steps' range.
+        late: the end state is the median over this last share of that range (the last value at least).
+        escaped: a run has escaped a curve that ends below this share of its early peak.
+        least: measurements of a curve below which nothing is said.
+    """
+
+    early: float = 0.5
+    late: float = 0.2
+    escaped: float = 0.5
+    least: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimizer:
+    """What the curvature on record says of a run.
+
+    Attributes:
+        facts: of the run.
+        verdict: trapped, escaped, or can't tell.
+        bn_mode: BatchNorm mode of the curves and the verdict; modes are never joined.
+        split: data that their loss is of, likewise.
+        other_modes: the other (BN mode, split) pairs on record, left out of curves and verdict.
+        curves: a row per figure of the whole model: ``step``, ``operator``, ``value``, ``error``, ``converged``,
+            ``limit``.
+        summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps`` (from
+            the peak on, steps at or above the line of escape), ``state``.
+        blocks: a row per layer or tensor whose own block was measured, at each step, in any mode (as the two below).
+        further: traces and epsilon-sharpness.
+        spectrum: the spectral densities.
+    """
+
+    facts: RunFacts
+    verdict: Verdict
+    bn_mode: str | None
+    split: str | None
+    other_modes: tuple[tuple[str, str], ...]
+    curves: pd.DataFrame
+    summary: pd.DataFrame
+    blocks: pd.DataFrame
+    further: pd.DataFrame
+    spectrum: pd.DataFrame
+
+
+def analyse_minimizer(
+    curvature: pd.DataFrame,
+    spectrum: pd.DataFrame,
+    facts: RunFacts,
+    *,
+    bn_mode: str | None = None,
+    rule: SharpnessRule | None = None,
+) -> Minimizer:
+    """Answer for one run.
+
+    Args:
+        curvature: rows of ``curvature``, the columns `COLUMNS`.
+        spectrum: rows of ``spectrum``.
+        facts: of the run.
+        bn_mode: BatchNorm mode to read; by default the one with the most measured steps.
+        rule: thresholds.
+    """
+    limits = rule or SharpnessRule()
+    curvature = _as_text(curvature)
+    mode, others = _choose_mode(curvature, bn_mode)
+    own = curvature[(curvature["bn_mode"] == mode[0]) & (curvature["split"] == mode[1])]
+    top = own[(own["measure"] == "eigenvalue") & (own["rank"] == 1)]
+    whole = top[top["scope_kind"] == "all"].drop_duplicates(["operator", "step"], keep="last")
+    curves = whole[["step", "operator", "value", "error", "converged", "limit", "samples"]]
+    curves = curves.sort_values(["operator", "step"]).reset_index(drop=True)
+    summary = pd.DataFrame([_summarise(str(name), group, limits) for name, group in curves.groupby("operator")])
+    eigenvalues = curvature[(curvature["measure"] == "eigenvalue") & (curvature["rank"] == 1)]
+    return Minimizer(
+        facts=facts,
+        verdict=_verdict(summary, limits),
+        bn_mode=mode[0],
+        split=mode[1],
+        other_modes=others,
+        curves=curves,
+        summary=summary,
+        blocks=eigenvalues.loc[eigenvalues["scope_kind"] != "all", list(BLOCK_COLUMNS)].reset_index(drop=True),
+        further=curvature.loc[curvature["measure"] != "eigenvalue", list(FURTHER_COLUMNS)].reset_index(drop=True),
+        spectrum=_as_text(spectrum)[list(SPECTRUM_COLUMNS)],
+    )
+
+
+def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Dictionary columns as plain strings: what isn't on record then makes no empty groups."""
+    categories = frame.select_dtypes("category").columns
+    return frame.astype(dict.fromkeys(categories, object))
+
+
+def _choose_mode(
+    curvature: pd.DataFrame, wanted: str | None
+) -> tuple[tuple[str | None, str | None], tuple[tuple[str, str], ...]]:
+    counts = curvature.groupby(["bn_mode", "split"])["step"].nunique().sort_values(ascending=False, kind="stable")
+    modes = [(str(mode), str(split)) for mode, split in counts.index]
+    chosen = [mode for mode in modes if wanted in (None, mode[0])]
+    if not chosen:
+        return (wanted, None), tuple(modes)
+    return chosen[0], tuple(mode for mode in modes if mode != chosen[0])
+
+
+def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[str, object]:
+    """Early peak and end state of one curve."""
+    step, value = curve["step"].to_numpy(float), curve["value"].to_numpy(float)
+    first, last = step[0], step[-1]
+    early = step <= first + rule.early * (last - first)
+    late = step >= last - rule.late * (last - first)
+    peak = int(np.nanargmax(np.where(early, value, -np.inf)))
+    end = float(np.nanmedian(value[late]))
+    share = end / value[peak] if value[peak] > 0 else np.nan
+    above = (step >= step[peak]) & (value >= rule.escaped * value[peak])
+    held = step[above][-1] - step[peak] if above.any() else 0.0
+    limit = curve["limit"].to_numpy(float)
+    enough = len(value) >= rule.least and np.isfinite(share)
+    return {
+        "operator": operator,
+        "measurements": len(value),
+        "start": value[0],
+        "early_peak": value[peak],
+        "peak_step": int(step[peak]),
+        "end": end,
+        "end_over_peak": share,
+        "trapped_steps": int(held),
+        "state": ("escaped" if share < rule.escaped else "trapped") if enough else CANT_TELL,
+        "beyond_limit": float((value > limit).mean()) if np.isfinite(limit).any() else None,
+        "not_converged": int((curve["converged"] == False).sum()),  # noqa: E712 (null is neither)
+    }
+
+
+def _verdict(summary: pd.DataFrame, rule: SharpnessRule) -> Verdict:
+    """Trapped, or escaped, where raw and relative sharpness both are; else it can't be told."""
+    rows = {str(row["operator"]): row for row in summary.to_dict("records")}
+    figures = []
+    for name, label in (("hessian", "raw"), ("relative", "relative")):
+        row = rows.get(name)
+        for column, unit, meaning in (
+            ("end_over_peak", "1", f"{label} sharpness at the end over its early peak"),
+            ("early_peak", "1", f"highest {label} sharpness in the early part"),
+            ("end", "1", f"{label} sharpness at the end, median"),
+        ):
+            figures.append(Figure(f"{label}_{column}", None if row is None else float(row[column]), unit, meaning))
+    states = {name: str(rows[name]["state"]) for name in DECIDING if name in rows}
+    shares = ", ".join(f"{f.name.split('_')[0]} {f.text}" for f in figures if f.name.endswith("over_peak"))
+    if not states:
+        reason = "no sharpness is on record: train with --sharpness-every, or run tvlars-probe sharpness."
+        return Verdict(QUESTION, CANT_TELL, reason, tuple(figures))
+    if CANT_TELL in states.values():
+        reason = f"it takes {rule.least} measurements of a curve to tell its early peak from its end."
+    elif len(states) < len(DECIDING):
+        (name, state), *_ = states.items()
+        reason = f"only {name} sharpness is on record ({state} by itself): the rule asks for both."
+    elif len({*states.values()}) == 1:
+        answer = next(iter(states.values()))
+        side = "below" if answer == "escaped" else "at or above"
+        reason = f"both sharpnesses end {side} {rule.escaped:g} of their early peak ({shares})."
+        return Verdict(QUESTION, answer, reason, tuple(figures))
+    else:
+        reason = f"raw and relative sharpness disagree (end over early peak: {shares})."
+    return Verdict(QUESTION, CANT_TELL, reason, tuple(figures))

@@ -1,0 +1,135 @@
+"""The effective rate of every layer and step, split into terms that add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from tvlars_probe.analyses.facts import RunFacts
+    from tvlars_probe.analyses.grid import LayerGrid
+
+    Floats = NDArray[np.float64]
+
+TERMS = ("peak_lr", "schedule", "eta", "phi", "norm_ratio", "clip")
+"""The terms of the log effective rate, in the order in which they are multiplied."""
+
+COLUMNS = ("step", "parameter", "weight_norm", "direction_norm", "trust_ratio", "phi", "lr")
+"""What of the table ``layers`` `decompose` needs."""
+
+SMALLEST_RATE = 1e-30
+"""Rates below this are counted, not split: lars-warm starts at 0, and TVLARS' φ dies out."""
+
+NORM_CAP = 10.0
+"""Where TVLARS clamps both norms and LAMB ‖w‖ (see `tvlars_probe.optimizers.trust_ratio`)."""
+
+_CAPS: dict[str, tuple[float, float]] = {"TVLARS": (NORM_CAP, NORM_CAP), "LAMB": (NORM_CAP, np.inf)}
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """log(lr·trust_ratio) of every recorded step (T) and tensor (P), and the terms that it is the sum of.
+
+    Natural logarithms. log rate = log peak_lr + log(lr/peak_lr) [schedule] + log eta + log φ + log(‖w‖/‖d‖ as
+    clamped) [norm_ratio] + what clipping took [clip], each term from its own definition, so that ``remainder`` tests
+    the sum. Tensors left out of adaptation, and those at zero norm, have the last four at 0.
+
+    Attributes:
+        facts: of the run.
+        steps: (T,).
+        parameters: (P,).
+        adapted: whether each tensor's rate is scaled by a trust ratio, (P,).
+        log_rate: as recorded, (T, P); NaN where there is no row or the rate is below `SMALLEST_RATE`.
+        terms: per name in `TERMS` a matrix (T, P).
+        peak_lr: the rate that the schedule's term refers to.
+        vanished: rows with a rate below `SMALLEST_RATE`.
+        unknown: rows whose trust ratio isn't known.
+    """
+
+    facts: RunFacts
+    steps: NDArray[np.int64]
+    parameters: tuple[str, ...]
+    adapted: NDArray[np.bool_]
+    log_rate: Floats
+    terms: Mapping[str, Floats]
+    peak_lr: float
+    vanished: int
+    unknown: int
+
+    @property
+    def remainder(self) -> float:
+        """Largest difference between the sum of the terms and the log of the recorded rate; NaN without rows."""
+        difference = np.abs(sum(self.terms.values()) - self.log_rate)
+        return float(np.nanmax(difference)) if np.isfinite(difference).any() else np.nan
+
+    @property
+    def own_ratio(self) -> Floats:
+        """The trust ratio without φ, (T, P): what the tensor's own norms made of its rate."""
+        return np.exp(self.terms["eta"] + self.terms["norm_ratio"] + self.terms["clip"])
+
+
+def decompose(grid: LayerGrid, facts: RunFacts) -> Decomposition:
+    """Split the log effective rate of every step and tensor into `TERMS`.
+
+    Args:
+        grid: the columns `COLUMNS` of ``layers``.
+        facts: of the run; without ``peak_lr`` the largest recorded rate is taken.
+    """
+    lr, trust = grid["lr"].astype(np.float64), grid["trust_ratio"].astype(np.float64)
+    adapted = np.array([flag is not False for flag in facts.flag("adapted", grid.parameters)], bool)
+    rate = lr * trust
+    there = np.isfinite(lr)
+    vanished = there & (np.abs(rate) < SMALLEST_RATE)
+    peak = facts.peak_lr or (float(np.nanmax(lr)) if there.any() else np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_rate = np.where(vanished, np.nan, np.log(rate))
+        terms = {
+            "peak_lr": np.full_like(lr, np.log(peak)),
+            "schedule": np.log(lr / peak),
+            **_ratio_terms(grid, facts, adapted, lr),
+        }
+        terms = {name: np.where(np.isnan(log_rate), np.nan, terms[name]) for name in TERMS}
+    return Decomposition(
+        facts=facts,
+        steps=grid.steps,
+        parameters=grid.parameters,
+        adapted=adapted,
+        log_rate=log_rate,
+        terms=terms,
+        peak_lr=peak,
+        vanished=int(vanished.sum()),
+        unknown=int((there & np.isnan(trust)).sum()),
+    )
+
+
+def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], lr: Floats) -> dict[str, Floats]:
+    """log eta, log φ, log of the norms' ratio and of the clip; 0 where no ratio is applied."""
+    groups = facts.group_of(grid.parameters)
+    weight_norm, divisor = grid["weight_norm"].astype(np.float64), grid["direction_norm"].astype(np.float64)
+    applies = adapted & (weight_norm > 0) & (divisor > 0)
+    caps = np.array([_CAPS.get(str(g.get("optimizer")), (np.inf, np.inf)) for g in groups]).reshape(-1, 2)
+    ratio = np.minimum(weight_norm, caps[:, 0]) / np.minimum(divisor, caps[:, 1])
+    eta = np.array([_number(g.get("eta")) for g in groups])
+    phi = np.nan_to_num(grid["phi"].astype(np.float64), nan=1.0)
+    scaled = eta * phi * ratio
+    clips = np.array([bool((g.get("variant") or {}).get("trust_clip")) for g in groups], bool)
+    per_rate = np.array([g.get("optimizer") != "LAMB" for g in groups], bool)
+    clipped = np.where(per_rate, np.minimum(np.where(lr > 0, scaled / lr, 1.0), 1.0), np.minimum(scaled, 1.0))
+    raw = {
+        "eta": np.broadcast_to(np.log(eta), ratio.shape),
+        "phi": np.log(phi),
+        "norm_ratio": np.log(ratio),
+        "clip": np.where(clips, np.log(clipped / scaled), 0.0),
+    }
+    return {name: np.where(applies, term, 0.0) for name, term in raw.items()}
+
+
+def _number(value: Any) -> float:
+    """An optimizer's eta; 1 for those that have none (LAMB)."""
+    return 1.0 if value is None else float(value)

@@ -1,0 +1,82 @@
+"""What every analysis hands back: an answer, why, and the figures it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number that a verdict rests on.
+
+    Attributes:
+        name: what it is called in tables and in the report.
+        value: the number; None where this trace doesn't hold it.
+        unit: of the value; "1" is a pure number.
+        meaning: what it measures, in a sentence.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    meaning: str
+
+    @property
+    def text(self) -> str:
+        """The value with its unit, for a reader."""
+        if self.value is None or (isinstance(self.value, float) and math.isnan(self.value)):
+            return "unknown"
+        if self.unit == "share":
+            return f"{100 * self.value:.3g} %"
+        if self.unit == "step":
+            return f"{self.value:,.0f}"
+        return f"{self.value:.4g}" + (f" {self.unit}" if self.unit not in ("1", "") else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An answer with its reason.
+
+    Attributes:
+        question: what was asked.
+        answer: in a word or two; "can't tell" is one.
+        reason: the rule's conditions as they were met, in one or two sentences.
+        figures: what the reason rests on; the first one is the one to show beside the answer.
+    """
+
+    question: str
+    answer: str
+    reason: str
+    figures: tuple[Figure, ...] = ()
+
+    def __getitem__(self, name: str) -> float | None:
+        for figure in self.figures:
+            if figure.name == name:
+                return figure.value
+        raise KeyError(f"no figure {name!r} (there are {', '.join(f.name for f in self.figures)})")
+
+
+CANT_TELL = "can't tell"
+
+
+def plain(value: Any) -> Any:
+    """A result as values that JSON knows: frames become lists of rows; NaN and infinities become null."""
+    if isinstance(value, pd.DataFrame):
+        return [{str(name): plain(item) for name, item in row.items()} for row in value.to_dict("records")]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,222 @@
+"""Was warm-up needed, for which layers, and for how long?
+
+Three things can make a first step at full rate harmful, and each leaves its own mark in a trace:
+
+- a layer is *hot*: its own trust ratio (without schedule and φ) is far above what it settles at, so that at full rate
+  it would take steps many times its usual ones;
+- a tensor that is left out of adaptation is *overwritten*: at full rate one step moves it by more than its own norm;
+- the loss *rises* early, or stops being finite.
+
+*Redundant scaling* (arXiv:2309.14053: LARS with warm-up is held back twice) is the share of warm-up steps and adapted
+layers in which the schedule holds a layer back whose own ratio is already below what it settles at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from tvlars_probe.analyses import rates
+from tvlars_probe.analyses.explosions import find_explosions
+from tvlars_probe.analyses.grid import column_medians
+from tvlars_probe.analyses.rates import Decomposition, decompose
+from tvlars_probe.analyses.warmup_rule import EarlyLoss, Thresholds, early_loss, judge
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tvlars_probe.analyses.facts import RunFacts
+    from tvlars_probe.analyses.grid import LayerGrid, Matrix
+    from tvlars_probe.analyses.verdict import Verdict
+
+COLUMNS = (*rates.COLUMNS, "grad_norm", "update_norm")
+"""What of the table ``layers`` is needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """What a trace says of warm-up.
+
+    Attributes:
+        facts: of the run.
+        verdict: needed, not needed, or can't tell.
+        warmup_steps: recorded steps before the rate first reaches its peak; None where it never does.
+        suggested_steps: length that covers every hot layer and overwritten tensor; None where nothing asks for one.
+        suggested_epochs: the same in epochs.
+        setting_layers: the tensors that set that length, the longest first.
+        early: of the loss.
+        layers: a row per tensor: ``adapted``, ``redundant_share``, ``start_over_settled`` (own ratio at first, over
+            its later median), ``full_rate_step`` (‖Δw‖/‖w‖ of one full-rate step without momentum, its median over the
+            early steps), ``hot_steps``, ``overwritten_steps``, ``length`` (steps until neither holds any more),
+            ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
+        explosions: as of `find_explosions`, for lnr, grad_norm and update_ratio.
+        thresholds: that were applied.
+    """
+
+    facts: RunFacts
+    verdict: Verdict
+    warmup_steps: int | None
+    suggested_steps: int | None
+    suggested_epochs: float | None
+    setting_layers: tuple[str, ...]
+    early: EarlyLoss
+    layers: pd.DataFrame
+    explosions: pd.DataFrame
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+def analyse_warmup(
+    grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds | None = None
+) -> tuple[Warmup, Decomposition]:
+    """Answer for one run.
+
+    Args:
+        grid: the columns `COLUMNS` of ``layers``.
+        steps: ``step`` and ``loss`` of every update.
+        facts: of the run.
+        thresholds: of the rule.
+
+    Returns:
+        the answer, and the effective rates split into terms, which it rests on.
+    """
+    limits = thresholds or Thresholds()
+    split = decompose(grid, facts)
+    warmup_rows = _rows_before_peak(grid, split.peak_lr)
+    window = _early_rows(len(split.steps), warmup_rows, limits)
+    layers = _layer_table(grid, split, warmup_rows, window, limits)
+    explosions = _explosions(grid, limits)
+    early = early_loss(steps, facts, limits)
+    lengths = layers.set_index("parameter")["length"]
+    needed = lengths[lengths > 0].sort_values(ascending=False, kind="stable")
+    suggested = int(needed.iloc[0]) if len(needed) else early.recovered_after
+    setting = [str(name) for name in needed.index[needed == needed.max()]]
+    if not setting and suggested:
+        widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
+        setting = [str(name) for name in widest[:1]]
+    within = None if warmup_rows == len(split.steps) else _count(split, warmup_rows)
+    verdict = judge(
+        facts=facts,
+        thresholds=limits,
+        recorded=len(split.steps),
+        warmup_steps=within,
+        layers=layers,
+        explosions=explosions,
+        early=early,
+        suggested=suggested,
+        last_early=int(split.steps[window][-1]) if window.any() else 0,
+    )
+    return Warmup(
+        facts=facts,
+        verdict=verdict,
+        warmup_steps=within,
+        suggested_steps=suggested,
+        suggested_epochs=suggested / facts.steps_per_epoch if suggested and facts.steps_per_epoch else None,
+        setting_layers=tuple(setting),
+        early=early,
+        layers=layers,
+        explosions=explosions,
+        thresholds=limits,
+    ), split
+
+
+def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
+    """Recorded steps before the rate first comes within 0.1 % of its peak; all of them if the trace ends before.
+
+    Where only every so many steps are recorded, none may be that close: then it is the one with the highest rate,
+    unless that is the last.
+    """
+    if not len(grid.steps):
+        return 0
+    rate = np.fmax.reduce(grid["lr"].astype(np.float64), axis=1)
+    there = rate >= 0.999 * peak_lr
+    highest = int(np.nan_to_num(rate, nan=-1.0).argmax())
+    return int(there.argmax()) if there.any() else highest if highest < len(rate) - 1 else len(rate)
+
+
+def _count(split: Decomposition, rows: int) -> int:
+    """So many recorded steps as a number of updates."""
+    return int(split.steps[rows] - split.steps[0]) if rows else 0
+
+
+def _early_rows(recorded: int, warmup_rows: int, limits: Thresholds) -> NDArray[np.bool_]:
+    """The early steps: the warm-up, or the first part of the trace if that is longer."""
+    return np.arange(recorded) < max(warmup_rows, int(np.ceil(limits.early * recorded)))
+
+
+def _layer_table(
+    grid: LayerGrid, split: Decomposition, warmup_rows: int, window: NDArray[np.bool_], limits: Thresholds
+) -> pd.DataFrame:
+    own = split.own_ratio
+    later = own[max(warmup_rows, int(len(own) * limits.settled)) if warmup_rows < len(own) else len(own) :]
+    settled = column_medians(later)
+    early, count = own[window], int(window.sum())
+    weight_norm = grid["weight_norm"][window].astype(np.float64)
+    # At zero norm a relative step means nothing: biases begin there.
+    safe = np.where(weight_norm > 0, weight_norm, np.nan)
+    full_rate_step = split.peak_lr * early * _direction(grid, split, window) / safe
+    hot = split.adapted & (early > limits.hot * settled)
+    overwritten = ~split.adapted & (full_rate_step > limits.overwrite)
+    at_stake = hot | overwritten
+    held_back = split.terms["schedule"][:warmup_rows] < np.log(0.999)
+    redundant = held_back & (own[:warmup_rows] < settled) & split.adapted
+    cells = (held_back & split.adapted).sum(axis=0)
+    steps = split.steps[window] - (split.steps[0] if len(split.steps) else 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pd.DataFrame(
+            {
+                "parameter": list(split.parameters),
+                "adapted": split.adapted,
+                "held_back_steps": cells,
+                "redundant_steps": redundant.sum(axis=0),
+                "redundant_share": np.where(cells > 0, redundant.sum(axis=0) / cells, np.nan),
+                "start_over_settled": _first(early) / settled,
+                "full_rate_step": column_medians(full_rate_step),
+                "hot_steps": hot.sum(axis=0),
+                "overwritten_steps": overwritten.sum(axis=0),
+                "length": np.where(at_stake.any(axis=0), _last(at_stake, steps) + 1, 0) if count else 0,
+                "update_ratio": column_medians(grid["update_norm"][window].astype(np.float64) / safe),
+            }
+        )
+
+
+def _direction(grid: LayerGrid, split: Decomposition, window: NDArray[np.bool_]) -> Matrix:
+    """Norm of what the rate multiplies, without momentum: ‖d‖, ‖g‖ where there is none, ‖Δw‖/lr in the Adam family."""
+    divisor, grad, update, lr = (
+        grid[c][window].astype(np.float64) for c in ("direction_norm", "grad_norm", "update_norm", "lr")
+    )
+    forms = [(g.get("momentum") or {}).get("form") for g in split.facts.group_of(split.parameters)]
+    averaged = np.array([form == "moving-average" for form in forms], bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plain = np.where(averaged, np.where(lr > 0, update / lr, np.nan), grad)
+    return np.where(np.isnan(divisor), plain, divisor)
+
+
+def _first(values: Matrix) -> Matrix:
+    """Each column's first finite value."""
+    if not len(values):
+        return np.full(values.shape[1], np.nan)
+    first: Matrix = values[np.isfinite(values).argmax(axis=0), np.arange(values.shape[1])]
+    return first
+
+
+def _last(flags: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The last step at which each column holds."""
+    last: NDArray[np.int64] = steps[len(flags) - 1 - flags[::-1].argmax(axis=0)]
+    return last
+
+
+def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quantities = {
+            "lnr": grid["weight_norm"] / grid["grad_norm"],
+            "grad_norm": grid["grad_norm"],
+            "update_ratio": grid["update_norm"] / np.where(grid["weight_norm"] > 0, grid["weight_norm"], np.nan),
+        }
+    tables = [
+        find_explosions(name, values, grid.steps, grid.parameters, factor=limits.explosion, settled=limits.settled)
+        for name, values in quantities.items()
+    ]
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,1 @@
+"""One chart per analysis result: result in, `altair` chart out. No statistics here, and no torch."""

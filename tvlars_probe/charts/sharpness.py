@@ -1,0 +1,185 @@
+"""Sharpness over time beside its limit, spectral densities, and blocks per layer. One BatchNorm mode per chart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from tvlars_probe.charts import theme
+from tvlars_probe.charts.binning import MOST_LAYERS, MOST_ROWS, edges, extremes, inline
+from tvlars_probe.charts.curves import schedule_dash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvlars_probe.analyses.minimizer import Minimizer
+
+OPERATORS = {
+    "hessian": "sharpness λ₁(H)",
+    "relative": "relative sharpness (tensors scaled by their norm)",
+    "effective": "effective sharpness (dashed: limit of stability)",
+}
+
+
+_POWERS = [10.0**k for k in range(-6, 13)]
+
+
+def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
+    """The results of the first one's BatchNorm mode and data: different modes are never joined."""
+    told = [r for r in results if r.bn_mode is not None]
+    return [r for r in told if (r.bn_mode, r.split) == (told[0].bn_mode, told[0].split)]
+
+
+def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
+    """Raw, relative and effective sharpness by step, in one panel each."""
+    shown = same_mode(results)
+    frame = _joined([_labelled(r, _with_limits(_thinned(r.curves, MOST_ROWS // (2 * len(shown))))) for r in shown])
+    frame["panel"] = frame["operator"].map(OPERATORS)
+    tips = [
+        alt.Tooltip("run:N"),
+        alt.Tooltip("step:Q", format=","),
+        alt.Tooltip("value:Q", title="sharpness", format=".4~g"),
+        alt.Tooltip("error:Q", title="residual", format=".2~g"),
+        alt.Tooltip("converged:N"),
+    ]
+    is_limit = "datum.line === 'limit'"
+    scale = theme.optimizer_scale(frame["optimizer"])
+    colour = alt.condition(is_limit, alt.value("#888888"), alt.Color("optimizer:N", scale=scale, title="optimizer"))
+    dash = alt.condition(is_limit, alt.value([6, 4]), schedule_dash(frame))
+    base = alt.Chart().encode(
+        x=alt.X("step:Q", scale=alt.Scale(nice=False)),
+        y=alt.Y("value:Q", scale=alt.Scale(type="log"), title=None, axis=alt.Axis(values=_POWERS, format="~g")),
+        detail=["run:N", "line:N"],
+        color=colour,
+    )
+    line = base.mark_line(strokeWidth=1.6).encode(strokeDash=dash)
+    points = base.mark_point(filled=True).encode(
+        tooltip=tips, size=alt.condition(is_limit, alt.value(0), alt.value(26))
+    )
+    return (
+        alt.layer(line, points, data=inline(frame))
+        .transform_filter("datum.value > 0")
+        .properties(width=theme.WIDTH, height=150)
+        .facet(
+            row=alt.Row(
+                "panel:N",
+                sort=list(OPERATORS.values()),
+                title=None,
+                header=alt.Header(labelOrient="top", labelAnchor="start"),
+            )
+        )
+        .resolve_scale(y="independent")
+        .properties(title=theme.title(_seen(shown), _subtitle(shown)))
+    )
+
+
+def spectral_density(results: Sequence[Minimizer]) -> alt.Chart:
+    """The last spectral density of each run."""
+    mode = tuple(results[0].spectrum.sort_values("step").iloc[-1][["bn_mode", "split"]])
+    shown, frames = [], []
+    for r in results:
+        rows = r.spectrum[(r.spectrum["bn_mode"] == mode[0]) & (r.spectrum["split"] == mode[1])]
+        rows = rows[(rows["operator"] == "hessian") & (rows["scope"] == "all")]
+        last = rows[rows["step"] == rows["step"].max()].drop_duplicates("grid", keep="last").sort_values("grid")
+        if len(last):
+            shown.append(r)
+            frames.append(_labelled(r, last.iloc[edges(len(last), MOST_ROWS // len(results))[:-1]]))
+    frame = _joined(frames)
+    floor = float(frame["density"].max()) * 1e-8
+    frame = frame[frame["density"] > floor]
+    right = float(frame["grid"].max())
+    seen = f"Most eigenvalues are near zero, the spectrum reaches to {theme.number(right)}"
+    return (
+        alt.Chart(inline(frame), title=theme.title(seen, _subtitle(shown, mode)))
+        .mark_line(strokeWidth=1.6)
+        .encode(
+            x=alt.X("grid:Q", title="eigenvalue λ of the Hessian"),
+            y=alt.Y(
+                "density:Q",
+                scale=alt.Scale(type="log"),
+                title="density (share per unit of λ)",
+                axis=theme.log_axis(frame["density"]),
+            ),
+            color=alt.Color("optimizer:N", scale=theme.optimizer_scale(frame["optimizer"])),
+            strokeDash=schedule_dash(frame),
+            detail="run:N",
+            tooltip=[
+                "run:N",
+                alt.Tooltip("step:Q", format=","),
+                alt.Tooltip("grid:Q", title="λ", format=".4~g"),
+                alt.Tooltip("density:Q", format=".3~g"),
+            ],
+        )
+        .properties(width=theme.WIDTH, height=240)
+    )
+
+
+def layer_blocks(result: Minimizer) -> alt.LayerChart:
+    """Sharpness of each layer's own block at the last step at which blocks were measured."""
+    rows = result.blocks[result.blocks["operator"] == "hessian"]
+    rows = rows if len(rows) else result.blocks
+    last = rows[rows["step"] == rows["step"].max()]
+    mode = tuple(last.iloc[-1][["bn_mode", "split"]])
+    last = last[(last["bn_mode"] == mode[0]) & (last["split"] == mode[1])]
+    rows = last.drop_duplicates("scope", keep="last").nlargest(MOST_LAYERS, "value")
+    rows = rows.rename(columns={"scope": "parameter"})[["parameter", "value", "error", "step"]]
+    top = rows.iloc[0]
+    order = rows["parameter"].tolist()
+    seen = f"The sharpest block is {top['parameter']}, {theme.number(top['value'])} at step {top['step']:,}"
+    base = alt.Chart(inline(rows), title=theme.title(seen, _subtitle([result], mode))).encode(
+        y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
+        opacity=alt.value(theme.where_picked(1.0, 0.2)),
+        tooltip=[
+            alt.Tooltip("parameter:N", title="layer"),
+            alt.Tooltip("value:Q", title="sharpness", format=".4~g"),
+            alt.Tooltip("error:Q", title="residual", format=".2~g"),
+        ],
+    )
+    bars = base.mark_bar(color=theme.OPTIMIZER_COLOURS.get(str(result.facts.optimizer), theme.OTHER_COLOUR)).encode(
+        x=alt.X("value:Q", title="sharpness of the layer's block λ₁")
+    )
+    return bars.add_params(theme.picked()).properties(width=theme.WIDTH, height=min(max(18 * len(rows), 60), 640))
+
+
+def _with_limits(curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves, and below them the limits of stability as curves of their own."""
+    limits = curves[curves["limit"].notna()]
+    limits = limits.assign(value=limits["limit"], error=np.nan, converged=None)
+    return pd.concat([curves.assign(line="sharpness"), limits.assign(line="limit")], ignore_index=True)
+
+
+def _thinned(curves: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Each operator's curve, with the lowest and the highest value of each bin where there are too many."""
+    parts = []
+    for _, rows in curves.groupby("operator"):
+        cuts = edges(len(rows), max(most // 6, 1))
+        parts.append(rows if len(rows) <= most // 3 else rows.iloc[extremes(rows["value"].to_numpy(float), cuts)])
+    return pd.concat(parts, ignore_index=True) if parts else curves
+
+
+def _labelled(r: Minimizer, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(run=r.facts.name, optimizer=r.facts.optimizer or "other", schedule=r.facts.schedule or "none")
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)
+
+
+def _seen(results: Sequence[Minimizer]) -> str:
+    if len(results) == 1:
+        summary = results[0].summary.set_index("operator")
+        if "hessian" in summary.index:
+            peak, step, end = (float(summary[name]["hessian"]) for name in ("early_peak", "peak_step", "end"))
+            return f"Sharpness peaks at {theme.number(peak)} at step {step:,.0f} and ends at {theme.number(end)}"
+    answers = ", ".join(f"{r.facts.name}: {r.verdict.answer}" for r in results[:4])
+    return f"Trapped or escaped? {answers}"
+
+
+def _subtitle(results: Sequence[Minimizer], mode: tuple[str | None, str | None] | None = None) -> str:
+    first = results[0]
+    bn_mode, split = mode or (first.bn_mode, first.split)
+    who = f"{first.facts.name}: {first.facts.method}" if len(results) == 1 else f"{len(results)} runs"
+    return f"{who}; loss on {split} data, BatchNorm mode {bn_mode}"

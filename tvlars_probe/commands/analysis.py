@@ -1,0 +1,164 @@
+"""What the commands that analyse runs share: their arguments, and tables as text, JSON or CSV."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import option
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pandas as pd
+    from rich.console import Console, RenderableType
+
+    from tvlars_probe.analyses.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How an answer is to be written.
+
+    Attributes:
+        as_json: everything, as JSON.
+        as_csv: the main table, as CSV.
+        out: the file; None is the terminal.
+    """
+
+    as_json: bool
+    as_csv: bool
+    out: Path | None
+
+    def __post_init__(self) -> None:
+        if self.as_json and self.as_csv:
+            raise UserError("--json and --csv are two forms of one answer: give one of them")
+
+    @property
+    def form(self) -> str:
+        """json, csv or text: as asked for, else by the file's suffix."""
+        suffix = "" if self.out is None else self.out.suffix.lower()
+        if self.as_json or (suffix == ".json" and not self.as_csv):
+            return "json"
+        return "csv" if self.as_csv or suffix == ".csv" else "text"
+
+
+def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
+    """RUN..., and how the answer is written, which the command gets as ``output``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, as_json: bool, as_csv: bool, out: Path | None, **kwargs: Any) -> None:
+        function(*args, output=Output(as_json, as_csv, out), **kwargs)
+
+    for add in (
+        option("--out", "-o", section="Output", type=click.Path(path_type=Path), help="Write there instead."),
+        option("--csv", "as_csv", section="Output", is_flag=True, help="The main table as CSV."),
+        option("--json", "as_json", section="Output", is_flag=True, help="Everything, for machines."),
+        click.argument("runs", nargs=-1, required=True),
+    ):
+        command = add(command)
+    return command
+
+
+def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callable[[Console], None]) -> None:
+    """Write an answer in the form asked for, to the terminal or to a file.
+
+    Args:
+        output: form and place.
+        results: everything, for JSON.
+        main_table: for CSV.
+        render: prints it for a reader.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    from tvlars_probe.analyses.verdict import plain
+
+    if output.form == "json":
+        text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    elif output.form == "csv":
+        text = main_table.to_csv(index=False)
+    else:
+        text = _rendered(render, to_terminal=output.out is None)
+    if output.out is None:
+        click.echo(text, nl=False)
+    else:
+        write_output(output.out, text.encode())
+        click.echo(f"Written: {output.out}")
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write the file that the user named, whole or not at all.
+
+    Raises:
+        UserError: there is no such folder, or it can't be written.
+    """
+    from tvlars_probe.traces.parts import replace_file
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+    try:
+        replace_file(path, lambda stream: stream.write(content))
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror or error}") from None
+
+
+def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    interactive = to_terminal and sys.stdout.isatty()
+    console = Console(
+        file=stream,
+        highlight=False,
+        markup=False,
+        force_terminal=interactive,
+        width=Console().width if interactive else 160,
+    )
+    render(console)
+    return stream.getvalue()
+
+
+def print_verdict(console: Console, verdict: Verdict, *, title: str) -> None:
+    """A verdict in two lines."""
+    from rich.text import Text
+
+    console.print(Text.assemble((title, "bold"), f"  {verdict.question} ", (verdict.answer, "bold")))
+    console.print(verdict.reason[:1].upper() + verdict.reason[1:], soft_wrap=True)
+
+
+def table_of(
+    frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, title: str | None = None
+) -> RenderableType:
+    """A frame as a table; ``columns`` maps its columns to headings, and chooses them."""
+    from rich.table import Table
+
+    headings = columns or {str(name): str(name) for name in frame.columns}
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for name, heading in headings.items():
+        numeric = frame[name].dtype.kind in "ifub" if name in frame else False
+        table.add_column(heading, justify="right" if numeric else "left")
+    for row in frame.to_dict("records"):
+        table.add_row(*(text_of(row.get(name), share=name.endswith("_share")) for name in headings))
+    return table
+
+
+def text_of(value: Any, *, share: bool = False) -> str:
+    """A cell: numbers to four digits, shares in percent, nothing for null."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return "yes" if value else "no"
+    if share:
+        return f"{100 * value:.3g} %"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

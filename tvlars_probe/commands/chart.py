@@ -1,0 +1,54 @@
+"""``tvlars-probe chart``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@click.command(cls=Command, name="chart")
+@click.argument("words", nargs=-1, metavar="KIND RUN...")
+@option("--out", "-o", section="Output", type=click.Path(path_type=Path), help="Its suffix says the form.")
+@option("--list", "listing", section="Output", is_flag=True, help="List the kinds, and what these runs have data for.")
+def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
+    """Draw a chart of runs into a file: html, png, svg, pdf, or Vega-Lite json, by its suffix.
+
+    An html file stands by itself and needs no network. --list shows the kinds; with runs, which of them these have
+    the data for.
+    """
+    if listing:
+        for line in _listing(words):
+            click.echo(line)
+        return
+    if len(words) < 2:
+        raise UserError("chart takes a kind and a run: tvlars-probe chart trust-ratio RUN -o FILE (--list lists kinds)")
+    if out is None:
+        raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
+    from tvlars_probe.charts.export import file_content
+    from tvlars_probe.charts.kinds import draw, kind
+    from tvlars_probe.commands.analysis import write_output
+    from tvlars_probe.traces.reader import open_runs
+
+    kind(words[0])
+    write_output(out, file_content(draw(words[0], open_runs(words[1:]).runs), out))
+    click.echo(f"Written: {out}")
+
+
+def _listing(words: tuple[str, ...]) -> Iterator[str]:
+    from tvlars_probe.charts.kinds import KINDS, lacking
+    from tvlars_probe.traces.reader import open_runs
+
+    runs: tuple[Any, ...] = open_runs(words).runs if words else ()
+    width = max(map(len, KINDS))
+    for name, chosen in KINDS.items():
+        reasons = [reason for run in runs if (reason := lacking(name, run)) is not None]
+        mark = "" if not runs else f"  [{reasons[0]}]" if len(reasons) == len(runs) else ""
+        yield f"{name:{width}}  {chosen.about}{mark}"

@@ -1,0 +1,76 @@
+"""``tvlars-probe compare``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.options import Command, option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tvlars_probe.analyses.comparison import Comparison
+
+_HEADINGS = {
+    "rate": "best peak lr", "mean": "mean", "half_width": "± 95 %", "seeds": "seeds",
+    "epochs_to_target": "epochs to target", "rates": "rates tried", "runs": "runs", "diverged": "diverged",
+    "unfinished": "unfinished",
+}  # fmt: skip
+
+
+@click.command(cls=Command, name="compare")
+@analysis_options
+@option("--metric", section="Analysis", default="test_acc1", help="Column of epochs to compare, at the last epoch.")
+@option("--rows", section="Analysis", default="optimizer,schedule,lmbda", help="Fields of the rows, with commas.")
+@option("--columns", section="Analysis", default="batch_size", help="Fields of the columns, with commas.")
+@option("--target", section="Analysis", type=float, help="Test accuracy (%) to count the epochs to.")
+def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, columns: str, target: float | None) -> None:
+    """How do optimizers, batch sizes and schedules compare?
+
+    Each cell at its best learning rate: mean and Student's 95 % interval over seeds, epochs to a target accuracy, and
+    how many runs diverged. The rate is chosen on held-out data (train --val) where every run has some.
+    """
+    from tvlars_probe.analyses.comparison import compare, run_row
+    from tvlars_probe.analyses.loading import epochs_of, facts_of
+    from tvlars_probe.traces.reader import open_runs
+
+    found = []
+    for run in open_runs(runs):
+        facts = facts_of(run)
+        found.append(run_row(facts, epochs_of(run, facts), metric=metric, target=target))
+    fields = [tuple(name.strip() for name in names.split(",") if name.strip()) for names in (rows, columns)]
+    result = compare(found, metric=metric, rows=fields[0], columns=fields[1], target=target)
+    emit(output, result, result.table, lambda c: render(c, result))
+
+
+def render(console: Console, result: Comparison) -> None:
+    """Print the comparison."""
+    print_verdict(console, result.verdict, title=f"{len(result.runs)} runs")
+    if result.chosen_on == result.metric:
+        console.print(
+            f"Learning rates were chosen on {result.metric} itself: train with --val to choose on held-out data"
+        )
+    else:
+        console.print(f"Learning rates were chosen on {result.chosen_on}")
+    if result.columns:
+        console.print()
+        console.print(_pivot(result))
+    headings = {name: name for name in (*result.rows, *result.columns)} | _HEADINGS
+    if result.target is None:
+        headings.pop("epochs_to_target")
+    console.print()
+    console.print(table_of(result.table, headings))
+
+
+def _key_text(key: Any) -> str:
+    return " × ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def _pivot(result: Comparison) -> Any:
+    wide = result.pivot()
+    named = " × ".join(result.columns)
+    wide.columns = [f"{named} {key}" for key in wide.columns.map(_key_text)]
+    return table_of(wide.reset_index(), title=f"{result.metric}, mean ± 95 % over seeds, best learning rate of each")

@@ -1,0 +1,105 @@
+"""``tvlars-probe minimizer``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.options import Command, option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tvlars_probe.analyses.correlation import SharpnessCorrelation
+    from tvlars_probe.analyses.minimizer import Minimizer
+
+_SUMMARY = {
+    "operator": "sharpness", "measurements": "measured", "start": "start", "early_peak": "early peak",
+    "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
+    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged",
+}  # fmt: skip
+_CORRELATION = {
+    "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
+    "runs": "runs", "too_few": "too few",
+}  # fmt: skip
+
+
+@click.command(cls=Command, name="minimizer")
+@analysis_options
+@option(
+    "--bn-mode",
+    section="Analysis",
+    type=click.Choice(["eval", "train", "frozen-batch"]),
+    show_default="the most measured one",
+    help="BatchNorm mode to read; modes are never joined.",
+)
+@option(
+    "--escaped",
+    section="Analysis",
+    type=float,
+    default=0.5,
+    help="Share of its early peak below which a curve has escaped.",
+)
+@option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
+@option("--seed", section="Analysis", type=int, default=0, help="Of the bootstrap.")
+def command(
+    runs: tuple[str, ...], output: Output, bn_mode: str | None, escaped: float, phase: str | None, seed: int
+) -> None:
+    """Did a run fall into a sharp minimum, and did it get out again?
+
+    Reads the sharpness on record (train --sharpness-every, or tvlars-probe sharpness): early peak, end state, trapped
+    or escaped. Over several runs: rank correlation of sharpness with the generalisation gap and the test error.
+    """
+    from tvlars_probe.analyses.correlation import correlate
+    from tvlars_probe.analyses.loading import epochs_of
+    from tvlars_probe.analyses.minimizer import SharpnessRule
+    from tvlars_probe.analyses.minimizer_runs import minimizer_of
+    from tvlars_probe.traces.reader import open_runs
+
+    rule = SharpnessRule(escaped=escaped)
+    results = []
+    for run in open_runs(runs):
+        result = minimizer_of(run, phase=phase, bn_mode=bn_mode, rule=rule)
+        results.append((result, epochs_of(run, result.facts, ["step", "train_eval_acc1", "test_acc1"])))
+    if len(results) == 1:
+        one = results[0][0]
+        emit(output, one, one.curves, lambda c: render(c, one))
+        return
+    over = correlate(results, seed=seed)
+    everything = {"correlation": over, "runs": [result for result, _ in results]}
+    emit(output, everything, over.runs, lambda c: render_runs(c, over))
+
+
+def render(console: Console, result: Minimizer) -> None:
+    """Print one run's answer."""
+    print_verdict(console, result.verdict, title=f"{result.facts.name} ({result.facts.method})")
+    if result.bn_mode is not None:
+        console.print(f"Loss on {result.split} data, BatchNorm mode {result.bn_mode}")
+    for mode, split in result.other_modes:
+        console.print(f"Also on record, left out here: BatchNorm mode {mode} on {split} data")
+    if len(result.summary):
+        console.print()
+        shown = result.summary.rename(columns={"beyond_limit": "beyond_limit_share"})
+        console.print(table_of(shown, _SUMMARY))
+    if len(result.further):
+        console.print()
+        console.print(table_of(result.further))
+
+
+def render_runs(console: Console, over: SharpnessCorrelation) -> None:
+    """Print several runs' answers."""
+    print_verdict(console, over.verdict, title=f"{len(over.runs)} runs")
+    console.print()
+    console.print(table_of(over.runs))
+    if len(over.table):
+        console.print()
+        headings = {
+            "measure": "end sharpness",
+            "outcome": "with",
+            "rho": "Spearman ρ",
+            "low": "95 % from",
+            "high": "to",
+        }
+        console.print(table_of(over.table, {**headings, "runs": "runs", "too_few": "too few"}))

@@ -1,0 +1,90 @@
+"""``tvlars-probe replay``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from tvlars_probe.analyses.replay import Replay
+
+_COLUMNS = {
+    "parameter": "tensor", "applied_ratio": "applied ratio", "replayed_ratio": "replayed ratio",
+    "rate_quotient": "rate quotient", "lowest_quotient": "lowest", "highest_quotient": "highest", "rows": "rows",
+    "cancelled_share": "flagged",
+}  # fmt: skip
+_V = "Variant (by default the run's own settings)"
+
+
+def variant_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The settings that can be replayed."""
+    for add in (
+        option("--warmup-epochs", section=_V, type=float, help="Length of lars-warm's warm-up."),
+        option("--schedule", section=_V, type=click.Choice(["none", "cosine", "lars-warm"]), help="Another schedule."),
+        option("--lr", section=_V, type=float, help="Another learning rate, before the schedule."),
+        option("--gamma-min", section=_V, type=float, help="TVLARS' gamma_min."),
+        option("--delay", section=_V, type=float, help="TVLARS' d_e, in updates."),
+        option("--alpha", section=_V, type=float, help="TVLARS' alpha."),
+        option("--lmbda", section=_V, type=float, help="TVLARS' delay factor, per update."),
+        option("--adam/--no-adam", section=_V, default=None, help="lamb without its ratio."),
+        option(
+            "--trust-clip/--no-trust-clip", section=_V, default=None,
+            help="Clip the ratio (lars, tvlars: to lr; lamb: to 1).",
+        ),
+        option("--exclusion", section=_V, type=click.Choice(["ndim", "undecayed"]), help="What is not adapted."),
+        option(
+            "--denominator", section=_V, type=click.Choice(["decayed", "sum", "grad"]),
+            help="|g + wd w|, |g| + wd |w|, or |g|.",
+        ),
+        option("--weight-decay", "--wd", section=_V, type=float, help="Weight decay."),
+        option("--eta", section=_V, type=float, help="Trust coefficient."),
+        option("--optimizer", "--opt", section=_V, type=click.Choice(["lars", "tvlars", "lamb"]), help="Optimizer."),
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
+@click.command(cls=Command, name="replay")
+@analysis_options
+@variant_options
+@option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
+def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings: Any) -> None:
+    """What trust ratio would another variant have given, at each recorded step?
+
+    A one-step counterfactual from the recorded norms: each step is taken as it was recorded, only its ratio is
+    computed anew. Rows where g nearly cancels wd·w are flagged. lamb is replayed from traces of lamb only.
+    """
+    from tvlars_probe.analyses.replay_runs import replay_of
+    from tvlars_probe.traces.reader import open_runs
+
+    opened = open_runs(runs)
+    if len(opened) != 1:
+        raise UserError(f"replay takes one run, {len(opened)} were given: call it for each")
+    given = {name: value for name, value in settings.items() if value is not None}
+    result = replay_of(opened[0], phase=phase, **given)
+    summary = {
+        "run": result.facts.name,
+        "verdict": result.verdict,
+        "variant": dataclasses.asdict(result.variant),
+        "table": result.table,
+    }
+    emit(output, summary, result.rows(), lambda c: render(c, result))
+
+
+def render(console: Console, result: Replay) -> None:
+    """Print the comparison of ratios."""
+    own = f"{result.facts.name} ({result.facts.method}) as {result.variant.optimizer}"
+    print_verdict(console, result.verdict, title=own)
+    console.print()
+    console.print(table_of(result.table, _COLUMNS))
+    console.print("\nrate quotient: the variant's lr × trust ratio over the applied one, median over the steps")

@@ -1,0 +1,31 @@
+"""``tvlars-probe report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.errors import UserError
+
+
+@click.command(cls=Command, name="report")
+@click.argument("runs", nargs=-1, required=True)
+@option(
+    "--out", "-o", section="Output", type=click.Path(path_type=Path), default=Path("report.html"), help="File to write."
+)
+def command(runs: tuple[str, ...], out: Path) -> None:
+    """Write one self-contained HTML page: verdicts, charts, tables, configuration, definitions.
+
+    It opens without a network, can be sent as it is, and prints. A click on a layer selects it in every chart.
+    """
+    from tvlars_probe.commands.analysis import write_output
+    from tvlars_probe.report.content import gather
+    from tvlars_probe.report.page import render
+    from tvlars_probe.traces.reader import open_runs
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"a report is an HTML page: name {out.name} with the suffix .html")
+    write_output(out, render(gather(open_runs(runs).runs)).encode())
+    click.echo(f"Report: {out}")

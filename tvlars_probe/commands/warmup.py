@@ -1,0 +1,126 @@
+"""``tvlars-probe warmup``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.options import Command, option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tvlars_probe.analyses.warmup import Warmup
+    from tvlars_probe.analyses.warmup_pairs import WarmupPairs
+
+MOST_LAYERS = 24
+"""Layers that are printed; --csv has all of them."""
+
+_LAYERS = {
+    "parameter": "tensor", "adapted": "adapted", "start_over_settled": "start / settled ratio",
+    "redundant_share": "redundant", "hot_steps": "hot steps", "full_rate_step": "full-rate ‖Δw‖/‖w‖",
+    "overwritten_steps": "overwritten steps", "length": "needs steps",
+}  # fmt: skip
+_EXPLOSIONS = {
+    "quantity": "explosion of", "parameter": "tensor", "first_step": "first step", "peak_step": "peak step",
+    "peak_over_median": "peak / later median", "recovery_steps": "steps to recover",
+}  # fmt: skip
+_RUNS = {
+    "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
+    "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
+    "redundant_share": "redundant", "accuracy": "test acc (%)",
+}  # fmt: skip
+_PAIRS = {
+    "peak_lr": "peak lr", "seed": "seed", "method_without": "without", "method_with": "with",
+    "accuracy_without": "test acc (%)", "accuracy_with": "with warm-up (%)", "gain": "gain (points)",
+}  # fmt: skip
+
+
+@click.command(cls=Command, name="warmup")
+@analysis_options
+@option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
+@option(
+    "--pair-by",
+    section="Analysis",
+    type=click.Choice(["peak_lr", "lr"]),
+    default="peak_lr",
+    help="Rate by which runs are paired.",
+)
+@option(
+    "--hot", section="Analysis", type=float, default=2.0, help="Times its settled ratio beyond which a layer is hot."
+)
+@option(
+    "--explosion",
+    section="Analysis",
+    type=float,
+    default=5.0,
+    help="Times its later median that counts as an explosion.",
+)
+@option("--loss-rise", section="Analysis", type=float, default=1.5, help="Times its first value that counts as harm.")
+@option("--early", section="Analysis", type=float, default=0.2, help="First share of the steps that counts as early.")
+def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: str, **lines: Any) -> None:
+    """Was warm-up needed, for which layers, and for how long?
+
+    Splits every layer's effective rate into its terms, dates explosions, measures redundant scaling, and says whether
+    warm-up was needed. Several runs are shown side by side, paired by peak rate and seed.
+    """
+    from tvlars_probe.analyses.warmup_pairs import pair_warmups
+    from tvlars_probe.analyses.warmup_rule import Thresholds
+    from tvlars_probe.analyses.warmup_runs import warmup_of
+    from tvlars_probe.traces.reader import open_runs
+
+    thresholds = dataclasses.replace(Thresholds(), **lines)
+    results = [warmup_of(run, phase=phase, thresholds=thresholds) for run in open_runs(runs)]
+    if len(results) == 1:
+        result = results[0][0]
+        emit(output, result, result.layers, lambda c: render(c, result))
+        return
+    pairs = pair_warmups(results, by=pair_by)
+    everything = {"pairs": pairs, "runs": [result for result, _ in results]}
+    emit(output, everything, pairs.runs, lambda c: render_pairs(c, pairs))
+
+
+def render(console: Console, result: Warmup) -> None:
+    """Print one run's answer."""
+    print_verdict(console, result.verdict, title=f"{result.facts.name} ({result.facts.method})")
+    for line in _lines(result):
+        console.print(line, soft_wrap=True)
+    order = ["length", "overwritten_steps", "hot_steps"]
+    layers = result.layers.sort_values(order, ascending=False, kind="stable")
+    console.print()
+    console.print(table_of(layers.head(MOST_LAYERS), _LAYERS))
+    if len(layers) > MOST_LAYERS:
+        console.print(f"… and {len(layers) - MOST_LAYERS} more: --csv lists all")
+    exploded = result.explosions[result.explosions["exploded"]].sort_values("first_step", kind="stable")
+    if len(exploded):
+        console.print()
+        console.print(table_of(exploded.head(MOST_LAYERS), _EXPLOSIONS))
+
+
+def _lines(result: Warmup) -> list[str]:
+    lines = []
+    if result.warmup_steps is not None:
+        lines.append(f"Recorded warm-up: {result.warmup_steps} steps")
+    if result.suggested_steps:
+        epochs = "" if result.suggested_epochs is None else f" ({result.suggested_epochs:.3g} epochs)"
+        setting = ", ".join(result.setting_layers[:5])
+        lines.append(f"Suggested: {result.suggested_steps} steps{epochs}, set by {setting}")
+    own, rest = result.verdict["adapted_step"], result.verdict["unadapted_step"]
+    if own is not None and rest is not None:
+        lines.append(
+            f"A full-rate step moves an adapted tensor by {own:.3g} of its norm, an unadapted one by {rest:.3g}"
+        )
+    return lines
+
+
+def render_pairs(console: Console, pairs: WarmupPairs) -> None:
+    """Print several runs' answers."""
+    print_verdict(console, pairs.verdict, title=f"{len(pairs.runs)} runs")
+    console.print()
+    console.print(table_of(pairs.runs, _RUNS))
+    if len(pairs.pairs):
+        console.print()
+        console.print(table_of(pairs.pairs, _PAIRS))

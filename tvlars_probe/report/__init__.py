@@ -1,0 +1,1 @@
+"""One self-contained HTML page made of verdicts, charts and tables. No torch, no network."""

@@ -1,0 +1,271 @@
+"""What a report holds: verdicts with their charts and tables, gathered run by run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.analyses.comparison import compare, run_row
+from tvlars_probe.analyses.correlation import correlate
+from tvlars_probe.analyses.loading import epochs_of, grid_of, steps_of
+from tvlars_probe.analyses.minimizer_runs import minimizer_of
+from tvlars_probe.analyses.warmup_pairs import pair_warmups
+from tvlars_probe.analyses.warmup_runs import warmup_and_rates
+from tvlars_probe.charts import comparisons, curves, explosions, landscape, layers, sharpness
+from tvlars_probe.charts.export import spec_of
+from tvlars_probe.charts.kinds import lacking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+
+    from tvlars_probe.analyses.facts import RunFacts
+    from tvlars_probe.analyses.minimizer import Minimizer
+    from tvlars_probe.analyses.verdict import Verdict
+    from tvlars_probe.analyses.warmup import Warmup
+
+MOST_DETAILED = 8
+"""Runs with charts of their own; further ones stand in the tables and the charts over all runs."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: headings by column; the column ``parameter`` takes part in selecting a layer."""
+
+    title: str
+    frame: pd.DataFrame
+    headings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, its answer, and what it rests on.
+
+    Attributes:
+        anchor: of links to it.
+        title: of what.
+        verdict: the answer; None for charts without one.
+        specs: Vega-Lite specifications.
+        tables: below the charts.
+    """
+
+    anchor: str
+    title: str
+    verdict: Verdict | None = None
+    specs: tuple[dict[str, Any], ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+        runs: a row per run.
+        sections: verdicts over all runs first, then run by run.
+        manifests: per run its configuration and environment.
+        layers: names that can be selected.
+        left_out: runs without charts of their own.
+    """
+
+    runs: Table
+    sections: tuple[Section, ...]
+    manifests: dict[str, dict[str, Any]]
+    layers: tuple[str, ...]
+    left_out: int = 0
+
+
+@dataclass
+class _Gathered:
+    """What is kept of every run: small tables, no matrices."""
+
+    facts: list[RunFacts] = field(default_factory=list)
+    warmups: list[tuple[Warmup, float | None]] = field(default_factory=list)
+    minimizers: list[tuple[Minimizer, pd.DataFrame]] = field(default_factory=list)
+    rows: list[dict[str, object]] = field(default_factory=list)
+    losses: list[tuple[RunFacts, pd.DataFrame]] = field(default_factory=list)
+    epochs: list[tuple[RunFacts, pd.DataFrame]] = field(default_factory=list)
+    own: list[Section] = field(default_factory=list)
+
+
+def gather(runs: Sequence[Any]) -> Report:
+    """Analyse the runs one after the other and collect what the page shows.
+
+    Args:
+        runs: of `tvlars_probe.open_runs`.
+    """
+    found = _Gathered()
+    for index, run in enumerate(runs):
+        _analyse(run, found, detailed=index < MOST_DETAILED)
+    sections = [*_over_runs(found), *found.own]
+    names: dict[str, None] = {}
+    for result, _ in found.warmups[:MOST_DETAILED]:
+        names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
+    return Report(
+        runs=_run_table(found),
+        sections=tuple(sections),
+        manifests={run.name: _environment(run) for run in runs},
+        layers=tuple(names),
+        left_out=max(len(runs) - MOST_DETAILED, 0),
+    )
+
+
+def _analyse(run: Any, found: _Gathered, *, detailed: bool) -> None:
+    warmup, split = warmup_and_rates(run)
+    facts = warmup.facts
+    epochs = epochs_of(run, facts)
+    accuracy = epochs["test_acc1"].dropna()
+    found.facts.append(facts)
+    found.warmups.append((warmup, float(accuracy.iloc[-1]) if len(accuracy) else None))
+    found.rows.append(run_row(facts, epochs, metric="test_acc1", target=None))
+    found.epochs.append((facts, epochs[["epoch", "test_acc1"]]))
+    steps = steps_of(run, facts, ["step", "loss"])
+    found.losses.append((facts, steps))
+    minimizer = minimizer_of(run)
+    found.minimizers.append((minimizer, epochs))
+    if not detailed:
+        return
+    tables = tuple(_warmup_tables(warmup))
+    specs = []
+    if len(split.steps):
+        specs = [spec_of(layers.decomposition(split), _INK), spec_of(explosions.explosion_timeline(warmup), _INK)]
+        specs += [_heat(run, facts, quantity) for quantity in ("trust_ratio", "lnr", "grad_norm")]
+    found.own.append(
+        Section(f"warmup-{len(found.facts)}", f"{facts.name}: {facts.method}", warmup.verdict, tuple(specs), tables)
+    )
+    found.own += list(_minimizer_sections(run, minimizer, len(found.facts)))
+
+
+_INK = "currentColor"
+
+
+def _heat(run: Any, facts: RunFacts, quantity: str) -> dict[str, Any]:
+    columns = {"trust_ratio": ["trust_ratio"], "lnr": ["weight_norm", "grad_norm"], "grad_norm": ["grad_norm"]}
+    grid = grid_of(run, facts, columns[quantity])
+    values = grid["weight_norm"] / grid["grad_norm"] if quantity == "lnr" else grid[quantity]
+    return spec_of(layers.heat_map(quantity, values, grid.steps, grid.parameters, facts), _INK)
+
+
+def _minimizer_sections(run: Any, result: Minimizer, number: int) -> Iterator[Section]:
+    specs = []
+    if len(result.curves):
+        specs.append(spec_of(sharpness.sharpness_curves([result]), _INK))
+    if len(result.spectrum):
+        specs.append(spec_of(sharpness.spectral_density([result]), _INK))
+    if len(result.blocks):
+        specs.append(spec_of(sharpness.layer_blocks(result), _INK))
+    tables = (Table("Sharpness", result.summary, SUMMARY),) if len(result.summary) else ()
+    title = f"{result.facts.name}: {result.facts.method}"
+    if specs:
+        yield Section(f"minimizer-{number}", title, result.verdict, tuple(specs), tables)
+    if lacking("landscape", run) is None:
+        from tvlars_probe.analyses.landscape import COLUMNS, analyse_landscape
+
+        slice_ = analyse_landscape(run.frame("landscape", COLUMNS), result.facts)
+        drawn = [spec_of(landscape.landscape_line(slice_), _INK)]
+        if len(slice_.plane):
+            drawn.append(spec_of(landscape.landscape_map(slice_), _INK))
+        yield Section(f"landscape-{number}", title, slice_.verdict, tuple(drawn))
+
+
+def _over_runs(found: _Gathered) -> Iterator[Section]:
+    """What is asked of several runs together; of one run its curves."""
+    plain = [spec_of(curves.loss_curves(found.losses), _INK), spec_of(curves.accuracy_curves(found.epochs), _INK)]
+    if len(found.facts) == 1:
+        yield Section("curves", "Loss and accuracy", None, tuple(plain))
+        return
+    comparison = compare(found.rows)
+    if comparison.table["mean"].notna().any():
+        plain.insert(0, spec_of(comparisons.comparison_chart(comparison), _INK))
+    headings = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)} | COMPARISON
+    yield Section(
+        "comparison", "All runs", comparison.verdict, tuple(plain), (Table("Settings", comparison.table, headings),)
+    )
+    pairs = pair_warmups(found.warmups)
+    if len(pairs.pairs):
+        chart = spec_of(comparisons.warmup_pairs_chart(pairs), _INK)
+        yield Section("pairs", "Pairs of runs", pairs.verdict, (chart,), (Table("Pairs", pairs.pairs, PAIRS),))
+    measured = [pair for pair in found.minimizers if len(pair[0].curves)]
+    if len(measured) > 1:
+        over = correlate(measured)
+        drawn = [spec_of(sharpness.sharpness_curves([result for result, _ in measured]), _INK)]
+        drawn.append(spec_of(comparisons.gap_chart(over), _INK))
+        yield Section(
+            "gap", "All runs", over.verdict, tuple(drawn), (Table("Rank correlations", over.table, CORRELATION),)
+        )
+
+
+def _warmup_tables(result: Warmup) -> Iterator[Table]:
+    yield Table("Layers", result.layers, LAYERS)
+    exploded = result.explosions[result.explosions["exploded"]].sort_values("first_step", kind="stable")
+    if len(exploded):
+        yield Table("Explosions", exploded, EXPLOSIONS)
+
+
+def _run_table(found: _Gathered) -> Table:
+    import pandas as pd
+
+    rows = [
+        {
+            "run": f.name,
+            "status": f.status,
+            "optimizer": f.optimizer,
+            "schedule": f.schedule,
+            "batch_size": f.batch_size,
+            "peak_lr": f.peak_lr,
+            "seed": f.seed,
+            "data": f.data,
+            "model": f.model,
+            "accuracy": accuracy,
+            "warmup": w.verdict.answer,
+            "minimizer": m.verdict.answer if len(m.curves) else "not measured",
+        }
+        for f, (w, accuracy), (m, _) in zip(found.facts, found.warmups, found.minimizers, strict=True)
+    ]
+    return Table("Runs", pd.DataFrame(rows), RUNS)
+
+
+def _environment(run: Any) -> dict[str, Any]:
+    m = run.manifest
+    return {
+        "command": " ".join(m.command) if m.command else None,
+        "configuration": m.config,
+        "data": m.data,
+        "parameter groups": m.groups,
+        "segments": m.segments,
+        "status": run.status,
+        "notes": m.notes,
+    }
+
+
+RUNS = {
+    "run": "run", "status": "status", "optimizer": "optimizer", "schedule": "schedule", "batch_size": "batch",
+    "peak_lr": "peak lr", "seed": "seed", "data": "data", "model": "model", "accuracy": "test acc (%)",
+    "warmup": "warm-up needed?", "minimizer": "trapped?",
+}  # fmt: skip
+LAYERS = {
+    "parameter": "tensor", "adapted": "adapted", "start_over_settled": "start / settled ratio",
+    "redundant_share": "redundant", "hot_steps": "hot steps", "full_rate_step": "full-rate ‖Δw‖/‖w‖",
+    "overwritten_steps": "overwritten steps", "length": "needs steps",
+}  # fmt: skip
+EXPLOSIONS = {
+    "parameter": "tensor", "quantity": "explosion of", "first_step": "first step", "peak_step": "peak step",
+    "peak_over_median": "peak / later median", "recovery_steps": "steps to recover",
+}  # fmt: skip
+SUMMARY = {
+    "operator": "sharpness", "measurements": "measured", "early_peak": "early peak", "peak_step": "at step",
+    "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held", "state": "state",
+}  # fmt: skip
+PAIRS = {
+    "peak_lr": "peak lr", "seed": "seed", "run_without": "without", "run_with": "with",
+    "accuracy_without": "test acc (%)", "accuracy_with": "with warm-up (%)", "gain": "gain (points)",
+}  # fmt: skip
+CORRELATION = {
+    "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
+    "runs": "runs",
+}  # fmt: skip
+COMPARISON = {
+    "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",
+    "diverged": "diverged",
+}  # fmt: skip

@@ -1,0 +1,32 @@
+"""What the words on the page mean."""
+
+DEFINITIONS: dict[str, str] = {
+    "step": "Index of the optimizer's update, from 0. Everything at step t describes the state before update t.",
+    "weight norm ‖w‖": "Euclidean norm of a parameter tensor before the update (the papers' LWN).",
+    "gradient norm ‖g‖": "Norm of the gradient of the mean loss over the global batch, before weight decay (LGN).",
+    "norm ratio ‖w‖/‖g‖": "The papers' layer-wise norm ratio (LNR).",
+    "trust ratio": "Factor by which a tensor's learning rate was really scaled, φ and clamps included; 1 for tensors "
+    "that are left out of adaptation (biases, normalisation layers).",
+    "effective rate": "Learning rate times trust ratio, before momentum and, in the Adam family, before 1/√v. Its "
+    "logarithm is the sum of the logarithms of peak rate, schedule, eta, φ, norm ratio and clip.",
+    "φ": "TVLARS' factor in time, 1/(α + exp(λ(t − d_e))) + γ_min, in place of warm-up.",
+    "own ratio": "The trust ratio without φ: what the tensor's own norms make of its rate.",
+    "hot layer": "An adapted layer whose own ratio is, early on, more than twice what it settles at (its later "
+    "median): at full rate it takes steps much longer than its usual ones.",
+    "overwritten tensor": "An unadapted tensor that one step at full rate moves by more than its own norm.",
+    "redundant scaling": "Warm-up steps and layers in which the schedule holds back a layer whose own ratio is already "
+    "below what it settles at.",
+    "explosion": "A quantity beyond five times both its start and its later median. Peak over later median and the "
+    "steps to recover are given with it.",
+    "sharpness": "Largest eigenvalue λ₁ of the loss's Hessian on a fixed sample of the data.",
+    "relative sharpness": "The same with each tensor scaled by its norm; unchanged when a normalised layer is "
+    "rescaled.",
+    "effective sharpness": "The same under the rates that the optimizer really applied; the limit is where a "
+    "quadratic's oscillation would grow. For mini-batch runs it is a reference, not a verdict.",
+    "trapped, escaped": "A run has escaped if raw and relative sharpness both end below half of their early peak, "
+    "and is trapped if both don't.",
+    "BatchNorm mode": "eval uses running statistics, train those of the sample, frozen-batch those of the sample held "
+    "constant. No chart joins two modes.",
+    "generalisation gap": "Accuracy on un-augmented training data minus accuracy on test data, in percentage points.",
+    "± 95 %": "Half of Student's interval for the mean over seeds.",
+}

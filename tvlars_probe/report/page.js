@@ -1,0 +1,106 @@
+"use strict";
+(() => {
+  const specs = JSON.parse(document.getElementById("specs").textContent);
+  const views = {};
+  let picked = "";
+  const state = { views, errors: [], layer: () => picked, ready: null };
+  window.report = state;
+
+  // The inner width of a plain or layered chart, or of a facet's panels.
+  function setWidth(spec, width) {
+    const inner = spec.spec || spec;
+    if (typeof inner.width === "number") inner.width = Math.max(60, Math.min(width, inner.square ? 420 : width));
+    return typeof inner.width === "number";
+  }
+
+  function fitted(name, room, width) {
+    const spec = structuredClone(specs[name]);
+    setWidth(spec, width);
+    if (room < 600) {
+      spec.config.axisY = { labelLimit: 84, titleLimit: 230 };
+      spec.config.legend = { ...spec.config.legend, columns: 2, labelLimit: 150, gradientLength: 160 };
+      spec.config.axisX = { labelOverlap: true, tickCount: 5 };
+      for (const layer of [spec, ...(spec.layer || [])]) {
+        const y = layer.encoding && layer.encoding.y;
+        if (y && y.axis && y.axis.labelLimit) y.axis.labelLimit = 84;
+      }
+    }
+    return spec;
+  }
+
+  async function embed(name) {
+    const place = document.getElementById(name);
+    const room = place.clientWidth;
+    const options = { renderer: "svg", actions: false };
+    let width = room - 90;
+    for (let attempt = 0; attempt < 3; attempt++) {
+      if (views[name]) views[name].finalize();
+      const result = await vegaEmbed(place, fitted(name, room, width), options);
+      views[name] = result.view;
+      const drawn = place.querySelector("svg").getBoundingClientRect().width;
+      const natural = Number(place.querySelector("svg").getAttribute("width"));
+      const over = Math.max(drawn, natural) - room;
+      if (over <= 0 && over > -6) break;
+      width = Math.floor(width - over - 2);
+    }
+    const view = views[name];
+    view.addEventListener("click", (event, item) => {
+      const datum = item && item.datum && (item.datum.datum || item.datum);
+      if (datum && datum.parameter) pick(datum.parameter === picked ? "" : datum.parameter);
+    });
+    if (picked) await show(view);
+  }
+
+  function hasPicked(view) {
+    return Object.prototype.hasOwnProperty.call(view.getState({ signals: (name) => name === "picked" }).signals, "picked");
+  }
+
+  async function show(view) {
+    if (hasPicked(view)) await view.signal("picked", picked).runAsync();
+  }
+
+  async function pick(name) {
+    picked = name;
+    const select = document.getElementById("layer");
+    if (select) select.value = [...select.options].some((o) => o.value === name) ? name : "";
+    for (const row of document.querySelectorAll("tr[data-layer]")) {
+      row.classList.toggle("picked", name !== "" && row.dataset.layer === name);
+    }
+    await Promise.all(Object.values(views).map(show));
+  }
+  state.pick = pick;
+
+  async function drawAll() {
+    for (const name of Object.keys(specs)) {
+      try {
+        await embed(name);
+      } catch (error) {
+        state.errors.push(`${name}: ${error}`);
+        document.getElementById(name).textContent = `This chart could not be drawn: ${error}`;
+      }
+    }
+    document.documentElement.dataset.ready = "true";
+  }
+
+  const select = document.getElementById("layer");
+  if (select) select.addEventListener("change", () => pick(select.value));
+  document.addEventListener("click", (event) => {
+    const row = event.target.closest("tr[data-layer]");
+    if (row) pick(row.dataset.layer === picked ? "" : row.dataset.layer);
+  });
+  document.getElementById("print").addEventListener("click", () => window.print());
+  window.addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details")) details.open = true;
+  });
+  let room = document.documentElement.clientWidth;
+  let waiting;
+  window.addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      if (document.documentElement.clientWidth === room) return;
+      room = document.documentElement.clientWidth;
+      state.ready = drawAll();
+    }, 200);
+  });
+  state.ready = drawAll();
+})();

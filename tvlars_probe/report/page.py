@@ -1,0 +1,189 @@
+"""The HTML page: everything inside one file, text escaped, drawn without a network."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.charts.export import script_text, vega_lite_version
+from tvlars_probe.report.definitions import DEFINITIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tvlars_probe.analyses.verdict import Verdict
+    from tvlars_probe.report.content import Report, Section, Table
+
+MOST_TABLE_ROWS = 400
+"""Rows of a table on the page; the commands print and export all."""
+
+TONES = {
+    "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
+    "escaped": "good", "helps": "good", "one basin": "good", "can't tell": "open",
+}  # fmt: skip
+
+
+def render(report: Report) -> str:
+    """The page."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
+    names = [str(name) for name in report.runs.frame["run"]]
+    title = f"tvlars-probe: {names[0]}" if len(names) == 1 else f"tvlars-probe: {len(names)} runs"
+    specs: dict[str, Any] = {}
+    sections = "".join(_section(section, specs) for section in report.sections)
+    return "".join(
+        (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+            f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n',
+            f"<style>\n{_resource('page.css')}</style>\n</head>\n<body>\n",
+            _header(title, report),
+            f"<main>\n{_verdicts(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
+            f'<script type="application/json" id="specs">{script_text(specs)}</script>\n',
+            "<script>", bundle.replace("</script", "<\\/script"), "</script>\n",
+            f"<script>\n{_resource('page.js')}</script>\n</body>\n</html>\n",
+        )
+    )  # fmt: skip
+
+
+def _resource(name: str) -> str:
+    return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _header(title: str, report: Report) -> str:
+    options = "".join(f"<option>{escape(name)}</option>" for name in report.layers)
+    picker = (
+        '<label>Layer <select id="layer"><option value="">all</option>' + options + "</select></label>"
+        if report.layers
+        else ""
+    )
+    return (
+        f'<header><h1>{escape(title)}</h1><div class="bar">{picker}'
+        '<span class="hint">A click on a layer selects it in every chart and table.</span>'
+        '<button id="print" type="button">Print</button></div></header>\n'
+    )
+
+
+def _verdicts(report: Report) -> str:
+    cards = [_card(section) for section in report.sections if section.verdict is not None]
+    note = (
+        f"<p>{report.left_out} further runs stand in the tables and the charts over all runs only.</p>"
+        if report.left_out
+        else ""
+    )
+    return (
+        f'<section id="verdicts"><h2>Verdicts</h2><div class="cards">{"".join(cards)}</div>'
+        f"{note}{_table(report.runs)}</section>\n"
+    )
+
+
+def _card(section: Section) -> str:
+    verdict = section.verdict
+    assert verdict is not None
+    return (
+        f'<a class="card {_tone(verdict)}" href="#{section.anchor}"><span class="of">{escape(section.title)}</span>'
+        f'<span class="question">{escape(verdict.question)}</span><strong>{escape(verdict.answer)}</strong>'
+        f'<span class="number">{escape(_number(verdict))}</span></a>'
+    )
+
+
+def _tone(verdict: Verdict) -> str:
+    return TONES.get(verdict.answer, "plain")
+
+
+def _number(verdict: Verdict) -> str:
+    told = [f for f in verdict.figures if f.text not in ("unknown", "nan")]
+    return f"{told[0].text}: {told[0].meaning}" if told else ""
+
+
+def _section(section: Section, specs: dict[str, Any]) -> str:
+    parts = [f'<section id="{section.anchor}">']
+    if section.verdict is None:
+        parts.append(f"<h2>{escape(section.title)}</h2>")
+    else:
+        v = section.verdict
+        parts.append(
+            f"<h2><span>{escape(section.title)}</span> {escape(v.question)} "
+            f'<em class="{_tone(v)}">{escape(v.answer)}</em></h2>'
+            f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}</p>"
+        )
+    for spec in section.specs:
+        name = f"chart-{len(specs)}"
+        heading = spec.get("title") or {}
+        seen, of = (escape(str(heading.get(part, ""))) for part in ("text", "subtitle"))
+        specs[name] = {key: value for key, value in spec.items() if key != "title"}
+        parts.append(
+            f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
+            f'<div class="chart" id="{name}" role="img" aria-label="{seen}"></div></figure>'
+        )
+    if section.verdict is not None and section.verdict.figures:
+        parts.append(_figures(section.verdict))
+    parts += [_table(table, folded=len(table.frame) > 12) for table in section.tables]
+    return "".join([*parts, "</section>\n"])
+
+
+def _figures(verdict: Verdict) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(f.name.replace('_', ' '))}</td><td class=n>{escape(f.text)}</td>"
+        f"<td>{escape(f.meaning)}</td></tr>"
+        for f in verdict.figures
+        if f.text not in ("unknown", "nan")
+    )
+    return (
+        f"<details><summary>What the verdict rests on</summary><div class=scroll><table>{rows}</table></div></details>"
+    )
+
+
+def _table(table: Table, *, folded: bool = False) -> str:
+    heads = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings.values())
+    shown = table.frame.head(MOST_TABLE_ROWS)
+    rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))
+    more = len(table.frame) - len(shown)
+    note = f"<p>… and {more} more rows</p>" if more else ""
+    body = f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    state = "" if folded else " open"
+    return f"<details{state}><summary>{escape(table.title)} ({len(table.frame)})</summary>{body}</details>"
+
+
+def _row(row: dict[Any, Any], headings: dict[str, str]) -> str:
+    layer = row.get("parameter")
+    mark = f' data-layer="{escape(str(layer))}"' if layer is not None else ""
+    return f"<tr{mark}>" + "".join(_cell(name, row.get(name)) for name in headings) + "</tr>"
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None or value != value:
+        return "<td></td>"
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return f"<td>{'yes' if value else 'no'}</td>"
+    if isinstance(value, int | float):
+        text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
+        return f"<td class=n>{text}</td>"
+    return f"<td>{escape(str(value))}</td>"
+
+
+def _environment(report: Report) -> str:
+    blocks = "".join(
+        f"<details><summary>{escape(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
+        for name, facts in report.manifests.items()
+    )
+    return f'<section id="environment"><h2>Configuration and environment</h2>{blocks}</section>\n'
+
+
+def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in facts.items():
+        label = f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _entries(value, f"{label} › ")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value):
+                yield from _entries(item, f"{label} {index + 1} › ")
+        elif value not in (None, "", [], ()):
+            yield f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+
+
+def _definitions() -> str:
+    entries = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS.items())
+    return f'<section id="definitions"><h2>Definitions</h2><dl>{entries}</dl></section>\n'
