@@ -84,6 +84,7 @@ def by_pyhessian(model: nn.Module, images: Tensor, labels: Tensor, top: int) -> 
         return inner(*args)
 
     peer.hessian_vector_product = counted
+    torch.manual_seed(0)
     try:
         computer = peer.hessian(model, cross_entropy, data=(images, labels), cuda=False)
         values, _ = computer.eigenvalues(top_n=top)

@@ -60,11 +60,23 @@ def test_cutting_leaves_a_prefix_at_every_moment(tmp_path: Path, monkeypatch: py
     assert seen == [list(range(n)) for n in (5, 4, 3, 2)]
 
 
-def test_a_part_across_the_cut_is_an_error(tmp_path: Path) -> None:
-    folder = write(tmp_path, (0, 9))
-    with pytest.raises(TraceError, match="holds steps before and after 5"):
+def test_a_part_across_the_cut_is_divided(tmp_path: Path) -> None:
+    folder = write(tmp_path, (0, 3), (4, 9), (10, 12))
+    assert parts.cut(folder, 5, tmp_path / "aside") == 2
+    assert steps_in(folder) == list(range(5))
+    assert steps_in(tmp_path / "aside") == list(range(5, 13))
+
+
+def test_a_part_that_cannot_be_divided_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no exchange here")
+
+    folder = write(tmp_path, (0, 9), (10, 12))
+    monkeypatch.setattr(parts, "exchange", refuse)
+    with pytest.raises(TraceError, match="can't be cut at step 5"):
         parts.cut(folder, 5, tmp_path / "aside")
-    assert steps_in(folder) == list(range(10))
+    assert steps_in(folder) == list(range(13))
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_compacting_keeps_all_rows_and_respects_boundaries(tmp_path: Path) -> None:

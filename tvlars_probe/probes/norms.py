@@ -96,11 +96,12 @@ class NormProbe:
             reading = torch.stack([getattr(last, name) for name in _FROM_LAST_STEP])
             active = list(last.has_grad)
         else:
-            measured, self._measured = self._measured, None
-            # None where `before` was never called: by an optimizer that ignores its closure.
-            reading = self._blank() if measured is None else measured
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            active = [measured is not None and p.grad is not None for p in params]
+            measured, self._measured = self._measured, None
+            if measured is None:  # `before` was never called: by an optimizer that ignores its closure
+                blank = self._blank()
+                return torch.cat([blank, blank[:1]]), [False] * len(params)
+            reading, active = measured, [p.grad is not None for p in params]
         return torch.cat([reading, self._update_norms(reading, active)[None]]), active
 
     def _measure(self) -> Tensor:

@@ -183,19 +183,20 @@ class Recorder:
             epoch: counted from 0.
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
         """
-        row = self._open
         if not self._is_laid_out:
             raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
+        told: dict[str, Any] = {"samples": samples, "epoch": epoch, "clip_scale": clip_scale}
+        told = {name: scalar(name, value) for name, value in told.items() if value is not None}
+        row = self._open
         if row is None or row.steps_told == len(row.stepped):
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
             self._logs_without_step += row is None
             return
         row.steps_told = len(row.stepped)
-        row.samples = int(scalar("samples", samples)) if samples is not None else row.samples
-        row.epoch = int(scalar("epoch", epoch)) if epoch is not None else row.epoch
-        row.clip_scale = scalar("clip_scale", clip_scale) if clip_scale is not None else row.clip_scale
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
+        for name, value in told.items():
+            setattr(row, name, value if name == "clip_scale" else int(value))
         if loss is not None:
             self._buffer.put_loss(loss)
         self._agree(loss)
@@ -388,6 +389,7 @@ class Recorder:
         start = time.perf_counter()
         if self._open is None or index in self._open.stepped:
             self._begin_row()  # an optimizer that never called its closure: nothing was seen before its update
+            self._note_lrs(index)
         row = self._open
         assert row is not None
         with torch.no_grad():
@@ -402,6 +404,9 @@ class Recorder:
             self._begin_row()
         if self._measures():
             self._probes[index].before()
+        self._note_lrs(index)
+
+    def _note_lrs(self, index: int) -> None:
         lrs = [group.get("lr", math.nan) for group in self._optimizers[index].param_groups]
         self._last_lrs[index] = [lr.detach().clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 
