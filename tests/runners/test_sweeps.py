@@ -171,7 +171,8 @@ def test_negative_settings_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_ends_with_each_run_trained_once(tmp_path: Path) -> None:
-    words_given = [*CUBE, *QUICK, "--epochs", 30, "--out", "s", "--launcher", "local", "--jobs", 2]
+    longer = [30 if word == 2 else word for word in QUICK]
+    words_given = [*CUBE, *longer, "--out", "s", "--launcher", "local", "--jobs", 2]
     command = [sys.executable, "-m", "tvlars_probe", "sweep", *[str(w) for w in words_given]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, env=environment,
@@ -191,7 +192,8 @@ def test_a_sweep_killed_in_the_middle_ends_with_each_run_trained_once(tmp_path: 
     assert [r.status for r in runs] == ["completed"] * 8
     for run in runs:
         assert run.steps()["step"].tolist() == list(range(60))
-        spans = [(s["first_step"], s["last_step"]) for s in run.manifest.segments]
-        assert spans[0][0] == 0
-        assert len([span for span in spans if span == (0, 59)]) in (0, 1)
-        assert not any(span[0] == 0 for span in spans[1:] if spans[0][1] is not None and spans[0][1] >= 59)
+        starts = [segment["first_step"] for segment in run.manifest.segments]
+        # A run that was cut off goes on from a checkpoint; one that ended is not begun again.
+        assert starts == sorted(starts)
+        assert starts.count(0) <= 1 + int(run.manifest.segments[0]["last_step"] != 59)
+        assert sum(segment["last_step"] == 59 for segment in run.manifest.segments) == 1
