@@ -23,6 +23,7 @@ COMMANDS = {
     "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
     "compare": ("compare", "Optimizers, batch sizes and schedules side by side."),
     "replay": ("replay", "Trust ratios that another variant would have given."),
+    "landscape": ("landscape", "The loss around a minimum, or between two."),
     "chart": ("chart", "Draw a chart of runs into a file."),
     "report": ("report", "Write verdicts, charts and tables into one HTML page."),
 }

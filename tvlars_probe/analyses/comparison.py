@@ -77,6 +77,7 @@ def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float
     """
     if metric not in METRICS:
         raise unknown("--metric", metric, METRICS)
+    epochs = epochs[epochs[metric].notna()]
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     reached = epochs[epochs["test_acc1"] >= target]["epoch"].tolist() if target is not None and len(epochs) else []
     return {

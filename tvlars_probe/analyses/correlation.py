@@ -74,6 +74,7 @@ def correlate(
 
 
 def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
+    epochs = epochs[epochs["test_acc1"].notna()]
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     train, test = (float(last.get(name, math.nan)) for name in ("train_eval_acc1", "test_acc1"))
     ends = {f"end_{row.operator}": row.end for row in m.summary.itertuples()}

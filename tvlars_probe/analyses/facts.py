@@ -34,7 +34,9 @@ class RunFacts:
         model: name of the model.
         train_samples: size of the training data.
         steps_per_epoch: updates per epoch.
-        total_steps: updates planned.
+        first_step: of the phase.
+        epochs: planned.
+        total_steps: updates planned, over all phases.
         finding: a loss that was not finite: step, tensor.
         groups: per parameter group, what its optimizer does to it, as in the manifest.
         parameters: the manifest's table of parameters of this phase.
@@ -55,6 +57,8 @@ class RunFacts:
     model: str | None = None
     train_samples: int | None = None
     steps_per_epoch: int | None = None
+    first_step: int = 0
+    epochs: int | None = None
     total_steps: int | None = None
     finding: Mapping[str, Any] | None = None
     groups: Sequence[Mapping[str, Any]] = ()
@@ -66,27 +70,31 @@ class RunFacts:
         """The facts of one phase (the first one by default)."""
         m, phases = manifest, list(manifest.parameters)
         chosen = phase or next(iter(phases), "train")
-        group = m.groups[0] if m.groups else {}
-        schedule, data = m.config.get("schedule"), m.data or {}
+        groups = [g for g in m.groups if g.get("phase", chosen) == chosen]
+        group, schedule, data = groups[0] if groups else {}, m.config.get("schedule"), m.data or {}
+        own = next((p for p in m.phases if p.get("phase") == chosen), {})
+        named = schedule.get("name") if isinstance(schedule, dict) else None
         rows = pd.DataFrame(m.parameters.get(chosen, [])).reindex(columns=list(PARAMETER_COLUMNS))
         return cls(
             name=name,
             status=status,
             phase=chosen,
             optimizer=group.get("optimizer"),
-            schedule=schedule.get("name") if isinstance(schedule, dict) else None,
-            peak_lr=m.peak_lr,
-            lr=_asked_rate(m.config, group, m.peak_lr),
-            batch_size=m.batch_size,
+            schedule=own.get("schedule", named),
+            peak_lr=own.get("peak_lr", m.peak_lr),
+            lr=_asked_rate(m.config, group, m.peak_lr) if chosen == next(iter(phases), chosen) else None,
+            batch_size=own.get("batch_size", m.batch_size),
             lmbda=(group.get("phi") or {}).get("lmbda"),
             seed=m.seed,
             data=data.get("name"),
             model=(m.model or {}).get("name"),
             train_samples=data.get("train"),
-            steps_per_epoch=m.steps_per_epoch,
+            first_step=own.get("first_step", 0),
+            epochs=own.get("epochs", m.config.get("epochs")),
+            steps_per_epoch=own.get("steps_per_epoch", m.steps_per_epoch),
             total_steps=m.total_steps,
             finding=m.finding,
-            groups=m.groups,
+            groups=groups,
             parameters=rows,
             config=m.config,
         )

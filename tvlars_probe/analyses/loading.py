@@ -33,9 +33,9 @@ def steps_of(run: Run, facts: RunFacts, columns: Sequence[str]) -> pd.DataFrame:
     return _of_phase(run, facts, "steps", columns)
 
 
-def epochs_of(run: Run, facts: RunFacts, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Rows of ``epochs`` of the phase."""
-    return _of_phase(run, facts, "epochs", columns)
+def epochs_of(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Rows of ``epochs``, of all phases: accuracies of a pretrained model are those of its linear probe."""
+    return run.epochs(columns)
 
 
 def grid_of(run: Run, facts: RunFacts, columns: Sequence[str]) -> LayerGrid:

@@ -103,8 +103,7 @@ def replay(
     """
     direction, dot = _direction(grid, facts, variant)
     weight_norm = grid["weight_norm"].astype(np.float64)
-    first = int(grid.steps[0]) if facts.phase != "train" and len(grid.steps) else 0
-    updates = grid.steps - first + 1
+    updates = grid.steps - facts.first_step + 1
     recorded_lr = grid["lr"].astype(np.float64)
     lr = recorded_lr
     if rate is not None:

@@ -62,7 +62,7 @@ def _rate(
 
 def _build(facts: RunFacts, config: ScheduleConfig) -> Schedule:
     per_epoch, batch = facts.steps_per_epoch, facts.batch_size
-    epochs = facts.config.get("epochs") or (facts.total_steps // per_epoch if facts.total_steps and per_epoch else None)
+    epochs = facts.epochs or (facts.total_steps // per_epoch if facts.total_steps and per_epoch else None)
     if not (per_epoch and batch and epochs):
         raise UserError(
             f"the manifest of {facts.name} doesn't tell epochs, steps per epoch and batch size, which the schedule "

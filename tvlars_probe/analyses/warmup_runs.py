@@ -18,7 +18,7 @@ def warmup_of(
 ) -> tuple[Warmup, float | None]:
     """The answer for a run, and its last test accuracy in percent."""
     result, _ = warmup_and_rates(run, phase=phase, thresholds=thresholds)
-    accuracy = epochs_of(run, result.facts, ["test_acc1"])["test_acc1"].dropna()
+    accuracy = epochs_of(run, ["test_acc1"])["test_acc1"].dropna()
     return result, float(accuracy.iloc[-1]) if len(accuracy) else None
 
 

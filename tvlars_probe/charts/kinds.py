@@ -89,7 +89,7 @@ def _accuracy(runs: Sequence[Any]) -> Any:
     from tvlars_probe.charts.curves import accuracy_curves
 
     facts = [facts_of(run) for run in runs]
-    return accuracy_curves([(f, epochs_of(run, f, ["epoch", "test_acc1"])) for run, f in zip(runs, facts, strict=True)])
+    return accuracy_curves([(f, epochs_of(run, ["epoch", "test_acc1"])) for run, f in zip(runs, facts, strict=True)])
 
 
 def _minimizers(runs: Sequence[Any]) -> list[Any]:
@@ -128,7 +128,7 @@ def _gap(runs: Sequence[Any]) -> Any:
     from tvlars_probe.charts.comparisons import gap_chart
 
     results = [
-        (r, epochs_of(run, r.facts, ["step", "train_eval_acc1", "test_acc1"]))
+        (r, epochs_of(run, ["step", "train_eval_acc1", "test_acc1"]))
         for run, r in zip(runs, _minimizers(runs), strict=True)
     ]
     return gap_chart(correlate(results))
@@ -140,7 +140,7 @@ def _compare(runs: Sequence[Any]) -> Any:
     rows = []
     for run in runs:
         facts = facts_of(run)
-        rows.append(run_row(facts, epochs_of(run, facts), metric="test_acc1", target=None))
+        rows.append(run_row(facts, epochs_of(run), metric="test_acc1", target=None))
     return compare(rows)
 
 

@@ -40,7 +40,7 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
     found = []
     for run in open_runs(runs):
         facts = facts_of(run)
-        found.append(run_row(facts, epochs_of(run, facts), metric=metric, target=target))
+        found.append(run_row(facts, epochs_of(run), metric=metric, target=target))
     fields = [tuple(name.strip() for name in names.split(",") if name.strip()) for names in (rows, columns)]
     result = compare(found, metric=metric, rows=fields[0], columns=fields[1], target=target)
     emit(output, result, result.table, lambda c: render(c, result))

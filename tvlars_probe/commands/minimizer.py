@@ -62,7 +62,7 @@ def command(
     results = []
     for run in open_runs(runs):
         result = minimizer_of(run, phase=phase, bn_mode=bn_mode, rule=rule)
-        results.append((result, epochs_of(run, result.facts, ["step", "train_eval_acc1", "test_acc1"])))
+        results.append((result, epochs_of(run, ["step", "train_eval_acc1", "test_acc1"])))
     if len(results) == 1:
         one = results[0][0]
         emit(output, one, one.curves, lambda c: render(c, one))

@@ -114,7 +114,7 @@ def gather(runs: Sequence[Any]) -> Report:
 def _analyse(run: Any, found: _Gathered, *, detailed: bool) -> None:
     warmup, split = warmup_and_rates(run)
     facts = warmup.facts
-    epochs = epochs_of(run, facts)
+    epochs = epochs_of(run)
     accuracy = epochs["test_acc1"].dropna()
     found.facts.append(facts)
     found.warmups.append((warmup, float(accuracy.iloc[-1]) if len(accuracy) else None))

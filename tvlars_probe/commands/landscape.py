@@ -1,0 +1,76 @@
+"""``tvlars-probe landscape``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.errors import TraceError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from tvlars_probe.analyses.landscape import Landscape
+
+_BN = ("interpolated", "re-estimated")
+
+
+@click.command(cls=Command, name="landscape")
+@analysis_options
+@option("--checkpoint", section="Slice", default="last", help="last, best, or a step.")
+@option("--dimensions", section="Slice", type=int, default=1, help="Random directions, 1 or 2.")
+@option("--points", section="Slice", type=int, default=31, help="Points along each.")
+@option("--span", section="Slice", type=float, show_default="1; 0.25 beyond both ends of a line", help="How far.")
+@option("--bn", "bn_mode", section="Slice", type=click.Choice(_BN), default="interpolated", help=
+        "BatchNorm statistics: the checkpoint's (on a line in between), or from the sample at each point.")  # fmt: skip
+@option("--split", section="Loss", type=click.Choice(("train", "val", "test")), default="train", help="Part of data.")
+@option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
+@option("--seed", section="Slice", type=int, default=0, help="Of the directions.")
+@option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=
+        "first CUDA device, else cpu", help="cpu, or the number of a CUDA device.")  # fmt: skip
+@option("--stored", section="Slice", is_flag=True, help="Compute nothing: show the last slice on record.")
+def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) -> None:
+    """How does the loss look around a minimum, or between two?
+
+    RUN: filter-normalised slices around a checkpoint. RUN RUN2: the straight line between both runs' checkpoints.
+    What is computed is kept with the first run, in the table landscape.
+    """
+    from tvlars_probe.analyses.landscape import COLUMNS, analyse_landscape
+    from tvlars_probe.analyses.loading import facts_of
+    from tvlars_probe.traces.reader import open_runs
+
+    opened = open_runs(runs)
+    if len(opened) > 2:
+        raise UserError(f"landscape takes one run or two, {len(opened)} were given")
+    if not stored:
+        _compute([run.path for run in opened], values)
+    rows = opened[0].frame("landscape", COLUMNS)
+    if not len(rows):
+        raise TraceError(f"{opened[0].path} has no slice on record: leave out --stored to compute one")
+    result = analyse_landscape(rows, facts_of(opened[0]))
+    table = result.plane if len(result.plane) else result.line
+    emit(output, result, table, lambda console: render(console, result))
+
+
+def _compute(paths: list[Path], values: dict[str, Any]) -> None:
+    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.landscape import LandscapeJob, measure_landscape
+
+    devices = values.pop("devices")
+    second = paths[1] if len(paths) == 2 else None
+    measure_landscape(LandscapeJob(run=paths[0], run2=second, place=PlaceConfig(devices=devices), **values))
+
+
+def render(console: Console, result: Landscape) -> None:
+    """Print the slice."""
+    print_verdict(console, result.verdict, title=f"{result.facts.name} ({result.facts.method})")
+    console.print(f"Loss on {result.split} data, BatchNorm statistics {result.bn_mode}")
+    console.print()
+    console.print(table_of(result.line, {"alpha": "α", "loss": "loss", "acc1": "accuracy (%)"}))
+    if len(result.plane):
+        console.print(f"\n{len(result.plane)} points of a plane are on record: tvlars-probe chart landscape-map")

@@ -1,0 +1,238 @@
+"""Slices through the loss around a checkpoint, or between two: what ``tvlars-probe landscape`` computes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.probes.sharpness import new_measurement_id
+from tvlars_probe.runners.config import PlaceConfig
+from tvlars_probe.runners.evaluation import loss_sum
+from tvlars_probe.runners.posthoc import State, choose_checkpoints, load_config, part_of, restore
+from tvlars_probe.runners.progress import status_line
+from tvlars_probe.runners.ranks import Ranks, place
+from tvlars_probe.runners.samples import ProbeSample
+from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    Named = dict[str, Tensor]
+
+BN_CHOICES = ("interpolated", "re-estimated")
+DEFAULT_SAMPLES = 1000
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandscapeJob:
+    """Which slice of which run.
+
+    Attributes:
+        run: run directory.
+        run2: the other end of a line; None for slices along random directions.
+        checkpoint: last, best, or a step (of both runs).
+        dimensions: 1 or 2 random directions.
+        points: per direction.
+        span: directions are followed from −span to span; a line reaches so far beyond both of its ends.
+        bn_mode: "interpolated": BatchNorm's running statistics are those of the checkpoint, or lie on the line
+            between both; "re-estimated": taken anew from the sample at each point.
+        split: train, val or test.
+        samples: of that part; None takes 1,000, or all where there are fewer.
+        seed: of the directions.
+        place: the device.
+        name: measurement_id of the rows.
+    """
+
+    run: Path
+    run2: Path | None = None
+    checkpoint: str = "last"
+    dimensions: int = 1
+    points: int = 31
+    span: float | None = None
+    bn_mode: str = "interpolated"
+    split: str = "train"
+    samples: int | None = None
+    seed: int = 0
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+    name: str = field(default_factory=new_measurement_id)
+
+    def __post_init__(self) -> None:
+        if self.dimensions not in (1, 2):
+            raise UserError(f"--dimensions {self.dimensions} can't be drawn (allowed: 1 or 2)")
+        if self.run2 is not None and self.dimensions == 2:
+            raise UserError("between two runs there is a line: leave out --dimensions 2, or the second run")
+        if not 3 <= self.points <= 1000:
+            raise UserError(f"--points {self.points} is outside its range (allowed: 3 to 1000)")
+        if self.span is not None and not self.span >= 0:
+            raise UserError(f"--span {self.span:g} is outside its range (allowed: 0 or more)")
+
+    def grid(self) -> list[tuple[float, float | None]]:
+        """The points (alpha, beta); beta is None in one dimension. The checkpoints themselves are among them."""
+        if self.run2 is not None:
+            span = 0.25 if self.span is None else self.span
+            return [(a, None) for a in sorted({*_axis(-span, 1 + span, self.points), 0.0, 1.0})]
+        span = 1.0 if self.span is None else self.span
+        axis = sorted({*_axis(-span, span, self.points), 0.0})
+        return [(a, None) for a in axis] if self.dimensions == 1 else [(a, b) for b in axis for a in axis]
+
+
+def _axis(first: float, last: float, points: int) -> list[float]:
+    """Evenly spaced numbers, rounded so that a zero among them is one."""
+    return [round(value, 12) + 0.0 for value in torch.linspace(first, last, points, dtype=torch.float64).tolist()]
+
+
+def filter_normalised(weights: Named, seed: int) -> Named:
+    """A random direction whose filters have the norms of the weights' filters (Li et al. 2018, section 4).
+
+    A filter is what one output unit holds: a slice along a tensor's first dimension. Tensors of at most one dimension
+    (biases, normalisation) don't move.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    direction = {}
+    for name, w in weights.items():
+        drawn = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+        if w.ndim <= 1:
+            direction[name] = torch.zeros_like(w)
+            continue
+        own, norm = (t.flatten(1).norm(dim=1).clamp_min(1e-30) for t in (w, drawn))
+        direction[name] = drawn * (own / norm).reshape(-1, *[1] * (w.ndim - 1))
+    return direction
+
+
+def measure_landscape(job: LandscapeJob) -> str:
+    """Compute a slice and append it to the run's table ``landscape``; returns the rows' measurement_id.
+
+    Raises:
+        UserError: something can't be done as asked; nothing has been written.
+    """
+    placement = place(job.place)
+    device = torch.device(placement.kind, placement.indices[0]) if placement.indices else torch.device(placement.kind)
+    state, other, batches = _prepare(job, device)
+    buffers, buffers2 = ({} if s is None else _float_buffers(s.model) for s in (state, other))
+    centre = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    if other is not None:
+        ends = dict(other.model.named_parameters())
+        directions = [{name: ends[name].detach() - w for name, w in centre.items()}]
+    else:
+        directions = [filter_normalised(centre, job.seed + k) for k in range(job.dimensions)]
+    started, grid, rows = time.perf_counter(), job.grid(), []
+    with status_line(speaks=True) as say:
+        for number, point in enumerate(grid):
+            say(f"point {number + 1} of {len(grid)}")
+            _move(state.model, centre, directions, point)
+            _set_buffers(state.model, buffers, buffers2, point[0])
+            if job.bn_mode == "re-estimated":
+                _estimate_statistics(state.model, batches)
+            rows.append((*point, *_scores(state.model, batches)))
+    _write(job, state, rows, sum(len(y) for _, y in batches), time.perf_counter() - started)
+    return job.name
+
+
+def _prepare(job: LandscapeJob, device: torch.device) -> tuple[State, State | None, list[tuple[Tensor, Tensor]]]:
+    """The ends and the data, everything checked before anything is computed."""
+    config = load_config(job.run)
+    data = config.data.load()
+    images = part_of(data, job.split)
+    count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
+    drawn = ProbeSample.draw(images, count).batches(Ranks(device), torch.float32, whole=False)
+    batches = [(x, y) for x, y in drawn]
+    state = restore(config, data, choose_checkpoints(job.run, job.checkpoint)[-1], device=device, dtype=torch.float32)
+    if state.phase == "pretrain":
+        raise UserError(f"{job.run} stopped in pretraining: its loss is of batches, not of samples; finish the run")
+    if job.run2 is None:
+        return state, None, batches
+    config2 = load_config(job.run2)
+    path2 = choose_checkpoints(job.run2, job.checkpoint)[-1]
+    other = restore(config2, config2.data.load(), path2, device=device, dtype=torch.float32)
+    shapes = [{name: tuple(p.shape) for name, p in s.model.named_parameters()} for s in (state, other)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{job.run} and {job.run2} hold different models: a line needs two of one shape")
+    return state, other, batches
+
+
+def _float_buffers(model: nn.Module) -> Named:
+    return {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
+
+
+@torch.no_grad()
+def _move(model: nn.Module, centre: Named, directions: list[Named], point: tuple[float, float | None]) -> None:
+    """w = centre + alpha·d1 + beta·d2."""
+    for name, p in model.named_parameters():
+        p.copy_(centre[name])
+        for distance, direction in zip(point, directions, strict=False):
+            p.add_(direction[name], alpha=float(distance or 0.0))
+
+
+@torch.no_grad()
+def _set_buffers(model: nn.Module, first: Named, second: Named, alpha: float) -> None:
+    """The first checkpoint's statistics, or those on the line; a variance is kept from falling below zero."""
+    for name, buffer in model.named_buffers():
+        if name in second:
+            mixed = first[name] + alpha * (second[name] - first[name])
+            buffer.copy_(mixed.clamp_min(0.0) if name.endswith("running_var") else mixed)
+        elif name in first:
+            buffer.copy_(first[name])
+
+
+@torch.no_grad()
+def _estimate_statistics(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    """Running statistics anew: the mean over the sample's batches, nothing but BatchNorm in training mode."""
+    layers = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    if not layers:
+        return
+    kept = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    try:
+        for x, _ in batches:
+            model(x)
+    finally:
+        for layer, momentum in zip(layers, kept, strict=True):
+            layer.momentum = momentum
+            layer.eval()
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Mean loss and accuracy in percent over the sample."""
+    model.eval()
+    loss, hits, samples = 0.0, 0, 0
+    for x, y in batches:
+        logits = model(x)
+        loss += float(loss_sum(logits, y))
+        hits += int((logits.argmax(dim=1) == y).sum())
+        samples += len(y)
+    return loss / samples, 100 * hits / samples
+
+
+def _write(
+    job: LandscapeJob, state: State, rows: list[tuple[float, float | None, float, float]], samples: int, seconds: float
+) -> None:
+    alpha, beta, loss, acc1 = (list(column) for column in zip(*rows, strict=True))
+    common = {
+        "step": state.step,
+        "measurement_id": job.name,
+        "created_at": now(),
+        "phase": state.phase,
+        "samples": samples,
+        "split": job.split,
+        "bn_mode": job.bn_mode,
+        "seed": job.seed,
+        "seconds": seconds,
+    }
+    if job.run2 is not None:
+        common["run2"] = Manifest.load(job.run2).run_id
+    columns = {name: [value] * len(rows) for name, value in common.items()}
+    writer = TraceWriter(job.run, Manifest.load(job.run).run_id)
+    writer.append("landscape", {**columns, "alpha": alpha, "beta": beta, "loss": loss, "acc1": acc1})
+    writer.flush()
