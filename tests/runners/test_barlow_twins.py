@@ -139,6 +139,7 @@ def test_two_ranks_pretrain_as_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(one.epochs()["train_loss"], two.epochs()["train_loss"], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_synchronised_batch_norm_makes_two_ranks_train_as_one(tmp_path: Path) -> None:
     for name, nproc in (("one", 1), ("two", 2)):
         run_cli(
