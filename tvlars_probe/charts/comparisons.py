@@ -63,8 +63,9 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
     rates = result.rates.dropna(subset=["rate", "mean"]).copy()
     cells = [*result.rows, *result.columns]
     rates["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in rates.iterrows()]
-    rates["low"] = (rates["mean"] - rates["half_width"]).fillna(rates["mean"])
-    rates["high"] = (rates["mean"] + rates["half_width"]).fillna(rates["mean"])
+    low, high = (0.0, None) if result.metric.endswith("loss") else (0.0, 100.0)  # an interval may reach beyond
+    rates["low"] = (rates["mean"] - rates["half_width"]).fillna(rates["mean"]).clip(low, high)
+    rates["high"] = (rates["mean"] + rates["half_width"]).fillna(rates["mean"]).clip(low, high)
     rates["optimizer"] = rates["optimizer"].fillna("other") if "optimizer" in rates else "other"
     unit = "" if result.metric.endswith("loss") else " (%)"
     seen = f"{result.metric} against the peak learning rate"
@@ -72,7 +73,12 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
     kinds = list(dict.fromkeys(rates["setting"]))
     of = f"{len(result.runs)} runs; mean and 95 % interval over seeds"
     base = alt.Chart(inline(rates[columns].head(MOST_ROWS))).encode(
-        x=alt.X("rate:Q", scale=alt.Scale(type="log"), title="peak learning rate", axis=theme.log_axis(rates["rate"])),
+        x=alt.X(
+            "rate:Q",
+            scale=alt.Scale(type="log", nice=False, padding=20),
+            title="peak learning rate",
+            axis=theme.log_axis(rates["rate"]),
+        ),
         color=alt.Color("optimizer:N", scale=theme.optimizer_scale(rates["optimizer"]), title="optimizer"),
         detail="setting:N",
         tooltip=[
