@@ -12,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tests.recorded import recorded, trained  # noqa: F401 (fixtures)
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path

@@ -26,6 +26,8 @@ COLUMNS = (
     "start_over_median", "recovery_steps",
 )  # fmt: skip
 
+_TYPES = {"quantity": "object", "parameter": "object", "exploded": "bool"}
+
 
 def find_explosions(
     quantity: str,
@@ -55,6 +57,8 @@ def find_explosions(
         factor: how many times the larger of both references counts as an explosion.
         settled: share of the recorded steps after which a run counts as settled.
     """
+    if not values.size:
+        return pd.DataFrame({name: pd.Series(dtype=_TYPES.get(name, "float64")) for name in COLUMNS})
     late = values[int(len(values) * settled) :]
     median = column_medians(late)
     start = _first_finite(values)
@@ -62,7 +66,7 @@ def find_explosions(
         over = values > factor * np.fmax(start, median)
         exploded = over.any(axis=0)
         first = over.argmax(axis=0)
-        peak_at = np.where(np.isnan(values), -np.inf, values).argmax(axis=0) if len(values) else first
+        peak_at = np.where(np.isnan(values), -np.inf, values).argmax(axis=0)
         peak = values[peak_at, np.arange(values.shape[1])].astype(np.float64)
         back = ~over & (np.arange(len(values))[:, None] > peak_at) & ~np.isnan(values)
         recovered = np.where(exploded & back.any(axis=0), steps[back.argmax(axis=0)] - steps[first], np.nan)

@@ -24,7 +24,7 @@ def landscape_line(result: Landscape) -> alt.LayerChart | alt.FacetChart:
     ]
     x = alt.X("alpha:Q", title=_axis(result))
     colour = theme.OPTIMIZER_COLOURS.get(str(result.facts.optimizer), theme.OTHER_COLOUR)
-    y = alt.Y("loss:Q", title="mean loss", scale=alt.Scale(type="log", zero=False))
+    y = alt.Y("loss:Q", title="mean loss", scale=alt.Scale(type="log"), axis=theme.log_axis(rows["loss"]))
     line = base.mark_line(color=colour, strokeWidth=1.8).encode(x=x, y=y)
     points = base.mark_point(color=colour, filled=True, size=26).encode(x=x, y=y, tooltip=tips)
     return alt.layer(line, points).properties(

@@ -55,9 +55,16 @@ def picked() -> alt.Parameter:
 
 
 def where_picked(chosen: float, others: float, none: float | None = None) -> Any:
-    """An opacity: ``chosen`` for the selected layer, ``others`` beside it, ``none`` while nothing is selected."""
+    """An opacity: ``chosen`` for the selected layer, ``others`` beside it, ``none`` while nothing is selected.
+
+    A module and its tensors are selected together.
+    """
     unselected = chosen if none is None else none
-    return {"expr": f"{PICKED} === '' ? {unselected} : {PICKED} === datum.parameter ? {chosen} : {others}"}
+    same = (
+        f"{PICKED} === datum.parameter || indexof({PICKED}, datum.parameter + '.') === 0 || "
+        f"indexof(datum.parameter, {PICKED} + '.') === 0"
+    )
+    return {"expr": f"{PICKED} === '' ? {unselected} : ({same}) ? {chosen} : {others}"}
 
 
 def title(text: str, subtitle: str) -> alt.TitleParams:
@@ -88,6 +95,7 @@ def config(ink: str = "#222222") -> dict[str, Any]:
         "legend": {
             **words,
             "symbolOpacity": 1,
+            "gradientOpacity": 1,
             "titleFontWeight": "normal",
             "labelLimit": 240,
             "orient": "bottom",

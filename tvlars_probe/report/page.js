@@ -59,12 +59,16 @@
     if (hasPicked(view)) await view.signal("picked", picked).runAsync();
   }
 
+  function same(a, b) {
+    return a === b || a.startsWith(b + ".") || b.startsWith(a + ".");
+  }
+
   async function pick(name) {
     picked = name;
     const select = document.getElementById("layer");
     if (select) select.value = [...select.options].some((o) => o.value === name) ? name : "";
     for (const row of document.querySelectorAll("tr[data-layer]")) {
-      row.classList.toggle("picked", name !== "" && row.dataset.layer === name);
+      row.classList.toggle("picked", name !== "" && same(row.dataset.layer, name));
     }
     await Promise.all(Object.values(views).map(show));
   }

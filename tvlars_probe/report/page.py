@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from tvlars_probe.report.definitions import DEFINITIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tvlars_probe.analyses.verdict import Verdict
+    from tvlars_probe.analyses.verdict import Figure, Verdict
     from tvlars_probe.report.content import Report, Section, Table
 
 MOST_TABLE_ROWS = 400
@@ -94,8 +95,12 @@ def _tone(verdict: Verdict) -> str:
 
 
 def _number(verdict: Verdict) -> str:
-    told = [f for f in verdict.figures if f.text not in ("unknown", "nan")]
+    told = [f for f in verdict.figures if _is_told(f)]
     return f"{told[0].text}: {told[0].meaning}" if told else ""
+
+
+def _is_told(figure: Figure) -> bool:
+    return figure.value is not None and math.isfinite(figure.value)
 
 
 def _section(section: Section, specs: dict[str, Any]) -> str:
@@ -129,7 +134,7 @@ def _figures(verdict: Verdict) -> str:
         f"<tr><td>{escape(f.name.replace('_', ' '))}</td><td class=n>{escape(f.text)}</td>"
         f"<td>{escape(f.meaning)}</td></tr>"
         for f in verdict.figures
-        if f.text not in ("unknown", "nan")
+        if _is_told(f)
     )
     return (
         f"<details><summary>What the verdict rests on</summary><div class=scroll><table>{rows}</table></div></details>"

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tvlars_probe.analyses.correlation import correlate
+from tvlars_probe.analyses.facts import RunFacts
+from tvlars_probe.analyses.minimizer import COLUMNS, SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
+
+STEPS = np.arange(0, 101, 10)
+NO_SPECTRUM = pd.DataFrame(columns=list(SPECTRUM_COLUMNS))
+
+
+def rows(operator: str, values: Any, *, bn_mode: str = "train", steps: Any = STEPS, **further: Any) -> pd.DataFrame:
+    frame = pd.DataFrame({"step": steps, "value": np.asarray(values, float)})
+    told = {
+        "measurement_id": "m", "phase": "train", "measure": "eigenvalue", "operator": operator, "scope": "all",
+        "scope_kind": "all", "rank": 1, "error": 1e-3, "converged": True, "split": "train", "bn_mode": bn_mode,
+        "samples": 64, "limit": np.nan,
+    }  # fmt: skip
+    return frame.assign(**{**told, **further})[list(COLUMNS)]
+
+
+def analysed(*frames: pd.DataFrame, name: str = "made", **settings: Any) -> Minimizer:
+    joined = pd.concat(frames, ignore_index=True)
+    categories = {name: joined[name].astype("category") for name in ("operator", "bn_mode", "scope", "measure")}
+    return analyse_minimizer(joined.assign(**categories), NO_SPECTRUM, RunFacts(name=name), **settings)
+
+
+PEAK = np.interp(STEPS, [0, 20, 40, 100], [1, 100, 10, 5])
+HELD = np.interp(STEPS, [0, 20, 40, 100], [1, 100, 90, 80])
+
+
+def test_sharpness_that_falls_to_a_twentieth_in_both_measures_has_escaped() -> None:
+    result = analysed(rows("hessian", PEAK), rows("relative", PEAK * 7))
+    assert result.verdict.answer == "escaped"
+    summary = result.summary.set_index("operator")
+    assert summary.loc["hessian", "peak_step"] == 20
+    assert summary.loc["hessian", "early_peak"] == 100
+    assert summary.loc["hessian", "end_over_peak"] == pytest.approx(np.median(PEAK[-3:]) / 100)
+    assert summary.loc["relative", "trapped_steps"] == 10  # the value at step 30 is still above half of the peak
+
+
+def test_sharpness_that_stays_at_four_fifths_in_both_measures_is_trapped() -> None:
+    result = analysed(rows("hessian", HELD), rows("relative", HELD))
+    assert result.verdict.answer == "trapped"
+    assert result.summary["trapped_steps"].tolist() == [80, 80]
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        ([rows("hessian", PEAK), rows("relative", HELD)], "disagree"),
+        ([rows("hessian", PEAK)], "only hessian sharpness is on record"),
+        ([rows("hessian", [1, 2], steps=[0, 10]), rows("relative", [1, 2], steps=[0, 10])], "it takes 5 measurements"),
+        ([rows("hessian", [], steps=[])], "no sharpness is on record"),
+    ],
+    ids=["disagreement", "raw alone", "two measurements", "nothing"],
+)
+def test_it_says_when_it_cannot_be_told(frames: list[pd.DataFrame], reason: str) -> None:
+    verdict = analysed(*frames).verdict
+    assert verdict.answer == "can't tell"
+    assert reason in verdict.reason
+
+
+def test_effective_sharpness_is_put_beside_its_limit_and_decides_nothing() -> None:
+    effective = rows("effective", np.full(11, 5.0), limit=3.8)
+    effective.loc[:2, "value"] = 1.0
+    result = analysed(rows("hessian", PEAK), rows("relative", PEAK), effective)
+    assert result.verdict.answer == "escaped"
+    assert result.summary.set_index("operator").loc["effective", "beyond_limit"] == pytest.approx(8 / 11)
+
+
+def test_batch_norm_modes_are_never_joined() -> None:
+    both = [rows("hessian", PEAK), rows("relative", PEAK), rows("hessian", [500.0], bn_mode="eval", steps=[100])]
+    result = analysed(*both)
+    assert (result.bn_mode, result.other_modes) == ("train", (("eval", "train"),))
+    assert result.curves["value"].max() == 100
+    other = analysed(*both, bn_mode="eval")
+    assert other.curves["value"].tolist() == [500.0]
+
+
+def test_the_line_of_escape_is_a_parameter() -> None:
+    frames = [rows("hessian", HELD), rows("relative", HELD)]
+    assert analysed(*frames, rule=SharpnessRule(escaped=0.95)).verdict.answer == "escaped"
+
+
+def runs_with(gaps: Any) -> list[tuple[Minimizer, pd.DataFrame]]:
+    made = []
+    for index, gap in enumerate(gaps):
+        result = analysed(rows("hessian", PEAK * (index + 1)), rows("relative", PEAK / (index + 1)), name=f"r{index}")
+        made.append((result, pd.DataFrame({"train_eval_acc1": [90.0, 99.0], "test_acc1": [50.0, 99.0 - gap]})))
+    return made
+
+
+def test_ends_that_order_runs_as_their_gap_does_correlate_fully() -> None:
+    found = correlate(runs_with(np.arange(10) / 4))
+    assert found.verdict.answer == "yes"
+    table = found.table.set_index(["measure", "outcome"])
+    assert table.loc[("hessian", "generalisation_gap"), "rho"] == pytest.approx(1)
+    assert table.loc[("relative", "generalisation_gap"), "rho"] == pytest.approx(-1)
+    assert found.runs["generalisation_gap"].tolist() == pytest.approx((np.arange(10) / 4).tolist())
+
+
+def test_few_runs_are_too_few_to_say_anything() -> None:
+    found = correlate(runs_with([1, 2, 3]))
+    assert found.verdict.answer == "can't tell"
+    assert "too few" in found.verdict.reason
+    assert found.table["too_few"].all()

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+import tvlars_probe
+from tvlars_probe.analyses.replay_runs import replay_of
+from tvlars_probe.analyses.variants import Variant
+from tvlars_probe.errors import TraceError, UserError
+from tvlars_probe.traces.reader import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        ("lars", {}),
+        ("lars", {"denominator": "sum", "trust_clip": True}),
+        ("lars", {"denominator": "grad", "exclusion": "undecayed"}),
+        ("tvlars", {}),
+        ("tvlars", {"alpha": 0.5, "delay": 3.0, "gamma_min": 0.1}),
+        ("lamb", {}),
+        ("lamb", {"trust_clip": True}),
+    ],
+    ids=str,
+)
+def test_the_runs_own_settings_reproduce_its_trust_ratios(
+    optimizer: str, settings: dict[str, Any], trained: Callable[..., Path]
+) -> None:
+    result = replay_of(open_run(trained(optimizer, "lars-warm", **settings)))
+    off = np.abs(result.replayed_ratio / result.applied_ratio - 1)
+    assert off[~result.cancelled].max() < 1e-4
+    assert result.verdict.answer == "the same"
+
+
+def built(weights: list[torch.Tensor], optimizer: str, **settings: Any) -> list[float]:
+    """The trust ratios that the optimizer itself takes for these weights (and gradients)."""
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
+    for p, w in zip(params, weights, strict=True):
+        p.grad = torch.sin(3 * w) * 0.1
+    made = {"lars": tvlars_probe.LARS, "tvlars": tvlars_probe.TVLARS}[optimizer](params, lr=2.0, **settings)
+    made.step()
+    return made.last_step.trust_ratio.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        ("lars", {"denominator": "sum", "eta": 0.02}),
+        ("lars", {"denominator": "grad", "exclusion": "undecayed"}),
+        ("lars", {"trust_clip": True, "eta": 1.0, "weight_decay": 0.1}),
+        ("tvlars", {"lmbda": 0.3, "alpha": 0.2, "delay": 2.0, "gamma_min": 0.05}),
+    ],
+    ids=str,
+)
+def test_a_variant_gives_what_the_optimizer_itself_would_have_taken(optimizer: str, settings: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in ((4, 5), (300, 9), (7,))]
+    filters = {"weight_decay_filter": True, "lars_adaptation_filter": True}
+    expected = built(weights, optimizer, **{"weight_decay": 5e-4, **settings}, **filters)
+    variant = Variant(optimizer=optimizer, **settings)
+    doubles = [w.double() for w in weights]
+    grads = [torch.sin(3 * w).double() * 0.1 for w in weights]
+    ratio, _ = variant.trust_ratio(
+        weight_norm=np.array([[float(w.norm()) for w in doubles]]),
+        direction=np.array([[float(g.norm()) for g in grads]]),
+        dot=np.array([[float((w * g).sum()) for w, g in zip(doubles, grads, strict=True)]]),
+        lr=np.full((1, 3), 2.0),
+        updates=np.array([1]),
+        one_dimensional=np.array([False, False, True]),
+    )
+    assert ratio[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_where_the_gradient_nearly_cancels_the_decay_are_flagged() -> None:
+    variant = Variant(weight_decay=0.1)
+    _, closeness = variant.trust_ratio(
+        weight_norm=np.array([[10.0, 10.0]]),
+        direction=np.array([[1.0, 1.0]]),
+        dot=np.array([[-9.99, 9.99]]),
+        lr=np.ones((1, 2)),
+        updates=np.array([1]),
+        one_dimensional=np.zeros(2, bool),
+    )
+    assert closeness[0, 0] < 0.05 < closeness[0, 1]
+
+
+def test_a_denominator_of_a_sum_is_smaller_in_rate_and_eta_scales_it(trained: Callable[..., Path]) -> None:
+    run = open_run(trained("lars"))
+    twenty = replay_of(run, eta=0.02)
+    adapted = twenty.table[twenty.table["parameter"].str.endswith("weight")]
+    assert adapted["rate_quotient"].to_numpy() == pytest.approx(20.0, rel=1e-4)
+    summed = replay_of(run, denominator="sum").table
+    assert (summed["highest_quotient"] <= 1 + 1e-6).all()
+
+
+def test_another_schedule_changes_the_rate_by_its_factor(trained: Callable[..., Path]) -> None:
+    run = open_run(trained("lars"))
+    result = replay_of(run, schedule="cosine")
+    steps = np.arange(32)
+    expected = 0.5 * (1 + np.cos(np.pi * steps / 32))
+    assert result.replayed[:, 0] / result.applied[:, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_lamb_is_replayed_from_traces_of_lamb_only(trained: Callable[..., Path]) -> None:
+    with pytest.raises(TraceError, match="has no adam_norm and weight_adam_dot in layers"):
+        replay_of(open_run(trained("lars")), optimizer="lamb")
+
+
+def test_settings_outside_their_range_are_refused(trained: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="--eta -1 is outside its range"):
+        replay_of(open_run(trained("lars")), eta=-1.0)
+    with pytest.raises(UserError, match="unknown --denominator 'max'"):
+        replay_of(open_run(trained("lars")), denominator="max")
+
+
+def test_sgd_is_replayed_as_lars_and_rows_are_one_per_step_and_tensor(trained: Callable[..., Path]) -> None:
+    run = open_run(trained("sgd"))
+    result = replay_of(run, optimizer="lars")
+    assert len(result.rows()) == len(run.layers(["step"]))
+    assert "one-step counterfactual" in result.verdict.reason

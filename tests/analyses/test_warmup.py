@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.analyses.synthetic import lars_facts, layers, losses, warm
+from tvlars_probe.analyses.grid import LayerGrid
+from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
+from tvlars_probe.analyses.warmup_pairs import pair_warmups
+from tvlars_probe.analyses.warmup_rule import Thresholds
+
+T, W = 100, 20
+FALLING = np.linspace(2.3, 0.1, T)
+
+
+def judged(
+    ratio: dict[str, np.ndarray],
+    *,
+    warmup: int = W,
+    loss: np.ndarray = FALLING,
+    biases: dict[str, float] | None = None,
+    **facts: Any,
+) -> Warmup:
+    """A run whose norm ratios ‖w‖/‖g‖ are given; biases have a constant ‖g‖/‖w‖."""
+    biases = biases or {}
+    names = (*ratio, *biases)
+    weight = {name: np.ones(T) for name in names}
+    grad = {name: 1 / r for name, r in ratio.items()} | {name: np.full(T, g) for name, g in biases.items()}
+    lr = warm(T, warmup) if warmup else np.ones(T)
+    frame = layers(weight, grad, lr, biases=tuple(biases))
+    told = lars_facts(names, biases=tuple(biases), **facts)
+    return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told)[0]
+
+
+def test_a_warm_up_of_layers_already_below_their_settled_ratio_is_redundant_and_not_needed() -> None:
+    low_early = np.where(np.arange(T) < W, 1.0, 4.0)
+    result = judged({"a.weight": low_early, "b.weight": low_early})
+    assert result.verdict.answer == "not needed"
+    assert result.verdict["redundant_share"] == 1.0
+    assert result.warmup_steps == W
+    assert result.suggested_steps is None
+    assert result.verdict.figures[0].name == "redundant_share"
+
+
+def test_a_layer_hot_until_step_12_needs_13_steps_of_warm_up() -> None:
+    steady = np.full(T, 4.0)
+    hot = np.where(np.arange(T) <= 12, 40.0, 4.0)
+    result = judged({"calm.weight": steady, "hot.weight": hot})
+    assert result.verdict.answer == "needed"
+    assert result.suggested_steps == 13
+    assert result.suggested_epochs == pytest.approx(13 / 5)
+    assert result.setting_layers == ("hot.weight",)
+    assert result.verdict["hot_share"] == 0.5
+
+
+def test_a_bias_that_full_rate_overwrites_needs_warm_up_although_all_layers_are_redundant() -> None:
+    low_early = np.where(np.arange(T) < W, 1.0, 4.0)
+    result = judged({"a.weight": low_early}, biases={"a.bias": 3.0})
+    assert result.verdict.answer == "needed"
+    assert result.verdict["redundant_share"] == 1.0
+    assert result.verdict["overwritten"] == 1
+    assert result.verdict["unadapted_step"] == pytest.approx(3.0)
+    assert result.verdict["adapted_step"] == pytest.approx(0.001)
+    assert result.setting_layers == ("a.bias",)
+
+
+def test_ratios_at_their_settled_level_in_half_of_the_warm_up_leave_it_open() -> None:
+    mixed = np.where(np.arange(T) < W // 2, 1.0, np.where(np.arange(T) < W, 6.0, 4.0))
+    assert judged({"a.weight": mixed}).verdict.answer == "can't tell"
+
+
+def test_without_warm_up_a_loss_that_triples_says_needed_and_one_that_falls_says_not_needed() -> None:
+    steady = {"a.weight": np.full(T, 4.0)}
+    rising = FALLING.copy()
+    rising[5:9] = 7.0
+    harmed = judged(steady, warmup=0, loss=rising)
+    assert harmed.verdict.answer == "needed"
+    assert harmed.early.rise == pytest.approx(7.0 / 2.3)
+    assert harmed.suggested_steps == harmed.early.recovered_after == 9
+    assert judged(steady, warmup=0).verdict.answer == "not needed"
+
+
+def test_without_warm_up_an_early_gradient_explosion_without_harm_leaves_it_open() -> None:
+    ratio = np.full(T, 4.0)
+    ratio[3:7] = 0.04
+    result = judged({"a.weight": ratio}, warmup=0)
+    assert result.verdict.answer == "can't tell"
+    assert "gradient exploded early in 100%" in result.verdict.reason
+
+
+def test_a_loss_that_is_not_finite_counts_early_but_not_long_after() -> None:
+    early, late = FALLING.copy(), FALLING.copy()
+    early[7:], late[60:] = np.nan, np.nan
+    early[7] = late[60] = np.inf
+    steady = {"a.weight": np.full(T, 4.0)}
+    assert judged(steady, warmup=0, loss=early).verdict.answer == "needed"
+    assert judged(steady, warmup=0, loss=late).verdict.answer == "can't tell"
+
+
+def test_a_trace_that_ends_within_the_warm_up_or_is_short_or_empty_says_so() -> None:
+    steady = {"a.weight": np.full(T, 4.0)}
+    within = judged(steady, warmup=2 * T)
+    assert within.verdict.answer == "can't tell"
+    assert "before the learning rate reaches its peak" in within.verdict.reason
+    frame = layers({"a": np.ones(T)}, {"a": np.ones(T)}, np.ones(T))
+    short = analyse_warmup(LayerGrid.from_frame(frame[frame["step"] < 5]), losses(FALLING), lars_facts(("a",)))[0]
+    assert "only 5 steps" in short.verdict.reason
+    none = analyse_warmup(LayerGrid.from_frame(frame[:0]), losses(FALLING), lars_facts(("a",)))[0]
+    assert "no layer was recorded" in none.verdict.reason
+
+
+def test_the_peak_is_found_although_only_every_third_step_is_recorded() -> None:
+    lr = np.interp(np.arange(T), [0, 20, 100], [0, 1, 0])
+    frame = layers({"a": np.ones(T)}, {"a": np.ones(T)}, lr)
+    result, _ = analyse_warmup(LayerGrid.from_frame(frame[frame["step"] % 3 == 0]), losses(FALLING), lars_facts(("a",)))
+    assert result.warmup_steps == 21
+
+
+def test_thresholds_are_parameters() -> None:
+    hot = np.where(np.arange(T) <= 12, 40.0, 4.0)
+    frame = layers({"a": np.ones(T)}, {"a": 1 / hot}, warm(T, W))
+    result, _ = analyse_warmup(LayerGrid.from_frame(frame), losses(FALLING), lars_facts(("a",)), Thresholds(hot=20.0))
+    assert result.verdict["hot_share"] == 0
+
+
+def test_pairs_have_one_peak_rate_and_seed_and_gains_are_with_minus_without() -> None:
+    steady = {"a.weight": np.full(T, 4.0)}
+    results = []
+    for seed in range(3):
+        results.append((judged(steady, warmup=0, name=f"plain{seed}", seed=seed, batch_size=8), 90.0 + seed))
+        results.append(
+            (judged(steady, name=f"warm{seed}", seed=seed, batch_size=8, schedule="lars-warm"), 93.0 + 1.1 * seed)
+        )
+    results.append((judged(steady, warmup=0, name="other", seed=0, batch_size=8, peak_lr=1.0, data="else"), 10.0))
+    pairs = pair_warmups(results)
+    assert pairs.pairs["run_without"].tolist() == ["plain0", "plain1", "plain2"]
+    assert pairs.pairs["run_with"].tolist() == ["warm0", "warm1", "warm2"]
+    assert pairs.pairs["gain"].tolist() == pytest.approx([3.0, 3.1, 3.2])
+    assert pairs.verdict.answer == "helps"
+    assert pair_warmups(results[:1]).verdict.answer == "can't tell"

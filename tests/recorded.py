@@ -1,0 +1,54 @@
+"""Small real runs, trained once per test process, that analyses, charts and reports are tried on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LRS = {"lars": 8.0, "tvlars": 8.0, "lamb": 0.02, "sgd": 0.1}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train on a few digits: optimizer, schedule and any other setting by name; the same settings train once."""
+    folder = tmp_path_factory.mktemp("recorded")
+    made: dict[Any, Path] = {}
+
+    def train(
+        optimizer: str, schedule: str = "none", *, seed: int = 0, sharpness: bool = False, **settings: Any
+    ) -> Path:
+        import torch
+
+        from tvlars_probe.data.registry import DataConfig
+        from tvlars_probe.optimizers.registry import OptimizerConfig
+        from tvlars_probe.optimizers.schedules import ScheduleConfig
+        from tvlars_probe.runners.config import SharpnessConfig, TrainConfig
+        from tvlars_probe.runners.train import train
+
+        key = (optimizer, schedule, seed, sharpness, tuple(sorted(settings.items())))
+        if key not in made:
+            config = TrainConfig(
+                data=DataConfig(name="digits", limit=192),
+                optimizer=OptimizerConfig(name=optimizer, lr=LRS[optimizer], lmbda=0.05, **settings),
+                schedule=ScheduleConfig(name=schedule),
+                sharpness=SharpnessConfig(every="4" if sharpness else None, samples=32, tol=0.05),
+                batch_size=48,
+                epochs=8,
+                seed=seed,
+            )
+            made[key] = train(config, folder / f"{optimizer}-{schedule}-{len(made)}", quiet=True)
+            torch.set_num_threads(1)
+        return made[key]
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def recorded(trained: Callable[..., Path]) -> list[Path]:
+    """Three runs with sharpness: LARS, LARS with warm-up, TVLARS."""
+    return [trained(o, s, sharpness=True) for o, s in (("lars", "none"), ("lars", "lars-warm"), ("tvlars", "none"))]
