@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,10 +10,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from tests.curvature.models import NETWORKS, chunked, network, sample
 from tests.oracles.hessians import dense_hessian
+from tests.ranked import on_ranks
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator
+from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def as_matrix(hessian: HessianOperator) -> Tensor:
@@ -53,6 +59,25 @@ def test_the_hessian_is_the_dense_one(name: str, mode: str) -> None:
     model, (x, y) = network(name), sample()
     ours, dense = by_our_route(model, [(x, y)], mode), by_another_route(model, x, y, mode)
     torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12 * dense.abs().max().item() * len(dense))
+
+
+def hessians_of_a_shard(rank: int, world_size: int, sizes: list[int]) -> dict[str, Tensor]:
+    model, (x, y) = network("residual block"), sample()
+    mine = [(x.split(sizes)[rank], y.split(sizes)[rank])]
+    found = {}
+    for mode in BN_MODES:
+        objective = Objective(model, supervised(F.cross_entropy), mine, bn_mode=mode, shards=Shards.of_process_group())
+        with objective.held():
+            found[mode] = as_matrix(HessianOperator(objective, dict(model.named_parameters())))
+    return found
+
+
+def test_two_ranks_with_uneven_shards_multiply_by_the_dense_hessian(tmp_path: Path) -> None:
+    model, (x, y) = network("residual block"), sample()
+    for found in on_ranks(hessians_of_a_shard, 2, tmp_path, [17, 7]):
+        for mode in BN_MODES:
+            dense = by_another_route(model, x, y, mode)
+            torch.testing.assert_close(found[mode], dense, rtol=0, atol=1e-12 * dense.abs().max().item() * len(dense))
 
 
 @pytest.mark.parametrize("mode", ["eval", "frozen-batch"])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TRAIN = ("train", "--devices", "cpu", "--bs", 300, "--epochs", 2, "--limit", 600, "--checkpoint-every", 1)
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_as_one_uneven_shards_included(tmp_path: Path) -> None:
     """In training and after it, BatchNorm in each mode: resnet18 on small images."""
     run_cli(*TRAIN, "--model", "resnet18", "--stem", "cifar", "--limit", 64, "--bs", 32, "--run-dir", "a", cwd=tmp_path)

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import HELP_NAMES, Command, option
 from tvlars_probe.data.registry import DATASETS
 
 
-@click.group(name="data", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name="data", context_settings=HELP_NAMES)
 def command() -> None:
     """Data sets: what is there, where, and how to get what isn't."""
 

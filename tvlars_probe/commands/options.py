@@ -18,8 +18,16 @@ class Option(click.Option):
         self.section, self.greedy = section, greedy
 
 
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+"""In each command's own settings: click keeps a command's help option as the first context asks for it."""
+
+
 class Command(click.Command):
     """A command whose help lists its options by section."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings = {**HELP_NAMES, **self.context_settings}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._spread(args))
