@@ -46,11 +46,15 @@ def compare(one: Path, two: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "epochs", "precision", "tolerance"),
-    [(287, 1, "float32", 1e-5), (57, 2, "float64", 1e-9)],
-    ids=["5 steps in float32", "52 steps in float64, odd"],
+    ("optimizer", "batch", "epochs", "precision", "tolerance"),
+    [
+        pytest.param("lars", 287, 1, "float32", 1e-5, id="lars-5 steps in float32"),
+        pytest.param("tvlars", 57, 2, "float64", 1e-9, id="tvlars-52 steps in float64, odd"),
+        pytest.param("tvlars", 287, 1, "float32", 1e-5, id="tvlars-5 steps in float32", marks=pytest.mark.slow),
+        pytest.param("lars", 57, 2, "float64", 1e-9, id="lars-52 steps in float64, odd", marks=pytest.mark.slow),
+        pytest.param("lamb", 57, 2, "float64", 1e-9, id="lamb-52 steps in float64, odd", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("optimizer", ["lars", "tvlars"])
 def test_two_ranks_train_as_one(
     tmp_path: Path, optimizer: str, batch: int, epochs: int, precision: str, tolerance: float
 ) -> None:
@@ -120,7 +124,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_can_be_read_and_ends_in_the_same_bits(tmp_path: Path, nproc: int) -> None:
     settings = ("--opt", "tvlars", "--bs", 64, "--epochs", 8, "--nproc", nproc, "--run-dir")
     run_cli("train", *TINY, *settings, "whole", cwd=tmp_path)
