@@ -13,7 +13,9 @@ from tests.curvature.models import NETWORKS, chunked, network, sample
 from tests.curvature.test_operators import by_another_route
 from tests.oracles.hessians import dense_hessian
 from tvlars_probe.curvature.measuring import Measures
+from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError
+from tvlars_probe.models.backbones import ModelConfig
 
 
 @pytest.mark.parametrize("mode", ["eval", "train", "frozen-batch"])
@@ -69,6 +71,30 @@ def test_both_engines_agree_and_leave_the_model_alone() -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(mode: str) -> None:
+    """11 million parameters, at the default tolerance against a tolerance of 1e-6.
+
+    Not in frozen-batch mode: with these weights one ReLU of 720,896 has an input that is zero to rounding, positive in
+    one precision and negative in the other, which is another function with an eigenvalue 4e-5 away.
+    """
+    data = DataConfig(name="digits").load().train
+    torch.manual_seed(0)
+    model = ModelConfig(name="resnet18").build(channels=1, num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(20):
+        x, y = data.batch(torch.arange(128 * step, 128 * (step + 1)) % len(data))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    x, y = data.batch(torch.arange(128))
+    single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode=mode)
+    twice = tvlars_probe.sharpness(model.double(), F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-6)
+    assert single.measurements[0].converged
+    assert single.top == pytest.approx(twice.top, rel=1e-5)
 
 
 def test_parameters_can_be_chosen() -> None:
