@@ -63,8 +63,9 @@ def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
-    with pytest.raises(DataError, match="cifar10 can't be had: no route to host"):
-        DataConfig(name="cifar10", folder=str(tmp_path)).load()
+    with pytest.raises(DataError, match="fetching it failed: no route to host"):
+        DataConfig(name="cifar10", folder=str(tmp_path / "new" / "place")).load()
+    assert not (tmp_path / "new").exists()
 
 
 def test_tiny_imagenet_is_read_from_its_own_layout(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_original_folder_can_be_imported_too(tmp_path: Path) -> None:
     assert before.num_classes == 3
 
 
-@pytest.mark.parametrize("damage", ["no parquet", "other columns", "no picture", "there already"])
+@pytest.mark.parametrize("damage", ["no parquet", "other columns", "no picture", "no label", "there already"])
 def test_an_import_that_fails_leaves_nothing(tmp_path: Path, damage: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -109,12 +110,17 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, damage: str) -> Non
         pq.write_table(pa.table({"x": [1]}), train)
     elif damage == "no picture":
         pq.write_table(pa.table({"image": [{"bytes": b"GIF?", "path": None}], "label": [0]}), train)
+    elif damage == "no label":
+        (valid,) = (tmp_path / "hub").rglob("valid-*.parquet")
+        unlabelled = pa.array([-1] * 6, pa.int64())
+        pq.write_table(pq.read_table(valid).set_column(1, "label", unlabelled), valid)
     else:
         (tmp_path / "mine" / "packed").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     expected = {
         "no parquet": "holds neither", "other columns": "is not a parquet file with columns image",
-        "no picture": "image 0 can't be decoded", "there already": "is there already",
+        "no picture": "image 0 can't be decoded: no image format",
+        "no label": "a test image has the label -1", "there already": "is there already",
     }[damage]  # fmt: skip
     with pytest.raises(DataError, match=expected):
         tiny_imagenet.import_into(tmp_path / "mine", tmp_path / "hub")
@@ -165,14 +171,31 @@ def test_images_of_different_sizes_are_brought_to_one(tmp_path: Path) -> None:
         (lambda p: (p / "test/horse").mkdir(), "horse is no class of the training data"),
         (lambda p: [f.unlink() for f in (p / "test").rglob("*.png")], "test holds no images"),
         (lambda p: (p / "train").rename(p / "trains"), "is no imagefolder: it needs train/<class>/"),
+        (lambda p: (p / "train/empty").mkdir(), "empty holds no images: remove the folder"),
+        (lambda p: (p / "train/dog").rename(p / ".dog"), "1 class folder.*needs two or more"),
+        (lambda p: Image.fromarray(np.ones((16, 16), np.int32)).save(p / "train/cat/9.tif"), r"9\.tif .* mode I, whose"),
     ],
-    ids=["damaged", "unknown class", "empty", "no train"],
+    ids=["damaged", "unknown class", "empty", "no train", "empty class", "one class", "32 bits"],
 )
 def test_what_is_wrong_with_an_image_folder_is_said(tmp_path: Path, spoil: object, message: str) -> None:
     write_image_folder(tmp_path)
     spoil(tmp_path)  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
         DataConfig(name="imagefolder", folder=str(tmp_path)).load()
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    assert DataConfig(name="imagefolder", folder=str(tmp_path)).load().num_classes == 2
+
+
+def test_greyscale_of_16_bits_is_scaled_to_8(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    wide = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(wide).save(tmp_path / "train" / "dog" / "wide.png")
+    data = DataConfig(name="imagefolder", folder=str(tmp_path)).load()
+    assert np.array_equal(data.train.images[-1, 1].numpy(), wide // 257)
 
 
 def test_an_image_folder_needs_its_folder() -> None:

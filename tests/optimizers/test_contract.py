@@ -173,7 +173,7 @@ def test_a_group_can_be_added_later(make: Any, foreach: bool) -> None:
 def test_a_group_with_invalid_settings_is_not_added(make: Any) -> None:
     params = tensors()
     optimizer = make(params[:2])
-    with pytest.raises(ValueError, match=r"invalid lr: -1.0 \(allowed: lr >= 0\)"):
+    with pytest.raises(ValueError, match=r"invalid lr: -1.0 \(allowed: 0 <= lr < inf\)"):
         optimizer.add_param_group({"params": params[2:], "lr": -1.0})
     assert len(optimizer.param_groups) == 1
 
@@ -320,10 +320,10 @@ def test_norms_beyond_the_square_roots_of_float32_are_seen(make: Any, foreach: b
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": -0.1}, r"invalid lr: -0.1 \(allowed: lr >= 0\)"),
+        ({"lr": -0.1}, r"invalid lr: -0.1 \(allowed: 0 <= lr < inf\)"),
         ({"lr": float("nan")}, "invalid lr"),
         ({"lr": torch.ones(2)}, "a tensor of shape"),
-        ({"weight_decay": -1.0}, r"invalid weight_decay: -1.0 \(allowed: weight_decay >= 0\)"),
+        ({"weight_decay": -1.0}, r"invalid weight_decay: -1.0 \(allowed: 0 <= weight_decay < inf\)"),
     ],
     ids=["lr", "nan", "tensor", "decay"],
 )

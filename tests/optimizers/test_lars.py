@@ -60,6 +60,41 @@ def test_a_norm_of_zero_leaves_the_rate_alone(foreach: bool, weight: float, grad
 
 
 @pytest.mark.parametrize("foreach", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("decay", [0.0, 0.05], ids=["undecayed", "decayed"])
+def test_its_variant_is_timms(foreach: bool, clip: bool, decay: float) -> None:
+    from timm.optim import Lars
+
+    weights, grads = problem(6)
+    ours, theirs = ([nn.Parameter(torch.tensor(w)) for w in weights] for _ in range(2))
+    settings = {"lr": 0.2, "momentum": 0.9, "weight_decay": decay, "trust_clip": clip}
+    # timm scales the step of a buffer that holds ratio·gradient by lr, as ours does; its eps is ours at zero.
+    optimizers = (
+        LARS(ours, eta=0.5, denominator="sum", exclusion="undecayed", foreach=foreach, **settings),  # type: ignore[arg-type]
+        Lars(theirs, trust_coeff=0.5, eps=0.0, **settings),
+    )
+    for step in grads:
+        for optimizer, params in zip(optimizers, (ours, theirs), strict=True):
+            for p, g in zip(params, step, strict=True):
+                p.grad = torch.tensor(g)
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["number", "tensor"])
+def test_clipping_survives_a_rate_of_zero(foreach: bool, lr: Any) -> None:
+    p = nn.Parameter(torch.ones(3, 3))
+    p.grad = torch.ones(3, 3)
+    optimizer = LARS([p], lr, eta=0.0, trust_clip=True, foreach=foreach)
+    optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(3, 3))
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.trust_ratio.item() == 1.0
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["host", "device"])
 def test_a_vanishing_ratio_keeps_its_digits(foreach: bool) -> None:
     p = nn.Parameter(torch.ones(3, 3))
     p.grad = torch.ones(3, 3)
@@ -72,7 +107,7 @@ def test_a_vanishing_ratio_keeps_its_digits(foreach: bool) -> None:
     ("settings", "message"),
     [
         ({"momentum": 1.0}, r"invalid momentum: 1.0 \(allowed: 0 <= momentum < 1\)"),
-        ({"eta": -1.0}, r"invalid eta: -1.0 \(allowed: eta >= 0\)"),
+        ({"eta": -1.0}, r"invalid eta: -1.0 \(allowed: 0 <= eta < inf\)"),
         ({"denominator": "norm"}, r"invalid denominator: 'norm' \(allowed: decayed, sum, grad\)"),
         ({"exclusion": "all"}, r"invalid exclusion: 'all' \(allowed: ndim, undecayed\)"),
     ],

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tvlars_probe.data.draws import uniforms
+from tvlars_probe.data.images import to_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class Unchanged:
     def __call__(
         self, images: TensorImages, indices: Indices, epoch: int, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        return images.batch(torch.as_tensor(indices, device=images.images.device), dtype)
+        return images.batch(images.at(indices), dtype)
 
 
 def augmentation(config: DataConfig, seed: int) -> Augmentation:
@@ -71,8 +72,7 @@ class Placements:
 
     def to(self, device: torch.device) -> Placements:
         """The same on a device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.top, self.left, self.flipped, self.angle))
-        return Placements(*moved)
+        return Placements(*(to_device(t, device) for t in (self.top, self.left, self.flipped, self.angle)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class CropFlipRotate:
         device = images.images.device
         height, width = images.images.shape[2:]
         placements = self.draw(indices, epoch, padding=padding_of(height, width)).to(device)
-        chosen = torch.as_tensor(indices, device=device)
+        chosen = images.at(indices)
         pixels = move_pixels(images.images.index_select(0, chosen), placements)
         return images.normalised(pixels, dtype), images.labels.index_select(0, chosen)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from tvlars_probe.errors import DataError
@@ -32,7 +33,8 @@ def load(request: Request) -> ImageData:
     """
     root = _root(request.name, request.folder)
     try:
-        train, test = (_read(request.name, root, train=train, download=request.download) for train in (True, False))
+        with removed_on_failure(root):
+            train, test = (_read(request.name, root, train=train, download=request.download) for train in (True, False))
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(_missing(request, root, error)) from None
     return ImageData(request.name, train, test, _CLASSES[request.name])
@@ -68,8 +70,9 @@ def _read(name: str, root: Path, *, train: bool, download: bool) -> TensorImages
 
 def _missing(request: Request, root: Path, error: Exception) -> str:
     home = root / _FOLDERS[request.name]
-    advice = f"fetch it with --download, or give the folder that holds {home.name} with --data-dir"
+    give = f"give the folder that holds {home.name} with --data-dir"
     if request.download:
-        return f"{request.name} can't be had: {str(error) or type(error).__name__} ({advice})"
+        reason = str(error) or type(error).__name__
+        return f"{request.name} is not in {root}, and fetching it failed: {reason} (where there is no network, {give})"
     state = "is incomplete or damaged" if home.is_dir() else "is not there"
-    return f"{request.name}: {home} {state}; {advice}"
+    return f"{request.name}: {home} {state}; fetch it with --download, or {give}"

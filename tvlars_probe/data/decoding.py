@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tvlars_probe.errors import DataError
 
@@ -68,10 +68,20 @@ def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-                image = opened.convert("RGB")
+                image = _eight_bits(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} can't be decoded: {error}") from None
+        reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} can't be decoded: {reason}") from None
     return np.asarray(image if side is None else _square(image, side), dtype=np.uint8)
+
+
+def _eight_bits(image: Any) -> Any:
+    """Greyscale of 16 bits scaled to 8, which Pillow's own conversion clips instead; other wide types are refused."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, whose white isn't known: convert it to 8 bits")
+    return image
 
 
 def _square(image: Any, side: int) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.errors import DataError
 
@@ -89,7 +90,8 @@ def _download(folder: Path) -> Path | None:
     from torchvision.datasets import FashionMNIST
 
     try:
-        FashionMNIST(str(folder), download=True)
+        with removed_on_failure(folder):
+            FashionMNIST(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{_not_found(folder)} (the download failed: {error})") from None
     return find("fashion-mnist", folder)

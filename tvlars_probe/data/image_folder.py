@@ -28,7 +28,9 @@ def load(request: Request) -> ImageData:
     home = find(request.name, request.folder)
     if home is None:
         raise DataError(_not_found(request.folder))
-    classes = sorted(child.name for child in (home / "train").iterdir() if child.is_dir())
+    classes = [folder.name for folder in class_folders(home / "train")]
+    if len(classes) < 2:
+        raise DataError(f"{home / 'train'} has {len(classes)} class folder(s); a classifier needs two or more")
     train_files, train_labels = labelled_files(home / "train", classes)
     test_files, test_labels = labelled_files(_test_part(home), classes)
     images = decode_files([*train_files, *test_files], request.image_size, request.workers)
@@ -56,18 +58,26 @@ def count(home: Path | None) -> tuple[int, int]:
     return train, test
 
 
+def class_folders(part: Path) -> list[Path]:
+    """One folder per class, in order of their names; hidden ones are none."""
+    return sorted(child for child in part.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
 def labelled_files(part: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     """The images of a part in order, and the index of each one's class.
 
     Raises:
-        DataError: a class is unknown, or there is no image.
+        DataError: a class is unknown, or holds no image.
     """
     files: list[Path] = []
     labels: list[int] = []
-    for folder in sorted(child for child in part.iterdir() if child.is_dir()):
+    for folder in class_folders(part):
         if folder.name not in classes:
-            raise DataError(f"{folder} is no class of the training data (known: {', '.join(classes[:10])}, ...)")
+            known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise DataError(f"{folder} is no class of the training data (known: {known})")
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found and part.name == "train":
+            raise DataError(f"{folder} holds no images: remove the folder, or put images of its class into it")
         files += found
         labels += [classes.index(folder.name)] * len(found)
     if not files:

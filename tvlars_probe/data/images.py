@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``, without waiting for it: a copy from memory that isn't pinned would."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +43,10 @@ class TensorImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def at(self, indices: NDArray[np.int64]) -> Tensor:
+        """Indices made on the host, on the images' device, without waiting for it."""
+        return to_device(torch.from_numpy(indices), self.images.device)
+
     def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of the samples at ``indices`` (a tensor on the images' device)."""
         return self.normalised(self.images.index_select(0, indices), dtype), self.labels.index_select(0, indices)
@@ -44,11 +57,15 @@ class TensorImages:
 
     def standardised(self, scaled: Tensor) -> Tensor:
         """Values in [0, 1] less the mean, over the standard deviation, in place."""
-        mean, std = (
-            torch.tensor(values, dtype=scaled.dtype, device=scaled.device)[:, None, None]
-            for values in (self.mean, self.std)
-        )
+        if scaled.dtype not in self._moments:
+            self._moments[scaled.dtype] = torch.tensor([self.mean, self.std], dtype=scaled.dtype, device=scaled.device)
+        mean, std = self._moments[scaled.dtype][:, :, None, None]
         return scaled.sub_(mean).div_(std)
+
+    @cached_property
+    def _moments(self) -> dict[torch.dtype, Tensor]:
+        """Mean and deviation on the images' device, copied there once."""
+        return {}
 
     def to(self, device: torch.device) -> TensorImages:
         """The same images on a device."""

@@ -132,6 +132,8 @@ class DataConfig:
             raise UserError(f"--limit {self.limit} leaves no samples (allowed: 1 or more)")
         if self.image_size is not None and self.name != "imagefolder":
             raise UserError(f"--image-size is for --ds imagefolder; the images of {self.name} have one size")
+        if self.folder is not None and DATASETS[self.name].included:
+            raise UserError(f"--data-dir {self.folder} is of no use: {self.name} comes with the package")
         if self.augmentation not in AUGMENTATIONS:
             raise unknown("--augmentation", self.augmentation, AUGMENTATIONS)
         if self.image_size is not None and self.image_size < 1:
@@ -185,6 +187,9 @@ def _hold_out(data: ImageData, share: float) -> ImageData:
         kept, held = train_test_split(
             range(len(data.train)), test_size=share, random_state=0, stratify=data.train.labels.numpy()
         )
-    except ValueError as error:
-        raise DataError(f"--val {share:g} can't be held out of {len(data.train)} training samples: {error}") from None
+    except ValueError:
+        raise DataError(
+            f"--val {share:g} can't be held out of {len(data.train)} training samples: each of the {data.num_classes} "
+            f"classes needs at least one sample in either part (a share such as 0.1 does it where there are enough)"
+        ) from None
     return replace(data, train=data.train.subset(sorted(kept)), val=data.train.subset(sorted(held)))

@@ -6,7 +6,9 @@ writes into ``packed/`` there.
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from tvlars_probe.data.decoding import decode, decode_files
+from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from tvlars_probe.errors import DataError
@@ -101,6 +104,7 @@ def _load_packed(packed: Path) -> tuple[TensorImages, TensorImages]:
         if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),) or not len(images):
             raise DataError(f"{packed} is damaged: {part} has images {images.shape} and labels {labels.shape}")
         parts.append(_part(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, dtype=np.int64))))
+    _check_labels(packed, parts[0].labels, parts[1].labels)
     return parts[0], parts[1]
 
 
@@ -141,20 +145,17 @@ def import_into(home: Path, source: Path, workers: int = 4) -> tuple[int, int]:
             f"{source} holds neither train-*.parquet and val*-*.parquet nor tiny-imagenet-200's train/, val/"
         )
     temporary = home / f".{PACKED}.tmp"
-    made = [p for p in (home, *home.parents) if not p.exists()]
-    try:
+    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
+    with removed_on_failure(temporary):
         temporary.mkdir(parents=True)
         if is_folder:
             sizes = [_save(temporary, n, p.images, p.labels) for n, p in
                      zip(_SPLITS, _load_folder(source, workers), strict=True)]  # fmt: skip
         else:
-            sizes = [_save(temporary, part, *_decode_parquet(files)) for part, files in parquet.items()]
+            decoded = {part: _decode_parquet(files, workers) for part, files in parquet.items()}
+            _check_labels(source, *(labels for _, labels in decoded.values()))
+            sizes = [_save(temporary, part, *content) for part, content in decoded.items()]
         temporary.rename(home / PACKED)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
-        raise
     return sizes[0], sizes[1]
 
 
@@ -164,7 +165,20 @@ def _parquet_files(source: Path, names: tuple[str, ...]) -> list[Path]:
     return next((group for group in groups if group), [])
 
 
-def _decode_parquet(files: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+def _check_labels(where: Path, train: torch.Tensor, test: torch.Tensor) -> None:
+    """Refuse labels that aren't 0, 1, ... as the training data has them."""
+    classes = int(train.max()) + 1
+    if len(train.unique()) != classes or int(train.min()) < 0:
+        raise DataError(f"{where}: the training labels aren't 0, 1, ..., {classes - 1}")
+    if int(test.min()) < 0 or int(test.max()) >= classes:
+        bad = int(test.min()) if int(test.min()) < 0 else int(test.max())
+        raise DataError(
+            f"{where}: a test image has the label {bad}, the training data 0 to {classes - 1} (a test split without "
+            f"labels can't be used: keep the valid-*.parquet files)"
+        )
+
+
+def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, torch.Tensor]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -172,10 +186,12 @@ def _decode_parquet(files: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
     labels: list[int] = []
     for file in files:
         try:
-            for batch in pq.ParquetFile(file).iter_batches(1024, columns=["image", "label"]):
-                for row in batch.to_pylist():
-                    images.append(decode(row["image"]["bytes"], None, f"{file}, image {len(images)}"))
-                    labels.append(int(row["label"]))
+            with ThreadPoolExecutor(max(workers, 1)) as pool:
+                for batch in pq.ParquetFile(file).iter_batches(1024, columns=["image", "label"]):
+                    rows = batch.to_pylist()
+                    names = (f"{file}, image {len(images) + k}" for k in range(len(rows)))
+                    images += pool.map(decode, (row["image"]["bytes"] for row in rows), itertools.repeat(None), names)
+                    labels += [int(row["label"]) for row in rows]
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
             raise DataError(f"{file} is not a parquet file with columns image: {{bytes}} and label: {error}") from None
     shapes = {image.shape for image in images}

@@ -17,6 +17,7 @@ import torch
 
 from tvlars_probe.data.colour import COLOUR_OPERATIONS, greyscale, solarise
 from tvlars_probe.data.draws import uniforms
+from tvlars_probe.data.images import to_device
 from tvlars_probe.data.resampling import gaussian_matrices, resample, window_matrices
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class TwinViews:
     def _view(self, images: TensorImages, indices: Indices, epoch: int, dtype: torch.dtype, view: int) -> Tensor:
         device = images.images.device
         draw = self.draw(indices, epoch, view, side=images.images.shape[2:])
-        chosen = torch.as_tensor(indices, device=device)
+        chosen = images.at(indices)
         piece = _PIECE if device.type == "cpu" else max(len(indices), 1)
         out = torch.empty((len(indices), *images.images.shape[1:]), dtype=dtype, device=device)
         for start in range(0, len(indices), piece):
@@ -195,4 +196,4 @@ def _on(x: Tensor, values: NDArray[Any]) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if tensor.is_floating_point():
         tensor = tensor.to(x.dtype)
-    return tensor.to(x.device, non_blocking=True)
+    return to_device(tensor, x.device)

@@ -106,6 +106,8 @@ class LAMB(LayerwiseOptimizer):
     @classmethod
     def check(cls, group: dict[str, Any]) -> None:
         super().check(group)
+        if len(group["betas"]) != 2:
+            raise ValueError(f"invalid betas: {group['betas']!r} (allowed: two numbers, each 0 <= beta < 1)")
         for index, beta in enumerate(group["betas"]):
             require(f"betas[{index}]", beta, "0 <= beta < 1", 0 <= beta < 1)
         require("eps", group["eps"], "eps >= 0", group["eps"] >= 0)

@@ -66,7 +66,8 @@ class LARS(LayerwiseOptimizer):
             "grad" is ‖g‖ (pytorch_optimizer).
         exclusion: "ndim" adapts what ``lars_adaptation_filter`` leaves (official); "undecayed" further leaves out
             tensors that are not decayed (timm, lightly, bolts).
-        trust_clip: LARC's clipping, q ← min(q / lr, 1) (timm, apex).
+        trust_clip: LARC's clipping, q ← min(q / lr, 1) where both norms are positive (apex; timm likewise, and at a
+            norm of zero it takes 1 / lr); 1 at lr = 0.
         foreach: multi-tensor kernels; by default on accelerators only.
 
     Raises:
@@ -108,7 +109,7 @@ class LARS(LayerwiseOptimizer):
     def check(cls, group: dict[str, Any]) -> None:
         super().check(group)
         require("momentum", group["momentum"], "0 <= momentum < 1", 0 <= group["momentum"] < 1)
-        require("eta", group["eta"], "eta >= 0", group["eta"] >= 0)
+        require("eta", group["eta"], "0 <= eta < inf", 0 <= group["eta"] < math.inf)
         for name, allowed in (("denominator", get_args(Denominator)), ("exclusion", get_args(Exclusion))):
             if group[name] not in allowed:
                 raise ValueError(f"invalid {name}: {group[name]!r} (allowed: {', '.join(allowed)})")
@@ -199,7 +200,8 @@ class LARS(LayerwiseOptimizer):
         """Trust ratio and φ of every tensor, 1 where not adapted (and NaN for φ where the optimizer has none)."""
         ratio = self._factor(group) * weight_norm.clamp(max=self.norm_cap) / norm.clamp(max=self.norm_cap)
         if group["trust_clip"]:
-            ratio = (ratio / group["lr"]).clamp(max=1.0)
+            lr = torch.as_tensor(group["lr"], dtype=ratio.dtype, device=ratio.device)
+            ratio = torch.where(lr > 0, (ratio / lr).clamp(max=1.0), 1.0)
         positive = (weight_norm > 0) & (norm > 0)
         ratio = where_adapted(adapted, torch.where(positive, ratio, 1.0))
         phi = self.phi_of(group)

@@ -117,8 +117,8 @@ class LayerwiseOptimizer(Optimizer):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"invalid lr: a tensor of shape {tuple(lr.shape)} (allowed: a number or one element)")
         if not isinstance(lr, Tensor) or lr.device.type == "cpu":
-            require("lr", as_float(lr), "lr >= 0", as_float(lr) >= 0)
-        require("weight_decay", group["weight_decay"], "weight_decay >= 0", group["weight_decay"] >= 0)
+            require("lr", as_float(lr), "0 <= lr < inf", 0 <= as_float(lr) < math.inf)
+        require("weight_decay", group["weight_decay"], "0 <= weight_decay < inf", 0 <= group["weight_decay"] < math.inf)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -40,7 +40,7 @@ def has_no_trust_ratio(optimizer: Optimizer) -> bool:
     """Whether the optimizer is known to scale no tensor's rate by a trust ratio."""
     module, name = type(optimizer).__module__, type(optimizer).__name__
     if module == "torch.optim" or module.startswith("torch.optim."):
-        return name != "Adafactor"  # scales by the root mean square of each tensor
+        return name not in ("Adafactor", "Muon")  # they scale by each tensor's root mean square, or its shape
     return any(module.startswith(home) and name in names for home, names in _WITHOUT_TRUST_RATIO.items())
 
 

@@ -185,6 +185,7 @@ def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
+    tensors = [_real(t) for t in tensors]
     if tensors[0].device.type == "cpu":
         return torch.tensor([math.sqrt(squared_norm(t)) for t in tensors], dtype=torch.float64)
     return multi_tensor_norms(tensors)
