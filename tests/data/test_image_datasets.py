@@ -173,7 +173,10 @@ def test_images_of_different_sizes_are_brought_to_one(tmp_path: Path) -> None:
         (lambda p: (p / "train").rename(p / "trains"), "is no imagefolder: it needs train/<class>/"),
         (lambda p: (p / "train/empty").mkdir(), "empty holds no images: remove the folder"),
         (lambda p: (p / "train/dog").rename(p / ".dog"), "1 class folder.*needs two or more"),
-        (lambda p: Image.fromarray(np.ones((16, 16), np.int32)).save(p / "train/cat/9.tif"), r"9\.tif .* mode I, whose"),
+        (
+            lambda p: Image.fromarray(np.ones((16, 16), np.int32)).save(p / "train/cat/9.tif"),
+            r"9\.tif .* mode I, whose",
+        ),
     ],
     ids=["damaged", "unknown class", "empty", "no train", "empty class", "one class", "32 bits"],
 )

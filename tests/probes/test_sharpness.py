@@ -68,6 +68,20 @@ def test_row_t_is_the_hessian_before_update_t(tmp_path: Path) -> None:
     assert (tvlars_probe.open_run(tmp_path / "run").steps().probe_seconds > 0).all()
 
 
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_a_tensor_that_is_unfrozen_has_no_effective_sharpness_before_its_first_step(tmp_path: Path, name: str) -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "run", probes=[probe(model, every=1)]) as rec:
+        loop(model, optimizer, range(3), rec)
+        model[0].requires_grad_(True)
+        loop(model, optimizer, range(3, 6), rec)
+    rows = tvlars_probe.open_run(rec.path).curvature()
+    assert rows.step[rows.operator == "effective"].tolist() == [1, 2, 4, 5]
+    assert rows.step[rows.operator == "hessian"].tolist() == [*range(6)]
+
+
 def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
     objective = Objective(model, supervised(F.cross_entropy), [batch(1000)], bn_mode="train")
     with objective.held():

@@ -160,6 +160,14 @@ def test_sharpness_is_measured_in_both_phases(tmp_path: Path) -> None:
     assert plain.steps()["loss"].tolist() == result.steps()["loss"].tolist()
 
 
+def test_a_phases_first_measurement_has_no_effective_operator(tmp_path: Path) -> None:
+    """Its optimizer has applied no rates yet."""
+    curvature = run(tmp_path / "r", sharpness=SharpnessConfig(every="1", samples=24)).frame("curvature")
+    assert curvature["converged"].all()
+    without = {*range(13)} - {*curvature["step"][curvature["operator"] == "effective"]}
+    assert without == {0, 9}
+
+
 def test_sharpness_is_measured_at_the_checkpoints_of_both_phases(cli: Any, tmp_path: Path) -> None:
     result = run(tmp_path / "r")
     done = cli("sharpness", result.path, "--checkpoint", "all", "--samples", 24, "--bn", "eval", "--devices", "cpu")
@@ -189,6 +197,13 @@ def test_model_and_loss_are_rebuilt_from_the_manifest(tmp_path: Path, phase: str
         ({"micro_batch": 8}, "--micro-batch can't be used with --mode bt"),
         ({"schedule": ScheduleConfig(name="lars-warm", warmup_epochs=3)}, "use fewer than --cl-epochs 3"),
         ({"batch_size": 69}, "smallest piece on a rank is 1 of 70 samples"),
+        (
+            {
+                "model": ModelConfig(name="resnet18"),
+                "barlow": BarlowTwinsConfig(epochs=3, projector="16-16", lr_backbone=0.1, probe_batch_size=69),
+            },
+            r"smallest piece on a rank is 1 of 70 samples \(--probe-batch-size 69\)",
+        ),
     ],
 )
 def test_what_cannot_be_pretrained_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -250,11 +250,12 @@ def test_config_id_is_of_what_changes_the_numbers() -> None:
     same = [
         config(place=PlaceConfig(port=77, threads=3, workers=1)),
         config(recording=RecordConfig(detail="none", every=7)),
-        config(data=DataConfig(folder="/elsewhere", limit=100)),
         config(optimizer=OptimizerConfig(lmbda=0.7)),  # lars has none
     ]
     ids = {c.config_id(fingerprint="x", world_size=1) for c in same}
     assert ids == {identity()}
+    here, there = (identity(data=DataConfig(name="fashion-mnist", folder=folder)) for folder in (None, "/elsewhere"))
+    assert here == there
     other = {identity(seed=1), identity(epochs=3), identity(batch_size=33), identity(precision="float64")}
     other |= {config().config_id(fingerprint="y", world_size=1), config().config_id(fingerprint="x", world_size=2)}
     assert len(other | ids) == 7

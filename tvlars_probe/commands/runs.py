@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-_COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "lr", "batch", "schedule", "data", "model")
-_NUMBERS = {"batch", "lr", "best test acc", "age"}
+_COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "peak lr", "batch", "schedule", "data", "model")
+_NUMBERS = {"batch", "peak lr", "best test acc", "age"}
+_SHORTEST_NAME = 24
 
 
 @click.command(cls=Command, name="runs")
@@ -68,19 +69,34 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> None:
-    """Print the runs as a table; what doesn't fit the terminal's width is left out from the right."""
+    """Print the runs as a table; where the terminal is narrow, names lose their middle, then columns are left out."""
     from rich.console import Console
     from rich.measure import Measurement
 
     # Piped into a file or another program, a row is a line however long.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
     columns, unbounded = list(_COLUMNS), console.options.update(width=10_000)
-    while len(columns) > 1 and Measurement.get(console, unbounded, _table(rows, columns)).maximum > console.width:
+    longest = max(len(row["run"]) for row in rows)
+
+    def excess() -> int:
+        return Measurement.get(console, unbounded, _table(rows, columns, longest)).maximum - console.width
+
+    longest = max(min(longest, _SHORTEST_NAME), longest - max(excess(), 0))
+    while len(columns) > 1 and excess() > 0:
         columns.pop()
-    console.print(_table(rows, columns))
+    console.print(_table(rows, columns, longest))
+    if len(columns) < len(_COLUMNS):
+        left_out = ", ".join(_COLUMNS[len(columns) :])
+        console.print(f"Too wide for {console.width} columns: {left_out} (a wider terminal or --json shows all)")
 
 
-def _table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
+def _shortened(name: str, length: int) -> str:
+    """Its beginning and its end, which tell runs apart, in ``length`` characters."""
+    tail = length // 2
+    return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str], longest: int) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -90,7 +106,9 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
         accuracy = row.get("best_test_acc1")
         shown = {
             **row,
+            "run": _shortened(row["run"], longest),
             "batch": row.get("batch_size"),
+            "peak lr": row.get("lr"),
             "best test acc": None if accuracy is None else f"{accuracy:.2f} %",
             "age": age(row.get("created", "")),
         }
@@ -101,7 +119,7 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def age(created: str) -> str:

@@ -276,6 +276,11 @@ def _announce(plan: Job | Done) -> None:
 
     if isinstance(plan, Done):
         click.echo(f"Already trained: {plan.path}")
+        if plan.recorded_otherwise:
+            click.echo(
+                "It was recorded with other options than these, which had no effect: --rerun trains it again, "
+                "'tvlars-probe sharpness' measures its checkpoints"
+            )
     elif plan.checkpoint is not None:
         click.echo(f"Continuing {plan.path} from {plan.checkpoint.name}")
     elif plan.continues:

@@ -113,7 +113,7 @@ class NormProbe:
             weights, grads = (
                 [_real(t) for t in ts] for ts in zip(*((params[i], params[i].grad) for i in active), strict=True)
             )
-            norms = _on_host(weights, grads) if device.type == "cpu" else _on_device(weights, grads)
+            norms = _on_host(weights, grads) if reads_are_free(device) else _on_device(weights, grads)
             unscale = _unscaling(self.optimizer, norms)
             norms = torch.stack([norms[0], norms[1] * unscale, norms[2] * unscale]).to(table)
             if len(active) == len(params):
@@ -166,6 +166,11 @@ class NormProbe:
         return norms
 
 
+def reads_are_free(device: torch.device) -> bool:
+    """Whether the host may read a number from there without waiting: on the CPU, where norms are Python floats."""
+    return device.type == "cpu"
+
+
 def _unscaling(optimizer: Optimizer, norms: Tensor) -> Tensor | float:
     """1 / the scale that a gradient scaler left for a fused optimizer to take out inside its step."""
     scale = getattr(optimizer, "grad_scale", None)
@@ -186,7 +191,7 @@ def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
 
 def _norms(tensors: list[Tensor]) -> Tensor:
     tensors = [_real(t) for t in tensors]
-    if tensors[0].device.type == "cpu":
+    if reads_are_free(tensors[0].device):
         return torch.tensor([math.sqrt(squared_norm(t)) for t in tensors], dtype=torch.float64)
     return multi_tensor_norms(tensors)
 
@@ -200,6 +205,6 @@ def _real(t: Tensor) -> Tensor:
 
 def _difference_norms(new: list[Tensor], old: list[Tensor]) -> Tensor:
     new, old = [_real(t) for t in new], [_real(t) for t in old]
-    if new[0].device.type == "cpu":
+    if reads_are_free(new[0].device):
         return torch.tensor([difference_norm(a, b) for a, b in zip(new, old, strict=True)], dtype=torch.float64)
     return multi_tensor_norms(torch._foreach_sub(new, old))

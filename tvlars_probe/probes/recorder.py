@@ -316,6 +316,12 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._detach()
+        if self._logs_without_step == 1 and self.step > 1 and self._open is not None and not self._open.steps_told:
+            warnings.warn(
+                "rec.log() was called before the first optimizer.step(), and not after the last: each call told of the "
+                "step before. Call it after step()",
+                stacklevel=2,
+            )
         if self._logs_without_step and not self.step:
             warnings.warn(
                 "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
@@ -447,7 +453,7 @@ class Recorder:
         for probe in self._curvature:
             if not probe.due(step) or (probe.has_budget and not self._ranks.from_first(probe.affordable())):
                 continue
-            rates = self._applied_rates(step) if step else None
+            rates = self._applied_rates(step) if self.last_rates() else None
             columns = probe.measure(step, self.phase, rates)
             if self.journal is not None and columns:
                 self.journal.append("curvature", columns)

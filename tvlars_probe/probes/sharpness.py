@@ -104,10 +104,11 @@ class SharpnessProbe:
         Args:
             step: index of the update.
             phase: of training.
-            rates: applied in the step before, None before the first.
+            rates: applied in the step before, None before a phase's first; the effective operator is left out where
+                there are none, or none yet of a tensor that has just been unfrozen.
         """
         began = time.perf_counter()
-        operators = tuple(o for o in self._measures.operators if o != "effective" or rates is not None)
+        operators = tuple(o for o in self._measures.operators if o != "effective" or self._has_rates(rates))
         try:
             found = measure(
                 self._objective,
@@ -124,6 +125,14 @@ class SharpnessProbe:
             self._spent += self._last
         self._vectors |= found.vectors
         return curvature_columns(found.measurements, step=step, phase=phase, split="train")
+
+    def _has_rates(self, rates: Rates | None) -> bool:
+        """Whether there has been a step of every tensor that is trained; of unknown optimizers, let it be tried."""
+        if rates is None:
+            return False
+        known = {name for name, rate in rates.rates.items() if rate.isfinite().all()}
+        trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
+        return not known or trained <= known
 
     def state_dict(self) -> dict[str, Any]:
         """The eigenvectors that the next measurement starts from."""

@@ -8,16 +8,14 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from tvlars_probe.data.augmentation import augmentation
-from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.data.views import TwinViews
-from tvlars_probe.errors import UserError
 from tvlars_probe.models.barlow_twins import barlow_twins_loss
 from tvlars_probe.optimizers.schedules import Schedule
 from tvlars_probe.probes.recorder import record
 from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.classification import Training, batch_plan, distribute, seeded_model
+from tvlars_probe.runners.classification import Training, distribute, seeded_model
 from tvlars_probe.runners.evaluation import Precision, Tally
-from tvlars_probe.runners.objectives import build_optimizer
+from tvlars_probe.runners.objectives import batch_plan, build_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +67,7 @@ class Pretraining(Training):
     def build(cls, ranks: Ranks, config: TrainConfig) -> Pretraining:
         data = config.data.load(config.place.workers)
         precision = Precision(config.precision, ranks.device)
-        plan = batch_plan(config, data, ranks)
+        plan = batch_plan(config, len(data.train), cls.phase, rank=ranks.rank, world_size=ranks.world_size)
         model = seeded_model(config, data, cls.phase, ranks, precision)
         optimizer = build_optimizer(config, model, cls.phase)
         schedule = config.schedule.build(
@@ -125,16 +123,7 @@ class Probing(Training):
     def after(cls, pretraining: Pretraining) -> Probing:
         """The phase that follows; its backbone still has fresh weights."""
         config, ranks, data = pretraining.config, pretraining.ranks, pretraining.data
-        plan = BatchPlan(
-            samples=len(data.train),
-            batch_size=min(config.barlow.probe_batch_size, len(data.train)),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=config.seed,
-            in_step=config.barlow.lr_backbone > 0,
-        )
-        if plan.batch_size < ranks.world_size:
-            raise UserError(f"--probe-batch-size {plan.batch_size} is smaller than the ranks, {ranks.world_size}")
+        plan = batch_plan(config, len(data.train), cls.phase, rank=ranks.rank, world_size=ranks.world_size)
         model = seeded_model(config, data, cls.phase, ranks, pretraining.precision)
         optimizer = build_optimizer(config, model, cls.phase)
         schedule = Schedule("cosine", config.epochs * plan.steps_per_epoch)

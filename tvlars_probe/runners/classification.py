@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from tvlars_probe.data.augmentation import Augmentation, augmentation
-from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.probes.recorder import record
 from tvlars_probe.probes.sharpness import SharpnessProbe
 from tvlars_probe.runners import checkpoints, objectives
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from tvlars_probe.data.batches import Share
+    from tvlars_probe.data.batches import BatchPlan, Share
     from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.optimizers.schedules import Schedule
     from tvlars_probe.probes.recorder import Recorder
@@ -58,19 +57,6 @@ def train_classifier(ranks: Ranks, job: Job) -> None:
     )
     with recorder:
         training.run(job, recorder, first_epoch)
-
-
-def batch_plan(config: TrainConfig, data: ImageData, ranks: Ranks) -> BatchPlan:
-    """How this rank's epochs are cut."""
-    return BatchPlan(
-        samples=len(data.train),
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        seed=config.seed,
-        in_step=config.joins_ranks,
-    )
 
 
 @dataclass(kw_only=True)
@@ -118,9 +104,9 @@ class Training:
         """Load the data and make everything, the same on every rank."""
         data = config.data.load(config.place.workers)
         precision = Precision(config.precision, ranks.device)
-        plan = batch_plan(config, data, ranks)
+        plan = objectives.batch_plan(config, len(data.train), cls.phase, rank=ranks.rank, world_size=ranks.world_size)
         model = seeded_model(config, data, cls.phase, ranks, precision)
-        optimizer = config.optimizer.build(model.parameters())
+        optimizer = objectives.build_optimizer(config, model, cls.phase)
         schedule = config.schedule.build(
             epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
         )
@@ -182,7 +168,7 @@ class Training:
             "steps_per_epoch": self.plan.steps_per_epoch,
             "batch_size": self.plan.batch_size,
             "schedule": self.schedule.name,
-            "peak_lr": max(self.scheduler.base_lrs) * self.schedule.peak_factor,
+            "peak_lr": self.scheduler.base_lrs[0] * self.schedule.peak_factor,
         }
 
     def probes(self) -> list[SharpnessProbe]:

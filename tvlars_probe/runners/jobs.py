@@ -18,6 +18,7 @@ from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tvlars_probe.data.batches import BatchPlan
     from tvlars_probe.data.images import ImageData
 
 RUNS_FOLDER = Path("runs")
@@ -56,9 +57,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A run of this configuration that is finished already."""
+    """A run of this configuration that is finished already.
+
+    Attributes:
+        path: its directory.
+        recorded_otherwise: what is asked to be recorded is not what was; none of it changes the numbers.
+    """
 
     path: Path
+    recorded_otherwise: bool = False
 
 
 def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
@@ -67,40 +74,38 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
     Raises:
         UserError: they don't.
     """
-    import torch
-
-    from tvlars_probe.data.batches import BatchPlan
-    from tvlars_probe.runners.objectives import build_model
+    from tvlars_probe.runners.objectives import batch_plan
 
     samples = len(data.train)
     if config.batch_size > samples:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the training data: {data.name} has {samples} samples"
         )
-    if config.batch_size < world_size:
-        raise UserError(f"--batch-size {config.batch_size} is smaller than the number of ranks, {world_size}")
-    plan = BatchPlan(
-        samples=samples,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        world_size=world_size,
-        in_step=config.joins_ranks,
-    )
-    config.schedule.build(
-        epochs=config.scheduled_epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
-    )
-    with torch.random.fork_rng(devices=()):
-        phase = MODES[config.mode][0]
+    first, *_ = MODES[config.mode]
+    steps_per_epoch = batch_plan(config, samples, first, world_size=world_size).steps_per_epoch
+    config.schedule.build(epochs=config.scheduled_epochs, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size)
+    for phase in MODES[config.mode]:
+        _check_phase(config, data, phase, batch_plan(config, samples, phase, world_size=world_size))
+
+
+def _check_phase(config: TrainConfig, data: ImageData, phase: str, plan: BatchPlan) -> None:
+    """Pass the smallest piece of a batch through the phase's model."""
+    import torch
+
+    from tvlars_probe.runners.objectives import build_model
+
+    option = "--probe-batch-size" if phase == "linear" else "--batch-size"
+    if plan.batch_size < plan.world_size:
+        raise UserError(f"{option} {plan.batch_size} is smaller than the number of ranks, {plan.world_size}")
+    with torch.random.fork_rng(devices=()), torch.no_grad():
         model = build_model(config, data, phase)
-        piece = min(plan.smallest_piece, 2)
+        x, _ = data.train.batch(torch.arange(min(plan.smallest_piece, 2)))
         try:
-            with torch.no_grad():
-                x, _ = data.train.batch(torch.arange(piece))
-                model(*[x] * (2 if phase == "pretrain" else 1))
+            model(*[x] * (2 if phase == "pretrain" else 1))
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"--model {config.model.name} can't be trained on {data.name} in batches of which the smallest piece "
-                f"on a rank is {plan.smallest_piece} of {samples} samples: {error}"
+                f"on a rank is {plan.smallest_piece} of {plan.samples} samples ({option} {plan.batch_size}): {error}"
             ) from None
 
 
@@ -132,7 +137,9 @@ def plan_run(
     if manifest.config_id != config_id:
         raise RunDirectoryError(f"{path} holds a run with other settings: choose another --run-dir, or --rerun")
     if state in ("completed", "diverged"):
-        return Done(path=path)
+        before = TrainConfig.from_dict(manifest.config)
+        differs = (before.recording, before.sharpness) != (config.recording, config.sharpness)
+        return Done(path=path, recorded_otherwise=differs)
     if state == "running":
         raise RunDirectoryError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
     if state == "failed":

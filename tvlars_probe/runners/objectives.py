@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import SGD
 
+from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.data.views import TwinViews
 from tvlars_probe.models.barlow_twins import LinearProbe, barlow_twins_loss, build_barlow_twins, build_linear_probe
 from tvlars_probe.models.batch_norm import synchronize_batch_norm
@@ -42,6 +43,20 @@ def build_model(config: TrainConfig, data: ImageData, phase: str) -> nn.Module:
         return build_linear_probe(config.model, channels=data.channels, num_classes=data.num_classes, frozen=frozen)
     model = config.model.build(channels=data.channels, num_classes=data.num_classes)
     return synchronize_batch_norm(model) if config.sync_bn else model
+
+
+def batch_plan(config: TrainConfig, samples: int, phase: str, *, rank: int = 0, world_size: int = 1) -> BatchPlan:
+    """How a rank's epochs of a phase are cut."""
+    probes = phase == "linear"
+    return BatchPlan(
+        samples=samples,
+        batch_size=min(config.barlow.probe_batch_size, samples) if probes else config.batch_size,
+        micro_batch=None if probes else config.micro_batch,
+        rank=rank,
+        world_size=world_size,
+        seed=config.seed,
+        in_step=config.barlow.lr_backbone > 0 if probes else config.joins_ranks,
+    )
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, phase: str) -> Optimizer:

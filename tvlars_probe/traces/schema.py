@@ -110,7 +110,14 @@ LAYERS = Table(
         ),
         Column("adam_norm", "float32", "1", "LAMB: ‖r‖, r its Adam direction; null for other optimizers"),
         Column("weight_adam_dot", "float32", "1", "LAMB: ⟨w, r⟩; null for other optimizers"),
-        Column("update_norm", "float32", "1", "‖Δw‖₂; null with --record norms"),
+        Column(
+            "update_norm",
+            "float32",
+            "1",
+            "‖Δw‖₂; taken from the optimizer's state where that gives it (LARS, TVLARS, LAMB, SGD with momentum), which "
+            "is the update before it is rounded into the weights: below some 1e-7·‖w‖ these no longer move; null with "
+            "--record norms",
+        ),
         Column(
             "trust_ratio",
             "float32",
