@@ -641,15 +641,14 @@ def test_what_is_no_optimizer_is_refused_and_a_step_that_is_never_seen_is_warned
 def test_a_loop_that_logs_before_it_steps_is_warned(tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with (
-        pytest.warns(UserWarning, match="Call it after step"),
-        tvlars_probe.record(model, optimizer, tmp_path / "run") as rec,
-    ):
-        for step in range(3):
-            x, y = batch(step)
-            F.cross_entropy(model(x), y).backward()
-            rec.log(loss=float(step))
-            optimizer.step()
+    rec = tvlars_probe.record(model, optimizer, tmp_path / "run").__enter__()
+    for step in range(3):
+        x, y = batch(step)
+        F.cross_entropy(model(x), y).backward()
+        rec.log(loss=float(step))
+        optimizer.step()
+    with pytest.warns(UserWarning, match="Call it after step"):
+        rec.__exit__(None, None, None)
 
 
 def test_parameters_that_are_exchanged_keep_their_own_names(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ LAYERS = Table(
             "update_norm",
             "float32",
             "1",
-            "‖Δw‖₂; taken from the optimizer's state where that gives it (LARS, TVLARS, LAMB, SGD with momentum), which "
-            "is the update before it is rounded into the weights: below some 1e-7·‖w‖ these no longer move; null with "
+            "‖Δw‖₂; taken from the optimizer's state where that gives it (LARS, TVLARS, LAMB, SGD with momentum): "
+            "the update before it is rounded into the weights: below some 1e-7·‖w‖ these no longer move; null with "
             "--record norms",
         ),
         Column(
