@@ -11,11 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tvlars_probe"
 
-# Who may import whom; errors, reductions and collectives are open to all.
+# Who may import whom; errors, reductions, collectives and wrappers are open to all.
 ALLOWED = {
     "errors": set(),
     "collectives": set(),
     "reductions": set(),
+    "wrappers": set(),
     "traces": set(),
     "optimizers": set(),
     "models": set(),
@@ -41,7 +42,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "traces"},
 }
-OPEN = {"errors", "reductions", "collectives", "__init__"}
+OPEN = {"errors", "reductions", "collectives", "wrappers", "__init__"}
 TORCH_FREE = ("traces", "errors", "cli", "commands", "optimizers.schedules", "optimizers.phi", "optimizers.registry",
               "models.backbones", "data.registry", "data.batches", "runners.config", "curvature.results",
               "runners.modes", "runners.grids", "runners.sweeps", "models.initialization")  # fmt: skip

@@ -12,6 +12,7 @@ import click
 
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
+from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,8 @@ _LIST = click.Choice
 @option("--tol", section="Method", type=float, default=1e-3, help="Relative residual of eigenvalues.")
 @option("--max-matvecs", section="Method", type=int, default=1000, help="Products before an eigenvalue is given up.")
 @option("--trace-matvecs", section="Method", type=int, default=45, help="Products for a trace.")
-@option("--density-probes", section="Method", type=int, default=4, help="Random vectors of a density.")
+@option("--density-probes", section="Method", type=int, show_default="4 to 20, by the model's size", help=
+        "Random vectors of a density.")  # fmt: skip
 @option("--density-steps", section="Method", type=int, default=40, help="Lanczos steps from each.")
 @option("--seed", section="Method", type=int, default=0, help="Of everything random.")
 @option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=
@@ -53,24 +55,46 @@ _LIST = click.Choice
 @option("--model", section="Run", help="package.module:function giving (model, loss_fn, (inputs, targets)) for a run "
         "that train did not make; called with the run's config.")  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
-def command(run: Path, as_json: bool, audit: bool, **values: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **values: Any) -> None:
     """Measure the Hessian of the mean loss at a run's checkpoints, and keep the figures with the run."""
     from tvlars_probe.runners.sharpness import measure_run
     from tvlars_probe.traces.reader import open_run
 
     open_run(run)
+    if audit:
+        _check_audit(ctx)
     name = measure_run(build_job(run, audit, values))
     rows = open_run(run).curvature()
     rows = rows[rows["measurement_id"].astype(str) == name]
+    spectrum = open_run(run).frame("spectrum")
+    spectrum = spectrum[spectrum["measurement_id"].astype(str) == name]
     if as_json:
-        click.echo(
-            json.dumps(json.loads(rows.to_json(orient="records", date_format="iso", double_precision=15)), indent=1)
-        )
+        click.echo(json.dumps(_records(rows) + [{"measure": "density", **row} for row in _records(spectrum)], indent=1))
         return
     if len(rows):
         render(rows)
-    if values["density"]:
-        click.echo("The density is in the table spectrum of the run.")
+    if len(spectrum):
+        click.echo(f"The density is in the table spectrum: tvlars-probe chart density {run} -o density.html")
+
+
+def _check_audit(ctx: click.Context) -> None:
+    """Refuse options that an audit, which has its own, would pass over."""
+    own = ("top", "bottom", "trace", "density", "epsilon", "per_layer", "operator", "bn_mode", "engine")
+    given = [name for name in own if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        names = ", ".join("--bn" if name == "bn_mode" else f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"--audit is the top eigenvalue in every BatchNorm mode by both engines: leave out {names}")
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them: all digits, null for what is none."""
+    plain = rows.astype({str(name): str for name in rows.columns if rows[name].dtype == "category"})
+    plain = plain.assign(created_at=[made.isoformat() for made in rows["created_at"]])
+    return [
+        {str(name): None if _is_null(value) or value == "nan" else value for name, value in row.items()}
+        for row in plain.to_dict("records")
+    ]
 
 
 def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
@@ -126,9 +150,12 @@ def render(rows: pd.DataFrame) -> None:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     console.print(f"mean loss {first['loss']:.4g} on {first['samples']:,} samples{part}, {first['precision']}")
     console.print(", ".join(shared))
-    table = Table()
-    for name in shown:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in shown:  # figures are never cut; a layer's name may go on in the next line
+        is_text = name in ("scope", "measure")
+        width = None if is_text else max(len(cell) for cell in cells[name])
+        side: Any = "right" if name in _NUMBERS else "left"
+        table.add_column(name, justify=side, no_wrap=not is_text, min_width=width, overflow="fold")
     for row in zip(*(cells[name] for name in shown), strict=True):
         table.add_row(*row)
     console.print(table)

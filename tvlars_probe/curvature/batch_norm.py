@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tvlars_probe.curvature.ranks import all_reduce_sum
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tvlars_probe.curvature.ranks import Shards
+
+    Measured = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
 
 def check_bn_mode(mode: str) -> None:
@@ -48,12 +49,19 @@ def batch_norm_mode(model: nn.Module, mode: str, shards: Shards, forward: Callab
         forward: passes this rank's whole sample through the model.
     """
     layers = batch_norms(model)
-    if mode == "eval" or not layers:
+    if not layers:
+        yield
+    elif mode == "eval":
+        if any(layer.running_mean is None for layer in layers):
+            raise UserError(
+                "a BatchNorm layer keeps no running statistics (track_running_stats=False): use mode 'train' or "
+                "'frozen-batch'"
+            )
         yield
     elif mode == "frozen-batch":
-        with _measured_statistics(layers, shards):
+        with _measured_statistics(layers, shards) as measured:
             forward()
-        with _eval_statistics(layers):
+        with _eval_statistics(layers), _recalled_statistics(measured):
             yield
     else:
         with _differentiated_statistics(layers, shards):
@@ -61,12 +69,18 @@ def batch_norm_mode(model: nn.Module, mode: str, shards: Shards, forward: Callab
 
 
 @contextlib.contextmanager
-def _measured_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
-    """In the next forward pass each layer takes its input's statistics over all ranks as its running ones."""
+def _measured_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[Measured]:
+    """In the next forward pass each layer takes its input's statistics over all ranks as its running ones.
+
+    Yields:
+        each layer's statistics, one pair per call: a layer may be called more than once in a pass.
+    """
+    measured: Measured = {layer: [] for layer in layers}
 
     def measure(layer: nn.Module, args: tuple[Any, ...]) -> None:
         with torch.no_grad():
             layer.running_mean, layer.running_var = _statistics(args[0], shards)
+            measured[layer].append((layer.running_mean, layer.running_var))
 
     handles = [layer.register_forward_pre_hook(measure) for layer in layers]
     with contextlib.ExitStack() as stack:
@@ -74,7 +88,23 @@ def _measured_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[N
         for handle in handles:
             stack.callback(handle.remove)
         with torch.no_grad():
-            yield
+            yield measured
+
+
+@contextlib.contextmanager
+def _recalled_statistics(measured: Measured) -> Iterator[None]:
+    """Layers that are called several times in a pass take each call's own statistics, in every later pass."""
+
+    def recall(layer: nn.Module, _: tuple[Any, ...]) -> None:
+        mean, var = measured[layer].pop(0)
+        measured[layer].append((mean, var))
+        layer.running_mean, layer.running_var = mean, var
+
+    with contextlib.ExitStack() as stack:
+        for layer, statistics in measured.items():
+            if len(statistics) > 1:
+                stack.callback(layer.register_forward_pre_hook(recall).remove)
+        yield
 
 
 @contextlib.contextmanager
@@ -92,16 +122,43 @@ def _eval_statistics(layers: list[_BatchNorm]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _differentiated_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
-    """Each layer normalises by its input's statistics over all ranks, inside the graph."""
+    """Each layer normalises by its input's statistics over all ranks, inside the graph.
 
-    def normalise(layer: _BatchNorm, x: Tensor) -> Tensor:
+    On one rank that is its own training mode (its buffers are copies here); over ranks its forward is replaced, which
+    only that of torch's own layers, and of ours, can be.
+    """
+
+    def check(_: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
         count = shards.sum(torch.tensor([x.numel() // x.shape[1]], device=x.device)).item()
         if count <= 1:
             raise UserError(
                 "BatchNorm in train mode has no variance with one value per channel: use more samples, or mode 'eval'"
             )
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(check).remove)
         if shards.world_size == 1:
-            return F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+            for layer in layers:
+                layer.training = True  # the objective puts modes back
+            yield
+        else:
+            with _statistics_over_ranks(layers, shards):
+                yield
+
+
+@contextlib.contextmanager
+def _statistics_over_ranks(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
+    """Each layer's forward is replaced by one whose statistics are sums over the ranks."""
+    for layer in layers:
+        if type(layer).forward is not _BatchNorm.forward and not type(layer).__module__.startswith("tvlars_probe."):
+            raise UserError(
+                f"{type(layer).__name__} has a forward of its own, which can't take its statistics over several ranks: "
+                f"use one rank, or mode 'eval' or 'frozen-batch'"
+            )
+
+    def normalise(layer: _BatchNorm, x: Tensor) -> Tensor:
         mean, var = _statistics(x, shards)
         y = (x - _per_channel(mean, x)) * _per_channel(torch.rsqrt(var + layer.eps), x)
         return y if layer.weight is None else y * _per_channel(layer.weight, x) + _per_channel(layer.bias, x)

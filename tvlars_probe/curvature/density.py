@@ -16,7 +16,7 @@ import torch
 
 from tvlars_probe.curvature.krylov import Basis, norm, random_vector
 from tvlars_probe.curvature.results import Density
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import NonFiniteLossError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def spectral_density(
     operator: Operator,
     *,
-    probes: int = 4,
+    probes: int | None = None,
     steps: int = 40,
     points: int = 1001,
     sigma: float | None = None,
@@ -42,7 +42,8 @@ def spectral_density(
 
     Args:
         operator: A, of size n.
-        probes: random vectors; the standard error comes from their spread.
+        probes: random vectors; the standard error comes from their spread. By default 4 to 20, fewer for larger
+            operators, whose random vectors see more of the spectrum each.
         steps: Lanczos steps from each: nodes of its quadrature.
         points: of the grid.
         sigma: width of the smoothing; by default 0.2 % of the spectrum's width.
@@ -52,6 +53,7 @@ def spectral_density(
     Raises:
         UserError: no probes or no steps.
     """
+    probes = int(np.clip(2000 / operator.size, 4, 20)) if probes is None else probes
     if probes < 1 or steps < 1:
         raise UserError(f"probes={probes}, steps={steps}: a density needs at least one of each")
     began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
@@ -95,6 +97,8 @@ def _quadrature(
             break
         off.append(beta)
         basis.append(w, beta)
+    if not np.isfinite([*diagonal, *off]).all():
+        raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
     return nodes, vectors[0] ** 2
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tvlars_probe.curvature.krylov import Basis, rademacher_vector
+from tvlars_probe.curvature.krylov import Basis, rademacher_vector, random_vector
 from tvlars_probe.curvature.results import TraceEstimate
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import NonFiniteLossError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def hutchpp(
 
     Args:
         operator: A, of size n.
-        num_matvecs: products to spend, at least 6; two thirds of n or more make the result exact.
+        num_matvecs: products to spend, at least 6; 3 n or more make the result exact, by n products.
         seed: of the random vectors.
         report: called with the products made and the products to make.
 
@@ -50,8 +50,7 @@ def hutchpp(
         raise UserError(f"{num_matvecs} products don't give a trace with its error: use 6 or more")
     began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     rank = min(num_matvecs // 3, operator.size)
-    rest = 0 if rank == operator.size else num_matvecs - 2 * rank
-    total, basis, made = rank * 2 + rest, Basis(operator), 0
+    total, basis, made = num_matvecs, Basis(operator), 0
 
     def product(v: torch.Tensor) -> torch.Tensor:
         nonlocal made
@@ -59,10 +58,15 @@ def hutchpp(
         report(made, total)
         return operator.matvec(v)
 
-    for _ in range(rank):
-        basis.add_direction(product(rademacher_vector(operator, generator)))
+    if rank == operator.size:  # products of random signs may be dependent: take the whole space itself
+        while len(basis) < rank:
+            basis.add_direction(random_vector(operator, generator))
+    else:
+        for _ in range(rank):
+            basis.add_direction(product(rademacher_vector(operator, generator)))
     exact = math.fsum(basis.coefficients(product(basis[i]))[i].item() for i in range(len(basis)))
     samples = []
+    rest = 0 if len(basis) == operator.size else num_matvecs - made
     for _ in range(rest):
         g = rademacher_vector(operator, generator)
         basis.remove(g)
@@ -70,5 +74,7 @@ def hutchpp(
         holder.append(g)
         samples.append(holder.coefficients(product(g)).item())
     error = statistics.stdev(samples) / math.sqrt(rest) if rest > 1 else 0.0
+    if not math.isfinite(exact) or not all(map(math.isfinite, samples)):
+        raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
     value = exact + (statistics.fmean(samples) if samples else 0.0)
     return TraceEstimate(value=value, standard_error=error, matvecs=made, seconds=time.perf_counter() - began)

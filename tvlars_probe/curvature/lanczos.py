@@ -3,7 +3,7 @@
 Every new vector is made orthogonal to all before it, so that the projected matrix T = QᵀAQ is exact to rounding and
 no eigenvalue appears twice; convergence is tested at every step by the residual |β·s| of each Ritz pair; when the basis
 is full it is compressed to the best Ritz vectors and goes on (Wu and Simon, 2000, SIAM J. Matrix Anal. 22:602). An
-eigenvalue that is multiple to working precision is found once.
+eigenvalue that is multiple to working precision is found once, except in operators of at most `SMALLEST` dimensions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tvlars_probe.curvature.krylov import Basis, norm, random_vector
 from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
-from tvlars_probe.errors import UserError, unknown
+from tvlars_probe.errors import NonFiniteLossError, UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,12 @@ SMALL = 1e-3
 """Eigenvalues below this share of the largest are resolved relative to that share instead of to themselves."""
 
 MOST_MATVECS = 1000
+
+NEARLY = 10.0
+"""By the Kato-Temple estimate a value has converged only if its residual is at most this many times the tolerance."""
+
+SMALLEST = 64
+"""Operators of this size or less are taken apart wholly: then multiple eigenvalues are found as often as they occur."""
 
 CRITERIA = ("residual", "kato-temple")
 
@@ -90,7 +96,7 @@ def lanczos(
         criterion: what counts as the error: "residual", ‖A v − λ v‖, a bound for λ and to first order for the vector;
             or "kato-temple", residual²/gap, an estimate for λ alone (the gap is known from the Ritz values only), which
             takes fewer products (Kato, 1949, J. Phys. Soc. Japan 4:334); the value must also have moved by no more
-            than tol in the last step.
+            than tol in the last step, and the residual be at most ten times the tolerance.
         seed: of the start vector.
         start: start from this vector instead, for instance an eigenvector of a nearby operator.
         max_matvecs: stop after so many products; what hasn't converged by then is marked.
@@ -102,7 +108,8 @@ def lanczos(
         Eigenvalues with residuals; fewer than asked for are an error, not converged ones are data.
 
     Raises:
-        UserError: more eigenvalues than the operator has.
+        UserError: more eigenvalues than the operator has, or no products to make.
+        NonFiniteLossError: a product isn't finite.
 
     Example:
         >>> matrix = torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))
@@ -114,6 +121,8 @@ def lanczos(
         raise UserError(f"top={top}, bottom={bottom}: ask for at least one eigenvalue")
     if criterion not in CRITERIA:
         raise unknown("criterion", criterion, CRITERIA)
+    if max_matvecs < 1:
+        raise UserError(f"max_matvecs={max_matvecs}: allow one product at least")
     if wanted > operator.size:
         raise UserError(f"{wanted} eigenvalues of an operator with {operator.size}: ask for fewer")
     began = time.perf_counter()
@@ -123,7 +132,7 @@ def lanczos(
     while True:
         process.step()
         ritz = process.ritz()
-        enough = len(process.basis) >= wanted
+        enough = len(process.basis) >= (operator.size if operator.size <= min(SMALLEST, capacity) else wanted)
         if enough:
             verdict.update(ritz, is_exact=process.exhausted)
             report(process.matvecs, verdict.excess)
@@ -154,15 +163,16 @@ class _Verdict:
         wanted = [i for _, i in self.pairs]
         values = ritz.values[wanted]
         self.errors = ritz.errors(self._criterion)[wanted]
+        limits = ritz.limits(self._tol)[wanted]
+        self.converged = self.errors <= limits
         if self._criterion == "kato-temple" and not is_exact:
             # It takes the gap from the Ritz values, which holds only once these have settled.
             moved = np.inf if self._before is None else np.abs(values - self._before)
             self.errors = np.maximum(self.errors, moved)
+            self.converged = (self.errors <= limits) & (ritz.residuals[wanted] <= NEARLY * limits)
         self._before = values
-        limits = ritz.limits(self._tol)[wanted]
-        self.converged = self.errors <= limits
         ratios = np.divide(self.errors, limits, out=np.full_like(limits, np.inf), where=limits > 0)
-        self.excess = 0.0 if self.converged.all() else float(ratios[~self.converged].max())
+        self.excess = 0.0 if self.converged.all() else max(float(ratios[~self.converged].max()), 1.0 + 1e-9)
 
     def values(self, ritz: _Ritz, *, floor: float) -> tuple[Eigenvalue, ...]:
         """The results; no error is given as less than ``floor`` times the largest value."""
@@ -210,6 +220,8 @@ class _Process:
         column = np.zeros(j + 1)
         column[first:] = self.basis.remove(w, first).cpu().numpy()
         column += self.basis.remove(w).cpu().numpy()
+        if not np.isfinite(column).all():
+            raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
         self._t[: j + 1, j] = self._t[j, : j + 1] = column
         self._coupled = j
         self._next, self._beta = w, norm(w)

@@ -39,14 +39,14 @@ class Measures:
         trace: the trace, too.
         density: the spectral density, too.
         epsilon: Keskar's ε-sharpness, too (of the loss itself: once, whatever the operators).
-        per_layer: eigenvalues and trace of each layer's block, too.
+        per_layer: eigenvalues, trace and density of each layer's block, too.
         engine: "lanczos" or "pyhessian" (eigenvalues and trace of the raw Hessian).
         tol: relative error of eigenvalues.
         criterion: what counts as their error, see `tvlars_probe.curvature.lanczos`.
-        warm_criterion: the same where a start vector is given: it vouches for what a random one can miss.
+        warm_criterion: the same where a start vector is given.
         max_matvecs: products after which an eigenvalue is given up.
         trace_matvecs: products spent on a trace.
-        density_probes: random vectors of a density.
+        density_probes: random vectors of a density; None leaves it to the operator's size.
         density_steps: Lanczos steps from each.
         seed: of everything random.
     """
@@ -64,7 +64,7 @@ class Measures:
     warm_criterion: str = "kato-temple"
     max_matvecs: int = 1000
     trace_matvecs: int = 45
-    density_probes: int = 4
+    density_probes: int | None = None
     density_steps: int = 40
     seed: int = 0
 
@@ -82,6 +82,11 @@ class Measures:
             raise UserError(f"seed {self.seed} is no seed (allowed: 0 or more)")
         if not (self.top or self.bottom or self.trace or self.density or self.epsilon):
             raise UserError("nothing to measure: ask for eigenvalues (top, bottom), trace, density or epsilon")
+        for name, least in (("max_matvecs", 1), ("density_steps", 1), ("trace_matvecs", 6)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: {least} or more)")
+        if self.density_probes is not None and self.density_probes < 2:
+            raise UserError(f"density-probes {self.density_probes} give no standard error (allowed: 2 or more)")
         if self.engine == "pyhessian":
             self._check_pyhessian()
 
@@ -131,6 +136,7 @@ def measure(
         bn_mode=objective.bn_mode,
         measurements=tuple(work.rows),
         densities=work.densities,
+        layer_densities=work.layer_densities,
         vectors=work.vectors,
         left_out=work.left_out,
     )
@@ -164,6 +170,7 @@ class _Work:
     report: Report
     rows: list[Measurement] = field(default_factory=list)
     densities: dict[str, Density] = field(default_factory=dict)
+    layer_densities: dict[tuple[str, str], Density] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -174,6 +181,8 @@ class _Work:
         m = self.measures
         if kind == "relative":
             parameters = {name: p for name, p in parameters.items() if norm_of(p).item() > 0}
+            if not parameters:
+                return  # all weights are zero, and the operator with them
         try:
             hessian = HessianOperator(self.objective, parameters)
         except UserError:
@@ -194,14 +203,18 @@ class _Work:
             how: dict[str, Any] = {"num_matvecs": m.trace_matvecs, "seed": m.seed}
             estimate: TraceEstimate = peer.trace(**how) if peer else hutchpp(operator, **how)
             self._add("trace", estimate, estimate.value, estimate.standard_error, error_kind="standard-error", **where)
-        if m.density and whole:
-            self.densities[kind] = spectral_density(
+        if m.density:
+            found_density = spectral_density(
                 operator,
                 probes=m.density_probes,
                 steps=m.density_steps,
                 seed=m.seed,
                 report=lambda made, total: self.report(f"{title}: density, product {made} of {total}"),
             )
+            if whole:
+                self.densities[kind] = found_density
+            else:
+                self.layer_densities[kind, scope] = found_density
 
     def _add_eigenvalues(self, found: Eigenvalues, where: dict[str, Any]) -> None:
         for one in found.values:
@@ -220,6 +233,8 @@ class _Work:
     ) -> Eigenvalues:
         m = self.measures
         if peer is not None:
+            if m.top > hessian.size:
+                raise UserError(f"{m.top} eigenvalues of an operator with {hessian.size}: ask for fewer")
             self.report(f"{title}: eigenvalues by PyHessian")
             return peer.eigenvalues(top=m.top, tol=m.tol, seed=m.seed)  # type: ignore[no-any-return]
         top, bottom = m.top, m.bottom
@@ -241,12 +256,13 @@ class _Work:
             report=lambda made, excess: self.report(f"{title}: product {made}, error {excess:.1e} of its limit"),
         )
         if whole and m.top:
-            self.vectors[kind] = found.vectors[0]
+            self.vectors[kind] = found.vectors[0].clone()  # a view would keep the others
         return found
 
     def epsilon(self, parameters: Mapping[str, Tensor]) -> None:
         """Keskar's sharpness in the whole space and in a random subspace, for both sizes of the box."""
-        for dimensions in (None, DIMENSIONS):
+        size = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        for dimensions in (None, DIMENSIONS) if size > DIMENSIONS else (None,):
             for epsilon in EPSILONS:
                 space = "the whole space" if dimensions is None else f"{dimensions} dimensions"
                 self.report(f"epsilon-sharpness {epsilon:g} in {space}")

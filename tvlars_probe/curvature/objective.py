@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
 from tvlars_probe.curvature.ranks import Shards
@@ -34,8 +35,8 @@ def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
 class Objective:
     """f(w) = (1/N) Σ_s ℓ_s(w) over N samples, in batches of any size, over the ranks that hold them.
 
-    Inside `held` the model is in the mode asked for, dropout and stochastic depth off; afterwards modes, buffers,
-    gradients and random generators are what they were.
+    Inside `held` the model is in the mode asked for, dropout and stochastic depth off, hooks on parameters' gradients
+    off; afterwards modes, buffers, gradients, hooks and random generators are what they were.
 
     Args:
         model: the model itself, not a DDP wrapper.
@@ -95,8 +96,11 @@ class Objective:
             with (
                 torch.random.fork_rng(devices=devices),
                 torch.autocast(self.device.type, enabled=False),
+                torch.inference_mode(False),
                 torch.enable_grad(),
+                sdpa_kernel(SDPBackend.MATH),  # the fused kernels of attention can't be differentiated twice
                 _restored(self.model),
+                _plain(self.model),
             ):
                 self.model.eval()
                 with batch_norm_mode(self.model, self.bn_mode, self.shards, self._forward):
@@ -128,6 +132,24 @@ class Objective:
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the model's loss on the sample is {value}: there is no curvature to compute")
         return value
+
+
+@contextlib.contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """Without hooks on the parameters' gradients, which would change the Hessian, and without compiled forwards."""
+    hooks = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
+    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+    try:
+        for p, _ in hooks:
+            p._backward_hooks = None
+        for module, _ in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for p, kept in hooks:
+            p._backward_hooks = kept
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 @contextlib.contextmanager

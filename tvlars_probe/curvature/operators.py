@@ -91,6 +91,8 @@ class HessianOperator:
         self.objective = objective
         self.matvecs = 0
         candidates = {name: p for name, p in parameters.items() if p.requires_grad}
+        if not candidates:
+            raise UserError("no parameter is chosen that requires a gradient")
         self._graphs: list[tuple[Tensor | None, ...]] = []
         self.device = objective.device
         used = self._differentiate_once(candidates, memory_budget)

@@ -89,18 +89,27 @@ class PyHessianEngine:
         self._peer.dataloader_hv_product = counted
 
     def eigenvalues(self, *, top: int, tol: float, seed: int) -> Eigenvalues:
-        """The ``top`` eigenvalues of largest magnitude, by power iteration and deflation."""
+        """The ``top`` eigenvalues of largest magnitude, by power iteration and deflation, with their ranks."""
         began = time.perf_counter()
         with self._contained(seed):
             values, vectors = self._peer.eigenvalues(maxIter=100, tol=tol, top_n=top)
-        found = []
-        for rank, (value, parts) in enumerate(zip(values, vectors, strict=True), start=1):
-            v = torch.cat([part.reshape(-1) for part in parts])
-            v = v / norm(v)
-            residual = norm(self._hessian.matvec(v) - value * v)
-            found.append(Eigenvalue(rank, float(value), residual, residual, converged=residual <= tol * abs(value)))
+        residuals = {float(value): self._residual(value, parts) for value, parts in zip(values, vectors, strict=True)}
+        # Of largest magnitude: those above zero are the top of the spectrum, those below it the bottom.
+        high = sorted((value for value in residuals if value >= 0), reverse=True)
+        low = sorted(value for value in residuals if value < 0)
+        ranks = [(k, value) for k, value in enumerate(high, 1)] + [(-k, value) for k, value in enumerate(low, 1)]
+        found = [
+            Eigenvalue(rank, value, residuals[value], residuals[value], residuals[value] <= tol * abs(value))
+            for rank, value in ranks
+        ]
         seconds = time.perf_counter() - began
         return Eigenvalues(values=tuple(found), tol=tol, criterion="residual", matvecs=self._products, seconds=seconds)
+
+    def _residual(self, value: float, parts: list[Tensor]) -> float:
+        """‖H v − λ v‖₂ of the eigenvector that PyHessian gives in parts."""
+        v = torch.cat([part.reshape(-1) for part in parts])
+        v = v / norm(v)
+        return norm(self._hessian.matvec(v) - value * v)
 
     def trace(self, *, num_matvecs: int, seed: int) -> TraceEstimate:
         """Hutchinson's estimate."""
@@ -124,5 +133,11 @@ class PyHessianEngine:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*create_graph=True.*")
                 yield
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise UserError(
+                "PyHessian can't differentiate this loss twice with respect to these parameters: use --engine lanczos"
+            ) from None
         finally:
             torch.set_default_dtype(default)

@@ -183,6 +183,7 @@ class Sharpness:
         bn_mode: of BatchNorm.
         measurements: figures.
         densities: spectral densities by operator.
+        layer_densities: those of layers' blocks, by operator and layer.
         vectors: the top eigenvector by operator, on the model's device (a torch tensor).
         left_out: parameters that the loss doesn't depend on.
     """
@@ -193,6 +194,7 @@ class Sharpness:
     bn_mode: str
     measurements: tuple[Measurement, ...]
     densities: Mapping[str, Density] = field(default_factory=dict)
+    layer_densities: Mapping[tuple[str, str], Density] = field(default_factory=dict)
     vectors: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
+from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,7 +37,7 @@ def sharpness(
     The model is left as it was: parameters, buffers, gradients, modes, random generators.
 
     Args:
-        model: any model, on any device; DDP and compiled wrappers taken off.
+        model: any model, on any device; DDP and compiled wrappers are taken off.
         loss_fn: mean loss of ``model(inputs)`` and ``targets``, such as `torch.nn.CrossEntropyLoss`.
         data: a pair (inputs, targets) or batches of such pairs, which count by their sizes.
         bn_mode: "eval", "train" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
@@ -49,8 +50,11 @@ def sharpness(
     Raises:
         UserError: nothing to measure, or a loss that is not finite.
     """
-    is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
-    batches: list[tuple[Tensor, ...]] = [data] if is_pair else list(data)  # type: ignore[list-item, arg-type]
+    model = unwrap(model)
+    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    batches: list[tuple[Tensor, ...]] = [tuple(data)] if is_pair else list(data)  # type: ignore[arg-type]
     objective = Objective(model, supervised(loss_fn), batches, bn_mode=bn_mode, shards=shards)
     chosen = {name: p for name, p in model.named_parameters() if parameters is None or parameters(name)}
+    if isinstance(operator := measures.get("operators"), str):
+        measures["operators"] = (operator,)
     return measure(objective, chosen, Measures(**measures), rates=rates, report=report)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,19 +70,6 @@ class NamedTensor:
     layer: str
     leaf: str
     names: tuple[str, ...]
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel and torch.compile wrappers."""
-    while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            module = module.module
-        elif type(module).__name__ == "OptimizedModule" and isinstance(
-            inner := module.__dict__["_modules"].get("_orig_mod"), nn.Module
-        ):
-            module = inner
-        else:
-            return module
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

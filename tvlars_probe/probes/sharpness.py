@@ -1,7 +1,8 @@
 """The in-training probe of the Hessian: its top eigenvalue at chosen steps, on a fixed batch.
 
 It reads and never writes: a run with it is bit-identical to one without. Each measurement starts from the eigenvector
-of the one before, which takes a fraction of a cold start's products.
+of the one before, which takes a fraction of a cold start's products. Where another eigenvalue has overtaken, it
+leads to the one that was the top: so every `COLD`-th measurement starts from a random vector.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.probes.cadence import cadence
-from tvlars_probe.probes.parameters import unwrap
 from tvlars_probe.traces.manifest import now
+from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.objective import Compute
     from tvlars_probe.curvature.results import Measurement
     from tvlars_probe.curvature.scaling import Rates
+
+
+COLD = 5
+"""One measurement in so many starts from a random vector and ends by its residual, whatever the last one found."""
 
 
 class SharpnessProbe:
@@ -82,6 +87,7 @@ class SharpnessProbe:
         )
         self._budget, self._sample_id = budget, sample_id
         self._vectors: dict[str, Tensor] = {}
+        self._count = 0
         self._began, self._spent, self._last = time.perf_counter(), 0.0, 0.0
 
     def due(self, step: int) -> bool:
@@ -116,7 +122,7 @@ class SharpnessProbe:
                 replace(self._measures, operators=operators),
                 rates=rates,
                 sample_id=self._sample_id,
-                starts=self._vectors,
+                starts=self._vectors if self._count % COLD else None,
             )
         except NonFiniteLossError:
             return {}  # the run's finding says so
@@ -124,6 +130,7 @@ class SharpnessProbe:
             self._last = time.perf_counter() - began
             self._spent += self._last
         self._vectors |= found.vectors
+        self._count += 1
         return curvature_columns(found.measurements, step=step, phase=phase, split="train")
 
     def _has_rates(self, rates: Rates | None) -> bool:
@@ -136,11 +143,13 @@ class SharpnessProbe:
 
     def state_dict(self) -> dict[str, Any]:
         """The eigenvectors that the next measurement starts from."""
-        return {"vectors": {name: vector.detach().cpu() for name, vector in self._vectors.items()}}
+        vectors = {name: vector.detach().cpu() for name, vector in self._vectors.items()}
+        return {"vectors": vectors, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self._vectors = dict(state["vectors"])
+        self._count = state.get("count", 0)
 
 
 def curvature_columns(

@@ -119,9 +119,10 @@ def _draw(job: SharpnessJob, images: Any) -> ProbeSample:
 def _work(ranks: Ranks, job: SharpnessJob) -> None:
     """One rank's part."""
     with status_line(speaks=ranks.is_first) as say:
-        found = [_of_stranger(ranks, job, say)] if job.model is not None else list(_of_checkpoints(ranks, job, say))
-    if ranks.is_first:
-        _write(job, [pair for pairs in found for pair in pairs])
+        states = [_of_stranger(ranks, job, say)] if job.model is not None else _of_checkpoints(ranks, job, say)
+        for measured in states:
+            if ranks.is_first:
+                _write(job, measured)
 
 
 def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
@@ -174,18 +175,21 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State,
     """A run from another loop, by the function that knows its model."""
     manifest = Manifest.load(job.run)
     assert job.model is not None
-    made = import_function(job.model)(manifest.config)
-    if not (isinstance(made, tuple) and len(made) == 3):
+    model, loss_fn, (inputs, targets) = _made_by(job.model, manifest.config)
+    if "effective" in job.measures.operators:
         raise UserError(
-            f"--model {job.model} must return (model, loss_fn, (inputs, targets)), got {type(made).__name__}"
+            "--operator effective needs the optimizer's rates, which --model doesn't give: call tvlars_probe.sharpness("
+            "..., rates=tvlars_probe.applied_rates(model, optimizer)) in your own code"
         )
-    model, loss_fn, (inputs, targets) = made
     if job.samples is not None and not 1 <= job.samples <= len(inputs):
         raise UserError(f"--samples {job.samples}: there are {len(inputs):,} (allowed: 1 to {len(inputs)})")
     dtype, count = DTYPES[job.precision], job.samples or len(inputs)
     model.to(ranks.device, dtype)
-    whole = (inputs[:count].to(ranks.device, dtype), targets[:count].to(ranks.device))
-    last = max((segment["last_step"] or -1 for segment in manifest.segments), default=-1) + 1
+    whole = tuple(
+        part[:count].to(ranks.device, dtype if part.is_floating_point() else part.dtype) for part in (inputs, targets)
+    )
+    made_steps = [segment["last_step"] for segment in manifest.segments if segment["last_step"] is not None]
+    last = max(made_steps, default=-1) + 1
     state = State(step=last, phase="train", model=model, optimizer=None, scaled_lr={})
     found = []
     for mode in job.bn_modes:
@@ -198,6 +202,20 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State,
     return found
 
 
+def _made_by(target: str, config: dict[str, Any]) -> tuple[torch.nn.Module, Any, tuple[torch.Tensor, torch.Tensor]]:
+    """What a user's function returns, if it is what it should be."""
+    try:
+        made = import_function(target)(config)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--model {target} failed: {type(error).__name__}: {error}") from error
+    is_right = isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], torch.nn.Module)
+    if is_right and isinstance(made[2], tuple | list) and [isinstance(x, torch.Tensor) for x in made[2]] == [True] * 2:
+        return made[0], made[1], (made[2][0], made[2][1])
+    raise UserError(f"--model {target} must return (model, loss_fn, (inputs, targets)), got {type(made).__name__}")
+
+
 def _write(job: SharpnessJob, found: list[tuple[State, Sharpness]]) -> None:
     """Append the rows; the trace itself is left alone."""
     writer = TraceWriter(job.run / "sharpness", Manifest.load(job.run).run_id)
@@ -207,11 +225,13 @@ def _write(job: SharpnessJob, found: list[tuple[State, Sharpness]]) -> None:
         if columns:
             columns["measurement_id"] = [job.name] * len(columns["step"])
             writer.append("curvature", columns)
-        for operator, density in sharpness.densities.items():
+        whole = {(operator, "all", "all"): density for operator, density in sharpness.densities.items()}
+        blocks = {(operator, layer, "layer"): d for (operator, layer), d in sharpness.layer_densities.items()}
+        for (operator, scope, kind), density in (whole | blocks).items():
             about = {
                 "operator": operator,
-                "scope": "all",
-                "scope_kind": "all",
+                "scope": scope,
+                "scope_kind": kind,
                 "samples": sharpness.samples,
                 "sample_id": sharpness.sample_id,
                 "loss": sharpness.loss,
