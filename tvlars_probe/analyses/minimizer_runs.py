@@ -16,7 +16,8 @@ def minimizer_of(
 ) -> Minimizer:
     """The answer for a run."""
     facts = facts_of(run, phase)
-    curvature, spectrum = run.frame("curvature", COLUMNS), run.frame("spectrum", SPECTRUM_COLUMNS)
+    curvature, spectrum = run.frame("curvature", COLUMNS), run.frame("spectrum", [*SPECTRUM_COLUMNS, "scope"])
+    spectrum = spectrum[spectrum["scope"].astype(str) == "all"]
     if len(run.manifest.parameters) > 1:
         curvature, spectrum = (rows[rows["phase"].astype(str) == facts.phase] for rows in (curvature, spectrum))
     return analyse_minimizer(curvature, spectrum, facts, bn_mode=bn_mode, rule=rule)

@@ -73,8 +73,8 @@ def hutchpp(
         holder = Basis(operator)
         holder.append(g)
         samples.append(holder.coefficients(product(g)).item())
-    error = statistics.stdev(samples) / math.sqrt(rest) if rest > 1 else 0.0
     if not math.isfinite(exact) or not all(map(math.isfinite, samples)):
         raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
+    error = statistics.stdev(samples) / math.sqrt(rest) if rest > 1 else 0.0
     value = exact + (statistics.fmean(samples) if samples else 0.0)
     return TraceEstimate(value=value, standard_error=error, matvecs=made, seconds=time.perf_counter() - began)
