@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.report.browser import chromium, open_page, why_not
 from tvlars_probe.report.content import gather
@@ -65,17 +66,27 @@ def test_a_click_on_a_layer_selects_it_everywhere_and_a_second_one_nowhere(
         ".startsWith('Trust ratio')).id"
     )
     first = click_on_a_cell(browser, heat)
-    assert first
-    told = browser.execute_script("return report.layer()")
-    assert told == first
-    assert signals(browser) == {first}
+    WebDriverWait(browser, 60, 0.05).until(lambda b: signals(b) == {first})
     assert browser.execute_script("return document.getElementById('layer').value") == first
     rows = browser.execute_script("return [...document.querySelectorAll('tr.picked')].map(e => e.dataset.layer)")
     assert rows
     assert {*rows} == {first}
+    WebDriverWait(browser, 60, 0.05).until(lambda b: opacities(b, heat, first)[1] < 0.5)
+    assert opacities(browser, heat, first)[0] == 1
     assert click_on_a_cell(browser, heat) == first
-    assert signals(browser) == {""}
+    WebDriverWait(browser, 60, 0.05).until(lambda b: signals(b) == {""})
     assert browser.execute_script("return document.querySelectorAll('tr.picked').length") == 0
+
+
+def opacities(browser: Any, chart: str, layer: str) -> tuple[float, float]:
+    """Lowest opacity of the layer's cells, highest of all others'."""
+    script = (
+        "return [...document.querySelectorAll('#' + arguments[0] + ' .mark-rect path')]"
+        ".map(c => [c.__data__.datum.parameter, c.__data__.opacity])"
+    )
+    found = browser.execute_script(script, chart)
+    own, others = ([opacity for name, opacity in found if (name == layer) is same] for same in (True, False))
+    return min(own), max(others)
 
 
 def signals(browser: Any) -> set[str]:
@@ -101,7 +112,6 @@ def click_on_a_cell(browser: Any, chart: str) -> str:
     for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
         event = {"type": kind, "x": x, "y": y, "button": "none" if kind == "mouseMoved" else "left", "clickCount": 1}
         browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
-    browser.execute_async_script("setTimeout(arguments[0], 50)")
     return str(layer)
 
 
