@@ -105,3 +105,14 @@ def test_bn_modes_are_never_joined_in_one_chart(measured: list[Path]) -> None:
         len({row["step"] for row in drawn})
         == run.curvature(["step", "bn_mode"]).query("bn_mode == 'train'")["step"].nunique()
     )
+
+
+def test_the_documentation_shows_every_kind_with_the_command_that_made_it() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "charts.md").read_text(encoding="utf-8")
+    for name in KINDS:
+        picture, command = text.index(f"(images/{name}.png)"), text.index(f"`tvlars-probe chart {name} ")
+        assert picture < command
+        assert f"-o {name}.png`" in text[command:].splitlines()[0]
+        assert (docs / "images" / f"{name}.png").exists()
+    assert sum(path.stat().st_size for path in (docs / "images").iterdir()) < 2_000_000

@@ -85,7 +85,7 @@ def test_a_killed_run_is_analysed_as_far_as_it_came(
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "status": "running", "final": {}}))
     for table in ("layers", "steps", "epochs"):  # cut off: only the first part of each table is left
-        first, *rest = sorted((run / "trace" / table).glob("part-*"))
+        _, *rest = sorted((run / "trace" / table).glob("part-*"))
         for part in rest:
             part.unlink()
     done = cli(name, run, "--json")
