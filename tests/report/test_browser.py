@@ -82,7 +82,7 @@ def opacities(browser: Any, chart: str, layer: str) -> tuple[float, float]:
     """Lowest opacity of the layer's cells, highest of all others'."""
     script = (
         "return [...document.querySelectorAll('#' + arguments[0] + ' .mark-rect path')]"
-        ".map(c => [c.__data__.datum.parameter, c.__data__.opacity])"
+        ".map(c => [c.__data__.datum.parameter, c.__data__.opacity]).filter(c => c[0] !== undefined)"  # no legend
     )
     found = browser.execute_script(script, chart)
     own, others = ([opacity for name, opacity in found if (name == layer) is same] for same in (True, False))

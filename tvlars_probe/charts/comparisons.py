@@ -41,7 +41,9 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
     top = table.iloc[0]
     seen = f"Highest mean: {top['setting']}" if not is_loss else f"Lowest mean: {top['setting']}"
     how = (
-        "chosen on the metric itself" if result.chosen_on == result.metric else f"chosen on {METRICS[result.chosen_on]}"
+        "chosen on the metric itself"
+        if result.chosen_on == result.metric
+        else f"chosen on {_named(result.chosen_on).removesuffix(' (%)')}"
     )
     of = f"{len(result.runs)} runs; mean and 95 % interval over seeds, best learning rate of each ({how})"
     base = alt.Chart(inline(table[columns])).encode(
@@ -57,7 +59,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
         ],
     )
     x: dict[str, Any] = {
-        "title": METRICS.get(result.metric, result.metric.replace("_", " ")),
+        "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
@@ -76,7 +78,7 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
     rates["low"] = (rates["mean"] - rates["half_width"]).fillna(rates["mean"]).clip(low, high)
     rates["high"] = (rates["mean"] + rates["half_width"]).fillna(rates["mean"]).clip(low, high)
     rates["optimizer"] = rates["optimizer"].fillna("other") if "optimizer" in rates else "other"
-    named = METRICS.get(result.metric, result.metric.replace("_", " "))
+    named = _named(result.metric)
     seen = f"{named[:1].upper()}{named[1:].removesuffix(' (%)')} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
     kinds = list(dict.fromkeys(rates["setting"]))
@@ -99,7 +101,7 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
         ],
     )
     y: dict[str, Any] = {
-        "title": METRICS.get(result.metric, result.metric.replace("_", " ")),
+        "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
@@ -142,6 +144,10 @@ def gap_chart(result: SharpnessCorrelation) -> alt.Chart:
         )
         .properties(width=theme.WIDTH, height=260)
     )
+
+
+def _named(metric: str) -> str:
+    return METRICS.get(metric, metric.replace("_", " "))
 
 
 def _field(name: str, value: object) -> str:
