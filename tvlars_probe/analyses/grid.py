@@ -39,7 +39,7 @@ class LayerGrid:
             self.steps, self.parameters[columns], {name: matrix[:, columns] for name, matrix in self.values.items()}
         )
 
-    def blocks(self, cells: int = 1 << 21) -> Iterator[LayerGrid]:
+    def blocks(self, cells: int = 1 << 19) -> Iterator[LayerGrid]:
         """The grid, cut into blocks of tensors of some ``cells`` entries, one tensor at least."""
         width = max(cells // max(len(self.steps), 1), 1)
         for first in range(0, len(self.parameters), width):
