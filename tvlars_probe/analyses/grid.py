@@ -93,7 +93,10 @@ class LayerGrid:
         parameters = [*wanted, *(name for name in found if name not in {*wanted})]
         at = [found[name] for name in parameters]
         in_order = at == list(range(len(at)))
-        values = {name: (m[: len(at)] if in_order else m[at]).T for name, m in held.items()}
+        values = {}
+        for name in list(held):  # one at a time: two copies of them all would be much
+            matrix = held.pop(name)
+            values[name] = (matrix[: len(at)] if in_order else matrix[at]).T
         return cls(steps, tuple(parameters), values)
 
 

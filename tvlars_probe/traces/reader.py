@@ -157,7 +157,12 @@ class Run(Frames):
             if dataset is None:
                 return use(iter(()))
             found = dataset.to_batches(
-                columns=wanted, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+                columns=wanted,
+                filter=condition,
+                batch_size=_BATCH_ROWS,
+                batch_readahead=2,
+                fragment_readahead=1,
+                use_threads=False,  # they would run ahead of the reader, and hold what they read
             )
             return use(found)
 
