@@ -2,7 +2,9 @@
 
 1,150 handwritten digits in batches of 512 are three updates per epoch. Each method is trained at every peak rate of one
 grid with three seeds; the rate is then the same for all three: the one at which any of them reaches the highest
-accuracy on held-out images. Test accuracies are read at that rate only. `make demo` runs this.
+accuracy on held-out images. Test accuracies are read at that rate only. At last one run of each method is repeated at
+that rate with the Hessian's sharpness measured on the way, which doesn't change it, and the three are put on one page:
+report.html in the folder of the runs. `make demo` runs this.
 """
 
 import statistics
@@ -20,12 +22,15 @@ from tvlars_probe import open_run
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.report.content import gather
+from tvlars_probe.report.page import render
+from tvlars_probe.runners.config import SharpnessConfig, TrainConfig
 from tvlars_probe.runners.train import train
 
 PEAKS = (8.0, 16.0, 32.0, 64.0)
 SEEDS = (0, 1, 2)
 BATCH, EPOCHS, HELD_OUT = 512, 30, 0.2
+SHARPNESS = SharpnessConfig(every="log", samples=256, tol=0.01)
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,14 @@ class Method:
     schedule: str
     lmbda: float = 0.001  # only TVLARS reads it
 
-    def config(self, peak: float, seed: int) -> TrainConfig:
+    def config(self, peak: float, seed: int, sharpness: SharpnessConfig | None = None) -> TrainConfig:
         # lars-warm multiplies its rate by batch/256; divided here, the peak is the one that the others have.
         lr = peak / (BATCH / 256) if self.schedule == "lars-warm" else peak
         return TrainConfig(
             data=DataConfig(name="digits", val=HELD_OUT),
             optimizer=OptimizerConfig(name=self.optimizer, lr=lr, lmbda=self.lmbda),
             schedule=ScheduleConfig(name=self.schedule),
+            sharpness=sharpness or SharpnessConfig(),
             batch_size=BATCH,
             epochs=EPOCHS,
             seed=seed,
@@ -107,6 +113,16 @@ def show_comparison(console: Console, runs: pd.DataFrame, chosen: float) -> None
     console.print(table)
 
 
+def write_report(peak: float, folder: Path) -> Path:
+    """Repeat one run of each method with its sharpness on record, and put the three on one page."""
+    names = [f"{method.name}-peak{peak:g}-seed{SEEDS[0]}-sharpness" for method in METHODS]
+    for method, name in track(list(zip(METHODS, names, strict=True)), "Measuring sharpness"):
+        train(method.config(peak, SEEDS[0], SHARPNESS), folder / name, quiet=True)
+    page = folder / "report.html"
+    page.write_text(render(gather([open_run(folder / name) for name in names])), encoding="utf-8")
+    return page
+
+
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
 def main(run_dir: Path) -> None:
@@ -124,7 +140,9 @@ def main(run_dir: Path) -> None:
         "± is Student's 95 % interval over the seeds, paired by seed in the differences;\n"
         "‖w‖ grows: the first layer's highest weight norm over its initial one\n"
     )
-    console.print(f"Look into one of them:  tvlars-probe show {run_dir}/lars-peak{chosen:g}-seed0")
+    page = write_report(chosen, run_dir)
+    console.print(f"Look into one of them:  tvlars-probe show {run_dir}/lars-peak{chosen:g}-seed0", soft_wrap=True)
+    console.print(f"All three on one page:  {page.resolve()}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.recorded import recorded, trained  # noqa: F401 (fixtures)
+from tests.recorded import measured, recorded, trained  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

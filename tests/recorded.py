@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+BATCH = 48
 LRS = {"lars": 8.0, "tvlars": 8.0, "lamb": 0.02, "sgd": 0.1}
 
 
@@ -34,10 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             config = TrainConfig(
                 data=DataConfig(name="digits", limit=192),
-                optimizer=OptimizerConfig(name=optimizer, lr=LRS[optimizer], lmbda=0.05, **settings),
+                optimizer=OptimizerConfig(**{"name": optimizer, "lr": LRS[optimizer], "lmbda": 0.05, **settings}),
                 schedule=ScheduleConfig(name=schedule),
                 sharpness=SharpnessConfig(every="4" if sharpness else None, samples=32, tol=0.05),
-                batch_size=48,
+                batch_size=BATCH,
                 epochs=8,
                 seed=seed,
             )
@@ -50,5 +51,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def recorded(trained: Callable[..., Path]) -> list[Path]:
-    """Three runs with sharpness: LARS, LARS with warm-up, TVLARS."""
-    return [trained(o, s, sharpness=True) for o, s in (("lars", "none"), ("lars", "lars-warm"), ("tvlars", "none"))]
+    """Three runs of one peak rate with sharpness: LARS, LARS with warm-up (which takes batch/256), TVLARS."""
+    warm = trained("lars", "lars-warm", sharpness=True, lr=LRS["lars"] * 256 / BATCH)
+    return [trained("lars", sharpness=True), warm, trained("tvlars", sharpness=True)]
+
+
+@pytest.fixture(scope="session")
+def measured(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Copies of them that every kind of chart can be drawn from; the first one has all measures."""
+    import shutil
+
+    from tvlars_probe.curvature.measuring import Measures
+    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.landscape import LandscapeJob, measure_landscape
+    from tvlars_probe.runners.sharpness import SharpnessJob, measure_run
+
+    folder, runs = tmp_path_factory.mktemp("measured"), []
+    for run in recorded:
+        runs.append(folder / run.name)
+        shutil.copytree(run, runs[-1])
+    cpu = PlaceConfig(devices=("cpu",), threads=1)
+    measures = Measures(density=True, density_probes=1, density_steps=15, per_layer=True, tol=0.1)
+    measure_run(SharpnessJob(run=runs[0], measures=measures, samples=32, place=cpu))
+    measure_landscape(LandscapeJob(run=runs[0], dimensions=2, points=5, samples=32, place=cpu))
+    return runs

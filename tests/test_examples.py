@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tvlars_probe import open_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -16,6 +19,7 @@ def example(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -29,3 +33,20 @@ def test_gradient_descent_rises_to_the_edge_of_stability(tmp_path: Path, lr: flo
     assert len(late) >= edge.STEPS // 2 // edge.EVERY
     assert abs(late.median() - 1) < 0.1
     assert late.min() > 0.85
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_page_of_its_three_runs_sharpness_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = example("large_batch_digits")
+    monkeypatch.setattr(demo, "EPOCHS", 10)
+    page = demo.write_report(16.0, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert page == tmp_path / "report.html"
+    for method in demo.METHODS:
+        run = open_run(tmp_path / f"{method.name}-peak16-seed0-sharpness")
+        assert f"<td>{run.name}</td>" in text
+        assert {*run.curvature(["operator"]).operator} == {"hessian", "relative", "effective"}
+    assert text.count("Is it trapped in a sharp minimum?") >= 3
+    assert "not measured" not in text

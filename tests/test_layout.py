@@ -76,7 +76,7 @@ def test_traces_and_commands_are_importable_without_torch() -> None:
     modules = [f"tvlars_probe.{name}" for name in TORCH_FREE]
     modules += [
         ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts)
-        for name in ("traces", "commands")
+        for name in ("traces", "commands", "analyses", "charts", "report")
         for p in sorted((PACKAGE / name).glob("*.py"))
     ]
     code = f"import sys, importlib\n[importlib.import_module(m) for m in {modules!r}]\nprint('torch' in sys.modules)"

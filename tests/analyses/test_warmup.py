@@ -31,7 +31,7 @@ def judged(
     lr = warm(T, warmup) if warmup else np.ones(T)
     frame = layers(weight, grad, lr, biases=tuple(biases))
     told = lars_facts(names, biases=tuple(biases), **facts)
-    return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told)[0]
+    return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told)
 
 
 def test_a_warm_up_of_layers_already_below_their_settled_ratio_is_redundant_and_not_needed() -> None:
@@ -105,23 +105,23 @@ def test_a_trace_that_ends_within_the_warm_up_or_is_short_or_empty_says_so() -> 
     assert within.verdict.answer == "can't tell"
     assert "before the learning rate reaches its peak" in within.verdict.reason
     frame = layers({"a": np.ones(T)}, {"a": np.ones(T)}, np.ones(T))
-    short = analyse_warmup(LayerGrid.from_frame(frame[frame["step"] < 5]), losses(FALLING), lars_facts(("a",)))[0]
+    short = analyse_warmup(LayerGrid.from_frame(frame[frame["step"] < 5]), losses(FALLING), lars_facts(("a",)))
     assert "only 5 steps" in short.verdict.reason
-    none = analyse_warmup(LayerGrid.from_frame(frame[:0]), losses(FALLING), lars_facts(("a",)))[0]
+    none = analyse_warmup(LayerGrid.from_frame(frame[:0]), losses(FALLING), lars_facts(("a",)))
     assert "no layer was recorded" in none.verdict.reason
 
 
 def test_the_peak_is_found_although_only_every_third_step_is_recorded() -> None:
     lr = np.interp(np.arange(T), [0, 20, 100], [0, 1, 0])
     frame = layers({"a": np.ones(T)}, {"a": np.ones(T)}, lr)
-    result, _ = analyse_warmup(LayerGrid.from_frame(frame[frame["step"] % 3 == 0]), losses(FALLING), lars_facts(("a",)))
+    result = analyse_warmup(LayerGrid.from_frame(frame[frame["step"] % 3 == 0]), losses(FALLING), lars_facts(("a",)))
     assert result.warmup_steps == 21
 
 
 def test_thresholds_are_parameters() -> None:
     hot = np.where(np.arange(T) <= 12, 40.0, 4.0)
     frame = layers({"a": np.ones(T)}, {"a": 1 / hot}, warm(T, W))
-    result, _ = analyse_warmup(LayerGrid.from_frame(frame), losses(FALLING), lars_facts(("a",)), Thresholds(hot=20.0))
+    result = analyse_warmup(LayerGrid.from_frame(frame), losses(FALLING), lars_facts(("a",)), Thresholds(hot=20.0))
     assert result.verdict["hot_share"] == 0
 
 

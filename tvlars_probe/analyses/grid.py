@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -33,6 +33,18 @@ class LayerGrid:
     def __getitem__(self, column: str) -> Matrix:
         return self.values[column]
 
+    def block(self, columns: slice) -> LayerGrid:
+        """Some of the tensors; shares memory with this grid."""
+        return LayerGrid(
+            self.steps, self.parameters[columns], {name: matrix[:, columns] for name, matrix in self.values.items()}
+        )
+
+    def blocks(self, cells: int = 1 << 19) -> Iterator[LayerGrid]:
+        """The grid, cut into blocks of tensors of some ``cells`` entries, one tensor at least."""
+        width = max(cells // max(len(self.steps), 1), 1)
+        for first in range(0, len(self.parameters), width):
+            yield self.block(slice(first, first + width))
+
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, order: Iterable[str] = ()) -> LayerGrid:
         """Arrange rows of ``layers``.
@@ -42,34 +54,84 @@ class LayerGrid:
             order: names of parameters in the order wanted; others follow as they come.
         """
         names = frame["parameter"].astype("category")
-        codes = names.cat.codes.to_numpy()
-        categories = [str(name) for name in names.cat.categories]
-        present = np.zeros(len(categories), bool)
-        present[codes] = True
-        found = [name for name, there in zip(categories, present, strict=True) if there]
-        wanted = [name for name in order if name in {*found}]
+        columns = frame.columns.difference(["step", "parameter", "run"], sort=False)
+        piece = Rows(
+            frame["step"].to_numpy(),
+            names.cat.codes.to_numpy(),
+            [str(name) for name in names.cat.categories],
+            {str(name): frame[name].to_numpy() for name in columns},
+        )
+        return cls.from_rows([piece], np.unique(piece.step).astype(np.int64), order, piece.values)
+
+    @classmethod
+    def from_rows(
+        cls, pieces: Iterable[Rows], steps: NDArray[np.int64], order: Iterable[str] = (), columns: Iterable[str] = ()
+    ) -> LayerGrid:
+        """Arrange rows that come piece by piece; only the matrices are held.
+
+        Each tensor's values lie next to one another in memory: analyses go through them tensor by tensor.
+
+        Args:
+            pieces: of the table.
+            steps: all the steps that are in them, ascending.
+            order: names of parameters in the order wanted; others follow as they come.
+            columns: that are there although no piece is.
+        """
+        found: dict[str, int] = {}
+        held: dict[str, Matrix] = {name: np.empty((0, len(steps)), np.float32) for name in columns}
+        for piece in pieces:
+            present = np.bincount(piece.code, minlength=len(piece.names)) > 0
+            for name, there in zip(piece.names, present, strict=True):
+                if there:
+                    found.setdefault(name, len(found))
+            place = np.array([found.get(name, -1) for name in piece.names], np.int64)
+            column, row = place[piece.code], np.searchsorted(steps, piece.step)
+            for name, source in piece.values.items():
+                held[name] = _with_room(held.get(name), len(found), len(steps), source.dtype)
+                held[name][column, row] = source
+        wanted = [name for name in order if name in found]
         parameters = [*wanted, *(name for name in found if name not in {*wanted})]
-        place = {name: i for i, name in enumerate(parameters)}
-        column = np.array([place.get(name, -1) for name in categories], np.int64)[codes]
-        steps, row = np.unique(frame["step"].to_numpy(), return_inverse=True)
+        at = [found[name] for name in parameters]
+        in_order = at == list(range(len(at)))
         values = {}
-        for name in frame.columns.difference(["step", "parameter", "run"], sort=False):
-            source = frame[name].to_numpy()
-            matrix = np.full((len(steps), len(parameters)), np.nan, source.dtype)
-            matrix[row, column] = source
-            values[name] = matrix
-        return cls(steps.astype(np.int64), tuple(parameters), values)
+        for name in list(held):  # one at a time: two copies of them all would be much
+            matrix = held.pop(name)
+            values[name] = (matrix[: len(at)] if in_order else matrix[at]).T
+        return cls(steps, tuple(parameters), values)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of ``layers``: ``step``, the tensor as a ``code`` into ``names``, and the other columns."""
+
+    step: NDArray[np.int64]
+    code: NDArray[np.integer]
+    names: Sequence[str]
+    values: Mapping[str, NDArray[np.floating]]
+
+
+def _with_room(matrix: Matrix | None, tensors: int, steps: int, dtype: np.dtype) -> Matrix:
+    """The matrix with a row for each tensor, NaN where it is new."""
+    if matrix is not None and len(matrix) >= tensors:
+        return matrix
+    grown = np.full((tensors, steps), np.nan, dtype)
+    if matrix is not None and len(matrix):
+        grown[: len(matrix)] = matrix
+    return grown
+
+
+def norm_ratio(grid: LayerGrid) -> Matrix:
+    """‖w‖/‖g‖ of each step and tensor, the papers' LNR."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Matrix = grid["weight_norm"] / grid["grad_norm"]
+    return ratio
 
 
 def column_medians(matrix: Matrix) -> NDArray[np.float64]:
-    """Median of each column over its finite entries; NaN where there is none.
-
-    Sorting puts NaN last, which takes a third of `numpy.nanmedian`'s time on tall matrices.
-    """
-    finite = np.sort(np.where(np.isfinite(matrix), matrix, np.nan), axis=0)
-    count = np.isfinite(finite).sum(axis=0)
-    columns = np.arange(matrix.shape[1])
-    if not matrix.shape[0]:
-        return np.full(matrix.shape[1], np.nan)
-    low, high = finite[np.maximum(count - 1, 0) // 2, columns], finite[count // 2 % len(finite), columns]
-    return np.where(count > 0, (low.astype(np.float64) + high) / 2, np.nan)
+    """Median of each column over its finite entries; NaN where there is none."""
+    medians = np.full(matrix.shape[1], np.nan)
+    for column, values in enumerate(matrix.T):
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            medians[column] = np.median(finite.astype(np.float64))
+    return medians

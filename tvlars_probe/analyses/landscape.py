@@ -135,9 +135,10 @@ def _barrier(line: pd.DataFrame, barrier: float) -> Verdict:
         Figure("at", at, "1", "where"),
     )
     if height < barrier:
-        return Verdict(
-            QUESTION_LINE, "one basin", f"No barrier between them: at most {height:.2g} above the line", figures
-        )
+        # Rounding leaves something at the ends themselves.
+        most = "the loss is nowhere" if height < 1e-6 else f"the loss is at most {height:.2g}"
+        reason = f"No barrier between them: {most} above the line through both ends"
+        return Verdict(QUESTION_LINE, "one basin", reason, figures)
     return Verdict(
         QUESTION_LINE, "two basins", f"A barrier of {height:.3g} lies between them, at α = {at:.2g}", figures
     )

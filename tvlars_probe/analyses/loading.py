@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tvlars_probe.analyses.facts import RunFacts
-from tvlars_probe.analyses.grid import LayerGrid
+from tvlars_probe.analyses.grid import LayerGrid, Rows
 from tvlars_probe.errors import unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
     from tvlars_probe.traces.reader import Run
 
@@ -49,8 +53,32 @@ def grid_of(run: Run, facts: RunFacts, columns: Sequence[str]) -> LayerGrid:
         steps = steps_of(run, facts, ["step"])["step"]
         limits = (int(steps.min()), int(steps.max())) if len(steps) else (0, -1)
     wanted = [*dict.fromkeys(("step", "parameter", *columns))]
-    frame = run.layers(wanted, steps=limits)
-    return LayerGrid.from_frame(frame, order=[str(name) for name in facts.parameters["name"]])
+    order = [str(name) for name in facts.parameters["name"]]
+
+    def arrange(batches: Iterator[pa.RecordBatch]) -> LayerGrid:
+        return LayerGrid.from_rows(map(_rows, batches), recorded, order, wanted[2:])
+
+    recorded = run.batches("layers", ["step"], _distinct_steps, steps=limits)
+    # A run that is being recorded goes on meanwhile: what came after is left out.
+    until_now = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, -1)
+    return run.batches("layers", wanted, arrange, steps=until_now)
+
+
+def _distinct_steps(batches: Iterator[pa.RecordBatch]) -> NDArray[np.int64]:
+    found = [np.unique(batch.column(0).to_numpy()) for batch in batches]
+    return np.unique(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64)
+
+
+def _rows(batch: pa.RecordBatch) -> Rows:
+    """A batch as numbers; null becomes NaN."""
+    names: Any = batch.column("parameter")
+    others = [name for name in batch.schema.names if name not in ("step", "parameter")]
+    return Rows(
+        batch.column("step").to_numpy(),
+        names.indices.to_numpy(),
+        names.dictionary.to_pylist(),
+        {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others},
+    )
 
 
 def _of_phase(run: Run, facts: RunFacts, table: str, columns: Sequence[str] | None) -> pd.DataFrame:

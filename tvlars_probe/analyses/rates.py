@@ -86,7 +86,7 @@ def decompose(grid: LayerGrid, facts: RunFacts) -> Decomposition:
     rate = lr * trust
     there = np.isfinite(lr)
     vanished = there & (np.abs(rate) < SMALLEST_RATE)
-    peak = facts.peak_lr or (float(np.nanmax(lr)) if there.any() else np.nan)
+    peak = facts.peak_lr or highest_rate(grid)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_rate = np.where(vanished, np.nan, np.log(rate))
         terms = {
@@ -106,6 +106,12 @@ def decompose(grid: LayerGrid, facts: RunFacts) -> Decomposition:
         vanished=int(vanished.sum()),
         unknown=int((there & np.isnan(trust)).sum()),
     )
+
+
+def highest_rate(grid: LayerGrid) -> float:
+    """The largest recorded learning rate; NaN without rows."""
+    lr = grid["lr"]
+    return float(np.fmax.reduce(lr, axis=None)) if lr.size else np.nan
 
 
 def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], lr: Floats) -> dict[str, Floats]:

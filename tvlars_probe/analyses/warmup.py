@@ -13,6 +13,7 @@ layers in which the schedule holds a layer back whose own ratio is already below
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import rates
-from tvlars_probe.analyses.explosions import find_explosions
-from tvlars_probe.analyses.grid import column_medians
-from tvlars_probe.analyses.rates import Decomposition, decompose
+from tvlars_probe.analyses.explosions import QUANTITIES, find_explosions
+from tvlars_probe.analyses.grid import column_medians, norm_ratio
+from tvlars_probe.analyses.rates import decompose, highest_rate
 from tvlars_probe.analyses.warmup_rule import EarlyLoss, Thresholds, early_loss, judge
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.grid import LayerGrid, Matrix
+    from tvlars_probe.analyses.rates import Decomposition
     from tvlars_probe.analyses.verdict import Verdict
 
 COLUMNS = (*rates.COLUMNS, "grad_norm", "update_norm")
@@ -70,24 +72,27 @@ class Warmup:
 
 def analyse_warmup(
     grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds | None = None
-) -> tuple[Warmup, Decomposition]:
+) -> Warmup:
     """Answer for one run.
+
+    Tensors are gone through in blocks, so that a long trace takes little more memory than the grid itself.
 
     Args:
         grid: the columns `COLUMNS` of ``layers``.
         steps: ``step`` and ``loss`` of every update.
         facts: of the run.
         thresholds: of the rule.
-
-    Returns:
-        the answer, and the effective rates split into terms, which it rests on.
     """
     limits = thresholds or Thresholds()
-    split = decompose(grid, facts)
-    warmup_rows = _rows_before_peak(grid, split.peak_lr)
-    window = _early_rows(len(split.steps), warmup_rows, limits)
-    layers = _layer_table(grid, split, warmup_rows, window, limits)
-    explosions = _explosions(grid, limits)
+    peak = facts.peak_lr or highest_rate(grid)
+    warmup_rows = _rows_before_peak(grid, peak)
+    window = _early_rows(len(grid.steps), warmup_rows, limits)
+    told = dataclasses.replace(facts, peak_lr=peak)
+    tables, found = [], []
+    for block in grid.blocks() if grid.parameters else [grid]:
+        tables.append(_layer_table(block, decompose(block, told), warmup_rows, window, limits))
+        found.append(_explosions(block, limits))
+    layers, explosions = pd.concat(tables, ignore_index=True), _by_quantity(found)
     early = early_loss(steps, facts, limits)
     lengths = layers.set_index("parameter")["length"]
     needed = lengths[lengths > 0].sort_values(ascending=False, kind="stable")
@@ -96,17 +101,17 @@ def analyse_warmup(
     if not setting and suggested:
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
-    within = None if warmup_rows == len(split.steps) else _count(split, warmup_rows)
+    within = None if warmup_rows == len(grid.steps) else _count(grid.steps, warmup_rows)
     verdict = judge(
         facts=facts,
         thresholds=limits,
-        recorded=len(split.steps),
+        recorded=len(grid.steps),
         warmup_steps=within,
         layers=layers,
         explosions=explosions,
         early=early,
         suggested=suggested,
-        last_early=int(split.steps[window][-1]) if window.any() else 0,
+        last_early=int(grid.steps[window][-1]) if window.any() else 0,
     )
     return Warmup(
         facts=facts,
@@ -119,7 +124,7 @@ def analyse_warmup(
         layers=layers,
         explosions=explosions,
         thresholds=limits,
-    ), split
+    )
 
 
 def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
@@ -130,15 +135,15 @@ def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
     """
     if not len(grid.steps):
         return 0
-    rate = np.fmax.reduce(grid["lr"].astype(np.float64), axis=1)
+    rate = np.fmax.reduce(grid["lr"], axis=1).astype(np.float64)
     there = rate >= 0.999 * peak_lr
     highest = int(np.nan_to_num(rate, nan=-1.0).argmax())
     return int(there.argmax()) if there.any() else highest if highest < len(rate) - 1 else len(rate)
 
 
-def _count(split: Decomposition, rows: int) -> int:
+def _count(steps: NDArray[np.int64], rows: int) -> int:
     """So many recorded steps as a number of updates."""
-    return int(split.steps[rows] - split.steps[0]) if rows else 0
+    return int(steps[rows] - steps[0]) if rows else 0
 
 
 def _early_rows(recorded: int, warmup_rows: int, limits: Thresholds) -> NDArray[np.bool_]:
@@ -208,10 +213,17 @@ def _last(flags: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int6
     return last
 
 
+def _by_quantity(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Blocks of tensors one below the other, all of one quantity together."""
+    joined = pd.concat(tables, ignore_index=True)
+    order = {name: place for place, name in enumerate(QUANTITIES)}
+    return joined.sort_values("quantity", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
 def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
     with np.errstate(divide="ignore", invalid="ignore"):
         quantities = {
-            "lnr": grid["weight_norm"] / grid["grad_norm"],
+            "lnr": norm_ratio(grid),
             "grad_norm": grid["grad_norm"],
             "update_ratio": grid["update_norm"] / np.where(grid["weight_norm"] > 0, grid["weight_norm"], np.nan),
         }

@@ -8,7 +8,6 @@ from tvlars_probe.analyses.loading import epochs_of, facts_of, grid_of, steps_of
 from tvlars_probe.analyses.warmup import COLUMNS, Warmup, analyse_warmup
 
 if TYPE_CHECKING:
-    from tvlars_probe.analyses.rates import Decomposition
     from tvlars_probe.analyses.warmup_rule import Thresholds
     from tvlars_probe.traces.reader import Run
 
@@ -17,14 +16,7 @@ def warmup_of(
     run: Run, *, phase: str | None = None, thresholds: Thresholds | None = None
 ) -> tuple[Warmup, float | None]:
     """The answer for a run, and its last test accuracy in percent."""
-    result, _ = warmup_and_rates(run, phase=phase, thresholds=thresholds)
+    facts = facts_of(run, phase)
+    result = analyse_warmup(grid_of(run, facts, COLUMNS), steps_of(run, facts, ["step", "loss"]), facts, thresholds)
     accuracy = epochs_of(run, ["test_acc1"])["test_acc1"].dropna()
     return result, float(accuracy.iloc[-1]) if len(accuracy) else None
-
-
-def warmup_and_rates(
-    run: Run, *, phase: str | None = None, thresholds: Thresholds | None = None
-) -> tuple[Warmup, Decomposition]:
-    """The answer for a run, and the split effective rates of every step and tensor."""
-    facts = facts_of(run, phase)
-    return analyse_warmup(grid_of(run, facts, COLUMNS), steps_of(run, facts, ["step", "loss"]), facts, thresholds)

@@ -57,6 +57,16 @@ def envelope(steps: NDArray[np.int64], values: NDArray[Any], bins: int) -> pd.Da
     return pd.DataFrame(rows, columns=["step", "low", "middle", "high"])
 
 
+def coarser(binned: pd.DataFrame, bins: int) -> pd.DataFrame:
+    """An `envelope` in at most so many bins: still its lowest and highest values, and the median of its medians."""
+    if len(binned) <= bins:
+        return binned
+    cuts = edges(len(binned), bins)
+    group = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts))
+    how = {"step": "first", "low": "min", "middle": "median", "high": "max"}
+    return binned.groupby(group).agg(how).reset_index(drop=True)
+
+
 def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -> pd.DataFrame:
     """A heat map's cells: per bin of steps and group of layers the value furthest from the layers' median.
 

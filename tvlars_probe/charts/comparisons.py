@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 _FIGURES: dict[str, Any] = {"scale": alt.Scale(zero=False), "axis": alt.Axis(tickCount=8)}
 MEASURES = {"hessian": "sharpness λ₁", "relative": "relative sharpness", "effective": "effective sharpness"}
+METRICS = {
+    "test_acc1": "test accuracy (%)", "test_acc5": "test accuracy, top 5 (%)", "test_loss": "test loss",
+    "val_acc1": "held-out accuracy (%)", "val_acc5": "held-out accuracy, top 5 (%)", "val_loss": "held-out loss",
+    "train_acc1": "training accuracy (%)", "train_loss": "training loss",
+    "train_eval_acc1": "accuracy on un-augmented training data (%)",
+    "train_eval_loss": "loss on un-augmented training data",
+}  # fmt: skip
 OUTCOMES = {"generalisation_gap": "generalisation gap (points)", "test_error": "test error (%)"}
 
 
@@ -30,10 +37,14 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
         table[column] = table[column].fillna(table[fallback])
     table["optimizer"] = table["optimizer"].fillna("other") if "optimizer" in table else "other"
     columns = ["setting", "optimizer", "mean", "low", "high", "half_width", "rate", "seeds", "diverged"]
-    unit = "" if result.metric.endswith("loss") else " (%)"
+    is_loss = result.metric.endswith("loss")
     top = table.iloc[0]
-    seen = f"Highest mean: {top['setting']}" if unit else f"Lowest mean: {top['setting']}"
-    how = "chosen on the metric itself" if result.chosen_on == result.metric else f"chosen on {result.chosen_on}"
+    seen = f"Highest mean: {top['setting']}" if not is_loss else f"Lowest mean: {top['setting']}"
+    how = (
+        "chosen on the metric itself"
+        if result.chosen_on == result.metric
+        else f"chosen on {_named(result.chosen_on).removesuffix(' (%)')}"
+    )
     of = f"{len(result.runs)} runs; mean and 95 % interval over seeds, best learning rate of each ({how})"
     base = alt.Chart(inline(table[columns])).encode(
         y=alt.Y("setting:N", sort=table["setting"].tolist(), title=None, axis=alt.Axis(labelLimit=240)),
@@ -48,7 +59,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
         ],
     )
     x: dict[str, Any] = {
-        "title": f"{result.metric}{unit}",
+        "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
@@ -67,8 +78,8 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
     rates["low"] = (rates["mean"] - rates["half_width"]).fillna(rates["mean"]).clip(low, high)
     rates["high"] = (rates["mean"] + rates["half_width"]).fillna(rates["mean"]).clip(low, high)
     rates["optimizer"] = rates["optimizer"].fillna("other") if "optimizer" in rates else "other"
-    unit = "" if result.metric.endswith("loss") else " (%)"
-    seen = f"{result.metric} against the peak learning rate"
+    named = _named(result.metric)
+    seen = f"{named[:1].upper()}{named[1:].removesuffix(' (%)')} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
     kinds = list(dict.fromkeys(rates["setting"]))
     of = f"{len(result.runs)} runs; mean and 95 % interval over seeds"
@@ -90,7 +101,7 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
         ],
     )
     y: dict[str, Any] = {
-        "title": f"{result.metric}{unit}",
+        "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
@@ -133,6 +144,10 @@ def gap_chart(result: SharpnessCorrelation) -> alt.Chart:
         )
         .properties(width=theme.WIDTH, height=260)
     )
+
+
+def _named(metric: str) -> str:
+    return METRICS.get(metric, metric.replace("_", " "))
 
 
 def _field(name: str, value: object) -> str:

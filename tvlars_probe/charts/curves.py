@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_ROWS, envelope, inline
+from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 MOST_BINS = 400
 
 
+def loss_bins(steps: pd.DataFrame, bins: int = MOST_BINS) -> pd.DataFrame:
+    """``steps`` (columns ``step``, ``loss``) in bins: what `loss_curves` takes, and all that need stay of a run."""
+    told = steps.dropna(subset="loss")
+    return envelope(told["step"].to_numpy(), told["loss"].to_numpy(float), bins)
+
+
 def loss_curves(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.LayerChart:
-    """Training loss by step (columns ``step``, ``loss``): the median of each bin, and its lowest and highest value."""
+    """Training loss by step, as `loss_bins` gave it: the median of each bin, and its lowest and highest value."""
     bins = max(min(MOST_BINS, MOST_ROWS // max(len(runs), 1)), 1)
-    frames = []
-    for facts, steps in runs:
-        told = steps.dropna(subset="loss")
-        part = envelope(told["step"].to_numpy(), told["loss"].to_numpy(float), bins)
-        frames.append(part.assign(**_labels(facts)))
+    frames = [coarser(part, bins).assign(**_labels(facts)) for facts, part in runs[:MOST_ROWS]]
     frame = _joined(frames)
     seen = theme.title(_loss_title(frame), _subtitle(runs, "median and range of each bin"))
     base = alt.Chart(inline(frame))

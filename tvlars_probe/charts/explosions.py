@@ -35,6 +35,8 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
     whats = [QUANTITIES[name] for name in QUANTITIES if name in {*found["quantity"]}]
     beyond = f"beyond {result.thresholds.explosion:g} times start and later median"
     heading = theme.title(seen, f"{result.facts.name}: {result.facts.method}; {beyond}")
+    if not len(found):
+        return _calm(last, heading)
     base = alt.Chart(inline(found[columns])).encode(
         y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
         yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats)),
@@ -58,10 +60,20 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
         x=alt.X("first_step:Q", title="step", scale=alt.Scale(zero=True)), x2="end:Q"
     )
     peaks = base.mark_point(shape="diamond", filled=True, size=60, stroke="white", strokeWidth=1).encode(
-        x="peak_step:Q", yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats), bandPosition=0.5)
+        x=alt.X("peak_step:Q", title="step"),
+        yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats), bandPosition=0.5),
     )
     return (
         (bars + peaks)
         .add_params(theme.picked())
         .properties(width=theme.WIDTH, height=min(max(30 * found["parameter"].nunique(), 60), 640), title=heading)
     )
+
+
+def _calm(last: float, heading: alt.TitleParams) -> alt.LayerChart:
+    """The timeline of a run without explosions: an axis, and nothing on it."""
+    rows = alt.InlineData(values=[{"first": 0, "last": last, "middle": last / 2}])
+    x = alt.X("first:Q", title="step", scale=alt.Scale(domain=[0, max(last, 1.0)]))
+    line = alt.Chart(rows).mark_rule(opacity=0.3).encode(x=x, x2="last:Q")
+    text = alt.Chart(rows).mark_text(dy=-12).encode(x=alt.X("middle:Q", title="step"), text=alt.value("none"))
+    return (line + text).properties(width=theme.WIDTH, height=60, title=heading)

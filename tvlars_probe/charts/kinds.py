@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tvlars_probe.analyses.grid import norm_ratio
 from tvlars_probe.analyses.loading import epochs_of, facts_of, grid_of, steps_of
 from tvlars_probe.errors import TraceError, UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from tvlars_probe.analyses.grid import LayerGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +37,10 @@ def _heat(quantity: str) -> Callable[[Sequence[Any]], Any]:
         facts = facts_of(runs[0])
         columns = {"trust_ratio": ["trust_ratio"], "lnr": ["weight_norm", "grad_norm"], "grad_norm": ["grad_norm"]}
         grid = grid_of(runs[0], facts, columns[quantity])
-        return heat_map(quantity, _values(grid, quantity), grid.steps, grid.parameters, facts)
+        values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
+        return heat_map(quantity, values, grid.steps, grid.parameters, facts)
 
     return draw
-
-
-def _values(grid: LayerGrid, quantity: str) -> Any:
-    if quantity != "lnr":
-        return grid[quantity]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return grid["weight_norm"] / grid["grad_norm"]
 
 
 def _rates(runs: Sequence[Any]) -> Any:
@@ -79,10 +70,10 @@ def _warmup(runs: Sequence[Any]) -> Any:
 
 
 def _loss(runs: Sequence[Any]) -> Any:
-    from tvlars_probe.charts.curves import loss_curves
+    from tvlars_probe.charts.curves import loss_bins, loss_curves
 
     facts = [facts_of(run) for run in runs]
-    return loss_curves([(f, steps_of(run, f, ["step", "loss"])) for run, f in zip(runs, facts, strict=True)])
+    return loss_curves([(f, loss_bins(steps_of(run, f, ["step", "loss"]))) for run, f in zip(runs, facts, strict=True)])
 
 
 def _accuracy(runs: Sequence[Any]) -> Any:

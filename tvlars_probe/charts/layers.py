@@ -45,8 +45,11 @@ def heat_map(
     label = QUANTITIES[quantity]
     frame = cells(steps, parameters, values)
     seen = f"{label[:1].upper()}{label[1:]} of every layer"
-    if len(frame):
-        top = frame.iloc[int(frame["value"].to_numpy().argmax())]
+    # A tensor without a trust ratio of its own is at 1 throughout: the highest is sought among the others.
+    plain = [p for p, flag in zip(parameters, facts.flag("adapted", parameters), strict=True) if flag is False]
+    told = frame[~frame["parameter"].isin(plain)] if quantity == "trust_ratio" else frame
+    if len(told):
+        top = told.iloc[int(told["value"].to_numpy().argmax())]
         seen += f": highest in {top['parameter']}, {theme.number(top['value'])} at step {top['first']:,}"
     return _heat(frame, label, alt.Scale(type="log", scheme=theme.SEQUENTIAL), title=theme.title(seen, _of(facts)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import altair as alt
@@ -174,8 +175,10 @@ def _seen(results: Sequence[Minimizer]) -> str:
         if "hessian" in summary.index:
             peak, step, end = (float(summary[name]["hessian"]) for name in ("early_peak", "peak_step", "end"))
             return f"Sharpness peaks at {theme.number(peak)} at step {step:,.0f} and ends at {theme.number(end)}"
-    answers = ", ".join(f"{r.facts.name}: {r.verdict.answer}" for r in results[:4])
-    return f"Trapped or escaped? {answers}"
+    if len(results) == 1:
+        return f"Trapped or escaped? {results[0].verdict.answer}"
+    counts = Counter(r.verdict.answer for r in results)
+    return "Trapped or escaped? " + ", ".join(f"{answer}: {n} of {len(results)}" for answer, n in counts.items())
 
 
 def _subtitle(results: Sequence[Minimizer], mode: tuple[str | None, str | None] | None = None) -> str:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses.comparison import compare, run_row
 from tvlars_probe.analyses.correlation import correlate
-from tvlars_probe.analyses.loading import epochs_of, grid_of, steps_of
+from tvlars_probe.analyses.grid import norm_ratio
+from tvlars_probe.analyses.loading import epochs_of, facts_of, grid_of, steps_of
 from tvlars_probe.analyses.minimizer_runs import minimizer_of
+from tvlars_probe.analyses.rates import decompose
+from tvlars_probe.analyses.warmup import COLUMNS, analyse_warmup
 from tvlars_probe.analyses.warmup_pairs import pair_warmups
-from tvlars_probe.analyses.warmup_runs import warmup_and_rates
 from tvlars_probe.charts import comparisons, curves, explosions, landscape, layers, sharpness
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.kinds import lacking
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tvlars_probe.analyses.facts import RunFacts
+    from tvlars_probe.analyses.grid import LayerGrid
     from tvlars_probe.analyses.minimizer import Minimizer
     from tvlars_probe.analyses.verdict import Verdict
     from tvlars_probe.analyses.warmup import Warmup
@@ -112,25 +115,26 @@ def gather(runs: Sequence[Any]) -> Report:
 
 
 def _analyse(run: Any, found: _Gathered, *, detailed: bool) -> None:
-    warmup, split = warmup_and_rates(run)
-    facts = warmup.facts
+    facts = facts_of(run)
+    grid, steps = grid_of(run, facts, COLUMNS), steps_of(run, facts, ["step", "loss"])
+    warmup = analyse_warmup(grid, steps, facts)
     epochs = epochs_of(run)
     accuracy = epochs["test_acc1"].dropna()
     found.facts.append(facts)
     found.warmups.append((warmup, float(accuracy.iloc[-1]) if len(accuracy) else None))
     found.rows.append(run_row(facts, epochs, metric="test_acc1", target=None))
     found.epochs.append((facts, epochs[["epoch", "test_acc1"]]))
-    steps = steps_of(run, facts, ["step", "loss"])
-    found.losses.append((facts, steps))
+    found.losses.append((facts, curves.loss_bins(steps)))
     minimizer = minimizer_of(run)
     found.minimizers.append((minimizer, epochs))
     if not detailed:
         return
     tables = tuple(_warmup_tables(warmup))
     specs = []
-    if len(split.steps):
+    if len(grid.steps):
+        split = decompose(grid, facts)
         specs = [spec_of(layers.decomposition(split), _INK), spec_of(explosions.explosion_timeline(warmup), _INK)]
-        specs += [_heat(run, facts, quantity) for quantity in ("trust_ratio", "lnr", "grad_norm")]
+        specs += [_heat(grid, facts, quantity) for quantity in ("trust_ratio", "lnr", "grad_norm")]
     found.own.append(
         Section(f"warmup-{len(found.facts)}", f"{facts.name}: {facts.method}", warmup.verdict, tuple(specs), tables)
     )
@@ -140,10 +144,8 @@ def _analyse(run: Any, found: _Gathered, *, detailed: bool) -> None:
 _INK = "currentColor"
 
 
-def _heat(run: Any, facts: RunFacts, quantity: str) -> dict[str, Any]:
-    columns = {"trust_ratio": ["trust_ratio"], "lnr": ["weight_norm", "grad_norm"], "grad_norm": ["grad_norm"]}
-    grid = grid_of(run, facts, columns[quantity])
-    values = grid["weight_norm"] / grid["grad_norm"] if quantity == "lnr" else grid[quantity]
+def _heat(grid: LayerGrid, facts: RunFacts, quantity: str) -> dict[str, Any]:
+    values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
     return spec_of(layers.heat_map(quantity, values, grid.steps, grid.parameters, facts), _INK)
 
 
@@ -263,7 +265,7 @@ PAIRS = {
 }  # fmt: skip
 CORRELATION = {
     "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
-    "runs": "runs",
+    "runs": "runs", "too_few": "too few to say",
 }  # fmt: skip
 COMPARISON = {
     "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",

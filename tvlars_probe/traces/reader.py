@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import operator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.traces.manifest import Manifest
@@ -14,14 +16,18 @@ from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.dataset as ds
 
     StrPath = str | os.PathLike[str]
 
+T = TypeVar("T")
+
+_BATCH_ROWS = 1 << 17
 _ATTEMPTS = 5  # a part may be merged into another between being listed and being opened
 
 
@@ -112,22 +118,58 @@ class Run(Frames):
         parameters: Sequence[str] | None = None,
         where: pc.Expression | None = None,
     ) -> pd.DataFrame:
-        import pyarrow.compute as pc
-
         schema = schema_of(table)
         for column in columns or ():
             schema[column]
-        conditions = [] if where is None else [where]
-        if steps is not None:
-            conditions += [pc.field("step") >= steps[0], pc.field("step") <= steps[1]]
-        if parameters is not None:
-            conditions.append(pc.field("parameter").isin(list(parameters)))
-        condition = None
-        for part in conditions:
-            condition = part if condition is None else condition & part
-        return self._read(table, list(columns or schema.names), condition).to_pandas()
+        wanted, condition = list(columns or schema.names), _condition(where, steps, parameters)
 
-    def _read(self, table: str, columns: list[str], condition: pc.Expression | None) -> pa.Table:
+        def read(dataset: ds.Dataset | None) -> pa.Table:
+            if dataset is None:
+                return _no_rows(table, wanted)
+            return dataset.to_table(columns=wanted, filter=condition).unify_dictionaries()
+
+        return self._with_parts(table, wanted, read).to_pandas()
+
+    def batches(
+        self,
+        table: str,
+        columns: Sequence[str],
+        use: Callable[[Iterator[pa.RecordBatch]], T],
+        *,
+        steps: tuple[int, int] | None = None,
+    ) -> T:
+        """Hand the rows of a table in order of steps to ``use``, a batch at a time, so that they are never all there.
+
+        ``use`` is called again from the start if parts are merged while it reads.
+
+        Args:
+            table: its name in the schema.
+            columns: which columns.
+            use: what is made of the batches; its result is handed back.
+            steps: first and last step wanted, both included.
+
+        Raises:
+            TraceError: a column isn't in the trace, or a part is damaged.
+        """
+        wanted, condition = list(columns), _condition(None, steps, None)
+
+        def read(dataset: ds.Dataset | None) -> T:
+            if dataset is None:
+                return use(iter(()))
+            found = dataset.to_batches(
+                columns=wanted,
+                filter=condition,
+                batch_size=_BATCH_ROWS,
+                batch_readahead=2,
+                fragment_readahead=1,
+                use_threads=False,  # they would run ahead of the reader, and hold what they read
+            )
+            return use(found)
+
+        return self._with_parts(table, wanted, read)
+
+    def _with_parts(self, table: str, columns: list[str], read: Callable[[ds.Dataset | None], T]) -> T:
+        """What ``read`` makes of the table's parts, None where there are none; again where they changed meanwhile."""
         import pyarrow as pa
         import pyarrow.dataset as ds
 
@@ -135,11 +177,10 @@ class Run(Frames):
         for attempt in range(_ATTEMPTS):
             paths = [str(part.path) for folder in folders for part in list_parts(folder)]
             if not paths:
-                return _no_rows(table, columns)
+                return read(None)
             try:
                 self._refuse_missing(table, columns, paths[-1])
-                dataset = ds.dataset(paths, schema=schema_of(table).arrow_schema(), format="parquet")
-                return dataset.to_table(columns=columns, filter=condition).unify_dictionaries()
+                return read(ds.dataset(paths, schema=schema_of(table).arrow_schema(), format="parquet"))
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -153,6 +194,20 @@ class Run(Frames):
         missing = sorted({*columns} - {*pq.read_schema(newest).names})
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
+
+
+def _condition(
+    where: pc.Expression | None, steps: tuple[int, int] | None, parameters: Sequence[str] | None
+) -> pc.Expression | None:
+    """All of these conditions; None for none."""
+    import pyarrow.compute as pc
+
+    conditions = [] if where is None else [where]
+    if steps is not None:
+        conditions += [pc.field("step") >= steps[0], pc.field("step") <= steps[1]]
+    if parameters is not None:
+        conditions.append(pc.field("parameter").isin(list(parameters)))
+    return functools.reduce(operator.and_, conditions) if conditions else None
 
 
 def _no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:

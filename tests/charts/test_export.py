@@ -1,0 +1,58 @@
+"""One chart, every form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import altair as alt
+import pytest
+
+from tests.charts.specs import data_sets
+from tvlars_probe.charts.export import WRITERS, file_content, script_text
+from tvlars_probe.errors import UserError
+
+HOSTILE = "</script><b>&"
+
+
+@pytest.fixture
+def chart() -> alt.Chart:
+    data = alt.InlineData(values=[{"a": 1, "b": 2, "c": HOSTILE}, {"a": 2, "b": 1, "c": "plain"}])
+    return (
+        alt.Chart(data, title=alt.TitleParams(HOSTILE, subtitle="x"))
+        .mark_point()
+        .encode(x="a:Q", y="b:Q", tooltip="c:N")
+    )
+
+
+@pytest.mark.parametrize(("suffix", "starts"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF"), ("json", b"{"),
+                                               ("html", b"<!doctype html>")])  # fmt: skip
+def test_the_suffix_chooses_the_form_whatever_its_case(chart: alt.Chart, suffix: str, starts: bytes) -> None:
+    assert file_content(chart, Path(f"chart.{suffix}")).startswith(starts)
+    assert file_content(chart, Path(f"chart.{suffix.upper()}")).startswith(starts)
+
+
+def test_json_is_the_specification_of_the_chart(chart: alt.Chart) -> None:
+    spec = json.loads(file_content(chart, Path("chart.json")))
+    assert next(data_sets(spec))[1] == {"a": 2, "b": 1, "c": "plain"}
+    assert spec["$schema"] == alt.SCHEMA_URL
+
+
+def test_html_holds_its_scripts_and_no_text_of_the_data_ends_one(chart: alt.Chart) -> None:
+    page = file_content(chart, Path("chart.html")).decode()
+    assert page.count("</script>") == page.count("<script>") == 2
+    assert 'src="' not in page.split("<script>")[0]
+    assert "<title>&lt;/script&gt;&lt;b&gt;&amp;</title>" in page
+
+
+def test_text_in_a_script_survives() -> None:
+    text = script_text({"a": HOSTILE + "\u2028"})
+    assert "<" not in text
+    assert json.loads(text) == {"a": HOSTILE + "\u2028"}
+
+
+@pytest.mark.parametrize("name", ["chart.gif", "chart"])
+def test_an_unknown_suffix_is_refused_with_the_known_ones(chart: alt.Chart, name: str) -> None:
+    with pytest.raises(UserError, match=r"suffix of .*\.html"):
+        file_content(chart, Path(name))
+    assert {*WRITERS} == {"html", "png", "svg", "pdf", "json"}

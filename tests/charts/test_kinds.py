@@ -1,0 +1,118 @@
+"""Every kind of chart, drawn from real runs."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import pytest
+
+from tests.charts.specs import data_sets, encodings
+from tvlars_probe.charts import theme
+from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS
+from tvlars_probe.charts.export import file_content, spec_of
+from tvlars_probe.charts.kinds import KINDS, draw, lacking
+from tvlars_probe.errors import TraceError, UserError
+from tvlars_probe.traces.reader import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def chart(name: str, runs: list[Path]) -> Any:
+    kind = KINDS[name]
+    return draw(name, [open_run(run) for run in (runs if kind.several and kind.needs != "spectrum" else runs[:1])])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_chart_survives_json_holds_few_rows_and_becomes_a_picture(name: str, measured: list[Path]) -> None:
+    drawn = chart(name, measured)
+    spec = spec_of(drawn)
+    again = json.loads(json.dumps(spec, allow_nan=False))
+    assert again == spec
+    assert alt.Chart.from_dict({k: v for k, v in again.items() if k != "config"}).to_dict()["$schema"] == alt.SCHEMA_URL
+    rows = list(data_sets(spec))
+    assert rows
+    assert max(map(len, rows)) <= (MOST_CELLS if name in HEAT else MOST_ROWS)
+    assert any(map(len, rows))
+    picture = png(drawn)
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", picture[16:24])
+    assert 600 < width < 2400
+    assert 150 < height < 2400
+
+
+HEAT = {"trust-ratio", "lnr", "grad-norm", "landscape-map"}
+
+
+def png(drawn: Any) -> bytes:
+    return file_content(drawn, Path("chart.png"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_titles_say_what_is_seen_and_axes_what_is_measured(name: str, measured: list[Path]) -> None:
+    spec = spec_of(chart(name, measured))
+    assert len(spec["title"]["text"]) > 10
+    assert len(spec["title"]["subtitle"]) > 5
+    for channel, definition in encodings(spec):
+        if channel in ("x", "y") and definition["type"] == "quantitative":
+            shown = definition.get("title", definition["field"])
+            assert shown is None or "_" not in shown, f"{name}: {channel} is called {shown}"
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.several])
+def test_an_optimizer_has_its_one_colour(name: str, measured: list[Path]) -> None:
+    scales = [
+        definition["scale"]
+        for channel, definition in encodings(spec_of(chart(name, measured)))
+        if channel == "color" and definition["field"] == "optimizer"
+    ]
+    assert scales
+    for scale in scales:
+        assert scale["range"] == [theme.OPTIMIZER_COLOURS[optimizer] for optimizer in scale["domain"]]
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.several])
+def test_a_kind_for_one_run_refuses_two(name: str, measured: list[Path]) -> None:
+    with pytest.raises(UserError, match=f"chart {name} shows one run, 2 were given"):
+        draw(name, [open_run(run) for run in measured[:2]])
+
+
+def test_what_a_run_has_no_data_for_is_refused_with_the_remedy(trained: Callable[..., Path]) -> None:
+    run = open_run(trained("lars"))
+    assert lacking("sharpness", run) is not None
+    assert lacking("trust-ratio", run) is None
+    with pytest.raises(TraceError, match="--sharpness-every, or tvlars-probe sharpness"):
+        draw("sharpness", [run])
+    with pytest.raises(TraceError, match="tvlars-probe landscape"):
+        draw("landscape-map", [run])
+    with pytest.raises(UserError, match="unknown kind of chart 'pie'"):
+        draw("pie", [run])
+
+
+def test_bn_modes_are_never_joined_in_one_chart(measured: list[Path]) -> None:
+    """The first run was measured in two: train on the way, eval after it."""
+    run = open_run(measured[0])
+    assert {*run.curvature(["bn_mode"]).bn_mode} == {"train", "eval"}
+    for name in ("sharpness", "blocks"):
+        spec = spec_of(draw(name, [run]))
+        assert sum(mode in spec["title"]["subtitle"] for mode in ("mode train", "mode eval")) == 1
+    drawn = [row for rows in data_sets(spec_of(draw("sharpness", [run]))) for row in rows]
+    assert (
+        len({row["step"] for row in drawn})
+        == run.curvature(["step", "bn_mode"]).query("bn_mode == 'train'")["step"].nunique()
+    )
+
+
+def test_the_documentation_shows_every_kind_with_the_command_that_made_it() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "charts.md").read_text(encoding="utf-8")
+    for name in KINDS:
+        picture, command = text.index(f"(images/{name}.png)"), text.index(f"`tvlars-probe chart {name} ")
+        assert picture < command
+        assert f"-o {name}.png`" in text[command:].splitlines()[0]
+        assert (docs / "images" / f"{name}.png").exists()
+    assert sum(path.stat().st_size for path in (docs / "images").iterdir()) < 2_000_000

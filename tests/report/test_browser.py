@@ -1,0 +1,120 @@
+"""The report as a reader has it: in a browser, from a file, without a network, on a phone and on a desk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.report.browser import chromium, open_page, why_not
+from tvlars_probe.report.content import gather
+from tvlars_probe.report.page import render
+from tvlars_probe.traces.reader import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+
+@pytest.fixture(scope="module")
+def page(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(gather([open_run(run) for run in recorded])), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1400])
+def test_every_chart_draws_within_the_page_and_the_console_is_silent(
+    page: Path, browser: Any, width: int, scheme: str
+) -> None:
+    open_page(browser, page, width=width, scheme=scheme)
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(e => ({name: e.id, marks: e.querySelectorAll("
+        "'.mark-rect path, .mark-line path, .mark-symbol path, .mark-rule line, .mark-area path').length, "
+        "wide: e.querySelector('svg').getBoundingClientRect().width}))"
+    )
+    assert len(drawn) >= 20
+    assert [chart["name"] for chart in drawn if not chart["marks"] and "No layer" not in caption(browser, chart)] == []
+    assert max(chart["wide"] for chart in drawn) <= width
+    assert browser.execute_script("return report.errors") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    assert browser.get_log("browser") == []
+
+
+def caption(browser: Any, chart: dict[str, Any]) -> str:
+    script = "return document.getElementById(arguments[0]).closest('figure').textContent"
+    return str(browser.execute_script(script, chart["name"]))
+
+
+@pytest.mark.parametrize("width", [375, 1400])
+def test_a_click_on_a_layer_selects_it_everywhere_and_a_second_one_nowhere(
+    page: Path, browser: Any, width: int
+) -> None:
+    open_page(browser, page, width=width)
+    heat = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].find(e => e.closest('figure').textContent"
+        ".startsWith('Trust ratio')).id"
+    )
+    first = click_on_a_cell(browser, heat)
+    WebDriverWait(browser, 60, 0.05).until(lambda b: signals(b) == {first})
+    assert browser.execute_script("return document.getElementById('layer').value") == first
+    rows = browser.execute_script("return [...document.querySelectorAll('tr.picked')].map(e => e.dataset.layer)")
+    assert rows
+    assert {*rows} == {first}
+    WebDriverWait(browser, 60, 0.05).until(lambda b: opacities(b, heat, first)[1] < 0.5)
+    assert opacities(browser, heat, first)[0] == 1
+    assert click_on_a_cell(browser, heat) == first
+    WebDriverWait(browser, 60, 0.05).until(lambda b: signals(b) == {""})
+    assert browser.execute_script("return document.querySelectorAll('tr.picked').length") == 0
+
+
+def opacities(browser: Any, chart: str, layer: str) -> tuple[float, float]:
+    """Lowest opacity of the layer's cells, highest of all others'."""
+    script = (
+        "return [...document.querySelectorAll('#' + arguments[0] + ' .mark-rect path')]"
+        ".map(c => [c.__data__.datum.parameter, c.__data__.opacity]).filter(c => c[0] !== undefined)"  # no legend
+    )
+    found = browser.execute_script(script, chart)
+    own, others = ([opacity for name, opacity in found if (name == layer) is same] for same in (True, False))
+    return min(own), max(others)
+
+
+def signals(browser: Any) -> set[str]:
+    """The layer that each chart with layers holds to be selected."""
+    script = (
+        "return Object.values(report.views).map(v => v.getState({signals: n => n === 'picked'}).signals.picked)"
+        ".filter(s => s !== undefined)"
+    )
+    found = browser.execute_script(script)
+    assert len(found) >= 12
+    return {*found}
+
+
+def click_on_a_cell(browser: Any, chart: str) -> str:
+    """Click with the mouse on the first cell of a heat map; returns the layer that the cell is of."""
+    script = (
+        "const cell = document.querySelector('#' + arguments[0] + ' .mark-rect path');"
+        "cell.scrollIntoView({block: 'center'});"
+        "const box = cell.getBoundingClientRect();"
+        "return [box.x + box.width / 2, box.y + box.height / 2, cell.__data__.datum.parameter]"
+    )
+    x, y, layer = browser.execute_script(script, chart)
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        event = {"type": kind, "x": x, "y": y, "button": "none" if kind == "mouseMoved" else "left", "clickCount": 1}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    return str(layer)
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(page: Path, browser: Any) -> None:
+    open_page(browser, page, width=1400)
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []

@@ -1,0 +1,152 @@
+"""The page as text: complete, self-contained, and safe whatever a manifest holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tvlars_probe.report.content import MOST_DETAILED, gather
+from tvlars_probe.report.definitions import DEFINITIONS
+from tvlars_probe.report.page import render
+from tvlars_probe.traces.reader import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
+
+
+class Page(HTMLParser):
+    """Elements, their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._raw: str | None = None
+        self.specs = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._raw = tag if tag in ("script", "style") else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = None
+
+    def handle_data(self, data: str) -> None:
+        if self._raw is None:
+            self.words.append(data)
+        elif self.elements[-1][1].get("id") == "specs":
+            self.specs += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(recorded: list[Path]) -> Page:
+    return Page(render(gather([open_run(run) for run in recorded])))
+
+
+def test_verdicts_come_first_then_charts_tables_configuration_and_definitions(page: Page) -> None:
+    sections = [str(section["id"]) for section in page.named("section")]
+    assert sections[0] == "verdicts"
+    assert sections[-2:] == ["environment", "definitions"]
+    assert {"warmup-1", "warmup-2", "warmup-3", "minimizer-1", "minimizer-2", "minimizer-3", "gap"} <= {*sections}
+    for card in page.named("a"):
+        assert str(card["href"]).removeprefix("#") in sections
+    for question in ("Was warm-up needed?", "Is it trapped in a sharp minimum?", "Do sharper minima generalise worse"):
+        assert question in page.text
+    assert all(" ".join(text.split()) in page.text for text in DEFINITIONS.values())
+
+
+def test_every_chart_has_its_place_and_its_specification(page: Page) -> None:
+    specs = json.loads(page.specs)
+    places = [str(div["id"]) for div in page.named("div") if div.get("class") == "chart"]
+    assert places == list(specs)
+    assert all("$schema" in spec for spec in specs.values())
+
+
+def test_nothing_is_fetched(page: Page) -> None:
+    for _, attributes in page.elements:
+        assert attributes.get("src") is None
+        assert str(attributes.get("href", "#")).startswith(("#", "data:"))
+
+
+def test_configuration_and_environment_of_every_run_are_on_the_page(page: Page, recorded: list[Path]) -> None:
+    for run in map(open_run, recorded):
+        assert run.name in page.text
+        assert str(run.manifest.segments[0]["torch"]) in page.text
+    assert "configuration › optimizer › lmbda" in page.text
+
+
+def test_what_a_manifest_or_a_layer_is_called_is_text_and_nothing_else(recorded: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(recorded[0], run)
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["command"] = ["train", HOSTILE]
+    manifest["notes"] = [HOSTILE]
+    manifest["data"]["name"] = HOSTILE
+    (run / "run.json").write_text(json.dumps(manifest))
+    with_layer = rename_a_layer(run, "0.weight", HOSTILE)
+    report = render(gather([open_run(run)]))
+    page = Page(report)
+    assert page.named("img") == []
+    assert len(page.named("script")) == 3
+    assert page.text.count("alert(2)") >= 3
+    assert with_layer in {row.get("data-layer") for row in page.named("tr")}
+    assert any(layer.get("parameter") == HOSTILE for layer in rows_of(json.loads(page.specs)))
+
+
+def rename_a_layer(run: Path, before: str, after: str) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in sorted((run / "trace" / "layers").glob("*.parquet")):
+        table = pq.read_table(path)
+        names = [after if name == before else name for name in table["parameter"].to_pylist()]
+        place = table.schema.get_field_index("parameter")
+        column = pa.array(names).dictionary_encode()
+        pq.write_table(table.set_column(place, table.schema.field("parameter"), column), path)
+    return after
+
+
+def rows_of(specs: dict[str, dict[str, object]]) -> list[dict[str, object]]:
+    text = json.dumps(specs)
+    return [row for row in json.loads(f"[{','.join(re.findall(r'{[^{}]*}', text))}]") if "parameter" in row]
+
+
+def test_runs_beyond_the_detailed_ones_stand_in_the_tables(trained: Callable[..., Path], tmp_path: Path) -> None:
+    source = trained("lars")
+    runs = []
+    for index in range(MOST_DETAILED + 2):
+        runs.append(tmp_path / f"run-{index}")
+        shutil.copytree(source, runs[-1])
+    report = gather([open_run(run) for run in runs])
+    assert report.left_out == 2
+    assert len(report.runs.frame) == MOST_DETAILED + 2
+    assert sum(section.anchor.startswith("warmup-") for section in report.sections) == MOST_DETAILED
+    assert "2 further runs" in Page(render(report)).text
+
+
+def test_an_unfinished_and_an_empty_run_make_a_page(trained: Callable[..., Path], tmp_path: Path) -> None:
+    killed, empty = tmp_path / "killed", tmp_path / "empty"
+    for path in (killed, empty):
+        shutil.copytree(trained("lars"), path)
+        manifest = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    shutil.rmtree(empty / "trace")
+    page = Page(render(gather([open_run(killed), open_run(empty)])))
+    assert page.text.count("killed") >= 2
+    assert "No layer was recorded" in page.text
