@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.dataset as ds
 
     StrPath = str | os.PathLike[str]
 
@@ -125,9 +126,19 @@ class Run(Frames):
         condition = None
         for part in conditions:
             condition = part if condition is None else condition & part
-        return self._read(table, list(columns or schema.names), condition).to_pandas()
+        wanted = list(columns or schema.names)
+        if table != "layers":
+            return self._read(table, wanted, condition).to_pandas()
+        rows = self._read(table, [*wanted, *({"step"} - {*wanted})], condition, parameters)
+        return _by_step(rows).select(wanted).to_pandas()
 
-    def _read(self, table: str, columns: list[str], condition: pc.Expression | None) -> pa.Table:
+    def _read(
+        self,
+        table: str,
+        columns: list[str],
+        condition: pc.Expression | None,
+        parameters: Sequence[str] | None = None,
+    ) -> pa.Table:
         import pyarrow as pa
         import pyarrow.dataset as ds
 
@@ -138,7 +149,9 @@ class Run(Frames):
                 return _no_rows(table, columns)
             try:
                 self._refuse_missing(table, columns, paths[-1])
-                dataset = ds.dataset(paths, schema=schema_of(table).arrow_schema(), format="parquet")
+                dataset: ds.Dataset = ds.dataset(paths, schema=schema_of(table).arrow_schema(), format="parquet")
+                if parameters is not None:
+                    dataset = _row_groups_of(dataset, parameters)
                 return dataset.to_table(columns=columns, filter=condition).unify_dictionaries()
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
@@ -148,11 +161,47 @@ class Run(Frames):
         raise AssertionError("unreachable")
 
     def _refuse_missing(self, table: str, columns: list[str], newest: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        missing = sorted({*columns} - {*pq.read_schema(newest).names})
+        try:
+            there = pq.read_schema(newest).names
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"{newest}: {error}") from None
+        missing = sorted({*columns} - {*there})
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
+
+
+def _row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
+    """The row groups that can hold one of ``parameters`` (Arrow itself passes over statistics of dictionaries)."""
+    import pyarrow.dataset as ds
+
+    fragments = []
+    for fragment in dataset.get_fragments():
+        metadata = fragment.metadata
+        column = metadata.schema.names.index("parameter")
+        spans = [metadata.row_group(g).column(column).statistics for g in range(metadata.num_row_groups)]
+        groups = [g for g, span in enumerate(spans) if _may_hold(span, parameters)]
+        if groups:
+            fragments.append(fragment.subset(row_group_ids=groups))
+    return ds.FileSystemDataset(fragments, schema=dataset.schema, format=dataset.format)
+
+
+def _may_hold(span: Any, parameters: Sequence[str]) -> bool:
+    if span is None or not span.has_min_max:
+        return True
+    return any(span.min <= name <= span.max for name in parameters)
+
+
+def _by_step(rows: pa.Table) -> pa.Table:
+    """Rows in order of steps: the parts of a finished run are in order of parameters."""
+    import numpy as np
+
+    steps = rows["step"].to_numpy()
+    if (steps[1:] >= steps[:-1]).all():
+        return rows
+    return rows.take(np.argsort(steps, kind="stable"))
 
 
 def _no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:
