@@ -86,7 +86,7 @@ def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int, warm_up: 
     """Seconds of each job in each round; the jobs take turns, and every other round runs them backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + warm_up):
-        for name in list(jobs) if turn % 2 else list(reversed(jobs)):
+        for name in list(jobs)[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
             jobs[name]()
             if turn >= warm_up:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
-import pyarrow as pa
 from rich.progress import track
 
 from benchmarks.figures import Figure, save
 from tvlars_probe import open_run
+from tvlars_probe.probes.buffer import Drained, StepRow, layer_columns
+from tvlars_probe.probes.norms import COLUMNS
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
 
@@ -28,20 +29,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIGURES = ("weight_norm", "grad_norm", "weight_grad_dot", "direction_norm", "update_norm", "trust_ratio", "lr")
+NULLS = frozenset({"adam_norm", "weight_adam_dot", "phi"})
 TENSORS = 100
 CHUNK = 5_000
 NAMES = [f"layer{i // 10}.{i % 10}.conv.weight" for i in range(TENSORS)]
 
 
-def chunk_of_rows(first_step: int, steps: int, generator: np.random.Generator) -> dict[str, Any]:
-    """Columns of some steps."""
-    walk = np.exp(np.cumsum(generator.normal(0, 0.01, (steps, TENSORS, len(FIGURES))), axis=0)).astype(np.float32)
-    names = pa.DictionaryArray.from_arrays(np.tile(np.arange(TENSORS, dtype=np.int32), steps), pa.array(NAMES))
-    columns: dict[str, Any] = {
-        "step": np.repeat(np.arange(first_step, first_step + steps), TENSORS),
-        "parameter": names,
-    }
-    return columns | {name: np.ascontiguousarray(walk[:, :, k]).reshape(-1) for k, name in enumerate(FIGURES)}
+def chunk_of_steps(generator: np.random.Generator) -> Drained:
+    """Recorded steps as they leave the device."""
+    walk = np.exp(np.cumsum(generator.normal(0, 0.01, (CHUNK, len(COLUMNS), TENSORS)), axis=0)).astype(np.float32)
+    active, lr = np.ones(TENSORS, bool), np.ones(TENSORS)
+    rows = [StepRow(True, active, lr * np.float64(step), phase="train") for step in range(CHUNK)]
+    return Drained(rows, walk, np.ones(CHUNK), np.ones(CHUNK, bool))
 
 
 def write(path: Path, rows: int) -> tuple[float, float]:
@@ -51,9 +50,9 @@ def write(path: Path, rows: int) -> tuple[float, float]:
     journal.begin_segment(0)
     spent = 0.0
     for first in track(range(0, rows // TENSORS, CHUNK), "Writing"):
-        columns = chunk_of_rows(first, CHUNK, generator)
+        drained = chunk_of_steps(generator)
         start = time.perf_counter()
-        journal.append("layers", columns)
+        journal.append("layers", layer_columns(drained, first, NAMES, [NULLS] * TENSORS))
         journal.flush(first + CHUNK)
         spent += time.perf_counter() - start
     start = time.perf_counter()
@@ -67,11 +66,11 @@ def with_tensorboard(path: Path, steps: int = 20) -> tuple[float, float]:
 
     values: NDArray[np.float64] = np.random.default_rng(0).random((steps, TENSORS, 5))
     start = time.perf_counter()
-    with SummaryWriter(str(path)) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(path)) as writer:
         for step in range(steps):
             for k, name in enumerate(NAMES):
                 for j, figure in enumerate(FIGURES[:5]):
-                    writer.add_scalar(f"{name}/{figure}", values[step, k, j], step)  # type: ignore[no-untyped-call]
+                    writer.add_scalar(f"{name}/{figure}", values[step, k, j], step)
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in path.iterdir())
     return seconds / (steps * TENSORS), size / (steps * TENSORS)
@@ -105,7 +104,7 @@ def main(rows: int) -> None:
                 note=f"TensorBoard {peer_bytes:.0f} for five",
             ),
             Figure(
-                what="time per row to write",
+                what="time per row to record and write",
                 value=(running + settling) / rows * 1e6,
                 aim=2,
                 unit="µs",
