@@ -38,8 +38,8 @@ NAMES = [f"layer{i // 10}.{i % 10}.conv.weight" for i in range(TENSORS)]
 def chunk_of_steps(generator: np.random.Generator) -> Drained:
     """Recorded steps as they leave the device."""
     walk = np.exp(np.cumsum(generator.normal(0, 0.01, (CHUNK, len(COLUMNS), TENSORS)), axis=0)).astype(np.float32)
-    active, lr = np.ones(TENSORS, bool), np.ones(TENSORS)
-    rows = [StepRow(True, active, lr * np.float64(step), phase="train") for step in range(CHUNK)]
+    active = np.ones(TENSORS, bool)
+    rows = [StepRow(True, active, ~active, lr, phase="train") for lr in generator.lognormal(0, 0.1, (CHUNK, TENSORS))]
     return Drained(rows, walk, np.ones(CHUNK), np.ones(CHUNK, bool))
 
 

@@ -110,7 +110,13 @@ LAYERS = Table(
         ),
         Column("adam_norm", "float32", "1", "LAMB: ‖r‖, r its Adam direction; null for other optimizers"),
         Column("weight_adam_dot", "float32", "1", "LAMB: ⟨w, r⟩; null for other optimizers"),
-        Column("update_norm", "float32", "1", "‖Δw‖₂; null with --record norms"),
+        Column(
+            "update_norm",
+            "float32",
+            "1",
+            "‖Δw‖₂; null with --record norms, and in nine recorded steps of ten where only a copy of more than 2²⁰ "
+            "weights would give it",
+        ),
         Column(
             "trust_ratio",
             "float32",
