@@ -93,7 +93,7 @@ def figures_of(model: str, rounds: int) -> list[Figure]:
 
 
 @click.command()
-@click.option("--rounds", default=31, show_default=True)
+@click.option("--rounds", default=21, show_default=True)
 def main(rounds: int) -> None:
     """Print the ratios."""
     save("steps", [figure for model in MODELS for figure in figures_of(model, rounds)])

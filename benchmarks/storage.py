@@ -32,28 +32,35 @@ FIGURES = ("weight_norm", "grad_norm", "weight_grad_dot", "direction_norm", "upd
 NULLS = frozenset({"adam_norm", "weight_adam_dot", "phi"})
 TENSORS = 100
 CHUNK = 5_000
-NAMES = [f"layer{i // 10}.{i % 10}.conv.weight" for i in range(TENSORS)]
 
 
-def chunk_of_steps(generator: np.random.Generator) -> Drained:
+def names_of(tensors: int) -> list[str]:
+    """Names as models have them."""
+    return [f"layer{i // 10}.{i % 10}.conv.weight" for i in range(tensors)]
+
+
+NAMES = names_of(TENSORS)
+
+
+def chunk_of_steps(generator: np.random.Generator, steps: int, tensors: int) -> Drained:
     """Recorded steps as they leave the device."""
-    walk = np.exp(np.cumsum(generator.normal(0, 0.01, (CHUNK, len(COLUMNS), TENSORS)), axis=0)).astype(np.float32)
-    active = np.ones(TENSORS, bool)
-    rows = [StepRow(True, active, ~active, lr, phase="train") for lr in generator.lognormal(0, 0.1, (CHUNK, TENSORS))]
-    return Drained(rows, walk, np.ones(CHUNK), np.ones(CHUNK, bool))
+    walk = np.exp(np.cumsum(generator.normal(0, 0.01, (steps, len(COLUMNS), tensors)), axis=0)).astype(np.float32)
+    active = np.ones(tensors, bool)
+    rows = [StepRow(True, active, ~active, lr, phase="train") for lr in generator.lognormal(0, 0.1, (steps, tensors))]
+    return Drained(rows, walk, np.ones(steps), np.ones(steps, bool))
 
 
-def write(path: Path, rows: int) -> tuple[float, float]:
+def write(path: Path, rows: int, tensors: int = TENSORS) -> tuple[float, float]:
     """Write a finished run; seconds while it ran, and to put it in order at its end."""
     generator = np.random.default_rng(0)
     journal = Journal.create(path, Manifest(run_id="bench"))
     journal.begin_segment(0)
-    spent = 0.0
-    for first in track(range(0, rows // TENSORS, CHUNK), "Writing"):
-        drained = chunk_of_steps(generator)
+    spent, steps, names = 0.0, CHUNK * TENSORS // tensors, names_of(tensors)
+    for first in track(range(0, rows // tensors, steps), "Writing"):
+        drained = chunk_of_steps(generator, steps, tensors)
         start = time.perf_counter()
-        journal.append("layers", layer_columns(drained, first, NAMES, [NULLS] * TENSORS))
-        journal.flush(first + CHUNK)
+        journal.append("layers", layer_columns(drained, first, names, [NULLS] * tensors))
+        journal.flush(first + steps)
         spent += time.perf_counter() - start
     start = time.perf_counter()
     journal.finish("completed")

@@ -81,7 +81,6 @@ def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: boo
     With ``by_parameter`` they are put in order of parameters first and of steps within each, in row groups so small
     that one parameter's history is a fraction of the part; the footer says so.
     """
-    import numpy as np
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -96,7 +95,7 @@ def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: boo
     sorting = None
     if by_parameter:
         names = rows.schema.names
-        rows = rows.take(np.lexsort((rows["step"].to_numpy(), _indices(rows["parameter"]))))
+        rows = rows.take(_order_by_parameter(rows))
         sorting = [pq.SortingColumn(names.index("parameter")), pq.SortingColumn(names.index("step"))]
     replace_file(
         path,
@@ -111,6 +110,15 @@ def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: boo
         ),
     )
     return path
+
+
+def _order_by_parameter(rows: pa.Table) -> NDArray[np.int64]:
+    import numpy as np
+
+    steps, parameters = rows["step"].to_numpy(), _indices(rows["parameter"])
+    if parameters.max() < 1 << 16 and (steps[1:] >= steps[:-1]).all():
+        return np.argsort(parameters.astype(np.uint16), kind="stable")  # by radix, in a fraction of the time
+    return np.lexsort((steps, parameters))
 
 
 def _indices(names: pa.ChunkedArray[Any]) -> NDArray[np.int32]:
