@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint types docs clean
+.PHONY: bench demo test test-slow lint types docs clean
 
 demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and compare them
 	$(BIN)/python examples/large_batch_digits.py
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## every claim of speed and size against the peers: the whole table, met or not
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m benchmarks
 
 docs: $(INSTALLED)  ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

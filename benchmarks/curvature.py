@@ -11,6 +11,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,13 +19,13 @@ import click
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
 from benchmarks.environment import environment
+from benchmarks.figures import Figure, interleaved, save
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator
@@ -172,25 +173,93 @@ def main(batch_size: int, rounds: int) -> None:
     console.print(
         f"ResNet-18, {batch_size} images of 32x32; top eigenvalues in float64: {exact[0]:.6g} ... {exact[4]:.6g}"
     )
-    jobs = [(top, name) for _ in range(rounds) for top in (1, 5) for name in PEERS]
     times: dict[tuple[int, str], list[float]] = {}
     results: dict[tuple[int, str], Found] = {}
-    for job in track(jobs, "Measuring", console=Console(stderr=True)):
-        start = time.perf_counter()
-        results[job] = PEERS[job[1]](model, images, labels, job[0])
-        times.setdefault(job, []).append(time.perf_counter() - start)
     for top in (1, 5):
-        table = Table(title=f"top {top}, median of {rounds}")
-        for column in ("", "seconds", "over ours", "products", "largest relative error"):
-            table.add_column(column, justify="right" if column else "left")
-        mine = statistics.median(times[top, "tvlars-probe"])
-        for name in PEERS:
-            values, products = results[top, name]
-            error = max(abs(value / right - 1) for value, right in zip(values, exact, strict=False))
-            seconds = statistics.median(times[top, name])
-            table.add_row(name, f"{seconds:.1f}", f"{seconds / mine:.2f}", str(products), f"{error:.1e}")
-        console.print(table)
-    console.print(f"one product at batch 256 costs {product_in_gradients(model):.2f} gradients")
+        seconds = interleaved(
+            {name: partial(_keep, results, top, name, model, images, labels) for name in PEERS}, rounds, 0
+        )
+        times |= {(top, name): some for name, some in seconds.items()}
+    for top in (1, 5):
+        console.print(comparison(top, times, results, exact))
+    save("curvature", figures(times, results, exact, product_in_gradients(model)))
+
+
+def _keep(
+    results: dict[tuple[int, str], Found], top: int, name: str, model: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    results[top, name] = PEERS[name](model, images, labels, top)
+
+
+def largest_error(found: Found, exact: list[float]) -> float:
+    """Largest relative error of the eigenvalues."""
+    return max(abs(value / right - 1) for value, right in zip(found[0], exact, strict=False))
+
+
+def comparison(
+    top: int, times: dict[tuple[int, str], list[float]], results: dict[tuple[int, str], Found], exact: list[float]
+) -> Table:
+    """Time, products and error of every program."""
+    table = Table(title=f"top {top}, median of {len(times[top, 'tvlars-probe'])}")
+    for column in ("", "seconds", "over ours", "products", "largest relative error"):
+        table.add_column(column, justify="right" if column else "left")
+    mine = statistics.median(times[top, "tvlars-probe"])
+    for name in PEERS:
+        seconds = statistics.median(times[top, name])
+        error = largest_error(results[top, name], exact)
+        table.add_row(name, f"{seconds:.1f}", f"{seconds / mine:.2f}", str(results[top, name][1]), f"{error:.1e}")
+    return table
+
+
+def figures(
+    times: dict[tuple[int, str], list[float]],
+    results: dict[tuple[int, str], Found],
+    exact: list[float],
+    product: float,
+) -> list[Figure]:
+    """The rows of the table of aims."""
+
+    def ratio(top: int, peer: str) -> float:
+        """A peer's time over ours, paired."""
+        pairs = zip(times[top, peer], times[top, "tvlars-probe"], strict=True)
+        return statistics.median(theirs / mine for theirs, mine in pairs)
+
+    others = [name for name in PEERS if name not in ("tvlars-probe", "tvlars-probe, by value", "PyHessian")]
+    best = min(others, key=lambda name: ratio(5, name))
+    error = largest_error(results[1, "tvlars-probe"], exact) / largest_error(results[1, "PyHessian"], exact)
+    products = f"{results[5, 'tvlars-probe'][1]} products"
+    return [
+        Figure(
+            what="top 5 at residual 1e-3: PyHessian's time over ours",
+            value=ratio(5, "PyHessian"),
+            aim=2.5,
+            sense="at least",
+            note=f"{products} to {results[5, 'PyHessian'][1]}",
+            floor="PyHessian's number of products depends on its random start",
+        ),
+        Figure(
+            what="top 5: the best other's time over ours",
+            value=ratio(5, best),
+            aim=1.5,
+            sense="at least",
+            note=f"{best}; {products} to {results[5, best][1]}",
+            floor="both spend their time in nearly as many products",
+        ),
+        Figure(
+            what="top 1: our time over PyHessian's",
+            value=1 / ratio(1, "PyHessian"),
+            aim=1.0,
+            note=f"{results[1, 'tvlars-probe'][1]} products to {results[1, 'PyHessian'][1]}",
+            floor="as many products as PyHessian, which stops earlier at a larger error",
+        ),
+        Figure(what="top 1: our error over PyHessian's", value=error, aim=0.2),
+        Figure(
+            what="one product in gradients, batch 256",
+            value=product,
+            aim=2.2,
+            floor="a second backward through a kept graph is two backwards' work (theory: 2)",
+        ),
+    ]
 
 
 def exactly(model: nn.Module, images: Tensor, labels: Tensor) -> list[float]:

@@ -2,77 +2,85 @@
 
     python -m benchmarks.recording --batch-size 256 --rounds 12
 
-Steps with and without the recorder alternate in pairs in one process, on one model, one optimizer and one batch, and
-the order within a pair changes from pair to pair, so that a machine that grows slower meanwhile slows both alike.
+Two optimizers of a kind on one model and one batch, the recorder on one of them; their steps alternate in one process,
+and the order within a pair changes from pair to pair, so that a machine that grows slower meanwhile slows both alike.
 """
+
+from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
-from rich.progress import track
 from torch import nn
 from torchvision.models import resnet18
 
-from benchmarks.environment import environment
+from benchmarks.figures import Figure, interleaved, milliseconds, paired, save
 from tvlars_probe import LARS, open_run, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+KINDS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "LARS": lambda model: LARS(model.parameters(), lr=1.0, weight_decay=5e-4, momentum=0.9),
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3),
+}
+AIMS = {("LARS", "norms"): 1.01, ("SGD", "norms"): 1.02, ("AdamW", "norms"): 1.02}
+WITH_UPDATE_NORM = 1.03
+FLOORS = {
+    "LARS": "its norms are reused; what remains is one pass over the momentum buffer for update_norm and the hooks",
+    "SGD": "torch's optimizers leave no norms behind: w and g are read once more before the step",
+    "AdamW": "as SGD; update_norm further needs a copy of the weights, in one step of ten for a model of this size",
+}
 
-def seconds(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> float:
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
     """One training step."""
-    start = time.perf_counter()
     optimizer.zero_grad()
     loss = nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     optimizer.step()
-    return time.perf_counter() - start
+
+
+def figure_of(name: str, detail: Any, batch_size: int, side: int, rounds: int) -> Figure:
+    """The row of one optimizer at one level of detail."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=10)
+    bare, watched = KINDS[name](model), KINDS[name](model)
+    images, labels = torch.randn(batch_size, 3, side, side), torch.randint(10, (batch_size,))
+    with tempfile.TemporaryDirectory() as folder:
+        with record(model, watched, Path(folder, "run"), detail=detail) as rec:
+
+            def recorded() -> None:
+                step(model, watched, images, labels)
+                rec.log(loss=1.0, samples=batch_size, epoch=0)
+
+            seconds = interleaved({"bare": lambda: step(model, bare, images, labels), "recorded": recorded}, rounds)
+        probes = statistics.median(open_run(Path(folder, "run")).steps(["probe_seconds"]).probe_seconds)
+    ratios = sorted(a / b for a, b in zip(seconds["recorded"], seconds["bare"], strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return Figure(
+        what=f"step recorded over bare, {name}{', with update_norm' if detail == 'full' else ''}",
+        value=paired(seconds, "recorded", "bare"),
+        aim=WITH_UPDATE_NORM if detail == "full" else AIMS[name, detail],
+        floor=f"{FLOORS[name]}; beside noise from {low:.3f} to {high:.3f} between the quartiles",
+        note=f"hooks {probes / statistics.median(seconds['bare']):.2%}; {milliseconds(seconds, 'bare')}",
+    )
 
 
 @click.command()
 @click.option("--batch-size", default=256, show_default=True)
 @click.option("--side", default=32, show_default=True, help="Pixels of an image's side.")
-@click.option("--rounds", default=12, show_default=True, help="Pairs of steps.")
-@click.option("--optimizer", type=click.Choice(["lars", "sgd", "adamw"]), default="lars", show_default=True)
-def main(batch_size: int, side: int, rounds: int, optimizer: str) -> None:
-    """Print the paired ratio."""
-    torch.manual_seed(0)
-    model = resnet18(num_classes=10)
-    kinds: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "lars": lambda: LARS(model.parameters(), lr=1.0, weight_decay=5e-4, momentum=0.9),
-        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
-        "adamw": lambda: torch.optim.AdamW(model.parameters(), lr=1e-3),
-    }
-    opt = kinds[optimizer]()
-    images, labels = torch.randn(batch_size, 3, side, side), torch.randint(10, (batch_size,))
-    for _ in range(2):
-        seconds(model, opt, images, labels)
-    bare, recorded, probes = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for pair in track(range(rounds), "Timing pairs of steps"):
-            for is_recorded in (pair % 2 == 0, pair % 2 == 1):
-                if not is_recorded:
-                    bare.append(seconds(model, opt, images, labels))
-                    continue
-                with record(model, opt, Path(folder, str(pair))) as rec:
-                    start = time.perf_counter()
-                    seconds(model, opt, images, labels)
-                    rec.log(loss=1.0, samples=batch_size, epoch=0)
-                    recorded.append(time.perf_counter() - start)
-                probes.append(float(open_run(Path(folder, str(pair))).steps(["probe_seconds"]).probe_seconds.iloc[0]))
-    ratios = [with_it / without for with_it, without in zip(recorded, bare, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
-    print(environment())
-    print(f"ResNet-18, batch {batch_size}, {side}x{side}, {type(opt).__name__}, every layer in every step")
-    print(f"step without recording  {statistics.median(bare):.3f} s (median of {rounds})")
-    print(f"recorded / bare         {statistics.median(ratios):.4f} (quartiles {quartiles[0]:.4f}, {quartiles[2]:.4f})")
-    print(f"time inside the hooks   {statistics.median(probes) / statistics.median(bare):.2%} of a step")
+@click.option("--rounds", default=15, show_default=True, help="Pairs of steps.")
+@click.option("--optimizer", type=click.Choice(list(KINDS)), multiple=True, default=list(KINDS), show_default=True)
+def main(batch_size: int, side: int, rounds: int, optimizer: tuple[str, ...]) -> None:
+    """Print the paired ratios."""
+    cases = [(name, detail) for name in optimizer for detail in ("norms", "full")]
+    save("recording", [figure_of(name, detail, batch_size, side, rounds) for name, detail in cases])
 
 
 if __name__ == "__main__":

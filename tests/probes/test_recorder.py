@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 import tvlars_probe
 from tvlars_probe import LAMB, LARS, TVLARS
 from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.probes import norms as norms_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -680,3 +681,24 @@ def test_the_lock_is_let_go_though_a_forked_process_holds_it_too(tmp_path: Path)
         assert rec.step == 2
     os.close(writer)
     os.waitpid(child, 0)
+
+
+def test_of_a_large_model_the_copies_that_update_norm_needs_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norms_module, "SNAPSHOT_ELEMENTS", 3)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    applied = {}
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", every=2) as rec:
+        for step in range(41):
+            before = model.weight.detach().clone()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            applied[step] = (model.weight.detach() - before).norm().item()
+            assert not rec._probes[0]._snapshots
+    rows = tvlars_probe.open_run(tmp_path / "r").layers(["step", "weight_norm", "update_norm"], parameters=["weight"])
+    assert rows.weight_norm.notna().all()
+    read = rows[rows.update_norm.notna()]
+    assert read.step.tolist() == [0, 20, 40]
+    assert read.update_norm.tolist() == pytest.approx([applied[step] for step in (0, 20, 40)], rel=1e-5)

@@ -3,12 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tvlars_probe.errors import TraceError
 from tvlars_probe.traces import parts
-from tvlars_probe.traces.schema import STEPS
+from tvlars_probe.traces.schema import LAYERS, STEPS
 from tvlars_probe.traces.writer import TraceWriter
 
 
@@ -116,3 +117,63 @@ def test_leftovers_of_a_killed_compaction_are_removed(tmp_path: Path) -> None:
 def test_two_parts_of_the_same_steps_are_both_kept(tmp_path: Path) -> None:
     folder = write(tmp_path, (0, 2), (0, 2))
     assert len(parts.list_parts(folder)) == 2
+
+
+def write_layers(folder: Path, *spans: tuple[int, int]) -> Path:
+    """A table ``layers`` of three parameters, their names not in order of the alphabet."""
+    for first, last in spans:
+        steps = [step for step in range(first, last + 1) for _ in range(3)]
+        names = pa.array(["stem", "body", "head"] * (last + 1 - first)).dictionary_encode()
+        writer = TraceWriter(folder, "r")
+        writer.append("layers", {"step": steps, "parameter": names, "weight_norm": [float(i) for i in steps]})
+        writer.flush()
+    return folder / "layers"
+
+
+def pairs_in(folder: Path) -> list[tuple[int, str]]:
+    tables = [pq.read_table(part.path).to_pydict() for part in parts.list_parts(folder)]
+    return [pair for table in tables for pair in zip(table["step"], table["parameter"], strict=True)]
+
+
+def test_a_settled_table_is_in_order_of_parameters_and_stays_so(tmp_path: Path) -> None:
+    folder = write_layers(tmp_path, (0, 1), (2, 3), (4, 5))
+    assert parts.compact(folder, LAYERS, [4], by_parameter=True)
+    expected = [(step, name) for span in ((0, 4), (4, 6)) for name in ("stem", "body", "head") for step in range(*span)]
+    assert pairs_in(folder) == expected
+    assert not parts.compact(folder, LAYERS, [4], by_parameter=True)
+    assert all(parts.is_by_parameter(part) for part in parts.list_parts(folder))
+
+
+def test_a_settled_table_is_cut_where_a_run_is_continued_and_settled_again(tmp_path: Path) -> None:
+    folder = write_layers(tmp_path, (0, 3), (4, 7))
+    parts.compact(folder, LAYERS, by_parameter=True)
+    parts.cut(folder, 3, tmp_path / "aside")
+    assert sorted(pairs_in(folder)) == sorted((s, n) for s in range(3) for n in ("stem", "body", "head"))
+    write_layers(tmp_path, (3, 5))
+    assert parts.compact(folder, LAYERS, by_parameter=True)
+    assert pairs_in(folder) == [(step, name) for name in ("stem", "body", "head") for step in range(6)]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_crash_around_the_exchange_shows_each_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    folder = write_layers(tmp_path, (0, 3), (4, 7))
+    expected = sorted(pairs_in(folder))
+    swap = parts.exchange
+
+    def killed(first: Path, second: Path) -> None:
+        if moment == "after":
+            swap(first, second)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "exchange", killed)
+    monkeypatch.setattr(parts.shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing
+    with pytest.raises(KeyboardInterrupt):
+        parts.compact(folder, LAYERS, by_parameter=True)
+    assert sorted(pairs_in(folder)) == expected
+    assert len(pd.read_parquet(folder)) == len(expected)
+    monkeypatch.undo()
+    parts.compact(folder, LAYERS, by_parameter=True)
+    assert sorted(pairs_in(folder)) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["layers"]

@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 import tvlars_probe
 from tvlars_probe.errors import RunDirectoryError, TraceError, UserError
+from tvlars_probe.traces import parts as parts_module
+from tvlars_probe.traces import reader as reader_module
 from tvlars_probe.traces import writer as writer_module
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
@@ -149,7 +152,7 @@ def test_a_column_that_an_old_trace_lacks_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     journal(tmp_path / "r").finish("completed")
-    part = list_parts(tmp_path / "r" / "trace" / "layers")[1].path
+    part = list_parts(tmp_path / "r" / "trace" / "layers")[-1].path
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(TraceError, match=f"damaged.*{part.name}"):
         tvlars_probe.open_run(tmp_path / "r").layers()
@@ -210,3 +213,29 @@ def test_a_flush_is_due_by_rows_and_by_time(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(writer_module, "MOST_PENDING_ROWS", 3)
     writer.append("steps", {"step": [1, 2, 3]})
     assert writer.due
+
+
+def test_a_finished_run_is_read_in_order_of_steps_and_one_layer_from_few_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "_GROUP_BY_PARAMETER", 40)
+    run = Journal.create(tmp_path / "r", Manifest(run_id="r"))
+    run.begin_segment(0)
+    for start in range(0, 200, 50):
+        names = pa.array(["stem", "body", "head"] * 50).dictionary_encode()
+        steps = np.repeat(np.arange(start, start + 50), 3)
+        run.append("layers", {"step": steps, "parameter": names, "weight_norm": np.arange(150.0)})
+        run.flush(start + 50)
+    running = tvlars_probe.open_run(tmp_path / "r").layers()
+    run.finish("completed")
+    finished = tvlars_probe.open_run(tmp_path / "r")
+    assert len(list_parts(tmp_path / "r" / "trace" / "layers")) == 1
+    pd.testing.assert_frame_equal(finished.layers(), running)
+    pd.testing.assert_frame_equal(finished.layers(["weight_norm"]), running[["weight_norm"]])
+    body = finished.layers(["step", "weight_norm"], parameters=["body"])
+    assert body["step"].tolist() == list(range(200))
+    (part,) = list_parts(tmp_path / "r" / "trace" / "layers")
+    assert pq.read_metadata(part.path).num_row_groups == 15
+    dataset = ds.dataset([str(part.path)], schema=LAYERS.arrow_schema())
+    (few,) = reader_module._row_groups_of(dataset, ["body"]).get_fragments()
+    assert few.num_row_groups == 5

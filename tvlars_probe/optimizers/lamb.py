@@ -1,8 +1,9 @@
 """LAMB: layer-wise adaptive moments (You et al. 2020, arXiv:1904.00962, third version: no bias correction).
 
-The CPU step walks each tensor in cache-sized blocks: moments, Adam direction and all five inner products of a block
-are done while it is in cache, so that memory is read once (w, g, both moments) before the update that needs the
-ratio.
+The CPU step walks each tensor in cache-sized blocks: one fused kernel reads g and both moments, writes the moments
+and the Adam direction r, and the five inner products of the block are taken while it is in cache. In passes over all
+parameters: w, g, m and v read, m, v and r written, then w and r read and w written once q is known: ten. Only r's two
+are not needed by the formula itself (to form r again from m and v would read as much).
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tvlars_probe.optimizers.trust_ratio import (
     as_float,
     decayed_direction,
     descend,
+    fused_adam_direction,
     fused_sgd,
     require,
     scale_each,
     where_adapted,
 )
 from tvlars_probe.reductions import (
-    BLOCK,
     Tensors,
     flat_views,
     inner_products,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.optim.optimizer import ParamsT
+
+# Elements per block: 4 MiB of each tensor, within the last cache; smaller ones cost more in starts than they save.
+_BLOCK = 1 << 20
 
 # ⟨w,w⟩, ⟨g,g⟩, ⟨w,g⟩, ⟨r,r⟩, ⟨w,r⟩ of (w, g, r)
 _PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (0, 2))
@@ -130,16 +134,12 @@ class LAMB(LayerwiseOptimizer):
 
     def _adam_direction(self, group: dict[str, Any], p: Tensor) -> tuple[Tensor, list[float]]:
         """Update the moments; return r and the inner products named by `_PAIRS`."""
-        beta1, beta2 = group["betas"]
         direction = self.scratch(p)
         m, v = self.state_tensor(p, "exp_avg"), self.state_tensor(p, "exp_avg_sq")
         totals = [0.0] * len(_PAIRS)
-        blocks = [torch.split(t, BLOCK) for t in flat_views(p, self.aligned_grad(p), m, v, direction)]
+        blocks = [torch.split(t, _BLOCK) for t in flat_views(p, self.aligned_grad(p), m, v, direction.zero_())]
         for w_, g_, m_, v_, r_ in zip(*blocks, strict=True):
-            m_.mul_(beta1).add_(g_, alpha=1 - beta1)
-            v_.mul_(beta2).addcmul_(g_, g_, value=1 - beta2)
-            torch.sqrt(v_, out=r_)
-            torch.div(m_, r_.add_(group["eps"]), out=r_)
+            fused_adam_direction(r_, g_, m_, v_, betas=group["betas"], eps=group["eps"])
             totals = [a + b for a, b in zip(totals, inner_products((w_, g_, r_), _PAIRS), strict=True)]
         return direction, totals
 

@@ -3,9 +3,10 @@
 As in the official TVLARS experiments, which took theirs from Barlow Twins: the ratio scales the gradient before it
 enters the momentum buffer, and the learning rate is applied after it.
 
-Memory traffic of the CPU step, in passes over all parameters: w and g are read once for the three inner products
-(in cache-sized blocks), then one fused kernel reads w, g and the momentum buffer and writes w and the buffer. Seven
-passes; torch's fused SGD needs five of them, and the ratio can't be known before the first two are done.
+Memory traffic of the CPU step, in passes over all parameters. Before the update w and g are read once each, which no
+implementation can avoid, since q is a quotient of sums over the whole tensor; the inner product reads both again, from
+cache where the tensor fits. Then one fused kernel reads w, g and the momentum buffer and writes w and the buffer: five
+passes, the least for a step with momentum, and all that torch's fused SGD does. No pass serves recording alone.
 """
 
 from __future__ import annotations

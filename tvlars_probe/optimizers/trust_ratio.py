@@ -311,6 +311,34 @@ def fused_sgd(
     )
 
 
+# Of a step so late, β^step is 0 and the bias corrections are 1.
+_LATE = torch.tensor(1e9)
+
+
+def fused_adam_direction(
+    direction: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, betas: tuple[float, float], eps: float
+) -> None:
+    """m ← β₁·m + (1 − β₁)·g, v ← β₂·v + (1 − β₂)·g², and m / (√v + eps) added to ``direction``, in one pass.
+
+    That is torch's fused Adam step of rate −1 without bias correction, with ``direction`` for the weights.
+    """
+    torch._fused_adam_(
+        [direction],
+        [grad],
+        [exp_avg],
+        [exp_avg_sq],
+        [],
+        [_LATE],
+        lr=-1.0,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
 def where_adapted(adapted: list[int], values: Tensor, otherwise: float = 1.0) -> Tensor:
     """``values`` at the indices ``adapted``, a constant elsewhere; the indices never cross to the device."""
     if len(adapted) == len(values):

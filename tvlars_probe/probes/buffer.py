@@ -31,6 +31,7 @@ class StepRow:
     Attributes:
         recorded: whether the layers' norms are recorded in this step.
         active: which parameters took part.
+        unread: whose update_norm was left out in this step.
         lr: learning rate per parameter.
         device_lrs: rates that are kept in tensors on an accelerator, with the parameters they hold for.
         phi: TVLARS' φ_t of the first group.
@@ -48,6 +49,7 @@ class StepRow:
 
     recorded: bool
     active: NDArray[np.bool_]
+    unread: NDArray[np.bool_]
     lr: NDArray[np.float64]
     phase: str
     device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
@@ -90,15 +92,16 @@ class StepBuffer:
 
     def open_row(self, *, recorded: bool, phase: str) -> StepRow:
         """Begin the next step's row."""
-        blank = np.zeros(self.parameters, dtype=bool), np.full(self.parameters, np.nan)
-        self.rows.append(StepRow(recorded, *blank, phase=phase))
+        active, unread = np.zeros((2, self.parameters), dtype=bool)
+        self.rows.append(StepRow(recorded, active, unread, np.full(self.parameters, np.nan), phase=phase))
         return self.rows[-1]
 
-    def put(self, offset: int, reading: Tensor, active: Sequence[bool]) -> None:
+    def put(self, offset: int, reading: Tensor, active: Sequence[bool], unread: Sequence[bool]) -> None:
         """Store an optimizer's figures in the open row."""
         span = slice(offset, offset + reading.shape[1])
         self.values[len(self.rows) - 1, :, span].copy_(reading, non_blocking=True)
         self.rows[-1].active[span] = active
+        self.rows[-1].unread[span] = unread
 
     def put_lr(self, span: slice, lr: Any) -> None:
         """Store a group's learning rate; one kept on an accelerator is read at the flush."""
@@ -180,6 +183,7 @@ def layer_columns(
 
     recorded = np.array([row.recorded for row in drained.rows], dtype=bool)
     active = np.array([row.active for row in drained.rows], dtype=bool).reshape(len(drained.rows), len(names))
+    unread = np.array([row.unread for row in drained.rows], dtype=bool).reshape(active.shape)
     at_row, at_parameter = np.nonzero(active & recorded[:, None])
     columns: dict[str, Any] = {
         "step": first_step + at_row,
@@ -188,6 +192,8 @@ def layer_columns(
     }
     for k, column in enumerate(COLUMNS):
         mask = np.array([column in missing for missing in nulls], dtype=bool)[at_parameter]
+        if column == "update_norm":
+            mask |= unread[at_row, at_parameter]
         if not mask.all():
             values = np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter]
             columns[column] = pa.array(values, mask=mask) if mask.any() else values

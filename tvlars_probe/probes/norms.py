@@ -2,7 +2,7 @@
 
 An optimizer that leaves ``last_step`` behind is believed: what is recorded is what was used, and costs no second
 pass. For any other the norms are taken just before its step. ‖Δw‖ comes from the optimizer's own state where that
-gives it, else from a copy of the weights.
+gives it, else from a copy of the weights: of a large model only in one recorded step of `SNAPSHOT_EVERY`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ COLUMNS = (
 
 _FROM_LAST_STEP = COLUMNS[:-1]
 
+SNAPSHOT_ELEMENTS = 1 << 20
+"""Up to here a copy of the weights in every step costs next to nothing (4 MiB); beyond it the copies are sampled."""
+
+SNAPSHOT_EVERY = 10
+"""Recorded steps from one copy to the next."""
+
 
 class NormProbe:
     """Reads one optimizer's steps.
@@ -58,6 +64,23 @@ class NormProbe:
         self._measured: Tensor | None = None
         self._snapshots: dict[int, Tensor] = {}
         self._lrs: list[Any] = []
+        self._takes_snapshots = True
+
+    @property
+    def samples_snapshots(self) -> bool:
+        """Whether so many weights would have to be copied that only some steps' are."""
+        groups = [g for g in self.optimizer.param_groups if update_source(self.optimizer, g) == "snapshot"]
+        elements: int = sum(p.numel() for group in groups for p in group["params"])
+        return elements > SNAPSHOT_ELEMENTS
+
+    @property
+    def unread(self) -> list[bool]:
+        """Of which parameters the last step's ‖Δw‖ was left out."""
+        return [
+            self.updates and not self._takes_snapshots and update_source(self.optimizer, group) == "snapshot"
+            for group in self.optimizer.param_groups
+            for _ in group["params"]
+        ]
 
     @property
     def nulls(self) -> frozenset[str]:
@@ -75,12 +98,13 @@ class NormProbe:
             missing.add("phi")
         return frozenset(missing)
 
-    def before(self) -> None:
-        """Look at the state just before the update."""
+    def before(self, index: int = 0) -> None:
+        """Look at the state just before the update, that of the ``index``-th recorded step."""
+        self._takes_snapshots = index % SNAPSHOT_EVERY == 0 or not self.samples_snapshots
         self._lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
         if not self._believed:
             self._measured = self._measure()
-        if self.updates:
+        if self.updates and self._takes_snapshots:
             for group in self.optimizer.param_groups:
                 if update_source(self.optimizer, group) == "snapshot":
                     self._take_snapshots([p for p in group["params"] if p.grad is not None])
@@ -102,7 +126,10 @@ class NormProbe:
                 blank = self._blank()
                 return torch.cat([blank, blank[:1]]), [False] * len(params)
             reading, active = measured, [p.grad is not None for p in params]
-        return torch.cat([reading, self._update_norms(reading, active)[None]]), active
+        updates = self._update_norms(reading, active)
+        if self._snapshots and self.samples_snapshots:
+            self._snapshots.clear()  # no second model in memory between samples
+        return torch.cat([reading, updates[None]]), active
 
     def _measure(self) -> Tensor:
         """‖w‖, ‖g‖, ⟨w,g⟩ and a trust ratio of 1; NaN elsewhere."""
@@ -151,7 +178,7 @@ class NormProbe:
                 ratio, direction = (reading[COLUMNS.index(c)] for c in ("trust_ratio", "direction_norm"))
                 span = slice(offset, offset + len(params))
                 norms[span] = ratio[span] * direction[span] * lr
-            elif some:
+            elif some and (source != "snapshot" or self._takes_snapshots):
                 tensors = [params[k] for k in some]
                 if source == "momentum_buffer":
                     values = _norms([self.optimizer.state[p]["momentum_buffer"] for p in tensors]) * lr

@@ -409,7 +409,7 @@ class Recorder:
         if self._open is None or index in self._open.stepped:
             self._begin_row()
         if self._measures():
-            self._probes[index].before()
+            self._probes[index].before((self.step - 1) // self._every)
         self._note_lrs(index)
 
     def _note_lrs(self, index: int) -> None:
@@ -429,7 +429,7 @@ class Recorder:
         self._buffer.put_skipped(getattr(optimizer, "found_inf", None))
         if self._measures():
             reading, active = self._probes[index].after()
-            self._buffer.put(self._offsets[index], reading, active)
+            self._buffer.put(self._offsets[index], reading, active, self._probes[index].unread)
         row.time = now()
 
     def _measures(self) -> bool:

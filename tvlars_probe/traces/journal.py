@@ -103,11 +103,17 @@ class Journal:
         self.manifest.save(self.path)
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
-        """Save the final status and let go of the directory."""
+        """Save the final status and let go of the directory.
+
+        The parts of a run that has come to its end are compacted; one that was stopped will be continued, and is left
+        as it is so that stopping is quick.
+        """
         try:
             self.manifest.status = status
             if error is not None:
                 self.manifest.notes.append("".join(traceback.format_exception_only(error)).strip())
             self.manifest.save(self.path)
+            if status in ("completed", "diverged"):
+                self._writer.settle(self.boundaries)
         finally:
             self._directory.release()

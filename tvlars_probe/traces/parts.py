@@ -13,7 +13,7 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from tvlars_probe.errors import TraceError
 from tvlars_probe.traces.schema import table as schema_of
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from tvlars_probe.traces.schema import Table
+
+_GROUP_BY_PARAMETER = 1 << 14
 
 _PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
 
@@ -71,8 +75,12 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     sync_folder(path.parent)
 
 
-def write_part(folder: Path, schema: Table, rows: pa.Table) -> Path:
-    """Write ``rows`` (not empty, in order of steps) as one more part of the table."""
+def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:
+    """Write ``rows`` (not empty, in order of steps) as one more part of the table.
+
+    With ``by_parameter`` they are put in order of parameters first and of steps within each, in row groups so small
+    that one parameter's history is a fraction of the part; the footer says so.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -84,6 +92,11 @@ def write_part(folder: Path, schema: Table, rows: pa.Table) -> Path:
         path = folder / f"{stem}-{copy}.parquet"
     encodings = dict.fromkeys(schema.of_type("float32", "float64"), "BYTE_STREAM_SPLIT")
     encodings |= dict.fromkeys(schema.of_type("int64", "time"), "DELTA_BINARY_PACKED")
+    sorting = None
+    if by_parameter:
+        names = rows.schema.names
+        rows = rows.take(_order_by_parameter(rows))
+        sorting = [pq.SortingColumn(names.index("parameter")), pq.SortingColumn(names.index("step"))]
     replace_file(
         path,
         lambda stream: pq.write_table(
@@ -92,9 +105,36 @@ def write_part(folder: Path, schema: Table, rows: pa.Table) -> Path:
             compression="zstd",
             use_dictionary=schema.of_type("name"),  # type: ignore[arg-type]
             column_encoding=encodings,
+            row_group_size=_GROUP_BY_PARAMETER if by_parameter else None,
+            sorting_columns=sorting,
         ),
     )
     return path
+
+
+def _order_by_parameter(rows: pa.Table) -> NDArray[np.int64]:
+    import numpy as np
+
+    steps, parameters = rows["step"].to_numpy(), _indices(rows["parameter"])
+    if parameters.max() < 1 << 16 and (steps[1:] >= steps[:-1]).all():
+        return np.argsort(parameters.astype(np.uint16), kind="stable")  # by radix, in a fraction of the time
+    return np.lexsort((steps, parameters))
+
+
+def _indices(names: pa.ChunkedArray[Any]) -> NDArray[np.int32]:
+    """The dictionary's indices of a column of names: they follow the model's order, not the alphabet's."""
+    import numpy as np
+
+    chunks: list[Any] = names.unify_dictionaries().chunks
+    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+
+
+def is_by_parameter(part: Part) -> bool:
+    """Whether a part's rows are in order of parameters."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(part.path)
+    return metadata.num_row_groups > 0 and bool(metadata.row_group(0).sorting_columns)
 
 
 def cut(folder: Path, step: int, aside: Path) -> int:
@@ -145,17 +185,27 @@ def split(folder: Path, step: int) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, target_rows: int = 1 << 20) -> bool:
+def compact(
+    folder: Path,
+    schema: Table,
+    boundaries: Sequence[int] = (),
+    *,
+    target_rows: int = 1 << 20,
+    by_parameter: bool = False,
+) -> bool:
     """Merge neighbouring small parts, where the file system can exchange two folders in one step.
+
+    Readers see the old folder or the new one, never both or neither, whenever the process is killed.
 
     Args:
         folder: the table's parts.
         schema: the table.
         boundaries: steps (of kept checkpoints) that a part may not straddle.
         target_rows: size of a merged part; parts of half that size are left alone.
+        by_parameter: write every part in order of parameters, so that one's history is read without the others'.
 
     Returns:
-        whether anything was merged.
+        whether anything was changed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -163,17 +213,18 @@ def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, targ
     for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     groups = _groups(list_parts(folder), boundaries, target_rows)
-    if all(len(group) == 1 for group in groups):
+    kept = [len(group) == 1 and (not by_parameter or is_by_parameter(group[0])) for group in groups]
+    if all(kept):
         return False
     scratch = folder.with_name(f".{folder.name}-compact-{os.getpid()}")
     scratch.mkdir()
     try:
-        for group in groups:
-            if len(group) == 1:
+        for group, as_it_is in zip(groups, kept, strict=True):
+            if as_it_is:
                 os.link(group[0].path, scratch / group[0].path.name)
             else:
                 rows = pa.concat_tables([pq.read_table(part.path) for part in group], promote_options="default")
-                write_part(scratch, schema, rows.unify_dictionaries())
+                write_part(scratch, schema, rows.unify_dictionaries(), by_parameter=by_parameter)
         sync_folder(scratch)
         exchange(scratch, folder)
         sync_folder(folder.parent)

@@ -122,13 +122,17 @@ class Run(Frames):
         for column in columns or ():
             schema[column]
         wanted, condition = list(columns or schema.names), _condition(where, steps, parameters)
+        read_columns = [*wanted, *({"step"} - {*wanted})] if table == "layers" else wanted
 
         def read(dataset: ds.Dataset | None) -> pa.Table:
             if dataset is None:
-                return _no_rows(table, wanted)
-            return dataset.to_table(columns=wanted, filter=condition).unify_dictionaries()
+                return _no_rows(table, read_columns)
+            if parameters is not None:
+                dataset = _row_groups_of(dataset, parameters)
+            return dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
 
-        return self._with_parts(table, wanted, read).to_pandas()
+        rows = self._with_parts(table, wanted, read)
+        return (_by_step(rows).select(wanted) if table == "layers" else rows).to_pandas()
 
     def batches(
         self,
@@ -138,7 +142,9 @@ class Run(Frames):
         *,
         steps: tuple[int, int] | None = None,
     ) -> T:
-        """Hand the rows of a table in order of steps to ``use``, a batch at a time, so that they are never all there.
+        """Hand the rows of a table to ``use``, a batch at a time, so that they are never all there.
+
+        They come in order of steps, those of a finished run's ``layers`` in order of parameters.
 
         ``use`` is called again from the start if parts are merged while it reads.
 
@@ -189,9 +195,14 @@ class Run(Frames):
         raise AssertionError("unreachable")
 
     def _refuse_missing(self, table: str, columns: list[str], newest: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        missing = sorted({*columns} - {*pq.read_schema(newest).names})
+        try:
+            there = pq.read_schema(newest).names
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"{newest}: {error}") from None
+        missing = sorted({*columns} - {*there})
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
 
@@ -208,6 +219,37 @@ def _condition(
     if parameters is not None:
         conditions.append(pc.field("parameter").isin(list(parameters)))
     return functools.reduce(operator.and_, conditions) if conditions else None
+
+
+def _row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
+    """The row groups that can hold one of ``parameters`` (Arrow itself passes over statistics of dictionaries)."""
+    import pyarrow.dataset as ds
+
+    fragments = []
+    for fragment in dataset.get_fragments():
+        metadata = fragment.metadata
+        column = metadata.schema.names.index("parameter")
+        spans = [metadata.row_group(g).column(column).statistics for g in range(metadata.num_row_groups)]
+        groups = [g for g, span in enumerate(spans) if _may_hold(span, parameters)]
+        if groups:
+            fragments.append(fragment.subset(row_group_ids=groups))
+    return ds.FileSystemDataset(fragments, schema=dataset.schema, format=dataset.format)
+
+
+def _may_hold(span: Any, parameters: Sequence[str]) -> bool:
+    if span is None or not span.has_min_max:
+        return True
+    return any(span.min <= name <= span.max for name in parameters)
+
+
+def _by_step(rows: pa.Table) -> pa.Table:
+    """Rows in order of steps: the parts of a finished run are in order of parameters."""
+    import numpy as np
+
+    steps = rows["step"].to_numpy()
+    if (steps[1:] >= steps[:-1]).all():
+        return rows
+    return rows.take(np.argsort(steps, kind="stable"))
 
 
 def _no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:

@@ -116,7 +116,7 @@ LAYERS = Table(
             "1",
             "‖Δw‖₂; taken from the optimizer's state where that gives it (LARS, TVLARS, LAMB, SGD with momentum): "
             "the update before it is rounded into the weights: below some 1e-7·‖w‖ these no longer move; null with "
-            "--record norms",
+            "--record norms, and in nine recorded steps of ten where only a copy of over 2²⁰ weights would give it",
         ),
         Column(
             "trust_ratio",

@@ -96,5 +96,15 @@ class TraceWriter:
 
     def compact(self, table: str, boundaries: Sequence[int] = ()) -> bool:
         """Merge small parts of a table; see `tvlars_probe.traces.parts.compact`."""
-        edges = [step + 1 for step in boundaries] if table == "epochs" else boundaries
-        return compact(self.folder / table, schema_of(table), edges)
+        return compact(self.folder / table, schema_of(table), _edges(table, boundaries))
+
+    def settle(self, boundaries: Sequence[int] = ()) -> None:
+        """Put a finished run's tables in the order in which they are read: few parts, ``layers`` by parameter."""
+        for folder in sorted(self.folder.glob("[!.]*")):
+            table = folder.name
+            compact(folder, schema_of(table), _edges(table, boundaries), by_parameter=table == "layers")
+
+
+def _edges(table: str, boundaries: Sequence[int]) -> Sequence[int]:
+    """Where parts may not straddle: an epoch's row belongs to the state after its last update."""
+    return [step + 1 for step in boundaries] if table == "epochs" else boundaries
