@@ -64,10 +64,11 @@ class Root(click.Group):
             _fail(str(error))
             code = 1
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted: the same command continues the run", err=True)
+            click.echo("Interrupted: the same command continues", err=True)
             code = 130
         except InterruptedRunError as error:
-            click.echo("Interrupted: the same command continues the run", err=True)
+            if error.advice:
+                click.echo(error.advice, err=True)
             code = 128 + error.signal
         except BrokenPipeError:
             sys.stderr.close()

@@ -98,6 +98,7 @@ class Objective:
                 torch.enable_grad(),
                 _restored(self.model),
             ):
+                self.shards.broadcast(self.model.buffers())
                 self.model.eval()
                 with batch_norm_mode(self.model, self.bn_mode, self.shards, self._forward):
                     yield

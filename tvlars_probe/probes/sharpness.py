@@ -6,6 +6,7 @@ of the one before, which takes a fraction of a cold start's products.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from dataclasses import asdict, replace
@@ -126,12 +127,16 @@ class SharpnessProbe:
         return curvature_columns(found.measurements, step=step, phase=phase, split="train")
 
     def state_dict(self) -> dict[str, Any]:
-        """The eigenvectors that the next measurement starts from."""
-        return {"vectors": {name: vector.detach().cpu() for name, vector in self._vectors.items()}}
+        """The eigenvectors that the next measurement starts from, and the time spent."""
+        vectors = {name: vector.detach().cpu() for name, vector in self._vectors.items()}
+        elapsed = time.perf_counter() - self._began
+        return {"vectors": vectors, "elapsed": elapsed, "spent": self._spent, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self._vectors = dict(state["vectors"])
+        self._began = time.perf_counter() - state.get("elapsed", 0.0)
+        self._spent, self._last = state.get("spent", 0.0), state.get("last", 0.0)
 
 
 def curvature_columns(
@@ -139,7 +144,7 @@ def curvature_columns(
 ) -> dict[str, list[Any]]:
     """Rows of the table ``curvature``, by column."""
     common = {
-        "measurement_id": uuid.uuid4().hex[:12],
+        "measurement_id": _measurement_id(phase, step),
         "created_at": now(),
         "step": step,
         "phase": phase,
@@ -147,6 +152,11 @@ def curvature_columns(
     }
     rows = [common | asdict(m) for m in measurements]
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _measurement_id(phase: str, step: int) -> str:
+    """Names a measurement within its run: the same when a resumed run makes it again."""
+    return hashlib.blake2b(f"{phase} {step}".encode(), digest_size=6).hexdigest()
 
 
 def new_measurement_id() -> str:

@@ -130,6 +130,11 @@ def launched_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
 
 
+def restarted() -> bool:
+    """Whether torchrun started this process again after a rank had failed."""
+    return launched_by_torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def join(placement: Placement) -> Ranks:
     """Take this process's place among the ranks; with one there is no process group."""
     if not launched_by_torchrun():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from tvlars_probe.errors import TraceError
+from tvlars_probe.traces.footers import read_footer
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write(stream)`` fill a temporary file beside ``path``, sync it, and rename it there."""
+    """Let ``write(stream)`` fill a temporary file beside ``path``, sync it, and rename it there.
+
+    Raises:
+        OSError: it can't be written (no space, no permission, ...); ``path`` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -65,10 +70,25 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch's writer meets a refused write with an assertion of its own.
+        cause = error.__cause__ or error.__context__
+        if isinstance(error, RuntimeError) and isinstance(cause, OSError):
+            raise cause from None
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half done below ``folder``: nobody else may be writing there."""
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*-split-*"), *folder.rglob(".*-compact-*")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table) -> Path:
@@ -140,7 +160,7 @@ def split(folder: Path, step: int) -> None:
         exchange(scratch, folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise TraceError(f"{folder} can't be cut at step {step}: {error}") from None
+        raise TraceError(f"{folder} can't be cut at step {step}: {error.strerror or error}; nothing is lost") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -162,7 +182,10 @@ def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, targ
 
     for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    groups = _groups(list_parts(folder), boundaries, target_rows)
+    try:
+        groups = _groups(list_parts(folder), boundaries, target_rows)
+    except TraceError:
+        return False  # a damaged part: readers name it
     if all(len(group) == 1 for group in groups):
         return False
     scratch = folder.with_name(f".{folder.name}-compact-{os.getpid()}")
@@ -177,8 +200,8 @@ def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, targ
         sync_folder(scratch)
         exchange(scratch, folder)
         sync_folder(folder.parent)
-    except OSError:
-        return False
+    except (OSError, TraceError):
+        return False  # parts stay as small as they are
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
@@ -205,12 +228,10 @@ def exchange(first: Path, second: Path) -> None:
 
 
 def _groups(parts: list[Part], boundaries: Sequence[int], target_rows: int) -> list[list[Part]]:
-    import pyarrow.parquet as pq
-
     groups: list[list[Part]] = []
     filled = target_rows
     for part in parts:
-        rows = pq.read_metadata(part.path).num_rows
+        rows = read_footer(part.path).num_rows
         crossed = bool(groups) and any(groups[-1][-1].last_step < edge <= part.first_step for edge in boundaries)
         if crossed or filled + rows > target_rows or rows > target_rows // 2:
             groups.append([])
