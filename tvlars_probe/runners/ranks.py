@@ -130,6 +130,11 @@ def launched_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
 
 
+def seat() -> tuple[int, int]:
+    """This process's rank and their number, as torchrun says."""
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def restarted() -> bool:
     """Whether torchrun started this process again after a rank had failed."""
     return launched_by_torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
@@ -139,7 +144,7 @@ def join(placement: Placement) -> Ranks:
     """Take this process's place among the ranks; with one there is no process group."""
     if not launched_by_torchrun():
         return Ranks(_device(placement, 0))
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world_size = seat()
     device = _device(placement, int(os.environ.get("LOCAL_RANK", "0")))
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

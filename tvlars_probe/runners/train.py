@@ -10,7 +10,7 @@ from tvlars_probe.runners.barlow_twins import train_barlow_twins
 from tvlars_probe.runners.classification import train_classifier
 from tvlars_probe.runners.jobs import Done, Job, check_fit, check_same_data, plan_resume, plan_run
 from tvlars_probe.runners.launching import launch
-from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place
+from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place, seat
 from tvlars_probe.runners.stopping import advice
 from tvlars_probe.traces.run_directory import note_failure
 
@@ -92,9 +92,12 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
         if isinstance(planned, Job):
             _train(planned, placement)
         return planned.path
+    rank, world_size = seat()
+    # Before the ranks meet: the plan tries the model, whose layers would sum over ranks that don't.
+    planned_here = _attempt(plan, world_size) if rank == 0 else None
     ranks = join(placement)
     try:
-        outcome = ranks.from_first(_attempt(plan, ranks.world_size) if ranks.is_first else None)
+        outcome = ranks.from_first(planned_here)
         if isinstance(outcome, UserError):
             raise outcome
         if ranks.is_first:

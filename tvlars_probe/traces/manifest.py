@@ -99,10 +99,10 @@ class Manifest:
         for f in dataclasses.fields(self):
             if f.name in history or getattr(self, f.name) in (None, {}, []):
                 setattr(self, f.name, getattr(before, f.name))
-        for stretch in (*self.segments, *self.gaps):
-            if (last := stretch.get("last_step")) is None or last >= step:
-                stretch["last_step"] = step - 1 if step > stretch.get("first_step", 0) else None
-        self.gaps = [gap for gap in self.gaps if gap.get("last_step") is not None]
+        self.gaps = [gap for gap in self.gaps if gap.get("first_step", 0) < step]
+        for gap in self.gaps:
+            last = gap.get("last_step")
+            gap["last_step"] = step - 1 if last is None else min(last, step - 1)
         if self.finding is not None and self.finding.get("step", 0) >= step:
             self.finding = None
 
