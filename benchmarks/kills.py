@@ -31,6 +31,7 @@ from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.modes import BarlowTwinsConfig
+from tvlars_probe.traces.run_directory import is_held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,9 +92,10 @@ class Campaign:
         self._random = random.Random(seed)
         self._whole = folder / "whole"
         self._acks = folder / "acknowledged"
+        pids = self._start(self._whole, first=True)
+        self._until_begun(self._whole, pids[0])
         began = time.monotonic()
-        codes = self._wait(self._start(self._whole, first=True))
-        if any(codes):
+        if any(codes := self._wait(pids)):
             raise RuntimeError(f"the uninterrupted run failed: {codes}")
         self._seconds = time.monotonic() - began
 
@@ -121,7 +123,9 @@ class Campaign:
         before = _last_checkpoint(path)
         pids = self._start(path, first=first)
         if kill:
-            deadline = time.monotonic() + self._random.uniform(0.0, 1.05 * self._seconds)
+            if self._random.random() < 0.9:
+                self._until_begun(path, pids[0])
+            deadline = time.monotonic() + self._random.uniform(0.0, self._seconds)
             while time.monotonic() < deadline and not _ended(pids[0]):
                 time.sleep(0.001)
             victims = pids if self.ranks == 1 or self._random.random() < 0.5 else [self._random.choice(pids)]
@@ -141,6 +145,12 @@ class Campaign:
         if fault:
             tally.faults.append(f"{path.name}: {fault}")
         return True
+
+    def _until_begun(self, path: Path, pid: int) -> None:
+        """Few kills should fall into the time before a run has begun, or goes on."""
+        lock = path / ".lock"
+        while not _ended(pid) and not (lock.exists() and is_held(path)):
+            time.sleep(0.001)
 
     def _start(self, path: Path, *, first: bool) -> list[int]:
         with socket.socket() as free:

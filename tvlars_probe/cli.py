@@ -18,6 +18,7 @@ COMMANDS = {
     "data": ("data", "Data sets: what is there, and how to get what isn't."),
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
+    "check": ("check", "Is a run whole? Set aside what is broken."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
     "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
     "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),

@@ -61,7 +61,7 @@ class Saver:
     config: RecordConfig
     phase_start: int = 0
     best: Best = field(default_factory=Best)
-    _last: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=lambda: time.monotonic())
 
     def after_epoch(self, epoch: int, epochs: int) -> bool:
         """Whether the state at an epoch's end is saved."""

@@ -64,6 +64,15 @@ class RunDirectory:
             RunDirectoryError: it is no run, is being written to, or can't be written.
         """
         Manifest.load(path)
+        return cls.hold(path)
+
+    @classmethod
+    def hold(cls, path: Path) -> RunDirectory:
+        """Hold a folder whatever is in it.
+
+        Raises:
+            RunDirectoryError: another process does, or it can't be written.
+        """
         try:
             return cls(path, _acquire(path))
         except OSError as error:
