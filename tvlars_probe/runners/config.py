@@ -15,6 +15,7 @@ from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
+from tvlars_probe.traces.plain_types import mismatches, shown
 
 Precision = Literal["float32", "bf16", "float64"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -265,13 +266,15 @@ class TrainConfig:
             "sharpness": SharpnessConfig,
             "barlow": BarlowTwinsConfig,
         }
-        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():
+        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():  # those that any version writes
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
-        try:
-            built = {name: _known(kind, stored[name]) for name, kind in parts.items() if name in stored}
-            return cls(**{**_fields(cls, stored), **built})
-        except TypeError as error:
-            raise UserError(f"the configuration in the manifest is damaged: {error}") from None
+        there = {name: kind for name, kind in parts.items() if name in stored}
+        wrong = [f"{name} is {shown(stored[name])}" for name in there if not isinstance(stored[name], dict)]
+        wrong = wrong or [text for name, kind in there.items() for text in mismatches(kind, stored[name])]
+        wrong += mismatches(cls, {name: value for name, value in stored.items() if name not in parts})
+        if wrong:
+            raise UserError(f"the configuration in the manifest is damaged: its {', its '.join(wrong)}")
+        return cls(**{**_fields(cls, stored), **{name: _known(kind, stored[name]) for name, kind in there.items()}})
 
 
 def _fields(kind: type[Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -85,19 +85,28 @@ def _in_thread(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             outcome["error"] = error
 
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that it won't handle signals
     thread = threading.Thread(target=run)
-    try:
+    with _silenced("torch.distributed.elastic", "torch.multiprocessing"):
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-    finally:
-        logger.setLevel(level)
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
+
+
+@contextlib.contextmanager
+def _silenced(*packages: str) -> Iterator[None]:
+    """Without the log of these packages: that signals are left to us, and tracebacks of what we say in a line."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(packages)]
+    loggers = [logger for name in names if not (logger := logging.getLogger(name)).disabled]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ class Manifest:
             raise RunDirectoryError(
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
-        if wrong := mismatches(cls, content) + _wrong_steps(content):
+        if wrong := mismatches(cls, content) or _wrong_steps(content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         hints = {f.name: f.type for f in dataclasses.fields(cls)}
         values = {name: value for name, value in content.items() if name in hints}

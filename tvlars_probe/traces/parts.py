@@ -74,10 +74,12 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         # torch's writer meets a refused write with an assertion of its own.
-        cause = error.__cause__ or error.__context__
-        if isinstance(error, RuntimeError) and isinstance(cause, OSError):
-            raise cause from None
-        raise
+        cause = (error.__cause__ or error.__context__) if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno is not None:
+            cause.filename = str(path)
+        raise cause from None
     sync_folder(path.parent)
 
 
