@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills --kills 200
 
-Every attempt is a process forked from this one, which has imported everything and computed nothing, so that a kill costs
-a fraction of a second. Flushes, compaction and checkpoints are made far more frequent than they are by default, so
+Every attempt is a process forked from this one, which has imported everything and computed nothing, so that a kill
+costs a fraction of a second. Flushes, compaction and checkpoints are made far more frequent than they are by default, so
 that kills fall into the middle of them. After each kill the run is read: its steps must be whole, each once, and reach
 at least as far as the last flush that returned. After some kills a run is let finish and must equal the
 uninterrupted one: every table but for clock columns, and every tensor of the last checkpoint.
@@ -12,7 +12,6 @@ uninterrupted one: every table but for clock columns, and every tensor of the la
 from __future__ import annotations
 
 import collections
-
 import os
 import random
 import signal
@@ -287,7 +286,9 @@ def _difference(whole: Path, path: Path) -> str:
 
 def _equal(a: Any, b: Any, equal: Callable[[Any, Any], bool]) -> bool:
     if isinstance(a, dict):
-        return a.keys() <= b.keys() and all(_equal(a[key], b[key], equal) for key in a)  # torch adds defaults on loading
+        return a.keys() <= b.keys() and all(
+            _equal(a[key], b[key], equal) for key in a
+        )  # torch adds defaults on loading
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_equal(x, y, equal) for x, y in zip(a, b, strict=True))
     return bool(equal(a, b)) if hasattr(a, "dtype") else bool(a == b)

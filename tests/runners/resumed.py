@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 CLOCKS = ["run", "time", "step_seconds", "probe_seconds", "seconds", "created_at"]
 
 
-def assert_same_run(whole: Path, other: Path, tables: tuple[str, ...] = ("steps", "layers", "epochs", "curvature")) -> None:
+def assert_same_run(
+    whole: Path, other: Path, tables: tuple[str, ...] = ("steps", "layers", "epochs", "curvature")
+) -> None:
     """Every row but for clock columns, and every weight of the last checkpoint."""
     runs = [tvlars_probe.open_run(path) for path in (whole, other)]
     assert [run.status for run in runs] == ["completed", "completed"]
@@ -24,5 +26,7 @@ def assert_same_run(whole: Path, other: Path, tables: tuple[str, ...] = ("steps"
         for name in a.select_dtypes("category"):
             a[name], b[name] = a[name].astype(str), b[name].astype(str)
         assert a.equals(b), table
-    weights = [checkpoints.load(list(checkpoints.list_checkpoints(path).values())[-1])["model"] for path in (whole, other)]
+    weights = [
+        checkpoints.load(list(checkpoints.list_checkpoints(path).values())[-1])["model"] for path in (whole, other)
+    ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

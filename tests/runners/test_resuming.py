@@ -26,8 +26,6 @@ from tvlars_probe.runners.train import resume, train
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tvlars_probe.runners.evaluation import Tally
-
 
 def config(**changes: Any) -> TrainConfig:
     """Four steps an epoch, three epochs; dropout, so that the random generators have to be right."""
@@ -170,7 +168,9 @@ def test_what_is_checkpointed_makes_no_difference(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "often")
 
 
-def test_an_epochs_row_written_after_the_checkpoint_does_not_stand_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epochs_row_written_after_the_checkpoint_does_not_stand_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed between the row's flush and the checkpoint that follows it, with one from before the evaluation there."""
     settings = config()
     train(settings, tmp_path / "whole", quiet=True)

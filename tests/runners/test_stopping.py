@@ -249,7 +249,7 @@ def test_a_run_goes_on_with_other_ranks_and_says_so(tmp_path: Path, before: int,
     runs = [tvlars_probe.open_run(tmp_path / name) for name in ("whole", "cut")]
     losses = [run.steps()["loss"].to_numpy() for run in runs]
     np.testing.assert_allclose(losses[1][: there + 5], losses[0][: there + 5], rtol=0, atol=1e-4)
-    assert [run.steps()["samples"].tolist() for run in runs][0] == runs[1].steps()["samples"].tolist()
+    assert runs[0].steps()["samples"].tolist() == runs[1].steps()["samples"].tolist()
     np.testing.assert_allclose(runs[1].epochs()["train_loss"], runs[0].epochs()["train_loss"], rtol=1e-3)
     (note,) = runs[1].manifest.notes
     assert note.startswith(f"continued at step {there} on {after} rank(s) instead of {before}")

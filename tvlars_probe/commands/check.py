@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command, name="check")
 @click.argument("run", type=click.Path(path_type=Path))
 @option("--repair", "repairs", section="Repair", is_flag=True, help=
-        "Move what is broken into the run's folder aside/ and note it in the manifest; nothing is deleted.")  # fmt: skip
+        "Move what is broken into the run's folder aside/ and note it in the manifest.")  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 @click.pass_context
 def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None:

@@ -58,7 +58,7 @@ def command(run: Path, as_json: bool, audit: bool, **values: Any) -> None:
     from tvlars_probe.runners.sharpness import measure_run
     from tvlars_probe.traces.reader import open_run
 
-    open_run(run)
+    open_run(run).curvature(["step"])  # what is there must be readable before rows are added
     name = measure_run(build_job(run, audit, values))
     rows = open_run(run).curvature()
     rows = rows[rows["measurement_id"].astype(str) == name]

@@ -50,9 +50,7 @@ def _identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, ...]]:
     return [tuple(map(id, group["params"])) for o in optimizers for group in o.param_groups]
 
 
-def note_parameters(
-    manifest: Manifest, phase: str, model: nn.Module | None, optimizers: Sequence[Optimizer]
-) -> None:
+def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, optimizers: Sequence[Optimizer]) -> None:
     """Put a phase's parameters and parameter groups into the manifest."""
     manifest.parameters[phase] = [info.as_dict() for info in parameter_table(model, optimizers)]
     others = [group for group in manifest.groups if group.get("phase", phase) != phase]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from tvlars_probe.errors import UserError
@@ -154,7 +155,7 @@ def join(placement: Placement) -> Ranks:
     if world_size > 1 and not dist.is_initialized():
         store, *_ = next(rendezvous("env://", timeout=_MEETING_TIMEOUT))
         # torchrun keeps one store over its restarts: under a fresh prefix the addresses of dead ranks aren't found.
-        attempt = dist.PrefixStore(f"tvlars_probe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        attempt = PrefixStore(f"tvlars_probe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
     return Ranks(device, rank, world_size)

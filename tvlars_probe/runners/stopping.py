@@ -84,4 +84,3 @@ def advice(path: Path) -> str:
     if not (path / FILE_NAME).exists():
         return f"Interrupted before {path} began: nothing was recorded"
     return f"Interrupted; to continue: tvlars-probe train --resume {shlex.quote(str(path))}"
-

@@ -110,8 +110,8 @@ def outcome(path: Path) -> Outcome:
 def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = ()) -> Outcome:
     """Train the run at ``path`` until it is finished or failed, or wait for the process that does.
 
-    What a run can raise the outcome says, but for a signal, which ends the sweep too. Other processes call it with a configuration as
-    `TrainConfig.as_dict` gives it.
+    What a run can raise the outcome says, but for a signal, which ends the sweep too. Other processes call it with a
+    configuration as `TrainConfig.as_dict` gives it.
     """
     from tvlars_probe.runners.train import resume, train
 

@@ -148,7 +148,7 @@ def _check_table(run: Path, folder: Path, manifest: Manifest | None, found: Find
             continue
         found.parts += 1
         rows.append(read)
-        spans.append((part, {*read["step"].to_pylist()}))
+        spans.append((part, {int(step) for step in np.unique(np.asarray(read["step"]))}))
     if folder.parent.name == "trace" and folder.name in ROW_KEYS:
         found.faults += _doubles(run, folder, rows, spans)
     return rows
@@ -180,9 +180,7 @@ def _read(part: Part, table: str, manifest: Manifest | None) -> pa.Table:
     return rows.select([*dict.fromkeys((*ROW_KEYS.get(table, ()), "step"))])
 
 
-def _doubles(
-    run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Part, set[int]]]
-) -> Iterator[Fault]:
+def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Part, set[int]]]) -> Iterator[Fault]:
     """Rows that stand twice; a part whose steps others hold too can go."""
     import pyarrow as pa
 
@@ -195,15 +193,15 @@ def _doubles(
     seen: set[int] = set()
     name = folder.relative_to(run).as_posix()
     redundant = []
-    for part, steps in sorted(spans, key=lambda pair: (-len(pair[1]), pair[0])):
+    for part, steps in sorted(spans, key=lambda pair: (-len(pair[1]), len(pair[0].path.name), pair[0])):
         if steps <= seen:
             redundant.append(part)
         seen |= steps
     for part in redundant:
         yield Fault(f"{name}/{part.path.name}", "holds only steps that other parts hold too", "set aside")
     if not redundant:
-        steps = ", ".join(str(step) for step in sorted({*doubled["step"]})[:5])
-        yield Fault(name, f"rows stand twice in {ROW_KEYS[folder.name][-1]}: of steps {steps}")
+        some = ", ".join(str(step) for step in sorted({*doubled["step"]})[:5])
+        yield Fault(name, f"rows stand twice: of steps {some}")
 
 
 def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]], found: Findings) -> None:
@@ -215,20 +213,19 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
         found.notes.append("the run is being written by another process")
     if state == "killed":
         found.notes.append("the run was killed; the same command, or --resume, continues it")
-    if state == "completed" and manifest.total_steps is not None and len(steps) < manifest.total_steps:
-        missing = sum(_length(gap, manifest.total_steps) for gap in manifest.gaps if gap.get("table") == "steps")
-        if len(steps) + missing < manifest.total_steps:
-            found.faults.append(
-                Fault(FILE_NAME, f"says completed, but {len(steps)} of {manifest.total_steps} steps are there")
-            )
+    gaps = [gap for gap in manifest.gaps if gap.get("table") == "steps"]
+    total, there = manifest.total_steps, len(steps)
+    if state == "completed" and total is not None and there + sum(_length(gap, total) for gap in gaps) < total:
+        found.faults.append(Fault(FILE_NAME, f"says completed, but {there} of {total} steps are there"))
     ended = manifest.segments[-1].get("last_step") if manifest.segments else None
-    if state in ("completed", "diverged", "interrupted") and ended is not None and len(steps) and steps[-1] < ended:
-        if not any(gap.get("table") == "steps" for gap in manifest.gaps):
-            found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; the last one is {steps[-1]}"))
-    names = {entry.get("name") for entries in manifest.parameters.values() for entry in entries}
-    strange = {name for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()} - names
-    if strange and names:
-        found.faults.append(Fault(FILE_NAME, f"doesn't know the recorded tensors {', '.join(sorted(strange)[:5])}"))
+    in_order = state in ("completed", "diverged", "interrupted") and not gaps
+    if in_order and ended is not None and there and steps[-1] < ended:
+        found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; the last one is {steps[-1]}"))
+    names = {str(entry.get("name")) for entries in manifest.parameters.values() for entry in entries}
+    recorded = {str(name) for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()}
+    if names and recorded - names:
+        strange = ", ".join(sorted(recorded - names)[:5])
+        found.faults.append(Fault(FILE_NAME, f"doesn't know the recorded tensors {strange}"))
 
 
 def _steps(rows: list[pa.Table]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
