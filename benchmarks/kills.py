@@ -3,7 +3,7 @@
     python -m benchmarks.kills --kills 200
 
 Every attempt is a process forked from this one, which has imported everything and computed nothing, so that a kill
-costs a fraction of a second. Flushes, compaction and checkpoints are made far more frequent than they are by default, so
+costs a fraction of a second. Flushes, compaction and checkpoints are made far more frequent than by default, so
 that kills fall into the middle of them. After each kill the run is read: its steps must be whole, each once, and reach
 at least as far as the last flush that returned. After some kills a run is let finish and must equal the
 uninterrupted one: every table but for clock columns, and every tensor of the last checkpoint.

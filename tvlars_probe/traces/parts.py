@@ -20,12 +20,15 @@ from tvlars_probe.traces.footers import read_footer
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
     from tvlars_probe.traces.schema import Table
+
+_ROW_GROUP = 1 << 16
+"""Rows of a merged part that are in memory at a time."""
 
 _PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
 
@@ -96,26 +99,36 @@ def remove_leftovers(folder: Path) -> None:
 def write_part(folder: Path, schema: Table, rows: pa.Table) -> Path:
     """Write ``rows`` (not empty, in order of steps) as one more part of the table."""
     import pyarrow.compute as pc
+
+    first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
+    return _write(folder, schema, (first, last), rows.schema, [rows])
+
+
+def _write(folder: Path, schema: Table, steps: tuple[int, int], columns: pa.Schema, pieces: Iterable[pa.Table]) -> Path:
+    """Write the pieces, in order, as one part; only one of them is in memory at a time."""
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"part-{pc.min(rows['step']).as_py():010d}-{pc.max(rows['step']).as_py():010d}"
-    path, copy = folder / f"{stem}.parquet", 1
+    stem, copy = f"part-{steps[0]:010d}-{steps[1]:010d}", 1
+    path = folder / f"{stem}.parquet"
     while path.exists():
         copy += 1
         path = folder / f"{stem}-{copy}.parquet"
     encodings = dict.fromkeys(schema.of_type("float32", "float64"), "BYTE_STREAM_SPLIT")
     encodings |= dict.fromkeys(schema.of_type("int64", "time"), "DELTA_BINARY_PACKED")
-    replace_file(
-        path,
-        lambda stream: pq.write_table(
-            rows,
+
+    def fill(stream: IO[bytes]) -> None:
+        with pq.ParquetWriter(
             stream,
+            columns,
             compression="zstd",
             use_dictionary=schema.of_type("name"),  # type: ignore[arg-type]
             column_encoding=encodings,
-        ),
-    )
+        ) as writer:
+            for piece in pieces:
+                writer.write_table(piece)
+
+    replace_file(path, fill)
     return path
 
 
@@ -179,9 +192,6 @@ def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, targ
     Returns:
         whether anything was merged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -197,8 +207,8 @@ def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, targ
             if len(group) == 1:
                 os.link(group[0].path, scratch / group[0].path.name)
             else:
-                rows = pa.concat_tables([pq.read_table(part.path) for part in group], promote_options="default")
-                write_part(scratch, schema, rows.unify_dictionaries())
+                steps = group[0].first_step, max(part.last_step for part in group)
+                _write(scratch, schema, steps, _common_schema(group), _pieces(group))
         sync_folder(scratch)
         exchange(scratch, folder)
         sync_folder(folder.parent)
@@ -207,6 +217,42 @@ def compact(folder: Path, schema: Table, boundaries: Sequence[int] = (), *, targ
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
+
+
+def _common_schema(group: Sequence[Part]) -> pa.Schema:
+    """Every column of the parts: newer ones may have some that older ones lack."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pa.unify_schemas([pq.read_schema(part.path) for part in group])
+
+
+def _pieces(group: Sequence[Part]) -> Iterator[pa.Table]:
+    """The rows of the parts, some `_ROW_GROUP` at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns, waiting, rows = _common_schema(group), list[pa.Table](), 0
+    for part in group:
+        with pq.ParquetFile(part.path) as file:
+            for index in range(file.num_row_groups):
+                waiting.append(file.read_row_group(index))
+                rows += len(waiting[-1])
+                if rows >= _ROW_GROUP:
+                    yield _joined(waiting, columns)
+                    waiting, rows = [], 0
+    if waiting:
+        yield _joined(waiting, columns)
+
+
+def _joined(tables: Sequence[pa.Table], columns: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    joined = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    for field in columns:
+        if field.name not in joined.column_names:
+            joined = joined.append_column(field, pa.nulls(len(joined), field.type))
+    return joined.select(columns.names).cast(columns)
 
 
 def exchange(first: Path, second: Path) -> None:
