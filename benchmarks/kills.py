@@ -149,7 +149,7 @@ class Campaign:
         """Few kills should fall into the time before a run has begun, or goes on."""
         lock = path / ".lock"
         while not _ended(pid) and not (lock.exists() and is_held(path)):
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     def _start(self, path: Path, *, first: bool) -> list[int]:
         with socket.socket() as free:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_NAME = ".lock"
+_LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.01
 
 
 class RunDirectory:
@@ -141,13 +143,26 @@ def _acquire(path: Path) -> int | None:
         return None
     descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise RunDirectoryError(
             f"another process is writing to {path}: wait for it, or choose another folder"
         ) from None
     return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Lock for writing. Who only asks whether the lock is free (`is_held`) holds it for a moment: that is waited out.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    for _ in range(_LOCK_ATTEMPTS - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_LOCK_PAUSE)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_held(path: Path) -> bool:
