@@ -49,7 +49,7 @@ class RunFailedError(RuntimeError):
     """A run ended with an error of its own: what was recorded is kept."""
 
 
-class StorageError(RunFailedError):
+class StorageError(RunFailedError, OSError):
     """The run's files can't be written any more: what was complete stays readable."""
 
 

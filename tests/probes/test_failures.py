@@ -150,7 +150,7 @@ def test_a_clock_that_jumps_disorders_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(buffer, "now", lambda: start + datetime.timedelta(hours=next(hours)))
     rows = buffer.StepRow.__dataclass_fields__["time"]
     monkeypatch.setattr(rows, "default_factory", lambda: start)
-    monkeypatch.setattr("tvlars_probe.probes.recorder.now", lambda: start + datetime.timedelta(hours=next(hours)))
+    monkeypatch.setattr("tvlars_probe.probes.observer.now", lambda: start + datetime.timedelta(hours=next(hours)))
     run, _ = recorded(tmp_path / "r")
     steps = run.steps()
     assert steps["step"].tolist() == list(range(6))

@@ -98,6 +98,8 @@ class Journal:
             raise StorageError(f"{self.path} has vanished, or another folder was put in its place: recording has ended")
         try:
             yield
+        except StorageError:
+            raise
         except OSError as error:
             raise StorageError(
                 f"can't write {error.filename or self.path}: {error.strerror or error}. What was complete stays "
