@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.traces.schema import Table
 
-_ROW_GROUP = 1 << 16
+_ROW_GROUP = 1 << 13
 """Rows of a merged part that are in memory at a time."""
 
 _PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
