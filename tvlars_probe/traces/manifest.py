@@ -16,14 +16,16 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.manifest_entries import Entries
 from tvlars_probe.traces.parts import replace_file
-from tvlars_probe.traces.plain_types import NON_FINITE, fits, mismatches, shown
+from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
 from tvlars_probe.traces.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "run.json"
+_WITH_RATES = {"peak_lr", "phases", "groups", "best"}
 _REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
 STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
@@ -132,26 +134,20 @@ class Manifest:
             raise RunDirectoryError(
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
-        if wrong := mismatches(cls, content) or _wrong_steps(content):
+        if wrong := mismatches(cls, content) or mismatches(Entries, content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
-        hints = {f.name: f.type for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in content.items() if name in hints}
-        numbers = {name: float(v) for name, v in values.items() if v in NON_FINITE and "float" in str(hints[name])}
-        return cls(**values | numbers)
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {name: value for name, value in content.items() if name in known}
+        return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
 
 
-def _wrong_steps(content: dict[str, Any]) -> list[str]:
-    """Stretches of the run whose steps are no numbers, which `mismatches` can't see."""
-    wrong = []
-    for name in ("segments", "gaps"):
-        for stretch in content.get(name, []):
-            steps = stretch.get("first_step"), stretch.get("last_step")
-            if not fits(steps[0], int) or not fits(steps[1], int | None):
-                wrong.append(f"{name} have steps {shown(steps)}")
-    best = content.get("best")
-    if best is not None and not fits(best.get("step"), int):
-        wrong.append(f"best is {shown(best)}")
-    return wrong
+def _finite_or_not(value: Any) -> Any:
+    """Floats that JSON doesn't know, back from their names."""
+    if isinstance(value, dict):
+        return {key: _finite_or_not(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_not(item) for item in value]
+    return float(value) if isinstance(value, str) and value in NON_FINITE else value
 
 
 def now() -> datetime:

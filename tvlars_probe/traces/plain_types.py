@@ -1,8 +1,7 @@
-"""Whether plain values, as JSON gives them, are of the types that a dataclass's annotations say."""
+"""Whether plain values, as JSON gives them, are of the types that annotations say."""
 
 from __future__ import annotations
 
-import dataclasses
 import types
 import typing
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,22 @@ NON_FINITE = ("inf", "-inf", "nan")
 
 
 def mismatches(kind: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """The fields of the dataclass ``kind`` whose value in ``values`` has another type, with what was found there.
+    """The fields of ``kind``, a dataclass or a TypedDict, whose value in ``values`` has another type, with what was found there.
 
     Fields that aren't given, and names that are no fields, are passed over. An int is a float too; a list a tuple.
     """
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.name in values]
+    names = [name for name in hints if name in values]
     return [f"{name} is {shown(values[name])}" for name in names if not fits(values[name], hints[name])]
 
 
 def fits(value: Any, expected: Any) -> bool:
     """Whether a plain value is of a type made of the plain ones, unions, lists, tuples and dicts; unknown types fit."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if typing.is_typeddict(expected):
+        return (
+            isinstance(value, dict) and value.keys() >= expected.__required_keys__ and not mismatches(expected, value)
+        )
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in arguments)
     if expected is float:
