@@ -14,7 +14,7 @@ NON_FINITE = ("inf", "-inf", "nan")
 
 
 def mismatches(kind: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """The fields of ``kind``, a dataclass or a TypedDict, whose value in ``values`` has another type, with what was found there.
+    """The fields of a dataclass or TypedDict whose value in ``values`` has another type, with what was found there.
 
     Fields that aren't given, and names that are no fields, are passed over. An int is a float too; a list a tuple.
     """
