@@ -202,8 +202,14 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             "--checkpoint-every", section=r, type=int, default=1,
             help="Epochs between checkpoints (the last and the best are kept); 0 writes only the last.",
         ),
-        option("--checkpoint-steps", section=r, type=int, help="Updates between further checkpoints."),
-        option("--checkpoint-minutes", section=r, type=float, help="Minutes between further checkpoints."),
+        option(
+            "--checkpoint-steps", section=r, type=int, show_default="at epochs' ends only",
+            help="Updates between further checkpoints.",
+        ),
+        option(
+            "--checkpoint-minutes", section=r, type=float, show_default="at epochs' ends only",
+            help="Minutes between further checkpoints.",
+        ),
         option(
             "--keep-checkpoints", section=r, type=int, default=1,
             help="How many of the latest are kept, beside the best; 0 keeps all.",
