@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_steps() -> None:
-    """Over 20,000 recorded steps, in a process of its own: flat in the second half, and little more than at its start."""
+    """Over 20,000 recorded steps, in a process of its own: flat in the second half, little more than at the start."""
     command = [sys.executable, "-m", "benchmarks.memory", "--steps", "20000"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     assert "20,000 steps, 100,000 rows of layers" in done.stdout
