@@ -18,6 +18,7 @@ COMMANDS = {
     "data": ("data", "Data sets: what is there, and how to get what isn't."),
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
+    "check": ("check", "Is a run whole? Set aside what is broken."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
     "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
     "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
@@ -64,10 +65,11 @@ class Root(click.Group):
             _fail(str(error))
             code = 1
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted: the same command continues the run", err=True)
+            click.echo("Interrupted: the same command continues", err=True)
             code = 130
         except InterruptedRunError as error:
-            click.echo("Interrupted: the same command continues the run", err=True)
+            if error.advice:
+                click.echo(error.advice, err=True)
             code = 128 + error.signal
         except BrokenPipeError:
             sys.stderr.close()

@@ -32,19 +32,29 @@ class NonFiniteLossError(UserError):
 
 
 class InterruptedRunError(Exception):
-    """A signal ended the run's processes.
+    """A signal ended a run's processes.
 
     Attributes:
         signal: its number.
+        advice: how to continue, in one line; empty where another process says it.
     """
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"ended by signal {signal}")
+    def __init__(self, signal: int, advice: str = "Interrupted: the same command continues") -> None:
+        super().__init__(advice or f"ended by signal {signal}")
         self.signal = signal
+        self.advice = advice
 
 
 class RunFailedError(RuntimeError):
     """A run ended with an error of its own: what was recorded is kept."""
+
+
+class StorageError(RunFailedError, OSError):
+    """The run's files can't be written any more: what was complete stays readable."""
+
+
+class ProbeError(RunFailedError):
+    """A probe or a callback raised, and the run was to end with it."""
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:

@@ -12,13 +12,14 @@ from torch import nn
 
 import tvlars_probe
 from tvlars_probe.data.registry import DataConfig
-from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.errors import ProbeError, RunDirectoryError, UserError
 from tvlars_probe.models import backbones
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
+from tvlars_probe.probes.sharpness import SharpnessProbe
 from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.train import resume, train
 
 CPU = PlaceConfig(devices=("cpu",), threads=1)
@@ -296,3 +297,33 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="already holds something that is not a run"):
         run(tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+@pytest.mark.parametrize("policy", ["warn", "raise"])
+def test_a_probe_that_raises_stops_recording_or_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    measure = SharpnessProbe.measure
+
+    def fail(self: SharpnessProbe, step: int, *rest: Any) -> Any:
+        if step == 4:
+            raise ArithmeticError("no such luck")
+        return measure(self, step, *rest)
+
+    monkeypatch.setattr(SharpnessProbe, "measure", fail)
+    settings: dict[str, Any] = {
+        "sharpness": SharpnessConfig(every="2", operators=("hessian",), samples=16, tol=0.1),
+        "recording": RecordConfig(on_probe_error=policy),
+    }
+    message = "SharpnessProbe failed at step 4: ArithmeticError: no such luck"
+    if policy == "raise":
+        with pytest.raises(ProbeError, match=message):
+            run(tmp_path / "r", **settings)
+        assert tvlars_probe.open_run(tmp_path / "r").status == "failed"
+        return
+    with pytest.warns(RuntimeWarning, match=message):
+        result = run(tmp_path / "r", **settings)
+    assert result.status == "completed"
+    assert len(result.steps()) == 8
+    assert result.curvature()["step"].tolist() == [0, 2]
+    assert message in result.manifest.notes[0]

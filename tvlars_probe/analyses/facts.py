@@ -73,6 +73,7 @@ class RunFacts:
         groups = [g for g in m.groups if g.get("phase", chosen) == chosen]
         group, schedule, data = groups[0] if groups else {}, m.config.get("schedule"), m.data or {}
         own = next((p for p in m.phases if p.get("phase") == chosen), {})
+        epochs = m.config.get("epochs")
         named = schedule.get("name") if isinstance(schedule, dict) else None
         rows = pd.DataFrame(m.parameters.get(chosen, [])).reindex(columns=list(PARAMETER_COLUMNS))
         return cls(
@@ -90,7 +91,7 @@ class RunFacts:
             model=(m.model or {}).get("name"),
             train_samples=data.get("train"),
             first_step=own.get("first_step", 0),
-            epochs=own.get("epochs", m.config.get("epochs")),
+            epochs=own.get("epochs", epochs if isinstance(epochs, int) else None),
             steps_per_epoch=own.get("steps_per_epoch", m.steps_per_epoch),
             total_steps=m.total_steps,
             finding=m.finding,
@@ -128,6 +129,6 @@ class RunFacts:
 def _asked_rate(config: Mapping[str, Any], group: Mapping[str, Any], peak_lr: float | None) -> float | None:
     """``--lr`` as it was given. The manifest's group holds the rate after the last step, which a schedule changed."""
     asked = config.get("optimizer")
-    if isinstance(asked, dict) and asked.get("lr") is not None:
+    if isinstance(asked, dict) and isinstance(asked.get("lr"), int | float):
         return float(asked["lr"])
     return peak_lr if peak_lr is not None else group.get("lr")

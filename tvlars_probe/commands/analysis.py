@@ -56,6 +56,8 @@ def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, as_csv: bool, out: Path | None, **kwargs: Any) -> None:
+        if out is not None:
+            check_output(out)  # before anything is computed, or stored with the run
         function(*args, output=Output(as_json, as_csv, out), **kwargs)
 
     for add in (
@@ -95,6 +97,18 @@ def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callabl
         click.echo(f"Written: {output.out}")
 
 
+def check_output(path: Path) -> None:
+    """Refuse a file that can't be written because of where it is.
+
+    Raises:
+        UserError: it is a folder, or in none.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+
+
 def write_output(path: Path, content: bytes) -> None:
     """Write the file that the user named, whole or not at all.
 
@@ -103,10 +117,7 @@ def write_output(path: Path, content: bytes) -> None:
     """
     from tvlars_probe.traces.parts import replace_file
 
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+    check_output(path)
     try:
         replace_file(path, lambda stream: stream.write(content))
     except OSError as error:

@@ -48,6 +48,7 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
     if len(opened) > 2:
         raise UserError(f"landscape takes one run or two, {len(opened)} were given")
     if not stored:
+        opened[0].frame("landscape", ["step"])  # what is there must be readable before rows are added
         _compute([run.path for run in opened], values)
     rows = opened[0].frame("landscape", COLUMNS)
     if not len(rows):

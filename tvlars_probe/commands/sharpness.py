@@ -61,7 +61,7 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
     from tvlars_probe.runners.sharpness import measure_run
     from tvlars_probe.traces.reader import open_run
 
-    open_run(run)
+    open_run(run).curvature(["step"])  # what is there must be readable before rows are added
     if audit:
         _check_audit(ctx)
     name = measure_run(build_job(run, audit, values))

@@ -16,7 +16,15 @@ from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
 from tvlars_probe.models.initialization import INITIALIZATIONS
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
-from tvlars_probe.runners.config import DETAILS, PRECISIONS, PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.config import (
+    DETAILS,
+    ON_PROBE_ERROR,
+    PRECISIONS,
+    PlaceConfig,
+    RecordConfig,
+    SharpnessConfig,
+    TrainConfig,
+)
 from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
 
 if TYPE_CHECKING:
@@ -60,8 +68,13 @@ _SECTIONS: dict[str, tuple[str, type[Any], dict[str, str]]] = {
         {
             "record": "detail",
             "record_every": "every",
-            "checkpoint_every": "checkpoint_every",
-            "train_eval_samples": "train_eval_samples",
+            **{
+                name: name
+                for name in (
+                    "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
+                    "train_eval_samples", "on_probe_error",
+                )
+            },
         },
     ),
     "barlow": (
@@ -188,6 +201,22 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         option(
             "--checkpoint-every", section=r, type=int, default=1,
             help="Epochs between checkpoints (the last and the best are kept); 0 writes only the last.",
+        ),
+        option(
+            "--checkpoint-steps", section=r, type=int, show_default="at epochs' ends only",
+            help="Updates between further checkpoints.",
+        ),
+        option(
+            "--checkpoint-minutes", section=r, type=float, show_default="at epochs' ends only",
+            help="Minutes between further checkpoints.",
+        ),
+        option(
+            "--keep-checkpoints", section=r, type=int, default=1,
+            help="How many of the latest are kept, beside the best; 0 keeps all.",
+        ),
+        option(
+            "--on-probe-error", section=r, type=_choice(ON_PROBE_ERROR), default="warn",
+            help="When a probe raises: go on training without the probes, or end the run.",
         ),
         option(
             "--train-eval-samples", section=r, type=int, default=10_000,

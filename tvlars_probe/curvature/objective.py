@@ -102,6 +102,7 @@ class Objective:
                 _restored(self.model),
                 _plain(self.model),
             ):
+                self.shards.broadcast(self.model.buffers())
                 self.model.eval()
                 with batch_norm_mode(self.model, self.bn_mode, self.shards, self._forward):
                     yield

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from tvlars_probe.collectives import all_reduce_sum as all_reduce_sum
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 
@@ -30,6 +32,12 @@ class Shards:
         """All ranks of the default process group, or this process where there is none."""
         there = dist.is_available() and dist.is_initialized()
         return cls(dist.get_world_size()) if there else cls()
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the first one's, in place: BatchNorm's running statistics differ from rank to rank."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0, group=self.group)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place."""

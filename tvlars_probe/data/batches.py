@@ -65,10 +65,10 @@ class BatchPlan:
         """Updates per epoch."""
         return math.ceil(self.samples / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Share]:
-        """This rank's share of each batch of an epoch."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Share]:
+        """This rank's share of each batch of an epoch, from batch ``first`` on."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        for start in range(0, self.samples, self.batch_size):
+        for start in range(first * self.batch_size, self.samples, self.batch_size):
             batch = order[start : start + self.batch_size]
             yield Share(self._pieces(np.array_split(batch, self.world_size)[self.rank], len(batch)), len(batch))
 

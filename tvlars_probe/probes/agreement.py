@@ -1,4 +1,4 @@
-"""What all ranks of a run do in the same step: flush, stop, notice a non-finite loss.
+"""What all ranks of a run do in the same step: flush, checkpoint, stop, notice a non-finite loss or a failed probe.
 
 Rank 0 decides, and every rank learns of it in one small collective. On CPUs that is done in every step. On
 accelerators reading its result would make the host wait, so it is done at intervals that rank 0 sets.
@@ -24,8 +24,10 @@ class Decision(NamedTuple):
     """What the ranks agreed on in a step."""
 
     flush: bool = False
+    checkpoint: bool = False
     stop: bool = False
     bad_loss: bool = False
+    probe_failed: bool = False
 
 
 @dataclass
@@ -72,18 +74,23 @@ class Agreement:
         return bool(flag.item())
 
     def decide(self, step: int, wish: Decision) -> Decision:
-        """Learn what all ranks do after ``step``; rank 0's wishes count, and any rank's bad loss."""
+        """Learn what all ranks do after ``step``.
+
+        Rank 0 decides flushes and checkpoints. Any rank may stop the run (a machine of several is taken away), have a
+        bad loss or a failed probe.
+        """
         if self.world_size == 1:
             return wish
         if step < self._next:
             return Decision()
         interval = 1 if self.device.type == "cpu" else self._interval(step)
-        mine = [wish.flush, wish.stop, wish.bad_loss, interval] if self.rank == 0 else [0, 0, wish.bad_loss, 0]
-        message = torch.tensor([int(value) for value in mine], device=self.device)
+        if self.rank > 0:
+            wish, interval = wish._replace(flush=False, checkpoint=False), 0
+        message = torch.tensor([int(value) for value in (*wish, interval)], device=self.device)
         dist.all_reduce(message, dist.ReduceOp.MAX)
-        flush, stop, bad_loss, interval = message.tolist()
+        *flags, interval = message.tolist()
         self._next = step + max(interval, 1)
-        return Decision(bool(flush), bool(stop), bool(bad_loss))
+        return Decision(*map(bool, flags))
 
     def _interval(self, step: int) -> int:
         """Steps until the next agreement, about a second's worth."""
@@ -92,6 +99,14 @@ class Agreement:
         if step <= last_step or now <= last_time:
             return 1
         return max(1, min(256, round(_INTERVAL_SECONDS * (step - last_step) / (now - last_time))))
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank; all of them call it."""
+        if self.world_size == 1:
+            return flag
+        message = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(message, dist.ReduceOp.MAX)
+        return bool(message.item())
 
     def from_first(self, flag: bool) -> bool:
         """Rank 0's ``flag`` on every rank."""

@@ -15,30 +15,23 @@ A step of the trace is one update of every optimizer: a new one begins when an o
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import warnings
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tvlars_probe.errors import RunDirectoryError, UserError
-from tvlars_probe.probes.agreement import Agreement, Decision
-from tvlars_probe.probes.buffer import Drained, StepBuffer, StepRow, layer_columns, step_columns
-from tvlars_probe.probes.clock import StepClock
-from tvlars_probe.probes.findings import first_non_finite
-from tvlars_probe.probes.hooks import attach
-from tvlars_probe.probes.known_optimizers import describe_group, number, scalar, trust_ratios
-from tvlars_probe.probes.norms import NormProbe
-from tvlars_probe.probes.parameters import optimizer_names, parameter_table
-from tvlars_probe.probes.rates import applied_rates
+from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
+from tvlars_probe.probes.agreement import Agreement
+from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
+from tvlars_probe.probes.known_optimizers import scalar
+from tvlars_probe.probes.layout import LastRates, note_parameters
+from tvlars_probe.probes.observer import Detail, StepObserver
 from tvlars_probe.traces.journal import Journal
-from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import new_run_id
 
 if TYPE_CHECKING:
@@ -46,12 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
-    from tvlars_probe.curvature.scaling import Rates
-    from tvlars_probe.probes.sharpness import SharpnessProbe
-
-Detail = Literal["full", "norms", "none"]
+    from tvlars_probe.probes.failures import Probe
 
 
 def record(
@@ -63,7 +51,8 @@ def record(
     total_steps: int | None = None,
     detail: Detail = "full",
     every: int = 1,
-    probes: Sequence[SharpnessProbe] = (),
+    probes: Sequence[Probe] = (),
+    on_probe_error: OnProbeError = "warn",
     manifest: Manifest | None = None,
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
@@ -79,6 +68,8 @@ def record(
         detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
         every: record the layers in every so many steps.
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
+        on_probe_error: when a probe or the reading of norms raises, "warn" goes on recording only what the loop tells,
+            with a warning and a note in the manifest; "raise" ends the run.
         manifest: further facts to keep in the manifest.
         resume: a ``state_dict()`` of this recorder: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
@@ -109,63 +100,16 @@ def record(
         detail=detail,
         every=every,
         probes=probes,
+        failures=ProbeFailures(on_probe_error),
         resume=resume,
         distributed=distributed,
     )
 
 
-class Recorder:
-    """Records a training loop; made by `record`.
-
-    Attributes:
-        path: the run directory.
-        phase: written into each row: train, pretrain or linear.
-        manifest: what stands in run.json; saved with each flush.
-        journal: the writing side, None on ranks other than 0.
-        diverged: whether the last loss told was not finite (on accelerators: known after a flush).
-        stop_agreed: whether all ranks have learned of `request_stop`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | None,
-        optimizers: Sequence[Optimizer],
-        path: Path,
-        manifest: Manifest,
-        *,
-        detail: Detail,
-        every: int,
-        probes: Sequence[SharpnessProbe],
-        resume: Mapping[str, Any] | None,
-        distributed: bool | None,
-    ) -> None:
-        self.path, self.manifest = path, manifest
-        self.journal: Journal | None = None
-        self.diverged = self.stop_agreed = False
-        self._model, self._optimizers = model, optimizers
-        self._detail, self._every, self._resume = detail, every, resume
-        self._device = next(p.device for o in optimizers for g in o.param_groups for p in g["params"])
-        self._ranks = Agreement.of_process_group(self._device, distributed)
-        self._written: int = resume["step"] if resume else 0
-        self._samples: int | None = resume["samples"] if resume else 0
-        self._rates: dict[str, float] = dict(resume["rates"]) if resume else {}
-        self._last_lrs: dict[int, list[Any]] = {}
-        self._open: StepRow | None = None
-        self._stop_wish = self._flush_wish = self._lonely = self._is_laid_out = False
-        self._logs_without_step = 0
-        self._handles: list[Any] = []
-        self._clock = StepClock()
-        self._curvature = list(probes)
-        for probe, state in zip(self._curvature, (resume or {}).get("probes", ()), strict=False):
-            probe.load_state_dict(state)
-        self.phase = resume["phase"] if resume else "train"
+class Recorder(StepObserver):
+    """Records a training loop; made by `record`. What it knows stands on `StepObserver`."""
 
     # What the loop calls.
-
-    @property
-    def step(self) -> int:
-        """Number of updates so far: the next step's index."""
-        return self._written + (len(self._buffer) if self._is_laid_out else 0)
 
     def log(
         self,
@@ -211,6 +155,7 @@ class Recorder:
         Raises:
             UserError: the table has no such column.
         """
+        self._last_epoch = self.step
         if self.journal is not None:
             told = {name: None if value is None else scalar(name, value) for name, value in figures.items()}
             self.journal.append_epoch({"step": self.step, "epoch": epoch, "phase": self.phase, **told})
@@ -230,7 +175,7 @@ class Recorder:
         model: nn.Module | None,
         optimizer: Optimizer | Sequence[Optimizer],
         *,
-        probes: Sequence[SharpnessProbe] = (),
+        probes: Sequence[Probe] = (),
     ) -> None:
         """Go on with another model and optimizer in the same trace; steps run on. Every rank calls it.
 
@@ -244,16 +189,27 @@ class Recorder:
         self._detach()
         self._model = model
         self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        self._curvature = list(probes)
-        self._rates.clear()
-        self._last_lrs.clear()
+        self._curvature = list(probes) if self._probing else []
+        self._rates = LastRates({})
         self.phase = phase
         self._lay_out()
         self._attach()
 
     def request_stop(self) -> None:
-        """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Rank 0's wish counts."""
+        """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Any rank's wish counts.
+
+        It only sets a flag, so that a signal handler may call it.
+        """
         self._stop_wish = True
+
+    def request_checkpoint(self) -> None:
+        """Ask all ranks to checkpoint in the same step: `checkpoint_agreed` becomes true. Rank 0's wish counts."""
+        self._checkpoint_wish = True
+
+    def agree_to_stop(self) -> bool:
+        """Learn of `request_stop` between two steps, after an evaluation, say. Every rank calls it."""
+        self.stop_agreed = self.stop_agreed or self._ranks.any(self._stop_wish)
+        return self.stop_agreed
 
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""
@@ -261,7 +217,7 @@ class Recorder:
         self._cross()
         self._flush_wish = False
         if self.journal is not None:
-            self._note_parameters()
+            note_parameters(self.manifest, self.phase, self._model, self._optimizers)
             self.journal.flush(self._written)
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,23 +225,15 @@ class Recorder:
         self.flush()
         if self.journal is not None:
             self.journal.end_parts_at(self.step)
+        self._checkpoint_wish = self.checkpoint_agreed = False
         return {
             "step": self.step,
+            "last_epoch": self._last_epoch,
             "samples": self._samples,
             "phase": self.phase,
             "rates": self.last_rates(),
             "probes": [probe.state_dict() for probe in self._curvature],
         }
-
-    def last_rates(self) -> dict[str, float]:
-        """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
-        for index, lrs in self._last_lrs.items():
-            groups = self._optimizers[index].param_groups
-            spread = [number(lr) for lr, group in zip(lrs, groups, strict=False) for _ in group["params"]]
-            names, ratios = self._names[self._offsets[index] :], trust_ratios(self._optimizers[index])
-            self._rates |= {name: lr * q for name, lr, q in zip(names, spread, ratios, strict=False)}
-        self._last_lrs.clear()
-        return dict(self._rates)
 
     # Attaching and letting go.
 
@@ -301,16 +249,6 @@ class Recorder:
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
         self._attach()
         return self
-
-    def _attach(self) -> None:
-        for index, optimizer in enumerate(self._optimizers):
-            self._handles += attach(optimizer, partial(self._on_before, index), partial(self._on_after, index))
-        self._clock = StepClock()
-
-    def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -332,15 +270,24 @@ class Recorder:
         try:
             if kind is None:
                 self.flush()
-                status, error = ("diverged" if self.diverged else "completed"), None
+                status = "diverged" if self.diverged else "interrupted" if self.interrupted else "completed"
             else:
                 self._salvage()
         except BaseException as failure:
             status, error = "failed", failure
             raise
         finally:
-            if self.journal is not None:
-                self.journal.finish(status, error if status == "failed" else None)
+            self._finish(status, error)
+
+    def _finish(self, status: str, error: BaseException | None) -> None:
+        """Note how it ended; where even that can't be written, the error that is on its way stands."""
+        if self.journal is None:
+            return
+        try:
+            self.journal.finish(status, error if status == "failed" else None)
+        except StorageError:
+            if error is None:
+                raise
 
     def _open_journal(self) -> None:
         step = 0
@@ -348,12 +295,18 @@ class Recorder:
             self.journal = Journal.create(self.path, self.manifest)
         else:
             step = self._resume["step"]
-            self.journal = Journal.resume(self.path, self.manifest, step)
+            told = (-1 if self._last_epoch is None else self._last_epoch) + 1 if "last_epoch" in self._resume else None
+            self.journal = Journal.resume(self.path, self.manifest, step, told)
         world_size = self._ranks.world_size
         self.manifest.world_size = self.manifest.world_size or world_size
-        self._note_parameters()
+        note_parameters(self.manifest, self.phase, self._model, self._optimizers)
         threads = torch.get_num_threads()
-        self.journal.begin_segment(step, device=str(self._device), threads=threads, world_size=world_size)
+        try:
+            self.journal.begin_segment(step, device=str(self._device), threads=threads, world_size=world_size)
+        except BaseException:
+            self.journal.abandon() if self._resume is None else self.journal.release()
+            self.journal = None
+            raise
 
     def _salvage(self) -> None:
         """Write what this rank has without the others, which may be gone."""
@@ -361,152 +314,3 @@ class Recorder:
         self._ranks = Agreement(self._device, self._ranks.rank)
         with contextlib.suppress(Exception):
             self.flush()
-
-    def _lay_out(self) -> None:
-        """Learn the optimizers' parameters: at the start, and when one has got more."""
-        names = optimizer_names(self._model, self._optimizers)
-        self._names = [name for some in names for name in some]
-        self._offsets = np.cumsum([0, *(len(some) for some in names)]).tolist()
-        self._members = self._identities()
-        self._is_laid_out = True
-        self._probes = [NormProbe(o, updates=self._detail == "full") for o in self._optimizers]
-        self._nulls = [probe.nulls for probe, some in zip(self._probes, names, strict=True) for _ in some]
-        self._buffer = StepBuffer(len(self._names), self._device)
-
-    def _identities(self) -> list[tuple[int, ...]]:
-        return [tuple(map(id, group["params"])) for o in self._optimizers for group in o.param_groups]
-
-    def _note_parameters(self) -> None:
-        table = parameter_table(self._model, self._optimizers)
-        self.manifest.parameters[self.phase] = [info.as_dict() for info in table]
-        others = [group for group in self.manifest.groups if group.get("phase", self.phase) != self.phase]
-        mine = [describe_group(o, group) for o in self._optimizers for group in o.param_groups]
-        self.manifest.groups = others + [{**group, "phase": self.phase} for group in mine]
-
-    # The hooks.
-
-    def _on_before(self, index: int) -> None:
-        start = time.perf_counter()
-        with torch.no_grad():
-            self._before(index)
-        self._clock.probed(time.perf_counter() - start)
-
-    def _on_after(self, index: int) -> None:
-        start = time.perf_counter()
-        if self._open is None or index in self._open.stepped:
-            self._begin_row()  # an optimizer that never called its closure: nothing was seen before its update
-            self._note_lrs(index)
-        row = self._open
-        assert row is not None
-        with torch.no_grad():
-            self._after(index, row)
-        row.step_seconds += self._clock.since_mark(start)
-        self._clock.probed(time.perf_counter() - start)
-        row.probe_seconds += self._clock.mark_end()
-
-    def _before(self, index: int) -> None:
-        """Just before an optimizer's update: the weights are w, the gradients g."""
-        if self._open is None or index in self._open.stepped:
-            self._begin_row()
-        if self._measures():
-            self._probes[index].before((self.step - 1) // self._every)
-        self._note_lrs(index)
-
-    def _note_lrs(self, index: int) -> None:
-        lrs = [group.get("lr", math.nan) for group in self._optimizers[index].param_groups]
-        self._last_lrs[index] = [lr.detach().clone() if isinstance(lr, Tensor) else lr for lr in lrs]
-
-    def _after(self, index: int, row: StepRow) -> None:
-        """Just after it."""
-        optimizer, start = self._optimizers[index], self._offsets[index]
-        row.stepped.add(index)
-        for group, lr in zip(optimizer.param_groups, self._last_lrs[index], strict=True):
-            end = start + len(group["params"])
-            self._buffer.put_lr(slice(start, end), lr)
-            start = end
-        if index == 0 and hasattr(optimizer, "phi_of"):
-            row.phi = optimizer.phi_of(optimizer.param_groups[0])
-        self._buffer.put_skipped(getattr(optimizer, "found_inf", None))
-        if self._measures():
-            reading, active = self._probes[index].after()
-            self._buffer.put(self._offsets[index], reading, active, self._probes[index].unread)
-        row.time = now()
-
-    def _measures(self) -> bool:
-        """Whether the layers of this step are recorded, and by this rank."""
-        return self._open is not None and self._open.recorded and self._ranks.rank == 0
-
-    def _begin_row(self) -> None:
-        self._close_row()
-        if self._members != self._identities():
-            self._cross()
-            self._lay_out()
-        elif self._flush_wish or self._buffer.full:
-            self.flush()
-        self._measure_curvature()
-        recorded = self._detail != "none" and self.step % self._every == 0
-        self._open = self._buffer.open_row(recorded=recorded, phase=self.phase)
-
-    def _measure_curvature(self) -> None:
-        """Let the probes measure the state before this update; every rank takes part."""
-        step = self.step
-        for probe in self._curvature:
-            if not probe.due(step) or (probe.has_budget and not self._ranks.from_first(probe.affordable())):
-                continue
-            rates = self._applied_rates(step) if self.last_rates() else None
-            columns = probe.measure(step, self.phase, rates)
-            if self.journal is not None and columns:
-                self.journal.append("curvature", columns)
-
-    def _applied_rates(self, step: int) -> Rates:
-        return applied_rates(self._model, self._optimizers, scaled_lr=self.last_rates(), step=step - 1)
-
-    def _close_row(self) -> None:
-        if self._open is not None and not self._open.steps_told:
-            self._agree(None)
-        self._open = None
-
-    def _agree(self, loss: Tensor | float | None) -> None:
-        on_host = not isinstance(loss, Tensor) or loss.device.type == "cpu"
-        bad = loss is not None and on_host and not math.isfinite(number(loss))
-        due = self.journal is not None and self.journal.due
-        decision = self._ranks.decide(self.step, Decision(flush=due, stop=self._stop_wish, bad_loss=bad))
-        self._flush_wish |= decision.flush
-        self.stop_agreed |= decision.stop
-        if on_host and loss is not None:
-            self.diverged = decision.bad_loss
-
-    def _cross(self) -> None:
-        """Take the buffer's rows to the host and hand them to the journal."""
-        drained = self._buffer.drain().without_skipped()
-        losses, samples = self._over_ranks(drained)
-        first_step = self._written
-        self._written += len(drained.rows)
-        told = [i for i, row in enumerate(drained.rows) if row.loss_told]
-        if told:
-            self.diverged = not math.isfinite(losses[told[-1]])
-        if self.journal is None or not drained.rows:
-            return
-        self.manifest.finding = self.manifest.finding or first_non_finite(drained, losses, first_step, self._names)
-        self.journal.append("steps", step_columns(drained, first_step, samples, losses))
-        self.journal.append("layers", layer_columns(drained, first_step, self._names, self._nulls))
-
-    def _over_ranks(self, drained: Drained) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Mean losses over all ranks' samples, and the samples seen so far (−1 where unknown)."""
-        losses = drained.losses
-        known = np.array([row.samples is not None for row in drained.rows], dtype=bool)
-        counts = np.array([1 if row.samples is None else row.samples for row in drained.rows], dtype=np.float64)
-        if self._ranks.world_size > 1:
-            sums = np.where(counts > 0, losses * counts, 0.0)
-            table = torch.tensor(np.stack([sums, counts]), dtype=self._buffer.losses.dtype, device=self._device)
-            sums, counts = self._ranks.sum(table).cpu().numpy().astype(np.float64)
-            losses = sums / np.maximum(counts, 1)
-        seen = np.full(len(known), -1, dtype=np.int64)
-        for i, (is_known, count) in enumerate(zip(known, counts, strict=True)):
-            self._samples = self._samples + int(count) if is_known and self._samples is not None else None
-            seen[i] = -1 if self._samples is None else self._samples
-        if self._lonely:
-            for row in drained.rows:
-                row.loss_told = False
-            seen[:] = -1
-        return losses, seen

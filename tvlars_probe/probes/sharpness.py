@@ -7,6 +7,7 @@ leads to the one that was the top: so every `COLD`-th measurement starts from a 
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from dataclasses import asdict, replace
@@ -142,14 +143,18 @@ class SharpnessProbe:
         return not known or trained <= known
 
     def state_dict(self) -> dict[str, Any]:
-        """The eigenvectors that the next measurement starts from."""
+        """The eigenvectors that the next measurement starts from, and the time spent."""
         vectors = {name: vector.detach().cpu() for name, vector in self._vectors.items()}
-        return {"vectors": vectors, "count": self._count}
+        elapsed = time.perf_counter() - self._began
+        budget = {"elapsed": elapsed, "spent": self._spent, "last": self._last}
+        return {"vectors": vectors, "count": self._count, **budget}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self._vectors = dict(state["vectors"])
         self._count = state.get("count", 0)
+        self._began = time.perf_counter() - state.get("elapsed", 0.0)
+        self._spent, self._last = state.get("spent", 0.0), state.get("last", 0.0)
 
 
 def curvature_columns(
@@ -157,7 +162,7 @@ def curvature_columns(
 ) -> dict[str, list[Any]]:
     """Rows of the table ``curvature``, by column."""
     common = {
-        "measurement_id": uuid.uuid4().hex[:12],
+        "measurement_id": _measurement_id(phase, step),
         "created_at": now(),
         "step": step,
         "phase": phase,
@@ -165,6 +170,11 @@ def curvature_columns(
     }
     rows = [common | asdict(m) for m in measurements]
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _measurement_id(phase: str, step: int) -> str:
+    """Names a measurement within its run: the same when a resumed run makes it again."""
+    return hashlib.blake2b(f"{phase} {step}".encode(), digest_size=6).hexdigest()
 
 
 def new_measurement_id() -> str:

@@ -11,11 +11,12 @@ from tvlars_probe.data.augmentation import augmentation
 from tvlars_probe.data.views import TwinViews
 from tvlars_probe.models.barlow_twins import barlow_twins_loss
 from tvlars_probe.optimizers.schedules import Schedule
-from tvlars_probe.probes.recorder import record
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.classification import Training, distribute, seeded_model
 from tvlars_probe.runners.evaluation import Precision, Tally
 from tvlars_probe.runners.objectives import batch_plan, build_optimizer
+from tvlars_probe.runners.saving import Saver, note_other_ranks
+from tvlars_probe.runners.stopping import StopSignals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,36 +27,31 @@ if TYPE_CHECKING:
     from tvlars_probe.runners.ranks import Ranks
 
 
-def train_barlow_twins(ranks: Ranks, job: Job) -> None:
-    """Make the run that ``job`` describes; every rank calls it."""
+def train_barlow_twins(ranks: Ranks, job: Job) -> int | None:
+    """Make the run that ``job`` describes; every rank calls it.
+
+    Returns:
+        the signal that ended it early, if one did.
+    """
     state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
     pretraining = Pretraining.build(ranks, job.config)
     probing = Probing.after(pretraining)
     began_probing = state is not None and state["phase"] == Probing.phase
     training: Training = probing if began_probing else pretraining
-    first_epoch = training.restore(state, job) if state else 0
+    if state:
+        training.restore(state, job)
     manifest = pretraining.manifest(job)
     manifest.phases.append(probing.describe())
-    recorder = record(
-        training.model,
-        training.optimizer,
-        job.path,
-        config=job.config.as_dict(),
-        total_steps=pretraining.schedule.total_steps + probing.schedule.total_steps,
-        detail=job.config.recording.detail,  # type: ignore[arg-type]
-        every=job.config.recording.every,
-        probes=training.probes(),
-        manifest=manifest,
-        resume=state["recorder"] if state else job.blank_state,
-    )
-    recorder.phase = training.phase
-    with recorder:
-        training.run(job, recorder, first_epoch)
-        if began_probing or recorder.diverged:
-            return
-        probing.take_backbone(pretraining)
-        recorder.begin_phase(probing.phase, probing.model, probing.optimizer, probes=probing.probes())
-        probing.run(job, recorder, 0)
+    total_steps = pretraining.schedule.total_steps + probing.schedule.total_steps
+    recorder = training.recorder(job, state, manifest, total_steps)
+    with recorder, StopSignals(recorder) as stop:
+        note_other_ranks(recorder, state, ranks)
+        training.run(job, recorder)
+        if not (began_probing or recorder.diverged or recorder.interrupted):
+            probing.take_backbone(pretraining)
+            recorder.begin_phase(probing.phase, probing.model, probing.optimizer, probes=probing.probes())
+            probing.run(job, recorder)
+    return stop.number if recorder.interrupted else None
 
 
 class Pretraining(Training):
@@ -87,6 +83,7 @@ class Pretraining(Training):
             scheduler=LambdaLR(optimizer, schedule.factor),
             augment=TwinViews(seed=config.seed, flips=config.data.flips),
             epochs=config.barlow.epochs,
+            saver=Saver(config.recording),
         )
 
     def tally(self) -> Tally:
@@ -142,6 +139,7 @@ class Probing(Training):
             augment=augmentation(config.data, config.seed),
             epochs=config.epochs,
             first_step=pretraining.schedule.total_steps,
+            saver=Saver(config.recording, phase_start=pretraining.schedule.total_steps),
         )
 
     @torch.no_grad()

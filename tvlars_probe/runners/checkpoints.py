@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = "checkpoints"
+_REMEDY = "'tvlars-probe check {} --repair' sets it aside, and an earlier one is used"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -56,13 +57,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise RunDirectoryError(
             f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): "
-            f"remove it to use an earlier checkpoint"
+            f"{_REMEDY.format(path.parent.parent)}"
         ) from None
     except Exception as error:  # the unpickler of tensors meets garbage with errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunDirectoryError(f"{path} is damaged ({reason}): remove it to use an earlier checkpoint") from None
+        raise RunDirectoryError(f"{path} is damaged ({reason}): {_REMEDY.format(path.parent.parent)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("step"), int):
-        raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe")
+        raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe: {_REMEDY.format(path.parent.parent)}")
     return state
 
 
@@ -84,7 +85,9 @@ def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}") from None
+        raise RunDirectoryError(
+            f"{path} holds another model's weights: {reason or error}; {_REMEDY.format(path.parent.parent)}"
+        ) from None
 
 
 def rng_state(ranks: Ranks) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,9 +21,13 @@ from tvlars_probe.runners import checkpoints, objectives
 from tvlars_probe.runners.evaluation import Precision, Tally, evaluate, loss_sum
 from tvlars_probe.runners.progress import reporter
 from tvlars_probe.runners.samples import ProbeSample
+from tvlars_probe.runners.saving import Position, Saver, note_other_ranks, restore
+from tvlars_probe.runners.stopping import StopSignals
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
     from torch.optim import Optimizer
 
@@ -37,26 +41,21 @@ if TYPE_CHECKING:
     from tvlars_probe.runners.ranks import Ranks
 
 
-def train_classifier(ranks: Ranks, job: Job) -> None:
-    """Make the run that ``job`` describes; every rank calls it."""
+def train_classifier(ranks: Ranks, job: Job) -> int | None:
+    """Make the run that ``job`` describes; every rank calls it.
+
+    Returns:
+        the signal that ended it early, if one did.
+    """
     training = Training.build(ranks, job.config)
     state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
-    first_epoch = training.restore(state, job) if state else 0
-    resume = state["recorder"] if state else job.blank_state
-    recorder = record(
-        training.model,
-        training.optimizer,
-        job.path,
-        config=job.config.as_dict(),
-        total_steps=training.schedule.total_steps,
-        detail=job.config.recording.detail,  # type: ignore[arg-type]
-        every=job.config.recording.every,
-        probes=training.probes(),
-        manifest=training.manifest(job),
-        resume=resume,
-    )
-    with recorder:
-        training.run(job, recorder, first_epoch)
+    if state:
+        training.restore(state, job)
+    recorder = training.recorder(job, state, training.manifest(job), training.schedule.total_steps)
+    with recorder, StopSignals(recorder) as stop:
+        note_other_ranks(recorder, state, ranks)
+        training.run(job, recorder)
+    return stop.number if recorder.interrupted else None
 
 
 @dataclass(kw_only=True)
@@ -77,8 +76,9 @@ class Training:
         scheduler: applies the schedule.
         augment: makes the training batches.
         epochs: passes over the data in this phase.
+        saver: its checkpoints.
         first_step: updates of the run before it.
-        best: step, metric and value of the best checkpoint so far.
+        position: where it begins, or goes on.
     """
 
     phase: ClassVar[str] = "train"
@@ -96,8 +96,9 @@ class Training:
     scheduler: LambdaLR
     augment: Augmentation
     epochs: int
+    saver: Saver
     first_step: int = 0
-    best: dict[str, Any] | None = None
+    position: Position = field(default_factory=Position)
 
     @classmethod
     def build(cls, ranks: Ranks, config: TrainConfig) -> Training:
@@ -124,21 +125,48 @@ class Training:
             scheduler=LambdaLR(optimizer, schedule.factor),
             augment=augmentation(config.data, config.seed),
             epochs=config.epochs,
+            saver=Saver(config.recording),
         )
 
-    def run(self, job: Job, recorder: Recorder, first_epoch: int) -> None:
-        """Train the phase's epochs, from ``first_epoch`` on, until the end or a loss that isn't finite."""
+    def recorder(self, job: Job, state: Mapping[str, Any] | None, manifest: Manifest, total_steps: int) -> Recorder:
+        """The run's recorder, which begins, or goes on, with this phase."""
+        recording = job.config.recording
+        recorder = record(
+            self.model,
+            self.optimizer,
+            job.path,
+            config=job.config.as_dict(),
+            total_steps=total_steps,
+            detail=recording.detail,  # type: ignore[arg-type]
+            every=recording.every,
+            probes=self.probes(),
+            on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
+            manifest=manifest,
+            resume=state["recorder"] if state else job.blank_state,
+        )
+        recorder.phase = self.phase
+        return recorder
+
+    def restore(self, state: dict[str, Any], job: Job) -> None:
+        """Go on from a checkpoint."""
+        assert job.checkpoint is not None
+        self.position = restore(self, state, job.checkpoint)
+
+    def run(self, job: Job, recorder: Recorder) -> None:
+        """Train the phase's epochs from `position` on, until the end, a loss that isn't finite, or a signal."""
+        done = self.position.epoch * self.plan.steps_per_epoch + self.position.batches
         progress = reporter(
             speaks=self.ranks.is_first and not job.quiet,
             total_steps=self.schedule.total_steps,
             epochs=self.epochs,
-            first_step=first_epoch * self.plan.steps_per_epoch,
+            first_step=done,
         )
         with progress:
-            for epoch in range(first_epoch, self.epochs):
+            for epoch in range(self.position.epoch, self.epochs):
                 self.epoch(epoch, recorder, progress)
-                if recorder.diverged:
+                if recorder.diverged or recorder.interrupted:
                     break
+                self.position = Position(epoch=epoch + 1)
 
     def manifest(self, job: Job) -> Manifest:
         """What is known of the run before it begins."""
@@ -195,23 +223,47 @@ class Training:
         return [probe]
 
     def epoch(self, epoch: int, recorder: Recorder, progress: Silent) -> None:
-        """Train an epoch, evaluate and checkpoint; returns early after a loss that is not finite."""
-        started, tally = time.perf_counter(), self.tally()
+        """Train an epoch from `position` on, evaluate and checkpoint.
+
+        Returns early after a loss that is not finite, or, interrupted, with a checkpoint.
+        """
+        started, tally = time.perf_counter() - self.position.seconds, self.tally()
+        if self.position.tally is not None:
+            tally.load_state_dict(self.position.tally, self.ranks)
         self.ddp.train()
-        for share in self.plan.epoch(epoch):
+        first = self.position.batches
+        for batches, share in enumerate(self.plan.epoch(epoch, first), start=first + 1):
             lr = self.optimizer.param_groups[0]["lr"]
             loss = self.update(share, epoch, tally)
+            self.saver.wish(recorder)
             recorder.log(loss=loss, samples=share.size, epoch=epoch)
             if recorder.diverged:
                 return
             step = recorder.step - 1 - self.first_step
             progress.step(epoch=epoch, step=step, samples=share.batch_size, lr=lr, loss=loss, tally=tally)
+            recorder.interrupted = recorder.stop_agreed
+            if recorder.interrupted or (batches < self.plan.steps_per_epoch and self.saver.within_epoch(recorder)):
+                seconds = time.perf_counter() - started
+                with recorder.untimed():
+                    counted = tally.state_dict(self.ranks)
+                    here = Position(epoch=epoch, batches=batches, seconds=seconds, tally=counted)
+                    self.saver.save(self, here, recorder)
+            if recorder.interrupted:
+                return
         with recorder.untimed():
-            figures = self.evaluate(tally)
-            figures["seconds"] = time.perf_counter() - started
-            recorder.log_epoch(epoch=epoch, **figures)
-            progress.epoch(epoch=epoch, line=_line(self.phase, figures))
-            self.checkpoint(epoch, figures, recorder)
+            self.end_epoch(epoch, tally, started, recorder, progress)
+
+    def end_epoch(self, epoch: int, tally: Tally, started: float, recorder: Recorder, progress: Silent) -> None:
+        """Evaluate, and checkpoint where it is time or the run is to stop."""
+        figures = self.evaluate(tally)
+        figures["seconds"] = time.perf_counter() - started
+        recorder.log_epoch(epoch=epoch, **figures)
+        progress.epoch(epoch=epoch, line=_line(self.phase, figures))
+        recorder.interrupted = epoch + 1 < self.epochs and recorder.agree_to_stop()
+        if recorder.interrupted or recorder.checkpoint_agreed or self.saver.after_epoch(epoch, self.epochs):
+            metric = "val_acc1" if self.data.val is not None else "test_acc1"
+            self.saver.best.compare(recorder.step, metric, figures.get(metric))
+            self.saver.save(self, Position(epoch=epoch + 1), recorder)
 
     def tally(self) -> Tally:
         """Counts what an epoch's batches score."""
@@ -268,47 +320,6 @@ class Training:
             return None
         order = torch.randperm(there, generator=torch.Generator().manual_seed(0))
         return self.data.train if wanted >= there else self.data.train.subset(order[:wanted])
-
-    def checkpoint(self, epoch: int, figures: dict[str, float | None], recorder: Recorder) -> None:
-        """Save the state if this epoch is to be saved; keep the last and the best."""
-        every = self.config.recording.checkpoint_every
-        is_last = epoch + 1 == self.epochs
-        if not is_last and not (every and (epoch + 1) % every == 0):
-            return
-        metric = "val_acc1" if self.data.val is not None else "test_acc1"
-        value, step = figures.get(metric), recorder.step
-        if value is not None and (self.best is None or value > self.best["value"]):
-            self.best = {"step": step, "metric": metric, "value": value}
-        state = {
-            "phase": self.phase,
-            "epochs": epoch + 1,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "recorder": recorder.state_dict(),
-            "rng": checkpoints.rng_state(self.ranks),
-            "best": self.best,
-            "config": self.config.as_dict(),
-        }
-        if recorder.journal is not None:
-            checkpoints.save(recorder.path, step, state)
-            # The end of the phase before this one is kept too.
-            kept = sorted({step, self.best["step"] if self.best else step} | ({self.first_step} - {0}))
-            recorder.journal.boundaries = kept
-            recorder.manifest.best = self.best
-            recorder.manifest.save(recorder.path)
-            checkpoints.keep_only(recorder.path, kept)
-
-    def restore(self, state: dict[str, Any], job: Job) -> int:
-        """Continue from a checkpoint; returns the first epoch to train."""
-        assert job.checkpoint is not None
-        checkpoints.restore_model(self.model, state, job.checkpoint)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        checkpoints.restore_rng(state["rng"], self.ranks)
-        self.best = state["best"]
-        epochs: int = state["epochs"]
-        return epochs
 
 
 def seeded_model(config: TrainConfig, data: ImageData, phase: str, ranks: Ranks, precision: Precision) -> nn.Module:

@@ -15,11 +15,13 @@ from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
+from tvlars_probe.traces.plain_types import mismatches, shown
 
 Precision = Literal["float32", "bf16", "float64"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MOST_SEEDS, MOST_THREADS = 2**32, 1024
 DETAILS = ("full", "norms", "none")
+ON_PROBE_ERROR = ("warn", "raise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +63,20 @@ class RecordConfig:
         detail: "full", "norms" (without update_norm) or "none" (steps and epochs only).
         every: record the layers in every so many steps.
         checkpoint_every: epochs between checkpoints; 0 writes only the last one.
+        checkpoint_steps: updates between further checkpoints, also within epochs.
+        checkpoint_minutes: minutes between further checkpoints.
+        keep_checkpoints: how many of the latest are kept, beside the best and the end of the phase before; 0 keeps all.
+        on_probe_error: "warn" goes on without the probes when one raises, "raise" ends the run.
         train_eval_samples: training samples evaluated at each epoch's end; 0 leaves it out.
     """
 
     detail: str = "full"
     every: int = 1
     checkpoint_every: int = 1
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float | None = None
+    keep_checkpoints: int = 1
+    on_probe_error: str = "warn"
     train_eval_samples: int = 10_000
 
     def __post_init__(self) -> None:
@@ -74,9 +84,15 @@ class RecordConfig:
             raise unknown("--record", self.detail, DETAILS)
         if self.every < 1:
             raise UserError(f"--record-every {self.every} is too few (allowed: 1 or more)")
-        for name in ("checkpoint_every", "train_eval_samples"):
+        for name in ("checkpoint_every", "train_eval_samples", "keep_checkpoints"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: 0 or more)")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise UserError(f"--checkpoint-steps {self.checkpoint_steps} is too few (allowed: 1 or more)")
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is too few (allowed: above 0)")
+        if self.on_probe_error not in ON_PROBE_ERROR:
+            raise unknown("--on-probe-error", self.on_probe_error, ON_PROBE_ERROR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,13 +266,15 @@ class TrainConfig:
             "sharpness": SharpnessConfig,
             "barlow": BarlowTwinsConfig,
         }
-        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():
+        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():  # those that any version writes
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
-        try:
-            built = {name: _known(kind, stored[name]) for name, kind in parts.items() if name in stored}
-            return cls(**{**_fields(cls, stored), **built})
-        except TypeError as error:
-            raise UserError(f"the configuration in the manifest is damaged: {error}") from None
+        there = {name: kind for name, kind in parts.items() if name in stored}
+        wrong = [f"{name} is {shown(stored[name])}" for name in there if not isinstance(stored[name], dict)]
+        wrong = wrong or [text for name, kind in there.items() for text in mismatches(kind, stored[name])]
+        wrong += mismatches(cls, {name: value for name, value in stored.items() if name not in parts})
+        if wrong:
+            raise UserError(f"the configuration in the manifest is damaged: its {', its '.join(wrong)}")
+        return cls(**{**_fields(cls, stored), **{name: _known(kind, stored[name]) for name, kind in there.items()}})
 
 
 def _fields(kind: type[Any], stored: dict[str, Any]) -> dict[str, Any]:

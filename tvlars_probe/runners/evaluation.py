@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from tvlars_probe.data.batches import in_order
 from tvlars_probe.reductions import accumulation_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tvlars_probe.data.images import TensorImages
     from tvlars_probe.runners.ranks import Ranks
 
@@ -86,6 +88,18 @@ class Tally:
         """Count samples of which only the sum of their losses is known."""
         self._sums[0] += loss_sum.to(self._sums)
         self._sums[3] += samples
+
+    def state_dict(self, ranks: Ranks) -> dict[str, Any]:
+        """Every rank's sums, as plain values; every rank calls it."""
+        return {"sums": [sums.tolist() for sums in ranks.gather(self._sums.cpu())], "has_five": self._has_five}
+
+    def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
+        """Go on from a `state_dict`; where the ranks are others now, the first one takes all that was counted."""
+        sums, there = state["sums"], len(state["sums"]) == ranks.world_size
+        mine = sums[ranks.rank] if there else [sum(column) for column in zip(*sums, strict=True)]
+        if there or ranks.is_first:
+            self._sums += torch.tensor(mine, dtype=self._sums.dtype, device=self._sums.device)
+        self._has_five = state["has_five"]
 
     def accuracy_here(self) -> float | None:
         """Top-1 accuracy of this rank's samples so far, None where reading it would make the host wait."""

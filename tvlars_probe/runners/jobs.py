@@ -12,6 +12,7 @@ from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
 from tvlars_probe.runners.modes import MODES
+from tvlars_probe.runners.ranks import restarted
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
 
@@ -127,7 +128,7 @@ def plan_run(
     config_id = config.config_id(fingerprint=data.train.fingerprint(), world_size=world_size)
     path = path or RUNS_FOLDER / config.default_name(config_id)
     if rerun:
-        path = _free(path)
+        path = _free(path, restarted=restarted())
     job = Job(config=config, path=path, run_id=new_run_id(path), config_id=config_id, command=command, quiet=quiet)
     if not (path / FILE_NAME).exists():
         _check_writable(path)
@@ -142,7 +143,7 @@ def plan_run(
         return Done(path=path, recorded_otherwise=differs)
     if state == "running":
         raise RunDirectoryError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
-    if state == "failed":
+    if state == "failed" and not restarted():
         raise RunDirectoryError(f"{path} failed ({'; '.join(manifest.notes[-1:])}): --resume {path}, or --rerun")
     return _continue(job)
 
@@ -204,13 +205,13 @@ def _continue(job: Job) -> Job:
     return dataclasses.replace(job, continues=True, checkpoint=last)
 
 
-def _free(path: Path) -> Path:
-    """``path`` or the first of ``path-2``, ``path-3``, ... that nothing stands at."""
-    candidate, number = path, 1
+def _free(path: Path, *, restarted: bool) -> Path:
+    """``path`` or the first of ``path-2``, ``path-3``, ... that nothing stands at; restarted, the one before it."""
+    candidate, before, number = path, path, 1
     while candidate.exists():
         number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+        before, candidate = candidate, path.with_name(f"{path.name}-{number}")
+    return before if restarted else candidate
 
 
 def _check_writable(path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import multiprocessing
 import os
+import signal
+import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -10,30 +15,36 @@ import torch
 
 from tvlars_probe.errors import InterruptedRunError, RunFailedError
 from tvlars_probe.runners.ranks import Placement, join, launched_by_torchrun, leave
+from tvlars_probe.runners.stopping import IS_CHILD, SIGNALS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.ranks import Ranks
 
+_POLL_SECONDS = 0.1
 
-def launch(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> None:
+
+def launch(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> int | None:
     """Run ``work(ranks, job)`` on every rank and wait for them.
 
     Args:
-        work: a function of a module, so that other processes can import it.
+        work: a function of a module, so that other processes can import it. What it returns is taken for the signal
+            that ended it early.
         job: what to do; it must survive pickling.
         placement: this machine's ranks.
         config: threads and port.
 
+    Returns:
+        the signal that ended the work early, if one did; the ranks ended in order.
+
     Raises:
         RunFailedError: a rank ended with an error; the others have been ended.
+        InterruptedRunError: a signal ended the ranks before they could do so in order.
     """
     if placement.nproc == 1 or launched_by_torchrun():
-        _work(work, job, placement, config)
-        return
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+        return _number(_work(work, job, placement, config))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,23 +56,91 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
         rdzv_backend="c10d",
         rdzv_endpoint=f"localhost:{config.port}",
         max_restarts=0,
-        monitor_interval=0.1,
+        monitor_interval=_POLL_SECONDS,
         start_method="spawn",
     )
+    with _forwarding() as signals:
+        try:
+            returned = _in_thread(lambda: elastic_launch(settings, _work)(work, job, placement, config))
+        except ChildFailedError as error:
+            if signals:
+                raise InterruptedRunError(signals[0]) from None
+            rank, failure = error.get_first_failure()
+            raise RunFailedError(f"rank {rank} failed: {_reason(failure)}") from None
+    number = next((number for value in returned.values() if (number := _number(value))), None)
+    return signals[0] if number and signals else number
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _in_thread(work: Callable[[], Any]) -> Any:
+    """Do the work in another thread: the elastic agent, there, leaves signals to us."""
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run)
+    with _silenced("torch.distributed.elastic", "torch.multiprocessing"):
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+@contextlib.contextmanager
+def _silenced(*packages: str) -> Iterator[None]:
+    """Without the log of these packages: that signals are left to us, and tracebacks of what we say in a line."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(packages)]
+    loggers = [logger for name in names if not (logger := logging.getLogger(name)).disabled]
+    for logger in loggers:
+        logger.disabled = True
     try:
-        elastic_launch(settings, _work)(work, job, placement, config)
-    except SignalException as error:
-        raise InterruptedRunError(int(error.sigval)) from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise RunFailedError(f"rank {rank} failed: {_reason(failure)}") from None
+        yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
 
 
-def _work(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> None:
+@contextlib.contextmanager
+def _forwarding() -> Iterator[list[int]]:
+    """Hand the first signal on to the ranks, which end in order; at a second one they are killed.
+
+    Yields:
+        the signals received.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def on_signal(number: int, _: Any) -> None:
+        received.append(number)
+        for child in multiprocessing.active_children():
+            child.terminate() if len(received) == 1 else child.kill()
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    os.environ[IS_CHILD] = "1"  # inherited
+    try:
+        yield received
+    finally:
+        del os.environ[IS_CHILD]
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> Any:
     torch.set_num_threads(config.threads or _threads(placement))
     ranks: Ranks = join(placement)
     try:
-        work(ranks, job)
+        return work(ranks, job)
     finally:
         leave()
 

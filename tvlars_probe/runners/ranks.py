@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from tvlars_probe.errors import UserError
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tvlars_probe.runners.config import PlaceConfig
+
+
+_MEETING_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +136,28 @@ def launched_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
 
 
+def seat() -> tuple[int, int]:
+    """This process's rank and their number, as torchrun says."""
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process again after a rank had failed."""
+    return launched_by_torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def join(placement: Placement) -> Ranks:
     """Take this process's place among the ranks; with one there is no process group."""
     if not launched_by_torchrun():
         return Ranks(_device(placement, 0))
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world_size = seat()
     device = _device(placement, int(os.environ.get("LOCAL_RANK", "0")))
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, *_ = next(rendezvous("env://", timeout=_MEETING_TIMEOUT))
+        # torchrun keeps one store over its restarts: under a fresh prefix the addresses of dead ranks aren't found.
+        attempt = PrefixStore(f"tvlars_probe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
     return Ranks(device, rank, world_size)
 
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.errors import InterruptedRunError, RunDirectoryError, UserError
 from tvlars_probe.runners.config import TrainConfig
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.run_directory import is_held, status
@@ -110,8 +110,8 @@ def outcome(path: Path) -> Outcome:
 def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = ()) -> Outcome:
     """Train the run at ``path`` until it is finished or failed, or wait for the process that does.
 
-    It never raises what a run can raise: the outcome says it. Other processes call it with a configuration as
-    `TrainConfig.as_dict` gives it.
+    What a run can raise the outcome says, but for a signal, which ends the sweep too. Other processes call it with a
+    configuration as `TrainConfig.as_dict` gives it.
     """
     from tvlars_probe.runners.train import resume, train
 
@@ -132,6 +132,8 @@ def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = 
                 return Outcome(status="failed", error=str(error))
             # Another process has taken it since: wait for that one.
             time.sleep(_POLL_SECONDS)
+        except InterruptedRunError:
+            raise
         except Exception as error:
             return Outcome(status="failed", error=str(error) or type(error).__name__)
 
@@ -202,7 +204,10 @@ def work_in_job(config: Mapping[str, Any], path: Path, command: tuple[str, ...])
 
     if submitit.JobEnvironment().num_tasks > 1:
         submitit.helpers.TorchDistributedEnvironment().export()
-    return carry_out(config, path, command)
+    try:
+        return carry_out(config, path, command)
+    except InterruptedRunError:
+        return outcome(path)
 
 
 def _of_job(job: Any, trial: Trial) -> Outcome:

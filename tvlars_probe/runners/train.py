@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 from tvlars_probe.runners.barlow_twins import train_barlow_twins
 from tvlars_probe.runners.classification import train_classifier
 from tvlars_probe.runners.jobs import Done, Job, check_fit, check_same_data, plan_resume, plan_run
 from tvlars_probe.runners.launching import launch
-from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place
+from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place, seat
+from tvlars_probe.runners.stopping import advice
 from tvlars_probe.traces.run_directory import note_failure
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.ranks import Placement
 
 _WORK = {"clf": train_classifier, "bt": train_barlow_twins}
 
@@ -46,6 +49,7 @@ def train(
     Raises:
         UserError: something can't be done as asked; nothing has been changed.
         RunFailedError: a rank ended with an error; the run says so.
+        InterruptedRunError: a signal ended it; the same call continues.
     """
 
     def plan(world_size: int) -> Job | Done:
@@ -86,24 +90,43 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
         planned = plan(placement.nproc)
         announce(planned)
         if isinstance(planned, Job):
-            try:
-                launch(_WORK[planned.config.mode], planned, placement, config.place)
-            except RunFailedError as error:
-                note_failure(planned.path, error)
-                raise
+            _train(planned, placement)
         return planned.path
+    rank, world_size = seat()
+    # Before the ranks meet: the plan tries the model, whose layers would sum over ranks that don't.
+    planned_here = _attempt(plan, world_size) if rank == 0 else None
     ranks = join(placement)
     try:
-        outcome = ranks.from_first(_attempt(plan, ranks.world_size) if ranks.is_first else None)
+        outcome = ranks.from_first(planned_here)
         if isinstance(outcome, UserError):
             raise outcome
         if ranks.is_first:
             announce(outcome)
         if isinstance(outcome, Job):
-            launch(_WORK[outcome.config.mode], outcome, placement, config.place)
+            _train(outcome, placement, speaks=ranks.is_first)
         return outcome.path  # type: ignore[no-any-return]
     finally:
         leave()
+
+
+def _train(job: Job, placement: Placement, *, speaks: bool = True) -> None:
+    """Carry a job out.
+
+    Raises:
+        InterruptedRunError: a signal ended it.
+        RunFailedError: it failed; the run says so.
+    """
+    try:
+        number = launch(_WORK[job.config.mode], job, placement, job.config.place)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(error.signal, advice(job.path)) from None
+    except KeyboardInterrupt:  # before training began, or in the middle of a long operation
+        raise InterruptedRunError(signal.SIGINT, advice(job.path)) from None
+    except RunFailedError as error:
+        note_failure(job.path, error)
+        raise
+    if number:
+        raise InterruptedRunError(number, advice(job.path) if speaks else "")
 
 
 def _attempt(plan: Callable[[int], Job | Done], world_size: int) -> Job | Done | UserError:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from typing import TYPE_CHECKING, Any, Self
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import StorageError, UserError
 from tvlars_probe.traces.manifest import Manifest, environment, now
 from tvlars_probe.traces.run_directory import RunDirectory
 from tvlars_probe.traces.schema import EPOCHS
 from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -44,16 +45,22 @@ class Journal:
         return cls(RunDirectory.create(path), manifest)
 
     @classmethod
-    def resume(cls, path: Path, manifest: Manifest, step: int) -> Self:
+    def resume(cls, path: Path, manifest: Manifest, step: int, epochs_from: int | None = None) -> Self:
         """Continue a run after ``step`` updates; later rows are set aside, ``manifest`` takes over its history.
+
+        Args:
+            path: the run directory.
+            manifest: of the run as it goes on.
+            step: number of updates.
+            epochs_from: as for `RunDirectory.cut_back`.
 
         Raises:
             RunDirectoryError: there is no run, another process writes to it, or it can't be written.
         """
         directory = RunDirectory.take_over(path)
         try:
-            manifest.continue_from(Manifest.load(path))
-            directory.cut_back(step)
+            manifest.continue_from(Manifest.load(path), step)
+            directory.cut_back(step, epochs_from)
         except BaseException:
             directory.release()
             raise
@@ -69,7 +76,35 @@ class Journal:
         """Note where, when and with what this stretch of the run begins."""
         self.manifest.status = "running"
         self.manifest.segments.append({"first_step": first_step, "last_step": None, **environment(), **machine})
-        self.manifest.save(self.path)
+        with self.writing():
+            self.manifest.save(self.path)
+
+    def release(self) -> None:
+        """Let go of the run as it is."""
+        self._directory.release()
+
+    def abandon(self) -> None:
+        """Leave a run in which nothing was recorded; its directory goes too."""
+        self._directory.abandon()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """What happens inside writes into the run.
+
+        Raises:
+            StorageError: the directory has vanished, or the file system refuses.
+        """
+        if not self._directory.is_there:
+            raise StorageError(f"{self.path} has vanished, or another folder was put in its place: recording has ended")
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"can't write {error.filename or self.path}: {error.strerror or error}. What was complete stays "
+                f"readable; when there is room again, continue from the last checkpoint"
+            ) from error
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
         """Add rows to a table; see `TraceWriter.append`."""
@@ -96,11 +131,12 @@ class Journal:
         Args:
             steps: updates made so far.
         """
-        self._writer.flush(self.boundaries)
-        segment = self.manifest.segments[-1]
-        segment["last_step"] = steps - 1 if steps > segment["first_step"] else None
-        segment["end"] = now().isoformat(timespec="seconds")
-        self.manifest.save(self.path)
+        with self.writing():
+            self._writer.flush(self.boundaries)
+            segment = self.manifest.segments[-1]
+            segment["last_step"] = steps - 1 if steps > segment["first_step"] else None
+            segment["end"] = now().isoformat(timespec="seconds")
+            self.manifest.save(self.path)
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Save the final status and let go of the directory.
@@ -112,8 +148,9 @@ class Journal:
             self.manifest.status = status
             if error is not None:
                 self.manifest.notes.append("".join(traceback.format_exception_only(error)).strip())
-            self.manifest.save(self.path)
-            if status in ("completed", "diverged"):
-                self._writer.settle(self.boundaries)
+            with self.writing():
+                self.manifest.save(self.path)
+                if status in ("completed", "diverged"):
+                    self._writer.settle(self.boundaries)
         finally:
             self._directory.release()

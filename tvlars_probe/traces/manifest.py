@@ -16,13 +16,17 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.manifest_entries import Entries
 from tvlars_probe.traces.parts import replace_file
+from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
 from tvlars_probe.traces.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "run.json"
+_WITH_RATES = {"peak_lr", "phases", "groups", "best"}
+_REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
 STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
 """What a manifest can say; a run that says running while nobody holds its lock is shown as killed."""
@@ -57,6 +61,7 @@ class Manifest:
         segments: per uninterrupted stretch, its steps, times and environment.
         finding: a non-finite loss: first bad step and first bad tensor.
         notes: what else a reader of the numbers should know.
+        gaps: stretches that a table lacks, and why: table, first_step, last_step (None: to the end), reason.
         best: step, metric and value of the best checkpoint.
         best_test_acc1: highest top-1 test accuracy of any epoch.
         final: the last epoch's metrics.
@@ -85,16 +90,23 @@ class Manifest:
     segments: list[dict[str, Any]] = field(default_factory=list)
     finding: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     best_test_acc1: float | None = None
     final: dict[str, Any] = field(default_factory=dict)
 
-    def continue_from(self, before: Manifest) -> None:
-        """Take over the history of the same run, and whatever hasn't been given anew."""
-        history = ("run_id", "created", "segments", "notes", "best", "best_test_acc1", "final")
+    def continue_from(self, before: Manifest, step: int) -> None:
+        """Take over the history of the same run up to ``step``, and whatever hasn't been given anew."""
+        history = ("run_id", "created", "segments", "notes", "gaps", "best", "best_test_acc1", "final")
         for f in dataclasses.fields(self):
             if f.name in history or getattr(self, f.name) in (None, {}, []):
                 setattr(self, f.name, getattr(before, f.name))
+        self.gaps = [gap for gap in self.gaps if gap.get("first_step", 0) < step]
+        for gap in self.gaps:
+            last = gap.get("last_step")
+            gap["last_step"] = step - 1 if last is None else min(last, step - 1)
+        if self.finding is not None and self.finding.get("step", 0) >= step:
+            self.finding = None
 
     def save(self, folder: Path) -> None:
         """Replace ``folder/run.json`` in one step."""
@@ -113,24 +125,29 @@ class Manifest:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise RunDirectoryError(f"{folder} is not a run directory: it has no {FILE_NAME}") from None
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(f"{path} can't be read: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunDirectoryError(f"{path} can't be read: {error}; {_REMEDY}") from None
         if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
-            raise RunDirectoryError(f"{path} is not the manifest of a run: it has no run_id")
+            raise RunDirectoryError(f"{path} is not the manifest of a run: it has no run_id; {_REMEDY}")
         version = content.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise RunDirectoryError(
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
+        if wrong := mismatches(cls, content) or mismatches(Entries, content):
+            raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         known = {f.name for f in dataclasses.fields(cls)}
-        blank = dataclasses.asdict(cls(run_id=""))
-        for name, value in content.items():
-            expected = blank.get(name)
-            if isinstance(expected, dict | list) and not isinstance(value, type(expected)):
-                raise RunDirectoryError(f"{path} is damaged: its {name} is {type(value).__name__}")
-        if not all(isinstance(group, dict) for group in content.get("groups", ())):
-            raise RunDirectoryError(f"{path} is damaged: its groups are no objects")
-        return cls(**{name: value for name, value in content.items() if name in known})
+        values = {name: value for name, value in content.items() if name in known}
+        return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
+
+
+def _finite_or_not(value: Any) -> Any:
+    """Floats that JSON doesn't know, back from their names."""
+    if isinstance(value, dict):
+        return {key: _finite_or_not(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_not(item) for item in value]
+    return float(value) if isinstance(value, str) and value in NON_FINITE else value
 
 
 def now() -> datetime:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from tvlars_probe.errors import TraceError
+from tvlars_probe.traces.footers import read_footer
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.schema import Table
 
 _GROUP_BY_PARAMETER = 1 << 14
+_ROW_GROUP = 1 << 13
+"""Rows of a merged part that are in memory at a time."""
 
 _PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
 
@@ -61,7 +64,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write(stream)`` fill a temporary file beside ``path``, sync it, and rename it there."""
+    """Let ``write(stream)`` fill a temporary file beside ``path``, sync it, and rename it there.
+
+    Raises:
+        OSError: it can't be written (no space, no permission, ...); ``path`` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -69,10 +76,27 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch's writer meets a refused write with an assertion of its own.
+        cause = (error.__cause__ or error.__context__) if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno is not None:
+            cause.filename = str(path)
+        raise cause from None
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half done below ``folder``: nobody else may be writing there."""
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*-split-*"), *folder.rglob(".*-compact-*")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:
@@ -82,33 +106,48 @@ def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: boo
     that one parameter's history is a fraction of the part; the footer says so.
     """
     import pyarrow.compute as pc
+
+    first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
+    rows = rows.take(_order_by_parameter(rows)) if by_parameter else rows
+    return _write(folder, schema, (first, last), rows.schema, [rows], by_parameter=by_parameter)
+
+
+def _write(
+    folder: Path,
+    schema: Table,
+    steps: tuple[int, int],
+    columns: pa.Schema,
+    pieces: Iterable[pa.Table],
+    *,
+    by_parameter: bool = False,
+) -> Path:
+    """Write the pieces, in order, as one part; only one of them is in memory at a time."""
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"part-{pc.min(rows['step']).as_py():010d}-{pc.max(rows['step']).as_py():010d}"
-    path, copy = folder / f"{stem}.parquet", 1
+    stem, copy = f"part-{steps[0]:010d}-{steps[1]:010d}", 1
+    path = folder / f"{stem}.parquet"
     while path.exists():
         copy += 1
         path = folder / f"{stem}-{copy}.parquet"
     encodings = dict.fromkeys(schema.of_type("float32", "float64"), "BYTE_STREAM_SPLIT")
     encodings |= dict.fromkeys(schema.of_type("int64", "time"), "DELTA_BINARY_PACKED")
-    sorting = None
-    if by_parameter:
-        names = rows.schema.names
-        rows = rows.take(_order_by_parameter(rows))
-        sorting = [pq.SortingColumn(names.index("parameter")), pq.SortingColumn(names.index("step"))]
-    replace_file(
-        path,
-        lambda stream: pq.write_table(
-            rows,
+    names = columns.names
+    sorting = [pq.SortingColumn(names.index(name)) for name in ("parameter", "step")] if by_parameter else None
+
+    def fill(stream: IO[bytes]) -> None:
+        with pq.ParquetWriter(
             stream,
+            columns,
             compression="zstd",
             use_dictionary=schema.of_type("name"),  # type: ignore[arg-type]
             column_encoding=encodings,
-            row_group_size=_GROUP_BY_PARAMETER if by_parameter else None,
             sorting_columns=sorting,
-        ),
-    )
+        ) as writer:
+            for piece in pieces:
+                writer.write_table(piece, row_group_size=_GROUP_BY_PARAMETER if by_parameter else None)
+
+    replace_file(path, fill)
     return path
 
 
@@ -180,7 +219,7 @@ def split(folder: Path, step: int) -> None:
         exchange(scratch, folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise TraceError(f"{folder} can't be cut at step {step}: {error}") from None
+        raise TraceError(f"{folder} can't be cut at step {step}: {error.strerror or error}; nothing is lost") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -208,11 +247,13 @@ def compact(
         whether anything was changed.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    groups = _groups(list_parts(folder), boundaries, target_rows)
+    try:
+        groups = _groups(list_parts(folder), boundaries, target_rows)
+    except TraceError:
+        return False  # a damaged part: readers name it
     kept = [len(group) == 1 and (not by_parameter or is_by_parameter(group[0])) for group in groups]
     if all(kept):
         return False
@@ -223,16 +264,56 @@ def compact(
             if as_it_is:
                 os.link(group[0].path, scratch / group[0].path.name)
             else:
-                rows = pa.concat_tables([pq.read_table(part.path) for part in group], promote_options="default")
-                write_part(scratch, schema, rows.unify_dictionaries(), by_parameter=by_parameter)
+                pieces, columns = _pieces(group), _common_schema(group)
+                if by_parameter:
+                    whole = pa.concat_tables(pieces).unify_dictionaries()
+                    pieces = iter([whole.take(_order_by_parameter(whole))])
+                steps = group[0].first_step, max(part.last_step for part in group)
+                _write(scratch, schema, steps, columns, pieces, by_parameter=by_parameter)
         sync_folder(scratch)
         exchange(scratch, folder)
         sync_folder(folder.parent)
-    except OSError:
-        return False
+    except (OSError, TraceError):
+        return False  # parts stay as small as they are
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
+
+
+def _common_schema(group: Sequence[Part]) -> pa.Schema:
+    """Every column of the parts: newer ones may have some that older ones lack."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pa.unify_schemas([pq.read_schema(part.path) for part in group])
+
+
+def _pieces(group: Sequence[Part]) -> Iterator[pa.Table]:
+    """The rows of the parts, some `_ROW_GROUP` at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns, waiting, rows = _common_schema(group), list[pa.Table](), 0
+    for part in group:
+        with pq.ParquetFile(part.path) as file:
+            for index in range(file.num_row_groups):
+                waiting.append(file.read_row_group(index))
+                rows += len(waiting[-1])
+                if rows >= _ROW_GROUP:
+                    yield _joined(waiting, columns)
+                    waiting, rows = [], 0
+    if waiting:
+        yield _joined(waiting, columns)
+
+
+def _joined(tables: Sequence[pa.Table], columns: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    joined = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    for field in columns:
+        if field.name not in joined.column_names:
+            joined = joined.append_column(field, pa.nulls(len(joined), field.type))
+    return joined.select(columns.names).cast(columns)
 
 
 def exchange(first: Path, second: Path) -> None:
@@ -256,12 +337,10 @@ def exchange(first: Path, second: Path) -> None:
 
 
 def _groups(parts: list[Part], boundaries: Sequence[int], target_rows: int) -> list[list[Part]]:
-    import pyarrow.parquet as pq
-
     groups: list[list[Part]] = []
     filled = target_rows
     for part in parts:
-        rows = pq.read_metadata(part.path).num_rows
+        rows = read_footer(part.path).num_rows
         crossed = bool(groups) and any(groups[-1][-1].last_step < edge <= part.first_step for edge in boundaries)
         if crossed or filled + rows > target_rows or rows > target_rows // 2:
             groups.append([])

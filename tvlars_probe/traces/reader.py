@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import RunDirectoryError, TraceError
+from tvlars_probe.traces.footers import check_footer, remedy
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import find_runs, status
@@ -181,27 +182,22 @@ class Run(Frames):
 
         folders = [self.path / home / table for home in ("trace", "sharpness", ".")]
         for attempt in range(_ATTEMPTS):
-            paths = [str(part.path) for folder in folders for part in list_parts(folder)]
+            paths = [part.path for folder in folders for part in list_parts(folder)]
             if not paths:
                 return read(None)
             try:
-                self._refuse_missing(table, columns, paths[-1])
-                return read(ds.dataset(paths, schema=schema_of(table).arrow_schema(), format="parquet"))
+                footers = [check_footer(path, table) for path in paths]
+                self._refuse_missing(table, columns, footers[-1].schema.to_arrow_schema().names)
+                schema = schema_of(table).arrow_schema()
+                return read(ds.dataset([*map(str, paths)], schema=schema, format="parquet"))
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
                     raise
-            except (pa.ArrowInvalid, OSError) as error:
-                raise TraceError(f"a part of {self.path / 'trace' / table} is damaged: {error}") from None
+            except (pa.ArrowException, OSError, OverflowError) as error:
+                raise TraceError(_damage(self.path, table, paths, error)) from None
         raise AssertionError("unreachable")
 
-    def _refuse_missing(self, table: str, columns: list[str], newest: str) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            there = pq.read_schema(newest).names
-        except pa.ArrowInvalid as error:
-            raise pa.ArrowInvalid(f"{newest}: {error}") from None
+    def _refuse_missing(self, table: str, columns: list[str], there: Sequence[str]) -> None:
         missing = sorted({*columns} - {*there})
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
@@ -250,6 +246,24 @@ def _by_step(rows: pa.Table) -> pa.Table:
     if (steps[1:] >= steps[:-1]).all():
         return rows
     return rows.take(np.argsort(steps, kind="stable"))
+
+
+def _damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -> str:
+    """Which part it is that can't be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = schema_of(table).arrow_schema()
+    for path in paths:
+        try:
+            pq.read_table(path, schema=schema)
+        except (pa.ArrowException, OSError, OverflowError) as reason:
+            return f"a part of the table {table} is damaged: {path} ({_first_line(reason)}); {remedy(path)}"
+    return f"a part of the table {table} of {run} is damaged: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:

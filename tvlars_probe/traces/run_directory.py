@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.parts import cut
+from tvlars_probe.traces.parts import cut, remove_leftovers
 
 try:
     import fcntl
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_NAME = ".lock"
+_LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.01
 
 
 class RunDirectory:
@@ -48,9 +50,13 @@ class RunDirectory:
             raise RunDirectoryError(f"{path} already holds {what}: choose another folder, or remove it yourself")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            return cls(path, _acquire(path))
+            made = cls(path, _acquire(path))
         except OSError as error:
             raise RunDirectoryError(f"can't write to {path}: {error.strerror or error}") from None
+        if not is_vacant(path):
+            made.release()
+            raise RunDirectoryError(f"another process has just made {path}: choose another folder")
+        return made
 
     @classmethod
     def take_over(cls, path: Path) -> RunDirectory:
@@ -60,6 +66,15 @@ class RunDirectory:
             RunDirectoryError: it is no run, is being written to, or can't be written.
         """
         Manifest.load(path)
+        return cls.hold(path)
+
+    @classmethod
+    def hold(cls, path: Path) -> RunDirectory:
+        """Hold a folder whatever is in it.
+
+        Raises:
+            RunDirectoryError: another process does, or it can't be written.
+        """
         try:
             return cls(path, _acquire(path))
         except OSError as error:
@@ -72,14 +87,50 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def cut_back(self, step: int) -> None:
+    def abandon(self) -> None:
+        """Let go of a directory in which nothing was recorded, and remove it."""
+        with contextlib.suppress(OSError):
+            (self.path / LOCK_NAME).unlink()
+            self.path.rmdir()
+        self.release()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the directory still stands where it was when it was taken."""
+        try:
+            there = (self.path / LOCK_NAME).stat()
+        except OSError:
+            return False
+        if self._lock is None:
+            return True
+        held = os.fstat(self._lock)
+        return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+
+    def cut_back(self, step: int, epochs_from: int | None = None) -> None:
         """Set aside all rows of the state after ``step`` updates and later: a run is resumed there.
 
-        An epoch's row describes the state after its last update, so that the one at ``step`` stays.
+        Args:
+            step: number of updates.
+            epochs_from: the first step whose row of the table ``epochs`` goes; by default the next one, since an
+                epoch's row describes the state after its last update.
+
+        Raises:
+            RunDirectoryError: the file system refuses; nothing is lost.
+            TraceError: a part is damaged.
         """
-        for folder in sorted((self.path / "trace").glob("[!.]*")):
-            first_cut = step + 1 if folder.name == "epochs" else step
-            cut(folder, first_cut, self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}" / folder.name)
+        remove_leftovers(self.path / "trace")
+        aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
+        try:
+            for folder in sorted((self.path / "trace").glob("[!.]*")):
+                if folder.is_symlink():
+                    raise RunDirectoryError(f"{folder} is a link: a run's rows lie inside the run; nothing was changed")
+                first_cut = epochs_from if epochs_from is not None else step + 1
+                cut(folder, first_cut if folder.name == "epochs" else step, aside / folder.name)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path} can't be cut back to step {step}: {error.strerror or error} "
+                f"({error.filename}); nothing is lost"
+            ) from None
 
 
 def is_vacant(path: Path) -> bool:
@@ -92,13 +143,26 @@ def _acquire(path: Path) -> int | None:
         return None
     descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise RunDirectoryError(
             f"another process is writing to {path}: wait for it, or choose another folder"
         ) from None
     return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Lock for writing. Who only asks whether the lock is free (`is_held`) holds it for a moment: that is waited out.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    for _ in range(_LOCK_ATTEMPTS - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_LOCK_PAUSE)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_held(path: Path) -> bool:

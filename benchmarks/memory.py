@@ -1,0 +1,72 @@
+"""Peak memory of a training run as it goes on: recorded, checkpointed, flushed and merged all the while.
+
+    python -m benchmarks.memory --steps 20000
+
+One run; after each epoch the peak of the process so far. A small model with frequent flushes, so that what a recorder
+might keep per step, flush or epoch would show.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks.environment import environment
+from tvlars_probe.data.registry import DataConfig
+from tvlars_probe.optimizers.registry import OptimizerConfig
+from tvlars_probe.runners.classification import Training
+from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.train import train
+from tvlars_probe.traces import writer
+from tvlars_probe.traces.reader import open_run
+
+BATCH, STEPS_PER_EPOCH = 4, 250
+
+
+def peaks(steps: int, run: Path) -> dict[int, float]:
+    """Peak resident memory in MiB after so many updates."""
+    config = TrainConfig(
+        data=DataConfig(limit=BATCH * STEPS_PER_EPOCH),
+        optimizer=OptimizerConfig(name="lars", lr=0.1),
+        place=PlaceConfig(devices=("cpu",), threads=1),
+        recording=RecordConfig(train_eval_samples=16, checkpoint_steps=1000),
+        batch_size=BATCH,
+        epochs=-(-steps // STEPS_PER_EPOCH),
+    )
+    found: dict[int, float] = {}
+    end_epoch = Training.end_epoch
+
+    def measured(self: Training, epoch: int, *rest: object) -> None:
+        end_epoch(self, epoch, *rest)  # type: ignore[arg-type]
+        found[(epoch + 1) * STEPS_PER_EPOCH] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    Training.end_epoch = measured  # type: ignore[assignment, method-assign]
+    writer.FIRST_FLUSH_SECONDS = writer.LAST_FLUSH_SECONDS = 0.5
+    try:
+        train(config, run, quiet=True)
+    finally:
+        Training.end_epoch = end_epoch  # type: ignore[method-assign]
+    return found
+
+
+@click.command()
+@click.option("--steps", default=20_000, show_default=True)
+def main(steps: int) -> None:
+    """Print the peak at some steps, and its growth after the first tenth."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = peaks(steps, Path(folder, "run"))
+        rows = len(open_run(Path(folder, "run")).layers(["step"]))
+    print(environment())
+    print(f"{max(found):,} steps, {rows:,} rows of layers")
+    for step in sorted({STEPS_PER_EPOCH, *(share * max(found) // 10 for share in (1, 2, 5, 10))} & found.keys()):
+        print(f"after {step:6,} steps: peak {found[step]:.1f} MiB")
+    print(f"growth from step {steps // 10:,} on: {found[max(found)] - found[steps // 10]:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Probes and callbacks that raise, clocks that jump, folders that vanish: in loops as strangers write them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, TensorDataset
+
+import tvlars_probe
+from tvlars_probe.errors import ProbeError, StorageError, UserError
+from tvlars_probe.probes import buffer
+from tvlars_probe.probes.norms import NormProbe
+from tvlars_probe.traces.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Callback:
+    """A probe of a user's own, which raises from a step on."""
+
+    has_budget = False
+
+    def __init__(self, fails_at: int) -> None:
+        self.fails_at = fails_at
+        self.called: list[int] = []
+
+    def due(self, step: int) -> bool:
+        return True
+
+    def affordable(self) -> bool:
+        return True
+
+    def measure(self, step: int, phase: str, rates: Any) -> dict[str, list[Any]]:
+        self.called.append(step)
+        if step >= self.fails_at:
+            raise ZeroDivisionError("of my own making")
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 2)
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, rec: Any, steps: int = 6) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        x, y = torch.randn(8, 4, generator=generator), torch.randint(0, 2, (8,), generator=generator)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if rec is not None:
+            rec.log(loss=loss, samples=8, epoch=step // 3)
+            if step % 3 == 2:
+                rec.log_epoch(epoch=step // 3, train_loss=loss.item())
+
+
+def recorded(path: Path, **settings: Any) -> tuple[tvlars_probe.Run, nn.Module]:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with tvlars_probe.record(model, optimizer, path, **settings) as rec:
+        loop(model, optimizer, rec)
+    return tvlars_probe.open_run(path), model
+
+
+def test_a_callback_that_raises_leaves_the_training_alone(tmp_path: Path) -> None:
+    callback = Callback(fails_at=2)
+    with pytest.warns(RuntimeWarning, match="Callback failed at step 2: ZeroDivisionError: of my own making"):
+        run, model = recorded(tmp_path / "r", probes=[callback])
+    assert run.status == "completed"
+    assert callback.called == [0, 1, 2]
+    assert run.steps()["step"].tolist() == list(range(6))  # what the loop tells goes on
+    assert run.steps()["loss"].notna().all()
+    assert run.epochs()["epoch"].tolist() == [0, 1]
+    assert run.layers()["step"].max() == 1
+    (note,) = run.manifest.notes
+    assert note.startswith("Callback failed at step 2: ZeroDivisionError")
+    assert [(gap["table"], gap["first_step"]) for gap in run.manifest.gaps] == [("layers", 2), ("curvature", 2)]
+    alone = net()
+    loop(alone, torch.optim.SGD(alone.parameters(), 0.1), None)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
+
+
+def test_or_it_ends_the_run_as_asked(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="Callback failed at step 2: ZeroDivisionError"):
+        recorded(tmp_path / "r", probes=[Callback(fails_at=2)], on_probe_error="raise")
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.status == "failed"
+    assert run.steps()["step"].tolist() == [0, 1]
+    with pytest.raises(UserError, match=r"unknown on_probe_error 'ignore' \(known: warn, raise\)"):
+        recorded(tmp_path / "s", on_probe_error="ignore")
+
+
+@pytest.mark.parametrize("method", ["before", "after"])
+def test_norms_that_cannot_be_read_leave_the_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    read, calls = getattr(NormProbe, method), iter(range(100))
+
+    def fail(self: NormProbe) -> Any:
+        if next(calls) == 3:
+            raise RuntimeError("out of memory")
+        return read(self)
+
+    monkeypatch.setattr(NormProbe, method, fail)
+    with pytest.warns(RuntimeWarning, match="reading the norms of SGD failed at step 3: RuntimeError: out of memory"):
+        run, _ = recorded(tmp_path / "r")
+    assert run.layers()["step"].unique().tolist() == [0, 1, 2]
+    assert run.steps()["step"].tolist() == list(range(6))
+
+
+def test_nan_in_one_layer_is_named_with_its_step(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).sum() * 0.01
+            loss.backward()
+            if step == 2:
+                weight = model[1].weight
+                assert weight.grad is not None
+                weight.grad[0, 0] = float("nan")
+            optimizer.step()
+            rec.log(loss=loss if step < 3 else 0.0)
+    finding = tvlars_probe.open_run(tmp_path / "r").manifest.finding
+    assert finding is not None
+    assert (finding["step"], finding["tensor"], finding["quantity"]) == (2, "1.weight", "grad_norm")
+
+
+def test_a_clock_that_jumps_disorders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    hours = iter([0, 30, -50, 2, -1000, 5, 7, 1])
+    monkeypatch.setattr(buffer, "now", lambda: start + datetime.timedelta(hours=next(hours)))
+    rows = buffer.StepRow.__dataclass_fields__["time"]
+    monkeypatch.setattr(rows, "default_factory", lambda: start)
+    monkeypatch.setattr("tvlars_probe.probes.observer.now", lambda: start + datetime.timedelta(hours=next(hours)))
+    run, _ = recorded(tmp_path / "r")
+    steps = run.steps()
+    assert steps["step"].tolist() == list(range(6))
+    assert not steps["time"].is_monotonic_increasing
+    assert (steps["step_seconds"] >= 0).all()
+    assert run.epochs()["epoch"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "renamed"])
+def test_a_run_directory_that_vanishes_is_not_made_again(tmp_path: Path, how: str) -> None:
+    path, model = tmp_path / "r", net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with (
+        pytest.raises(StorageError, match=f"{path} has vanished, or another folder was put in its place"),
+        tvlars_probe.record(model, optimizer, path) as rec,
+    ):
+        loop(model, optimizer, rec, steps=3)
+        if how == "renamed":
+            path.rename(tmp_path / "moved")
+        else:
+            shutil.rmtree(path)
+        if how == "replaced":
+            RunDirectory.create(path).release()
+        rec.flush()
+    assert not (path / "run.json").exists()
+    assert path.exists() == (how == "replaced")
+    if how == "renamed":  # what was complete stays readable
+        assert tvlars_probe.open_run(tmp_path / "moved").manifest.run_id
+
+
+class Suicide(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        if index == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_killed_data_worker_ends_the_run_with_all_rows_and_lets_go_of_it(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data = Suicide(torch.randn(32, 4), torch.randint(0, 2, (32,)))
+    with (
+        pytest.raises((RuntimeError, ConnectionError, EOFError)),  # as torch happens to notice
+        tvlars_probe.record(model, optimizer, tmp_path / "r") as rec,
+    ):
+        for x, y in DataLoader(data, batch_size=8, num_workers=1):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            rec.log(loss=loss)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.status == "failed"
+    steps = run.steps()["step"].tolist()
+    assert steps == [*range(rec.step)]
+    assert len(run.manifest.notes) == 1
+    RunDirectory.take_over(tmp_path / "r").release()
+
+
+def test_a_run_left_early_says_interrupted(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, rec, steps=2)
+        rec.request_checkpoint()
+        loop(model, optimizer, rec, steps=1)
+        assert rec.checkpoint_agreed
+        rec.state_dict()
+        assert not rec.checkpoint_agreed
+        rec.request_stop()
+        assert rec.agree_to_stop()
+        rec.interrupted = True
+    assert tvlars_probe.open_run(tmp_path / "r").status == "interrupted"

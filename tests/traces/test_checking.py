@@ -1,0 +1,213 @@
+"""Damage of every kind: found, named, set aside; nothing is ever deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checking import check_run, repair_run
+from tvlars_probe.runners.train import resume
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.reader import open_run
+from tvlars_probe.traces.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(tmp_path: Path, trained: Callable[..., Path]) -> Path:
+    """A finished run with four checkpointed epochs' parts and more."""
+    shutil.copytree(trained("tvlars", sharpness=True), tmp_path / "r")
+    return tmp_path / "r"
+
+
+def parts(run: Path, table: str) -> list[Path]:
+    return sorted((run / "trace" / table).iterdir())
+
+
+def everything(folder: Path) -> list[bytes]:
+    return sorted(p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", "run.json"))
+
+
+def truncate(run: Path) -> str:
+    part = parts(run, "layers")[3]
+    part.write_bytes(part.read_bytes()[:200])
+    return part.relative_to(run).as_posix()
+
+
+def empty(run: Path) -> str:
+    part = parts(run, "steps")[2]
+    part.write_bytes(b"")
+    return part.relative_to(run).as_posix()
+
+
+def misname(run: Path) -> str:
+    part = parts(run, "steps")[-1]
+    return part.rename(part.with_name("part-0000000900-0000000999.parquet")).relative_to(run).as_posix()
+
+
+def double(run: Path) -> str:
+    part = parts(run, "steps")[0]
+    copy = part.with_name(part.name.replace(".parquet", "-2.parquet"))
+    shutil.copy(part, copy)
+    return copy.relative_to(run).as_posix()
+
+
+def foreign(run: Path) -> str:
+    part = parts(run, "epochs")[0]
+    shutil.copy(parts(run, "layers")[0], part)
+    return part.relative_to(run).as_posix()
+
+
+def leftover(run: Path) -> str:
+    (run / "trace" / "steps" / ".part-0000000000-0000000001.parquet.7.tmp").write_bytes(b"half")
+    return "trace/steps/.part-0000000000-0000000001.parquet.7.tmp"
+
+
+def link(run: Path) -> str:
+    (run / "trace" / "spectrum").symlink_to(run.parent, target_is_directory=True)
+    return "trace/spectrum"
+
+
+def checkpoint(run: Path) -> str:
+    path = [*checkpoints.list_checkpoints(run).values()][-1]
+    path.write_bytes(path.read_bytes()[:-100])
+    return path.relative_to(run).as_posix()
+
+
+def other_model(run: Path) -> str:
+    path = [*checkpoints.list_checkpoints(run).values()][-1]
+    torch.save(checkpoints.load(path) | {"model": {"0.weight": torch.zeros(3, 3)}}, path)
+    return path.relative_to(run).as_posix()
+
+
+def renamed_checkpoint(run: Path) -> str:
+    path = [*checkpoints.list_checkpoints(run).values()][-1]
+    return path.rename(path.with_name("step-7.pt")).relative_to(run).as_posix()
+
+
+def manifest(run: Path) -> str:
+    path = run / "run.json"
+    path.write_text(path.read_text()[:500])
+    return "run.json"
+
+
+DAMAGES = (
+    truncate,
+    empty,
+    misname,
+    double,
+    foreign,
+    leftover,
+    link,
+    checkpoint,
+    other_model,
+    renamed_checkpoint,
+    manifest,
+)
+
+
+def test_a_sound_run_is_whole(run: Path) -> None:
+    found = check_run(run)
+    assert (found.faults, found.notes) == ([], [])
+    assert (found.steps, found.checkpoints) == (32, len(checkpoints.list_checkpoints(run)))
+    assert found.parts == len(list(run.rglob("part-*.parquet")))
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_damage_is_found_and_set_aside_with_nothing_deleted(run: Path, damage: Callable[[Path], str]) -> None:
+    name = damage(run)
+    before = everything(run)
+    found = check_run(run)
+    assert name in [fault.path for fault in found.faults if fault.repair]
+    assert everything(run) == before
+    aside = repair_run(run, found)
+    assert aside is not None
+    assert (aside / name).is_symlink() or (aside / name).exists()
+    again = check_run(run)
+    assert again.faults == []
+    assert any(name in note for note in again.notes)
+    assert everything(run) == before
+    open_run(run).steps()
+
+
+def test_a_run_repaired_is_trained_to_its_end(run: Path) -> None:
+    last = [*checkpoints.list_checkpoints(run)][-1]
+    checkpoint(run)
+    stored = Manifest.load(run)
+    stored.status = "interrupted"
+    stored.save(run)
+    with pytest.raises(RunDirectoryError, match=f"step-{last}.pt is damaged .*'tvlars-probe check {run} --repair'"):
+        resume(run, quiet=True)
+    repair_run(run, check_run(run))
+    resume(run, quiet=True)
+    found = check_run(run)
+    assert found.faults == []
+    assert found.steps == 32
+    assert last in checkpoints.list_checkpoints(run)
+
+
+def test_missing_steps_and_untrue_manifests_are_told_but_not_mended(run: Path) -> None:
+    parts(run, "steps")[2].unlink()
+    parts(run, "steps")[-1].unlink()
+    found = check_run(run)
+    told = {(fault.path, fault.problem) for fault in found.faults}
+    assert ("trace/steps", "steps 8 to 11 are missing") in told
+    assert ("run.json", "says completed, but 24 of 32 steps are there") in told
+    assert repair_run(run, found) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"schema_version": 99}, "schema version 99; this tvlars-probe reads up to 1: upgrade it"),
+        ({"status": "splendid"}, "its status is 'splendid'"),
+    ],
+)
+def test_what_only_another_version_can_read_is_left_alone(run: Path, change: dict[str, Any], problem: str) -> None:
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(content | change))
+    found = check_run(run)
+    assert [fault.repair for fault in found.faults] == [None]
+    assert problem in found.faults[0].problem
+    assert repair_run(run, found) is None
+
+
+def test_a_run_that_is_being_written_is_not_repaired(run: Path) -> None:
+    truncate(run)
+    found = check_run(run)
+    held = RunDirectory.take_over(run)
+    with pytest.raises(RunDirectoryError, match="another process is writing"):
+        repair_run(run, found)
+    held.release()
+
+
+def test_a_manifest_is_made_anew_only_if_anything_tells_what_the_run_was(tmp_path: Path) -> None:
+    (tmp_path / "trace").mkdir()
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunDirectoryError, match=r"can't be made anew.*nothing was changed"):
+        repair_run(tmp_path, check_run(tmp_path))
+    assert (tmp_path / "run.json").read_text() == "{"
+    with pytest.raises(RunDirectoryError, match="there is no run at"):
+        check_run(tmp_path / "nowhere")
+
+
+def test_the_command_tells_its_exit_code(run: Path, cli: Callable[..., Any]) -> None:
+    assert cli("check", run).code == 0
+    name = truncate(run)
+    outcome = cli("check", run)
+    assert outcome.code == 1
+    assert f"{name}: " in outcome.out
+    assert "[--repair: set aside]" in outcome.out
+    outcome = cli("check", run, "--repair", "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["set_aside"] == [name]
+    assert cli("check", run.parent / "nowhere").code == 2

@@ -1,0 +1,95 @@
+"""Parts from strangers: refused before a row of them is read."""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.traces.test_parts import write
+from tvlars_probe.errors import TraceError
+from tvlars_probe.traces.footers import check_footer, describe, read_footer
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.reader import open_run
+from tvlars_probe.traces.schema import STEPS
+from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    Manifest(run_id="r").save(tmp_path)
+    write(tmp_path / "trace", (0, 4), (5, 9))
+    return tmp_path
+
+
+def test_a_part_of_ours_says_what_it_is(run: Path) -> None:
+    footer = check_footer(next((run / "trace" / "steps").iterdir()), "steps")
+    assert describe(footer) == {"schema_version": 1, "table": "steps", "run_id": "r"}
+
+
+def test_a_billion_rows_in_a_megabyte_are_refused_unread(run: Path) -> None:
+    bomb = run / "trace" / "steps" / "part-0000000010-0000000019.parquet"
+    nothing = pa.table({"step": pa.nulls(1 << 26)})
+    with pq.ParquetWriter(bomb, nothing.schema) as writer:
+        for _ in range(15):
+            writer.write_table(nothing, row_group_size=1 << 26)
+    assert bomb.stat().st_size < 1 << 21
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TraceError, match=r"part-0000000010-\S+ claims 1,006,632,960 rows .*check .* --repair"):
+        open_run(run).steps()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kibibytes
+    writer_of_run = TraceWriter(run / "trace", "r")
+    assert not writer_of_run.compact("steps")
+    assert len(list((run / "trace" / "steps").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is damaged \(it is empty\)"),
+        (b"PAR1 but no more", "is damaged"),
+        ("cut", "is damaged"),
+        ("another table's", "no part of the table steps: it belongs to the table layers"),
+        ("another program's", "no part of the table steps: it was not written by tvlars-probe"),
+        ("a later version's", "schema version 99; this tvlars-probe reads up to 1: upgrade"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else None,
+)
+def test_what_is_no_part_is_named_with_the_remedy(run: Path, content: bytes | str, message: str) -> None:
+    part = sorted((run / "trace" / "steps").iterdir())[-1]
+    if isinstance(content, bytes):
+        part.write_bytes(content)
+    elif content == "cut":
+        part.write_bytes(part.read_bytes()[:-20])
+    elif content == "another table's":
+        writer = TraceWriter(run / "elsewhere", "r")
+        writer.append("layers", {"step": [5], "parameter": ["w"]})
+        writer.flush()
+        next((run / "elsewhere" / "layers").iterdir()).replace(part)
+    elif content == "another program's":
+        pq.write_table(pa.table({"step": [5]}), part)
+    else:
+        rows = pq.read_table(part)
+        footer = b'{"schema_version": 99, "table": "steps", "run_id": "r"}'
+        pq.write_table(rows.replace_schema_metadata({b"tvlars_probe": footer}), part)
+    with pytest.raises(TraceError, match=message) as caught:
+        open_run(run).steps()
+    assert str(part) in str(caught.value)
+    if "upgrade" not in message:
+        assert f"'tvlars-probe check {run} --repair' sets it aside" in str(caught.value)
+
+
+def test_a_part_whose_pages_are_damaged_is_named(run: Path) -> None:
+    part = sorted((run / "trace" / "steps").iterdir())[0]
+    content = bytearray(part.read_bytes())
+    start = read_footer(part).row_group(0).column(STEPS.names.index("loss")).data_page_offset
+    content[start : start + 40] = b"\xff" * 40
+    part.write_bytes(content)
+    with pytest.raises(TraceError, match=f"a part of the table steps is damaged: {part}"):
+        open_run(run).steps(["step", "loss"])

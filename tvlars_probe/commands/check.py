@@ -1,0 +1,57 @@
+"""``tvlars-probe check``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tvlars_probe.commands.options import Command, option
+
+if TYPE_CHECKING:
+    from tvlars_probe.traces.checking import Findings
+
+
+@click.command(cls=Command, name="check")
+@click.argument("run", type=click.Path(path_type=Path))
+@option("--repair", "repairs", section="Repair", is_flag=True, help=
+        "Move what is broken into the run's folder aside/ and note it in the manifest.")  # fmt: skip
+@option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
+@click.pass_context
+def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None:
+    """Is a run whole? Parts readable, steps without gap or double, checkpoints loadable, manifest true.
+
+    Exit code 0: it is, or everything broken has been set aside. 1: it isn't.
+    """
+    from tvlars_probe.runners.checking import check_run, repair_run
+
+    found, moved, aside = check_run(run), list[str](), None
+    if repairs:
+        aside = repair_run(run, found)
+        moved = [fault.path for fault in found.faults if fault.repair is not None]
+        found = check_run(run) if aside is not None else found
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "set_aside": moved, "aside": aside and str(aside)}, indent=1))
+    else:
+        _say(run, found, moved, aside)
+    if found.faults:
+        ctx.exit(1)
+
+
+def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> None:
+    for path in moved:
+        click.echo(f"Set aside: {path}")
+    if aside is not None:
+        click.echo(f"What was set aside is in {aside}")
+    for fault in found.faults:
+        click.echo(f"{fault.path}: {fault.problem}" + (f" [--repair: {fault.repair}]" if fault.repair else ""))
+    for note in found.notes:
+        click.echo(f"Note: {note}")
+    counted = f"{found.parts} parts, {found.steps} steps, {found.checkpoints} checkpoints"
+    if found.faults:
+        click.echo(f"{run}: {len(found.faults)} fault(s); sound: {counted}")
+    else:
+        click.echo(f"{run}: whole ({counted})")

@@ -1,0 +1,95 @@
+"""What a parquet part says of itself, checked before any of its rows is read.
+
+A part from a stranger may be cut short, belong to another table, or claim more rows than memory holds: a run-length
+encoded column of a billion equal values takes a few hundred bytes on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import TraceError
+from tvlars_probe.traces.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+
+MOST_ROWS = 1 << 23
+"""Rows of one part: the writer makes at most some four million."""
+
+MOST_BYTES = 1 << 31
+"""Bytes of one part when uncompressed."""
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """The footer of a part; nothing else of it is read.
+
+    Raises:
+        FileNotFoundError: there is no such file (a part may be merged into another meanwhile).
+        TraceError: it is no parquet file, or claims more than a part can hold.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = "it is empty" if not path.stat().st_size else _first_line(error)
+        raise TraceError(f"{path} is damaged ({reason}): {remedy(path)}") from None
+    rows = max(footer.num_rows, sum(group.num_rows for group in groups), *(_values(group) for group in groups), 0)
+    size = sum(group.total_byte_size for group in groups)
+    if footer.num_rows < 0 or rows > MOST_ROWS or size > MOST_BYTES:
+        raise TraceError(
+            f"{path} claims {rows:,} rows in {size:,} bytes, more than a part can hold ({MOST_ROWS:,} rows): "
+            f"{remedy(path)}"
+        )
+    return footer
+
+
+def check_footer(path: Path, table: str) -> pq.FileMetaData:
+    """`read_footer` of a part of ``table``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TraceError: it is damaged, another table's, or of a later version.
+    """
+    footer = read_footer(path)
+    about = describe(footer)
+    if about is None or about.get("table") != table:
+        what = "was not written by tvlars-probe" if about is None else f"belongs to the table {about.get('table')}"
+        raise TraceError(f"{path} is no part of the table {table}: it {what}; {remedy(path)}")
+    version = about.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise TraceError(
+            f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
+        )
+    return footer
+
+
+def describe(footer: pq.FileMetaData) -> dict[str, Any] | None:
+    """What the writer noted in a footer: schema_version, table, run_id; None where another program wrote it."""
+    try:
+        about = json.loads((footer.metadata or {})[b"tvlars_probe"])
+    except (KeyError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
+
+
+def remedy(path: Path) -> str:
+    """What to do about a damaged file of a run."""
+    run = next((folder.parent for folder in path.parents if folder.name in ("trace", "sharpness")), path.parents[1])
+    return f"'tvlars-probe check {run} --repair' sets it aside"
+
+
+def _values(group: Any) -> int:
+    return max((group.column(index).num_values for index in range(group.num_columns)), default=0)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

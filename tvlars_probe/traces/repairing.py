@@ -1,0 +1,96 @@
+"""Setting aside what a check found broken: moved below the run's ``aside/``, never deleted, noted in the manifest."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.footers import describe, read_footer
+from tvlars_probe.traces.manifest import FILE_NAME, Manifest
+from tvlars_probe.traces.parts import list_parts
+from tvlars_probe.traces.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from tvlars_probe.traces.checking import Fault
+
+
+def repair(run: Path, faults: Iterable[Fault], config: Mapping[str, Any] | None = None) -> Path | None:
+    """Set aside what may be, and write a new manifest where the old one can't be read.
+
+    Args:
+        run: the run directory.
+        faults: what was found.
+        config: of the run, from its last checkpoint, for a new manifest.
+
+    Returns:
+        the folder where things are now, None where nothing was moved.
+
+    Raises:
+        RunDirectoryError: another process writes to the run, or it can't be written.
+    """
+    wanted = [fault for fault in faults if fault.repair is not None]
+    if not wanted:
+        return None
+    directory = RunDirectory.hold(run)
+    aside = run / "aside" / f"repair-{secrets.token_hex(3)}"
+    try:
+        manifest = _new_manifest(run, config) if any(f.repair == "write anew" for f in wanted) else Manifest.load(run)
+        for fault in wanted:
+            _move(run, fault, aside)
+            manifest.notes.append(f"check --repair set {fault.path} aside: {fault.problem}")
+            if (gap := _gap(run, fault)) is not None:
+                manifest.gaps.append(gap)
+        manifest.save(run)
+    except OSError as error:
+        raise RunDirectoryError(f"{run} can't be repaired: {error.strerror or error} ({error.filename})") from None
+    finally:
+        directory.release()
+    return aside
+
+
+def _move(run: Path, fault: Fault, aside: Path) -> None:
+    source, target = run / fault.path, aside / fault.path
+    if not source.is_symlink() and not source.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+def _gap(run: Path, fault: Fault) -> dict[str, Any] | None:
+    """What the trace lacks once a part is gone; None where other parts hold its steps."""
+    home, _, rest = fault.path.partition("/")
+    table, _, name = rest.partition("/")
+    words = name.removeprefix("part-").split(".")[0].split("-")
+    if home != "trace" or not name.startswith("part-") or not all(word.isdecimal() for word in words[:2]):
+        return None
+    first, last = int(words[0]), int(words[1])
+    if any(part.first_step <= first and last <= part.last_step for part in list_parts(run / home / table)):
+        return None
+    return {"table": table, "first_step": first, "last_step": last, "reason": "set aside by check --repair"}
+
+
+def _new_manifest(run: Path, config: Mapping[str, Any] | None) -> Manifest:
+    """A manifest of what the trace's footers and the last checkpoint still tell.
+
+    Raises:
+        RunDirectoryError: they tell nothing.
+    """
+    run_ids: list[str] = []
+    for part in (part for folder in sorted((run / "trace").glob("[!.]*")) for part in list_parts(folder)):
+        try:
+            about = describe(read_footer(part.path)) or {}
+        except (OSError, ValueError):
+            continue
+        if isinstance(run_id := about.get("run_id"), str):
+            run_ids.append(run_id)
+    if not run_ids and config is None:
+        raise RunDirectoryError(
+            f"{run / FILE_NAME} can't be made anew: no readable part of the trace and no checkpoint tells what the run "
+            f"was; nothing was changed"
+        )
+    run_id = max({*run_ids}, key=run_ids.count) if run_ids else f"{run.name}.{secrets.token_hex(3)}"
+    return Manifest(run_id=run_id, config=dict(config or {}), status="interrupted")
