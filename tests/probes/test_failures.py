@@ -113,10 +113,10 @@ def test_norms_that_cannot_be_read_leave_the_training_alone(
 ) -> None:
     read, calls = getattr(NormProbe, method), iter(range(100))
 
-    def fail(self: NormProbe) -> Any:
+    def fail(self: NormProbe, *args: Any) -> Any:
         if next(calls) == 3:
             raise RuntimeError("out of memory")
-        return read(self)
+        return read(self, *args)
 
     monkeypatch.setattr(NormProbe, method, fail)
     with pytest.warns(RuntimeWarning, match="reading the norms of SGD failed at step 3: RuntimeError: out of memory"):

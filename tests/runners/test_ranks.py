@@ -93,10 +93,10 @@ def test_a_rank_that_dies_ends_the_run_with_its_error(tmp_path: Path) -> None:
         "import os\n"
         "import tvlars_probe.data.batches as b\n"
         "whole = b.BatchPlan.epoch\n"
-        "def epoch(self, e):\n"
+        "def epoch(self, *args):\n"
         "    if os.environ.get('RANK') == '1':\n"
         "        raise ValueError('rank one has had enough')\n"
-        "    return whole(self, e)\n"
+        "    return whole(self, *args)\n"
         "b.BatchPlan.epoch = epoch\n"
     )
     started = time.monotonic()

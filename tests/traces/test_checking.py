@@ -16,16 +16,25 @@ from tvlars_probe.runners.train import resume
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.reader import open_run
 from tvlars_probe.traces.run_directory import RunDirectory
+from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 
+@pytest.fixture(scope="module")
+def unmerged(trained: Callable[..., Path]) -> Path:
+    """A finished run with a part per checkpointed epoch: its parts were never merged."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(TraceWriter, "settle", lambda self, boundaries: None)
+        return trained("tvlars", sharpness=True, alpha=0.11)
+
+
 @pytest.fixture
-def run(tmp_path: Path, trained: Callable[..., Path]) -> Path:
-    """A finished run with four checkpointed epochs' parts and more."""
-    shutil.copytree(trained("tvlars", sharpness=True), tmp_path / "r")
+def run(tmp_path: Path, unmerged: Path) -> Path:
+    """A copy of it to be damaged."""
+    shutil.copytree(unmerged, tmp_path / "r")
     return tmp_path / "r"
 
 

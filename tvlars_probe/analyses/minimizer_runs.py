@@ -16,7 +16,7 @@ def minimizer_of(
 ) -> Minimizer:
     """The answer for a run."""
     facts = facts_of(run, phase)
-    curvature, spectrum = run.frame("curvature", COLUMNS), run.frame("spectrum", [*SPECTRUM_COLUMNS, "scope"])
+    curvature, spectrum = run.frame("curvature", COLUMNS), run.frame("spectrum", SPECTRUM_COLUMNS)
     spectrum = spectrum[spectrum["scope"].astype(str) == "all"]
     if len(run.manifest.parameters) > 1:
         curvature, spectrum = (rows[rows["phase"].astype(str) == facts.phase] for rows in (curvature, spectrum))

@@ -82,11 +82,11 @@ class Measures:
             raise UserError(f"seed {self.seed} is no seed (allowed: 0 or more)")
         if not (self.top or self.bottom or self.trace or self.density or self.epsilon):
             raise UserError("nothing to measure: ask for eigenvalues (top, bottom), trace, density or epsilon")
-        for name, least in (("max_matvecs", 1), ("density_steps", 1), ("trace_matvecs", 6)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: {least} or more)")
-        if self.density_probes is not None and self.density_probes < 2:
-            raise UserError(f"density-probes {self.density_probes} give no standard error (allowed: 2 or more)")
+        least = {"max_matvecs": 1, "density_steps": 1, "density_probes": 1, "trace_matvecs": 6}
+        for name, allowed in least.items():
+            value = getattr(self, name)
+            if value is not None and value < allowed:
+                raise UserError(f"{name.replace('_', '-')} {value} is too few (allowed: {allowed} or more)")
         if self.engine == "pyhessian":
             self._check_pyhessian()
 
