@@ -72,7 +72,8 @@ def _block_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]])
         if whole:
             value = _self_product(left[:whole]) if i == j else _cross_product(left[:whole], right[:whole])
         if whole < len(left):
-            value += torch.dot(left[whole:], right[whole:]).item()
+            # Not torch.dot, whose rounding depends on the address: gradients under DDP move when a run is resumed.
+            value += torch.mul(left[whole:], right[whole:]).sum().item()
         if not _SAFE_LOW < abs(value) < _SAFE_HIGH:
             value = torch.dot(left.double(), right.double()).item()
         values.append(value)

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 import tvlars_probe
 
@@ -102,3 +103,65 @@ def test_a_damaged_checkpoint_is_refused(run: Path, cli: Callable[..., Any], con
     assert done.code == 2
     assert "damaged" in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("without", ["model", "optimizer", "recorder"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(run: Path, cli: Callable[..., Any], without: str) -> None:
+    path = next((run / "checkpoints").iterdir())
+    state = torch.load(path, weights_only=True)
+    torch.save({name: part for name, part in state.items() if name != without}, path)
+    done = cli("sharpness", run, "--checkpoint", path.stem.removeprefix("step-"))
+    assert done.code == 2
+    assert "lacks parts of a checkpoint" in done.err
+
+
+@pytest.mark.parametrize(
+    "option", [("--trace",), ("--top", 2), ("--bn", "train"), ("--density",)], ids=lambda words: words[0]
+)
+def test_an_audit_takes_no_measures_of_its_own(run: Path, cli: Callable[..., Any], option: tuple[Any, ...]) -> None:
+    done = cli("sharpness", run, "--audit", *option)
+    assert done.code == 2
+    assert f"leave out {option[0]}" in done.err
+
+
+def test_a_density_is_in_the_json(run: Path, cli: Callable[..., Any]) -> None:
+    done = cli("sharpness", run, "--top", 0, "--density", "--density-steps", 5, "--samples", 20, "--json")
+    rows = json.loads(done.out)
+    assert {row["measure"] for row in rows} == {"density"}
+    assert len(rows) == 1001
+
+
+INTEGERS = """
+import torch
+from torch import nn
+
+def make(config):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
+    return model, nn.functional.cross_entropy, (torch.arange(8).reshape(4, 2) % 5, torch.arange(4) % 2)
+
+def fail(config):
+    raise KeyError("data")
+"""
+
+
+def test_a_strangers_model_may_take_integers(
+    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded in one step: the state measured is the one after it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "integers.py").write_text(INTEGERS)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, "mine") as rec:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        rec.log()
+    done = cli("sharpness", "mine", "--model", "integers:make", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)[0]["step"] == 1
+    assert "failed: KeyError: 'data'" in cli("sharpness", "mine", "--model", "integers:fail").err
+    assert (
+        "needs the optimizer's rates"
+        in cli("sharpness", "mine", "--model", "integers:make", "--operator", "effective").err
+    )

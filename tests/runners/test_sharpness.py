@@ -26,7 +26,7 @@ TRAIN = ("train", "--devices", "cpu", "--bs", 300, "--epochs", 2, "--limit", 600
 @pytest.mark.slow
 def test_two_ranks_measure_as_one_uneven_shards_included(tmp_path: Path) -> None:
     """In training and after it, BatchNorm in each mode: resnet18 on small images."""
-    run_cli(*TRAIN, "--model", "resnet18", "--stem", "cifar", "--limit", 64, "--bs", 32, "--run-dir", "a", cwd=tmp_path)
+    run_cli(*TRAIN, "--model", "resnet18", "--limit", 64, "--bs", 32, "--run-dir", "a", cwd=tmp_path)
     figures: dict[tuple[int, str], float] = {}
     for nproc in (1, 2):
         for mode in ("eval", "train", "frozen-batch"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.runners.modes import MODES
 from tvlars_probe.traces.parts import replace_file
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+    from torch.optim import Optimizer
 
     from tvlars_probe.runners.ranks import Ranks
 
@@ -65,6 +67,41 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("step"), int):
         raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe: {_REMEDY.format(path.parent.parent)}")
     return state
+
+
+def check_content(state: dict[str, Any], path: Path) -> None:
+    """Refuse a state that lacks what commands after training need of it.
+
+    Raises:
+        RunDirectoryError: model, optimizer or recorder are missing, or not what they should be.
+    """
+    recorder = state.get("recorder")
+    phases = {phase for phases in MODES.values() for phase in phases}
+    is_whole = (
+        isinstance(state.get("model"), dict)
+        and isinstance(state.get("optimizer"), dict)
+        and isinstance(recorder, dict)
+        and isinstance(recorder.get("rates"), dict)
+        and recorder.get("phase") in phases
+    )
+    if not is_whole:
+        raise RunDirectoryError(
+            f"{path} lacks parts of a checkpoint (model, optimizer, recorder): {_REMEDY.format(path.parent.parent)}"
+        )
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's optimizer state into ``optimizer``.
+
+    Raises:
+        RunDirectoryError: it is another optimizer's.
+    """
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise RunDirectoryError(
+            f"{path} holds another optimizer's state ({error}): {_REMEDY.format(path.parent.parent)}"
+        ) from None
 
 
 def keep_only(run: Path, steps: Iterable[int]) -> None:

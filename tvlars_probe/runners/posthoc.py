@@ -117,13 +117,14 @@ def restore(
         RunDirectoryError: the checkpoint is damaged, or another model's.
     """
     stored = checkpoints.load(checkpoint)
+    checkpoints.check_content(stored, checkpoint)
     phase = stored["recorder"]["phase"]
     with torch.random.fork_rng(devices=()):
         model = build_model(config, data, phase)
     checkpoints.restore_model(model, stored, checkpoint)
     model.to(device, dtype)
     optimizer = build_optimizer(config, model, phase)
-    optimizer.load_state_dict(stored["optimizer"])
+    checkpoints.restore_optimizer(optimizer, stored, checkpoint)
     recorder = stored["recorder"]
     return State(
         step=stored["step"],
