@@ -23,6 +23,7 @@ from tvlars_probe.probes.hooks import attach
 from tvlars_probe.probes.known_optimizers import number
 from tvlars_probe.probes.layout import LastRates, Layout
 from tvlars_probe.probes.rates import applied_rates
+from tvlars_probe.probes.signals import children_may_wait
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ class StepObserver:
     def _begin_row(self) -> None:
         self._close_row()
         if not self._layout.is_current:
-            self._cross()
+            with children_may_wait():
+                self._cross()
             self._lay_out()
         elif self._flush_wish or self._buffer.full:
             self.flush()

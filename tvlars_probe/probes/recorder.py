@@ -30,6 +30,7 @@ from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.known_optimizers import scalar
 from tvlars_probe.probes.layout import LastRates, note_parameters
 from tvlars_probe.probes.observer import Detail, StepObserver
+from tvlars_probe.probes.signals import children_may_wait
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import new_run_id
@@ -214,11 +215,12 @@ class Recorder(StepObserver):
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""
         self._close_row()
-        self._cross()
-        self._flush_wish = False
-        if self.journal is not None:
-            note_parameters(self.manifest, self.phase, self._model, self._optimizers)
-            self.journal.flush(self._written)
+        with children_may_wait():
+            self._cross()
+            self._flush_wish = False
+            if self.journal is not None:
+                note_parameters(self.manifest, self.phase, self._model, self._optimizers)
+                self.journal.flush(self._written)
 
     def state_dict(self) -> dict[str, Any]:
         """What `record` needs to continue (``resume=``); flushes first. Every rank calls it."""
@@ -284,7 +286,8 @@ class Recorder(StepObserver):
         if self.journal is None:
             return
         try:
-            self.journal.finish(status, error if status == "failed" else None)
+            with children_may_wait():
+                self.journal.finish(status, error if status == "failed" else None)
         except StorageError:
             if error is None:
                 raise
@@ -312,5 +315,7 @@ class Recorder(StepObserver):
         """Write what this rank has without the others, which may be gone."""
         self._lonely = self._ranks.world_size > 1
         self._ranks = Agreement(self._device, self._ranks.rank)
-        with contextlib.suppress(Exception):
-            self.flush()
+        for _ in range(2):  # what a data loader's signal handler has to say may come in the middle of the first
+            with contextlib.suppress(Exception):
+                self.flush()
+                return
