@@ -90,3 +90,13 @@ def test_unknown_fields_of_a_manifest_are_passed_over(tmp_path: Path) -> None:
     facts: dict[str, Any] = {"run_id": "r", "schema_version": 1, "from_the_future": 7}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     assert Manifest.load(tmp_path).run_id == "r"
+
+
+def test_a_manifest_of_an_older_version_may_lack_what_is_not_required(tmp_path: Path) -> None:
+    manifest = Manifest(run_id="r", groups=[{"optimizer": "LARS"}], parameters={"train": [{"name": "0.weight"}]})
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path).groups == [{"optimizer": "LARS"}]
+    manifest.groups = [{"lr": 1.0}]
+    manifest.save(tmp_path)
+    with pytest.raises(RunDirectoryError, match="its groups"):
+        Manifest.load(tmp_path)

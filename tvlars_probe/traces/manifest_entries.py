@@ -1,9 +1,8 @@
 """What stands inside a manifest's fields: the shape of their entries, which a manifest is checked against when read.
 
-Entries may hold more than is named here; what is named is of the type given, and what is required is there.
+Entries may hold more than is named here; what is named is of the type given, and what is required is there. Annotations
+are evaluated in this module: as strings they would hide from `TypedDict` what is not required.
 """
-
-from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
