@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.rates import Decomposition
-    from tvlars_probe.analyses.replay import Replay
 
 QUANTITIES = {
     "trust_ratio": "trust ratio",
@@ -52,18 +51,6 @@ def heat_map(
         top = told.iloc[int(told["value"].to_numpy().argmax())]
         seen += f": highest in {top['parameter']}, {theme.number(top['value'])} at step {top['first']:,}"
     return _heat(frame, label, alt.Scale(type="log", scheme=theme.SEQUENTIAL), title=theme.title(seen, _of(facts)))
-
-
-def replay_map(result: Replay) -> alt.Chart:
-    """The replayed effective rate over the applied one, of every layer and step."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotient = result.replayed / result.applied
-    frame = cells(result.steps, result.parameters, np.where(result.cancelled, np.nan, quotient))
-    reach = float(np.abs(np.log10(frame["value"])).max()) if len(frame) else 0.0
-    bound = 10.0 ** max(reach, 0.05)
-    scale = alt.Scale(type="log", scheme=theme.DIVERGING, domain=[1 / bound, bound])
-    seen = f"Replayed as {result.variant.optimizer}: {result.verdict.answer} in each step"
-    return _heat(frame, "replayed / applied rate", scale, title=theme.title(seen, _of(result.facts)))
 
 
 def _heat(frame: pd.DataFrame, label: str, scale: alt.Scale, *, title: alt.TitleParams) -> alt.Chart:
