@@ -12,7 +12,7 @@ import torch
 
 import tvlars_probe
 from tests.conftest import run_cli
-from tests.runners.test_ranks import compare
+from tests.runners.test_ranks import assert_runs_agree
 from tvlars_probe.data import fashion_mnist
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError
@@ -147,7 +147,7 @@ def test_synchronised_batch_norm_makes_two_ranks_train_as_one(tmp_path: Path) ->
             "--sync-bn", "--dv", "cpu", "--precision", "float64", "--nproc", nproc, "--train-eval-samples", 10,
             "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
-    compare(tmp_path / "one", tmp_path / "two", 1e-6)
+    assert_runs_agree(tmp_path / "one", tmp_path / "two", 1e-6)
     assert tvlars_probe.open_run(tmp_path / "two").manifest.bn_batch_size == 25
 
 

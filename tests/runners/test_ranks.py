@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TINY = ("--devices", "cpu", "--train-eval-samples", 100, "--seed", 3)
 
 
-def compare(one: Path, two: Path, tolerance: float) -> None:
+def assert_runs_agree(one: Path, two: Path, tolerance: float) -> None:
     """Parameters and recorded norms of the two runs agree within ``tolerance``, relative to their size."""
     runs = [tvlars_probe.open_run(path) for path in (one, two)]
     frames = [r.layers() for r in runs]
@@ -63,7 +63,7 @@ def test_two_ranks_train_as_one(
             "train", *TINY, "--opt", optimizer, "--lr", 1, "--bs", batch, "--epochs", epochs, "--precision", precision,
             "--nproc", nproc, "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
-    compare(tmp_path / "one", tmp_path / "two", tolerance)
+    assert_runs_agree(tmp_path / "one", tmp_path / "two", tolerance)
     assert tvlars_probe.open_run(tmp_path / "two").manifest.world_size == 2
 
 
@@ -74,7 +74,7 @@ def test_a_batch_smaller_than_the_ranks_is_trained_right(tmp_path: Path) -> None
             "train", *TINY, "--limit", 33, "--bs", 16, "--epochs", 2, "--precision", "float64", "--micro-batch", 3,
             "--opt", "adamw", "--nproc", nproc, "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
-    compare(tmp_path / "one", tmp_path / "two", 1e-9)
+    assert_runs_agree(tmp_path / "one", tmp_path / "two", 1e-9)
 
 
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_torchrun_starts_it_too(tmp_path: Path) -> None:
          *[str(a) for a in args], "torchs"],
         cwd=tmp_path, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    compare(tmp_path / "ours", tmp_path / "torchs", 0.0)
+    assert_runs_agree(tmp_path / "ours", tmp_path / "torchs", 0.0)
 
 
 def test_a_rank_that_dies_ends_the_run_with_its_error(tmp_path: Path) -> None:
