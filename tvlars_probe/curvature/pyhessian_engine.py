@@ -93,14 +93,14 @@ class PyHessianEngine:
         began = time.perf_counter()
         with self._contained(seed):
             values, vectors = self._peer.eigenvalues(maxIter=100, tol=tol, top_n=top)
-        residuals = {float(value): self._residual(value, parts) for value, parts in zip(values, vectors, strict=True)}
+        pairs = [(float(value), self._residual(value, parts)) for value, parts in zip(values, vectors, strict=True)]
         # Of largest magnitude: those above zero are the top of the spectrum, those below it the bottom.
-        high = sorted((value for value in residuals if value >= 0), reverse=True)
-        low = sorted(value for value in residuals if value < 0)
-        ranks = [(k, value) for k, value in enumerate(high, 1)] + [(-k, value) for k, value in enumerate(low, 1)]
+        high = sorted((pair for pair in pairs if pair[0] >= 0), reverse=True)
+        low = sorted(pair for pair in pairs if pair[0] < 0)
+        ranked = [(k, *pair) for k, pair in enumerate(high, 1)] + [(-k, *pair) for k, pair in enumerate(low, 1)]
         found = [
-            Eigenvalue(rank, value, residuals[value], residuals[value], residuals[value] <= tol * abs(value))
-            for rank, value in ranks
+            Eigenvalue(rank, value, residual, residual, residual <= tol * abs(value))
+            for rank, value, residual in ranked
         ]
         seconds = time.perf_counter() - began
         return Eigenvalues(values=tuple(found), tol=tol, criterion="residual", matvecs=self._products, seconds=seconds)
