@@ -2,15 +2,17 @@
 
     python -m benchmarks.curvature
 
-One process, one model, one batch, one after another, the whole sequence several times. Errors are against our Lanczos
-in float64 at tolerance 1e-10, which the tests check against dense matrices. Peers run at their own tolerance of 1e-3
-(what each of them means by it differs: PyHessian stops when an estimate changes by less than that).
+One process, one model, one batch, one after another, the whole sequence several times, each with other random starts
+(seven minutes on two cores). Errors are against our Lanczos in float64 at tolerance 1e-8, which the tests check against
+dense matrices. Peers run at their own tolerance of 1e-3 (what each of them means by it differs: PyHessian stops when an
+estimate changes by less than that).
 """
 
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -55,25 +57,25 @@ def batch(size: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
     return patterns[labels] + 2 * torch.randn(size, 3, 32, 32, generator=generator), labels
 
 
-def ours(model: nn.Module, images: Tensor, labels: Tensor, top: int, tol: float = 1e-3) -> Found:
+def ours(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    top: int,
+    seed: int,
+    *,
+    tol: float = 1e-3,
+    criterion: str = "residual",
+) -> Found:
     """tvlars-probe, to a residual of 1e-3."""
     objective = Objective(model, supervised(cross_entropy), [(images, labels)])
     with objective.held():
         hessian = HessianOperator(objective, dict(model.named_parameters()))
-        found = lanczos(hessian, top=top, tol=tol)
+        found = lanczos(hessian, top=top, tol=tol, criterion=criterion, seed=seed)
     return [value.value for value in found.values], found.matvecs
 
 
-def ours_by_value(model: nn.Module, images: Tensor, labels: Tensor, top: int) -> Found:
-    """tvlars-probe, to an estimated error of the value of 1e-3, as the probe in training does it."""
-    objective = Objective(model, supervised(cross_entropy), [(images, labels)])
-    with objective.held():
-        hessian = HessianOperator(objective, dict(model.named_parameters()))
-        found = lanczos(hessian, top=top, tol=1e-3, criterion="kato-temple")
-    return [value.value for value in found.values], found.matvecs
-
-
-def by_pyhessian(model: nn.Module, images: Tensor, labels: Tensor, top: int) -> Found:
+def by_pyhessian(model: nn.Module, images: Tensor, labels: Tensor, top: int, seed: int) -> Found:
     """PyHessian, one batch, its graph kept."""
     peer: Any = import_module("pyhessian.hessian")  # the package has a class of the same name
 
@@ -85,7 +87,7 @@ def by_pyhessian(model: nn.Module, images: Tensor, labels: Tensor, top: int) -> 
         return inner(*args)
 
     peer.hessian_vector_product = counted
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     try:
         computer = peer.hessian(model, cross_entropy, data=(images, labels), cuda=False)
         values, _ = computer.eigenvalues(top_n=top)
@@ -106,7 +108,7 @@ class _Counted:
         return self._matvec(v)
 
 
-def by_eigenthings(model: nn.Module, images: Tensor, labels: Tensor, top: int) -> Found:
+def by_eigenthings(model: nn.Module, images: Tensor, labels: Tensor, top: int, seed: int) -> Found:
     """hessian-eigenthings."""
     from hessian_eigenthings import HessianOperator as Peer
     from hessian_eigenthings import lanczos as peer_lanczos
@@ -114,11 +116,11 @@ def by_eigenthings(model: nn.Module, images: Tensor, labels: Tensor, top: int) -
     operator = Peer(model, [(images, labels)], lambda m, b: cross_entropy(m(b[0]), b[1]))
     operator.matvec = counted = _Counted(operator)
     # Its default number of iterations (twice as many as eigenvalues) ends 50 % off; this many is what it needs.
-    found = peer_lanczos(operator, k=top, tol=1e-3, max_iter=10 if top == 1 else 30, which="LA", seed=0)
+    found = peer_lanczos(operator, k=top, tol=1e-3, max_iter=10 if top == 1 else 30, which="LA", seed=seed)
     return sorted((float(value) for value in found.eigenvalues), reverse=True), counted.products
 
 
-def by_curvlinops(model: nn.Module, images: Tensor, labels: Tensor, top: int) -> Found:
+def by_curvlinops(model: nn.Module, images: Tensor, labels: Tensor, top: int, seed: int) -> Found:
     """curvlinops' operator, eigsh of SciPy."""
     from curvlinops import HessianLinearOperator
     from scipy.sparse.linalg import LinearOperator, eigsh
@@ -129,17 +131,39 @@ def by_curvlinops(model: nn.Module, images: Tensor, labels: Tensor, top: int) ->
     ).to_scipy()
     counted = _Counted(operator)
     wrapped = LinearOperator(operator.shape, matvec=counted, dtype=np.float32)
-    values = eigsh(wrapped, k=top, which="LA", tol=1e-3, return_eigenvectors=False)
+    start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(np.float32)
+    values = eigsh(wrapped, k=top, which="LA", tol=1e-3, v0=start, return_eigenvectors=False)
     return sorted((float(value) for value in values), reverse=True), counted.products
 
 
-PEERS: dict[str, Callable[[nn.Module, Tensor, Tensor, int], Found]] = {
-    "tvlars-probe": ours,
-    "tvlars-probe, by value": ours_by_value,
-    "PyHessian": by_pyhessian,
+OURS, BY_VALUE, PYHESSIAN = "tvlars-probe", "tvlars-probe, by value", "PyHessian"
+
+PROGRAMS: dict[str, Callable[[nn.Module, Tensor, Tensor, int, int], Found]] = {
+    OURS: ours,
+    BY_VALUE: partial(ours, criterion="kato-temple"),  # to an estimated error of the value, as the probe in training
+    PYHESSIAN: by_pyhessian,
     "hessian-eigenthings": by_eigenthings,
     "curvlinops + eigsh": by_curvlinops,
 }
+
+
+@dataclass
+class Results:
+    """What a program found for the top eigenvalues, in each round."""
+
+    exact: list[float]
+    seconds: list[float] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[float]:
+        """The largest relative error in each round."""
+        return [max(abs(v / x - 1) for v, x in zip(values, self.exact, strict=False)) for values, _ in self.found]
+
+    @property
+    def products(self) -> float:
+        """Median number."""
+        return statistics.median(products for _, products in self.found)
 
 
 def product_in_gradients(model: nn.Module, size: int = 256, rounds: int = 7) -> float:
@@ -150,19 +174,19 @@ def product_in_gradients(model: nn.Module, size: int = 256, rounds: int = 7) -> 
     ratios = []
     with objective.held():
         hessian = HessianOperator(objective, dict(model.named_parameters()))
-        v = torch.randn(hessian.size)
+        v, product = torch.randn(hessian.size), torch.empty(hessian.size)
         for _ in range(rounds + 1):
             start = time.perf_counter()
             torch.autograd.grad(objective.term(0), params)
             middle = time.perf_counter()
-            hessian.matvec(v)
+            hessian.matvec(v, out=product)
             ratios.append((time.perf_counter() - middle) / (middle - start))
     return statistics.median(ratios[1:])
 
 
 @click.command()
 @click.option("--batch-size", default=64, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Each with another random start.")
 def main(batch_size: int, rounds: int) -> None:
     """Print time, products and error for top 1 and top 5."""
     warnings.filterwarnings("ignore")
@@ -173,86 +197,90 @@ def main(batch_size: int, rounds: int) -> None:
     console.print(
         f"ResNet-18, {batch_size} images of 32x32; top eigenvalues in float64: {exact[0]:.6g} ... {exact[4]:.6g}"
     )
-    times: dict[tuple[int, str], list[float]] = {}
-    results: dict[tuple[int, str], Found] = {}
-    for top in (1, 5):
-        seconds = interleaved(
-            {name: partial(_keep, results, top, name, model, images, labels) for name in PEERS}, rounds, 0
-        )
-        times |= {(top, name): some for name, some in seconds.items()}
-    for top in (1, 5):
-        console.print(comparison(top, times, results, exact))
-    save("curvature", figures(times, results, exact, product_in_gradients(model)))
+    tops = {top: compared(top, model, images, labels, exact, rounds) for top in (1, 5)}
+    for top, results in tops.items():
+        console.print(comparison(top, results))
+    save("curvature", figures(tops[1], tops[5], product_in_gradients(model)))
 
 
-def _keep(
-    results: dict[tuple[int, str], Found], top: int, name: str, model: nn.Module, images: Tensor, labels: Tensor
-) -> None:
-    results[top, name] = PEERS[name](model, images, labels, top)
+def compared(
+    top: int, model: nn.Module, images: Tensor, labels: Tensor, exact: list[float], rounds: int
+) -> dict[str, Results]:
+    """Every program's results, in turns; their random starts differ from round to round."""
+    results = {name: Results(exact) for name in PROGRAMS}
+
+    def job(name: str) -> None:
+        found = results[name].found
+        found.append(PROGRAMS[name](model, images, labels, top, len(found)))
+
+    seconds = interleaved(
+        {name: partial(job, name) for name in PROGRAMS},
+        rounds,
+        0,
+        lambda what: click.echo(f"top {top}, {what}", err=True),
+    )
+    for name, some in seconds.items():
+        results[name].seconds = some
+    return results
 
 
-def largest_error(found: Found, exact: list[float]) -> float:
-    """Largest relative error of the eigenvalues."""
-    return max(abs(value / right - 1) for value, right in zip(found[0], exact, strict=False))
-
-
-def comparison(
-    top: int, times: dict[tuple[int, str], list[float]], results: dict[tuple[int, str], Found], exact: list[float]
-) -> Table:
+def comparison(top: int, results: dict[str, Results]) -> Table:
     """Time, products and error of every program."""
-    table = Table(title=f"top {top}, median of {len(times[top, 'tvlars-probe'])}")
-    for column in ("", "seconds", "over ours", "products", "largest relative error"):
+    table = Table(title=f"top {top}, medians of {len(results[OURS].seconds)}; the largest of the errors")
+    for column in ("", "seconds", "over ours", "products", "relative error"):
         table.add_column(column, justify="right" if column else "left")
-    mine = statistics.median(times[top, "tvlars-probe"])
-    for name in PEERS:
-        seconds = statistics.median(times[top, name])
-        error = largest_error(results[top, name], exact)
-        table.add_row(name, f"{seconds:.1f}", f"{seconds / mine:.2f}", str(results[top, name][1]), f"{error:.1e}")
+    mine = statistics.median(results[OURS].seconds)
+    for name, one in results.items():
+        seconds = statistics.median(one.seconds)
+        row = f"{seconds:.1f}", f"{seconds / mine:.2f}", f"{one.products:g}", f"{max(one.errors):.1e}"
+        table.add_row(name, *row)
     return table
 
 
-def figures(
-    times: dict[tuple[int, str], list[float]],
-    results: dict[tuple[int, str], Found],
-    exact: list[float],
-    product: float,
-) -> list[Figure]:
+def figures(top1: dict[str, Results], top5: dict[str, Results], product: float) -> list[Figure]:
     """The rows of the table of aims."""
 
-    def ratio(top: int, peer: str) -> float:
-        """A peer's time over ours, paired."""
-        pairs = zip(times[top, peer], times[top, "tvlars-probe"], strict=True)
-        return statistics.median(theirs / mine for theirs, mine in pairs)
+    def ratio(left: list[float], right: list[float]) -> float:
+        """Median over the rounds."""
+        return statistics.median(a / b for a, b in zip(left, right, strict=True))
 
-    others = [name for name in PEERS if name not in ("tvlars-probe", "tvlars-probe, by value", "PyHessian")]
-    best = min(others, key=lambda name: ratio(5, name))
-    error = largest_error(results[1, "tvlars-probe"], exact) / largest_error(results[1, "PyHessian"], exact)
-    products = f"{results[5, 'tvlars-probe'][1]} products"
+    def times_ours(name: str) -> float:
+        return ratio(top5[name].seconds, top5[OURS].seconds)
+
+    def products(results: dict[str, Results], mine: str, theirs: str) -> str:
+        return f"{results[mine].products:g} products to {results[theirs].products:g}"
+
+    best = min((name for name in PROGRAMS if name not in (OURS, BY_VALUE, PYHESSIAN)), key=times_ours)
     return [
         Figure(
             what="top 5 at residual 1e-3: PyHessian's time over ours",
-            value=ratio(5, "PyHessian"),
+            value=times_ours(PYHESSIAN),
             aim=2.5,
             sense="at least",
-            note=f"{products} to {results[5, 'PyHessian'][1]}",
+            note=products(top5, OURS, PYHESSIAN),
             floor="PyHessian's number of products depends on its random start",
         ),
         Figure(
             what="top 5: the best other's time over ours",
-            value=ratio(5, best),
+            value=times_ours(best),
             aim=1.5,
             sense="at least",
-            note=f"{best}; {products} to {results[5, best][1]}",
+            note=f"{best}; {products(top5, OURS, best)}",
             floor="both spend their time in nearly as many products",
         ),
         Figure(
-            what="top 1: our time over PyHessian's",
-            value=1 / ratio(1, "PyHessian"),
+            what="top 1 by value: our time over PyHessian's",
+            value=ratio(top1[BY_VALUE].seconds, top1[PYHESSIAN].seconds),
             aim=1.0,
-            note=f"{results[1, 'tvlars-probe'][1]} products to {results[1, 'PyHessian'][1]}",
-            floor="as many products as PyHessian, which stops earlier at a larger error",
+            note=f"{products(top1, BY_VALUE, PYHESSIAN)}; to a residual of 1e-3 "
+            f"{ratio(top1[OURS].seconds, top1[PYHESSIAN].seconds):.2f}, {products(top1, OURS, PYHESSIAN)}",
+            floor="as many products as PyHessian's power iteration, which keeps no basis to be orthogonal to",
         ),
-        Figure(what="top 1: our error over PyHessian's", value=error, aim=0.2),
+        Figure(
+            what="top 1 by value: our error over PyHessian's",
+            value=ratio(top1[BY_VALUE].errors, top1[PYHESSIAN].errors),
+            aim=0.2,
+        ),
         Figure(
             what="one product in gradients, batch 256",
             value=product,
@@ -266,7 +294,7 @@ def exactly(model: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
     """The top five in float64."""
     model.double()
     try:
-        return ours(model, images.double(), labels, 5, tol=1e-8)[0]
+        return ours(model, images.double(), labels, 5, 0, tol=1e-8)[0]
     finally:
         model.float()
 

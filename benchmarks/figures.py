@@ -82,11 +82,17 @@ def show(figures: list[Figure]) -> None:
             console.print(f"not met: {figure.what}: {figure.floor or 'no reason known'}")
 
 
-def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    jobs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[str, list[float]]:
     """Seconds of each job in each round; the jobs take turns, and every other round runs them backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + warm_up):
         for name in list(jobs)[:: 1 if turn % 2 else -1]:
+            report(f"round {turn + 1} of {rounds + warm_up}: {name}")
             start = time.perf_counter()
             jobs[name]()
             if turn >= warm_up:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from tvlars_probe.curvature.operators import Operator
 
@@ -85,8 +86,9 @@ def _quadrature(
     basis.add_direction(random_vector(operator, generator))
     diagonal: list[float] = []
     off: list[float] = []
+    w: Tensor | None = None
     for k in range(steps):
-        w = operator.matvec(basis[k])
+        w = operator.matvec(basis[k], out=w)
         report(k + 1)
         first = max(k - 1, 0)
         coefficients = basis.remove(w, first)

@@ -44,8 +44,8 @@ class _Landscape:
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         self.evaluations = 0
 
-    def matvec(self, v: Tensor) -> Tensor:  # makes it an operator, as a basis wants one: the identity
-        return v
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:  # what a basis asks of an operator: the identity
+        return v if out is None else out.copy_(v)
 
     @property
     def weights(self) -> Tensor:

@@ -202,18 +202,21 @@ class _Process:
         self.basis, self.matvecs = Basis(operator), 0
         self._t = np.zeros((capacity, capacity))
         self._coupled = 0  # rows of T from here on are known to be coupled to the next one
-        first = None if start is None else start.to(operator.device, operator.dtype, copy=True)
-        if first is None or not self.basis.add_direction(first):
+        if start is None or not self._add(start.to(operator.device, operator.dtype, copy=True)):
             self._add_random()
 
+    def _add(self, v: Tensor) -> bool:
+        self._next = v  # its memory is that of the products to come
+        return self.basis.add_direction(v) > 0.0
+
     def _add_random(self) -> None:
-        while not self.basis.add_direction(random_vector(self.operator, self.generator)):
+        while not self._add(random_vector(self.operator, self.generator)):
             pass
 
     def step(self) -> None:
         """One product, by the newest vector."""
         j = len(self.basis) - 1
-        w = self.operator.matvec(self.basis[j])
+        w = self.operator.matvec(self.basis[j], out=self._next)
         self.matvecs += 1
         # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
         first = self._coupled
@@ -223,8 +226,7 @@ class _Process:
         if not np.isfinite(column).all():
             raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
         self._t[: j + 1, j] = self._t[j, : j + 1] = column
-        self._coupled = j
-        self._next, self._beta = w, norm(w)
+        self._coupled, self._beta = j, norm(w)
 
     @property
     def exhausted(self) -> bool:

@@ -29,8 +29,8 @@ class Operator(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def matvec(self, v: Tensor) -> Tensor:
-        """A·v for a vector of shape (n,), as a tensor of its own."""
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """A·v for a vector of shape (n,), written to ``out`` or else to a tensor of its own."""
         ...
 
 
@@ -41,8 +41,8 @@ class DenseOperator:
         self.matrix = matrix
         self.size, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
 
-    def matvec(self, v: Tensor) -> Tensor:
-        return self.matrix @ v
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mv(self.matrix, v, out=out)
 
 
 class ScaledOperator:
@@ -57,13 +57,14 @@ class ScaledOperator:
     def __init__(self, operator: Operator, scale: Tensor, shift: Tensor | None = None) -> None:
         self.operator, self.scale, self.shift = operator, scale, shift
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+        self._scaled = torch.empty_like(scale)
 
-    def matvec(self, v: Tensor) -> Tensor:
-        scaled = self.scale * v
-        product = self.operator.matvec(scaled)
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        scaled = torch.mul(self.scale, v, out=self._scaled)
+        product = self.operator.matvec(scaled, out)
         if self.shift is not None:
-            product = torch.addcmul(product, self.shift, scaled)
-        return product * self.scale
+            product.addcmul_(self.shift, scaled)
+        return product.mul_(self.scale)
 
 
 class HessianOperator:
@@ -132,10 +133,11 @@ class HessianOperator:
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         return zip(self.names, self.parameters, strict=True)
 
-    def matvec(self, v: Tensor) -> Tensor:
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         self.matvecs += 1
         parts = list(self.split(v).values())
-        total: Tensor | None = None
+        total = torch.empty_like(v) if out is None else out
+        is_first = True
         for graph in self._gradients():
             pairs = [(g, part) for g, part in zip(graph, parts, strict=True) if g is not None and g.requires_grad]
             if not pairs:
@@ -144,9 +146,12 @@ class HessianOperator:
             products = torch.autograd.grad(
                 outputs, self.parameters, weights, retain_graph=self._keeps, materialize_grads=True
             )
-            flat = torch.cat([product.reshape(-1) for product in products])
-            total = flat if total is None else total.add_(flat)
-        return self.objective.shards.sum(torch.zeros_like(v) if total is None else total)
+            if is_first:
+                torch.cat([product.reshape(-1) for product in products], out=total)
+            else:
+                torch._foreach_add_(list(self.split(total).values()), products)
+            is_first = False
+        return self.objective.shards.sum(total.zero_() if is_first else total)
 
     def gradient(self) -> Tensor:
         """∇f(w), shape (n,)."""
