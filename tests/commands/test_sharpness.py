@@ -140,6 +140,11 @@ def make(config):
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
     return model, nn.functional.cross_entropy, (torch.arange(8).reshape(4, 2) % 5, torch.arange(4) % 2)
 
+def half_frozen(config):
+    made = make(config)
+    made[0][2].bias.requires_grad_(False)
+    return made
+
 def fail(config):
     raise KeyError("data")
 """
@@ -160,6 +165,10 @@ def test_a_strangers_model_may_take_integers(
     done = cli("sharpness", "mine", "--model", "integers:make", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)[0]["step"] == 1
+    assert cli("sharpness", "mine", "--model", "integers:half_frozen").err == (
+        "left out, frozen or without effect on the loss: 2.bias\n"
+    )
+    assert "left out" not in done.err
     assert "failed: KeyError: 'data'" in cli("sharpness", "mine", "--model", "integers:fail").err
     assert (
         "needs the optimizer's rates"

@@ -128,7 +128,8 @@ def test_too_few_products_for_a_trace_are_refused() -> None:
 def test_the_density_is_that_of_the_eigenvalues() -> None:
     exact = torch.linalg.eigvalsh(symmetric(300)).numpy()
     width = np.ptp(exact)
-    found = spectral_density(DenseOperator(symmetric(300)), probes=20, steps=40)
+    found = spectral_density(DenseOperator(symmetric(300)), probes=14, steps=20)
+    assert (found.probes, found.matvecs) == (14, 280)
     assert found.weights.sum() == pytest.approx(1)
     assert np.trapezoid(found.density, found.grid) == pytest.approx(1, abs=1e-6)
     assert wasserstein_distance(found.nodes, exact, found.weights) < 0.01 * width
@@ -138,5 +139,5 @@ def test_the_density_is_that_of_the_eigenvalues() -> None:
 
 def test_a_density_of_one_value_is_a_peak_there() -> None:
     found = spectral_density(DenseOperator(2.0 * torch.eye(20, dtype=torch.float64)), probes=2)
-    assert found.nodes == pytest.approx([2.0, 2.0])
+    assert found.nodes == pytest.approx(np.full(20, 2.0))
     assert found.grid[found.density.argmax()] == pytest.approx(2.0, abs=2 * found.sigma)

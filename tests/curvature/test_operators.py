@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from tests.curvature.models import NETWORKS, chunked, network, sample
 from tests.oracles.hessians import dense_hessian
 from tests.ranked import on_ranks
+from tvlars_probe.curvature import operators
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator
 from tvlars_probe.curvature.ranks import Shards
@@ -87,6 +88,19 @@ def test_chunks_of_any_size_give_the_same_hessian(mode: str, budget: int) -> Non
     whole = by_our_route(model, [(x, y)], mode)
     pieces = by_our_route(model, chunked(x, y, 1, 16, 7), mode, memory_budget=budget)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12 * whole.abs().max().item())
+
+
+def test_the_kept_graph_heeds_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "CGROUP", tmp_path)
+    cpu = torch.device("cpu")
+    free = operators._free_memory(cpu)
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert operators._free_memory(cpu) == pytest.approx(free, rel=0.5)
+    (tmp_path / "memory.max").write_text("8000000\n")
+    assert operators._free_memory(cpu, ranks=2) == 2_500_000
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert operators._free_memory(cpu) == 0
 
 
 def test_train_mode_is_refused_in_chunks() -> None:

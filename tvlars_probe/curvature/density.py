@@ -2,7 +2,8 @@
 
 For a random unit vector v the spectral measure of A seen from v is, on average, the spectral density. m Lanczos steps
 from v give its m-node Gauss quadrature: the eigenvalues of the tridiagonal matrix, weighted by the squared first
-components of their eigenvectors.
+components of their eigenvectors. Where that takes no fewer products than the operator has dimensions, the matrix itself
+is made of as many, and the density is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tvlars_probe.curvature.krylov import Basis, norm, random_vector
+from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, norm, random_vector
+from tvlars_probe.curvature.operators import dense
 from tvlars_probe.curvature.results import Density
 from tvlars_probe.errors import NonFiniteLossError, UserError
 
@@ -39,7 +41,7 @@ def spectral_density(
     seed: int = 0,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Density:
-    """Estimate the density of a symmetric operator's eigenvalues.
+    """Estimate the density of a symmetric operator's eigenvalues; up to n = probes·steps it is exact.
 
     Args:
         operator: A, of size n.
@@ -59,23 +61,31 @@ def spectral_density(
         raise UserError(f"probes={probes}, steps={steps}: a density needs at least one of each")
     began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     steps = min(steps, operator.size)
-    rules, made = [], 0
-    for probe in range(probes):
-        nodes, weights = _quadrature(operator, generator, steps, partial(_tell, report, probe * steps, probes * steps))
-        made += len(nodes)
-        rules.append((nodes, weights))
+    if operator.size <= probes * steps:
+        probes, rules = 0, [_exact(operator, partial(_tell, report, 0, operator.size))]
+    else:
+        progress = [partial(_tell, report, probe * steps, probes * steps) for probe in range(probes)]
+        rules = [_quadrature(operator, generator, steps, told) for told in progress]
     nodes = np.concatenate([n for n, _ in rules])
-    weights = np.concatenate([w for _, w in rules]) / probes
+    weights = np.concatenate([w for _, w in rules]) / len(rules)
     width = float(np.ptp(nodes)) or max(float(np.abs(nodes).max()), 1.0)
     spread = 0.002 * width if sigma is None else sigma
     grid = np.linspace(nodes.min() - 5 * spread, nodes.max() + 5 * spread, points)
     each = np.stack([_smoothed(grid, n, w, spread) for n, w in rules])
-    error = each.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan)
+    error = each.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan if probes else 0.0)
     order = np.argsort(nodes)
     return Density(
         nodes=nodes[order], weights=weights[order], grid=grid, density=each.mean(axis=0), standard_error=error,
-        sigma=spread, matvecs=made, probes=probes, seconds=time.perf_counter() - began,
+        sigma=spread, matvecs=sum(len(n) for n, _ in rules), probes=probes, seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _exact(operator: Operator, report: Callable[[int], None]) -> tuple[Floats, Floats]:
+    """The eigenvalues, all of one weight."""
+    matrix = dense(operator, report).numpy()
+    if not np.isfinite(matrix).all():
+        raise NonFiniteLossError(NOT_FINITE)
+    return np.linalg.eigvalsh(matrix), np.full(operator.size, 1 / operator.size)
 
 
 def _quadrature(
@@ -100,7 +110,7 @@ def _quadrature(
         off.append(beta)
         basis.append(w, beta)
     if not np.isfinite([*diagonal, *off]).all():
-        raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
+        raise NonFiniteLossError(NOT_FINITE)
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
     return nodes, vectors[0] ** 2
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tvlars_probe.curvature.krylov import Basis, rademacher_vector, random_vector
+from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, rademacher_vector
+from tvlars_probe.curvature.operators import dense
 from tvlars_probe.curvature.results import TraceEstimate
 from tvlars_probe.errors import NonFiniteLossError, UserError
 
@@ -35,7 +36,7 @@ def hutchpp(
 
     Args:
         operator: A, of size n.
-        num_matvecs: products to spend, at least 6; 3 n or more make the result exact, by n products.
+        num_matvecs: products to spend, at least 6; n or more make the result exact, by n products.
         seed: of the random vectors.
         report: called with the products made and the products to make.
 
@@ -43,14 +44,13 @@ def hutchpp(
         UserError: too few products to tell the error.
 
     Example:
-        >>> hutchpp(DenseOperator(torch.eye(10, dtype=torch.float64)), num_matvecs=30).value
+        >>> hutchpp(DenseOperator(torch.eye(10, dtype=torch.float64)), num_matvecs=10).value
         10.0
     """
     if num_matvecs < 6:
         raise UserError(f"{num_matvecs} products don't give a trace with its error: use 6 or more")
     began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    rank = min(num_matvecs // 3, operator.size)
-    total, basis, made = num_matvecs, Basis(operator), 0
+    total, basis, made = min(num_matvecs, operator.size), Basis(operator), 0
 
     def product(v: torch.Tensor) -> torch.Tensor:
         nonlocal made
@@ -58,23 +58,22 @@ def hutchpp(
         report(made, total)
         return operator.matvec(v)
 
-    if rank == operator.size:  # products of random signs may be dependent: take the whole space itself
-        while len(basis) < rank:
-            basis.add_direction(random_vector(operator, generator))
-    else:
-        for _ in range(rank):
-            basis.add_direction(product(rademacher_vector(operator, generator)))
-    exact = math.fsum(basis.coefficients(product(basis[i]))[i].item() for i in range(len(basis)))
     samples = []
-    rest = 0 if len(basis) == operator.size else num_matvecs - made
-    for _ in range(rest):
-        g = rademacher_vector(operator, generator)
-        basis.remove(g)
-        holder = Basis(operator)
-        holder.append(g)
-        samples.append(holder.coefficients(product(g)).item())
+    if operator.size <= num_matvecs:
+        exact = dense(operator, lambda count: report(count, total)).trace().item()
+        made = operator.size
+    else:
+        for _ in range(num_matvecs // 3):
+            basis.add_direction(product(rademacher_vector(operator, generator)))
+        exact = math.fsum(basis.coefficients(product(basis[i]))[i].item() for i in range(len(basis)))
+        for _ in range(num_matvecs - made):
+            g = rademacher_vector(operator, generator)
+            basis.remove(g)
+            holder = Basis(operator)
+            holder.append(g)
+            samples.append(holder.coefficients(product(g)).item())
     if not math.isfinite(exact) or not all(map(math.isfinite, samples)):
-        raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
-    error = statistics.stdev(samples) / math.sqrt(rest) if rest > 1 else 0.0
+        raise NonFiniteLossError(NOT_FINITE)
+    error = statistics.stdev(samples) / math.sqrt(len(samples)) if samples else 0.0
     value = exact + (statistics.fmean(samples) if samples else 0.0)
     return TraceEstimate(value=value, standard_error=error, matvecs=made, seconds=time.perf_counter() - began)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BLOCK = 1 << 16
 """Terms summed in working precision before they are added up in float64."""
 
+NOT_FINITE = "the Hessian has entries that aren't finite: there is no curvature to compute"
+"""Says every estimator whose coefficients show it."""
+
 CHUNK = 8
 """Rows by which a basis grows."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvlars_probe.curvature.krylov import Basis, norm, random_vector
+from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, norm, random_vector
 from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
 from tvlars_probe.errors import NonFiniteLossError, UserError, unknown
 
@@ -224,7 +224,7 @@ class _Process:
         column[first:] = self.basis.remove(w, first).cpu().numpy()
         column += self.basis.remove(w).cpu().numpy()
         if not np.isfinite(column).all():
-            raise NonFiniteLossError("the Hessian has entries that aren't finite: there is no curvature to compute")
+            raise NonFiniteLossError(NOT_FINITE)
         self._t[: j + 1, j] = self._t[j, : j + 1] = column
         self._coupled, self._beta = j, norm(w)
 

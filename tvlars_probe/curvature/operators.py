@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tvlars_probe.curvature.objective import Objective
 
@@ -43,6 +45,23 @@ class DenseOperator:
 
     def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mv(self.matrix, v, out=out)
+
+
+def dense(operator: Operator, report: Callable[[int], None] = lambda _: None) -> Tensor:
+    """The n × n matrix itself, by n products, in float64 on the CPU; for small n.
+
+    Args:
+        operator: A.
+        report: called with the number of products made.
+    """
+    unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
+    columns = []
+    for i in range(operator.size):
+        unit.zero_()[i] = 1.0
+        columns.append(operator.matvec(unit).cpu().double())
+        report(i + 1)
+    matrix = torch.stack(columns)
+    return (matrix + matrix.T) / 2
 
 
 class ScaledOperator:
@@ -110,7 +129,9 @@ class HessianOperator:
         """Find out which parameters count, and keep the graphs if they fit."""
         params, objective = list(candidates.values()), self.objective
         used = torch.zeros(len(params), device=self.device)
-        room, self._keeps = _free_memory(self.device) // 2 if budget is None else budget, True
+        room, self._keeps = budget, True
+        if room is None:
+            room = _free_memory(self.device, objective.shards.world_size) // 2
         for index in range(len(objective.batches)):
             with _SavedBytes() as saved:
                 graph = torch.autograd.grad(objective.term(index), params, create_graph=True, allow_unused=True)
@@ -195,9 +216,17 @@ class _SavedBytes:
         return sum(self._storages.values())
 
 
-def _free_memory(device: torch.device) -> int:
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def _free_memory(device: torch.device, ranks: int = 1) -> int:
+    """Bytes that one of so many ranks may count on; on the CPU they share a machine, and a container's limit holds."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    free = 4 << 30
     if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return 4 << 30
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # version 2; "max" where there is no limit
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, max(limit - used, 0))
+    return free // ranks

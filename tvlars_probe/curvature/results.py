@@ -102,10 +102,10 @@ class Density:
         weights: their shares; they sum to 1.
         grid: places where the smoothed density is given.
         density: on the grid; each node is spread to a Gaussian of standard deviation ``sigma``.
-        standard_error: of the density, from the spread over probes; NaN with one probe.
+        standard_error: of the density, from the spread over probes; NaN with one probe, 0 where it is exact.
         sigma: width of the smoothing, in units of λ.
         matvecs: products with the operator.
-        probes: random vectors.
+        probes: random vectors; 0 where the matrix itself was taken apart.
         seconds: wall-clock time.
     """
 

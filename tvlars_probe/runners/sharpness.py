@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -118,11 +119,15 @@ def _draw(job: SharpnessJob, images: Any) -> ProbeSample:
 
 def _work(ranks: Ranks, job: SharpnessJob) -> None:
     """One rank's part."""
+    left_out: dict[str, None] = {}
     with status_line(speaks=ranks.is_first) as say:
         states = [_of_stranger(ranks, job, say)] if job.model is not None else _of_checkpoints(ranks, job, say)
         for measured in states:
             if ranks.is_first:
                 _write(job, measured)
+            left_out |= dict.fromkeys(name for _, sharpness in measured for name in sharpness.left_out)
+    if ranks.is_first and left_out:
+        print(f"left out, frozen or without effect on the loss: {', '.join(left_out)}", file=sys.stderr, flush=True)
 
 
 def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
@@ -163,7 +168,7 @@ def _measure(
         rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)
     return measure(
         objective,
-        {name: p for name, p in state.model.named_parameters() if p.requires_grad},
+        dict(state.model.named_parameters()),
         replace(job.measures, engine=engine),
         rates=rates,
         sample_id=sample.sample_id,
@@ -197,7 +202,7 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State,
         batches = list(zip(*(part.split(size) for part in whole), strict=True))
         objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode)
         for engine in job.engines:
-            chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            chosen = dict(model.named_parameters())
             found.append((state, measure(objective, chosen, replace(job.measures, engine=engine), report=say)))
     return found
 
