@@ -23,7 +23,7 @@ from tvlars_probe.data.images import TensorImages
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners.classification import Training
+from tvlars_probe.runners.classification import Classification
 from tvlars_probe.runners.config import TrainConfig
 from tvlars_probe.runners.ranks import Ranks
 
@@ -39,7 +39,7 @@ def main(batch_size: int, rounds: int) -> None:
         optimizer=OptimizerConfig(name="sgd", lr=0.01),
         batch_size=batch_size,
     )
-    training = Training.build(Ranks(torch.device("cpu")), config)
+    training = Classification.build(Ranks(torch.device("cpu")), config)
     small = torch.rand(len(training.train_images), 1, 8, 8)
     pictures = (interpolate(small, size=32, mode="bilinear") * 255).to(torch.uint8)
     labels = torch.randint(10, (len(pictures),))

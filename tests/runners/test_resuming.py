@@ -18,10 +18,12 @@ from tvlars_probe.errors import InterruptedRunError, RunDirectoryError
 from tvlars_probe.models import backbones
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners import checkpoints, saving
-from tvlars_probe.runners.classification import Training
+from tvlars_probe.runners.barlow_twins import Pretraining
+from tvlars_probe.runners.classification import Classification
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.modes import BarlowTwinsConfig
 from tvlars_probe.runners.train import resume, train
+from tvlars_probe.runners.training import Training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +71,7 @@ def signalling(patches: pytest.MonkeyPatch, method: str, at: int | None, number:
 
         return called
 
-    for kind in (Training, *Training.__subclasses__()):
+    for kind in (Training, Classification, Pretraining):
         if method in vars(kind):
             patches.setattr(kind, method, before(vars(kind)[method]))
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from tvlars_probe.data.augmentation import augmentation
 from tvlars_probe.data.views import TwinViews
 from tvlars_probe.models.barlow_twins import barlow_twins_loss
-from tvlars_probe.optimizers.schedules import Schedule
+from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.classification import Training, distribute, seeded_model
-from tvlars_probe.runners.evaluation import Precision, Tally
-from tvlars_probe.runners.objectives import batch_plan, build_optimizer
-from tvlars_probe.runners.saving import Saver, note_other_ranks
+from tvlars_probe.runners.classification import Classification
+from tvlars_probe.runners.evaluation import Tally
+from tvlars_probe.runners.saving import note_other_ranks
 from tvlars_probe.runners.stopping import StopSignals
+from tvlars_probe.runners.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,29 +61,8 @@ class Pretraining(Training):
     @classmethod
     def build(cls, ranks: Ranks, config: TrainConfig) -> Pretraining:
         data = config.data.load(config.place.workers)
-        precision = Precision(config.precision, ranks.device)
-        plan = batch_plan(config, len(data.train), cls.phase, rank=ranks.rank, world_size=ranks.world_size)
-        model = seeded_model(config, data, cls.phase, ranks, precision)
-        optimizer = build_optimizer(config, model, cls.phase)
-        schedule = config.schedule.build(
-            epochs=config.barlow.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size
-        )
-        return cls(
-            config=config,
-            ranks=ranks,
-            data=data,
-            train_images=data.train.to(ranks.device),
-            plan=plan,
-            precision=precision,
-            model=model,
-            ddp=distribute(model, ranks),
-            optimizer=optimizer,
-            schedule=schedule,
-            scheduler=LambdaLR(optimizer, schedule.factor),
-            augment=TwinViews(seed=config.seed, flips=config.data.flips),
-            epochs=config.barlow.epochs,
-            saver=Saver(config.recording),
-        )
+        views = TwinViews(seed=config.seed, flips=config.data.flips)
+        return cls.assemble(ranks, config, data, views, epochs=config.barlow.epochs)
 
     def tally(self) -> Tally:
         return Tally(self.ranks.device, classifies=False)
@@ -111,7 +89,7 @@ class Pretraining(Training):
         return {"train_loss": tally.scores(self.ranks).loss}
 
 
-class Probing(Training):
+class Probing(Classification):
     """A linear classifier on the pretrained backbone: SGD with momentum, the rate falling as a cosine."""
 
     phase: ClassVar[str] = "linear"
@@ -119,27 +97,10 @@ class Probing(Training):
     @classmethod
     def after(cls, pretraining: Pretraining) -> Probing:
         """The phase that follows; its backbone still has fresh weights."""
-        config, ranks, data = pretraining.config, pretraining.ranks, pretraining.data
-        plan = batch_plan(config, len(data.train), cls.phase, rank=ranks.rank, world_size=ranks.world_size)
-        model = seeded_model(config, data, cls.phase, ranks, pretraining.precision)
-        optimizer = build_optimizer(config, model, cls.phase)
-        schedule = Schedule("cosine", config.epochs * plan.steps_per_epoch)
-        return cls(
-            config=config,
-            ranks=ranks,
-            data=data,
-            train_images=pretraining.train_images,
-            plan=plan,
-            precision=pretraining.precision,
-            model=model,
-            ddp=distribute(model, ranks),
-            optimizer=optimizer,
-            schedule=schedule,
-            scheduler=LambdaLR(optimizer, schedule.factor),
-            augment=augmentation(config.data, config.seed),
-            epochs=config.epochs,
-            first_step=pretraining.schedule.total_steps,
-            saver=Saver(config.recording, phase_start=pretraining.schedule.total_steps),
+        config, data = pretraining.config, pretraining.data
+        augment, cosine = augmentation(config.data, config.seed), ScheduleConfig(name="cosine")
+        return cls.assemble(
+            pretraining.ranks, config, data, augment, epochs=config.epochs, schedule=cosine, after=pretraining
         )
 
     @torch.no_grad()

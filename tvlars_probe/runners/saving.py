@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.probes.recorder import Recorder
-    from tvlars_probe.runners.classification import Training
     from tvlars_probe.runners.config import RecordConfig
     from tvlars_probe.runners.ranks import Ranks
+    from tvlars_probe.runners.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
