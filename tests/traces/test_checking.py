@@ -164,6 +164,16 @@ def test_a_run_repaired_is_trained_to_its_end(run: Path) -> None:
     assert last in checkpoints.list_checkpoints(run)
 
 
+def test_a_manifest_is_made_anew_as_the_last_checkpoint_knew_it(run: Path) -> None:
+    before = Manifest.load(run)
+    manifest(run)
+    repair_run(run, check_run(run))
+    after = Manifest.load(run)
+    assert (after.run_id, after.config_id, after.config) == (before.run_id, before.config_id, before.config)
+    assert (after.parameters, after.phases, after.data) == (before.parameters, before.phases, before.data)
+    assert after.status == "interrupted"
+
+
 def test_missing_steps_and_untrue_manifests_are_told_but_not_mended(run: Path) -> None:
     parts(run, "steps")[2].unlink()
     parts(run, "steps")[-1].unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.runners import checkpoints
@@ -37,7 +37,7 @@ def repair_run(run: Path, found: Findings) -> Path | None:
     Raises:
         RunDirectoryError: another process writes to the run, or it can't be written.
     """
-    return repair(run, found.faults, _last_config(run))
+    return repair(run, found.faults, _last_manifest(run))
 
 
 def _shapes(run: Path) -> dict[str, dict[str, list[int]]]:
@@ -69,12 +69,11 @@ def _wrong(path: Path, step: int, shapes: dict[str, dict[str, list[int]]]) -> st
     return None
 
 
-def _last_config(run: Path) -> dict[str, Any] | None:
+def _last_manifest(run: Path) -> Manifest | None:
+    """The manifest as the last readable checkpoint holds it."""
     for path in reversed(checkpoints.list_checkpoints(run).values()):
         try:
-            config = checkpoints.load(path).get("config")
-        except RunDirectoryError:
+            return Manifest.from_json(checkpoints.load(path).get("manifest") or "", path)
+        except (RunDirectoryError, TypeError):
             continue
-        if isinstance(config, dict):
-            return config
     return None

@@ -94,6 +94,7 @@ class Saver:
             "rng": checkpoints.rng_state(training.ranks),
             "best": self.best.entry,
             "config": training.config.as_dict(),
+            "manifest": recorder.manifest.to_json(),
         }
         if recorder.journal is not None:
             with recorder.journal.writing():

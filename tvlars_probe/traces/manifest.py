@@ -110,8 +110,11 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Replace ``folder/run.json`` in one step."""
-        text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
-        replace_file(folder / FILE_NAME, lambda stream: stream.write(text.encode()))
+        replace_file(folder / FILE_NAME, lambda stream: stream.write(self.to_json().encode()))
+
+    def to_json(self) -> str:
+        """All of it, as text."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -122,10 +125,27 @@ class Manifest:
         """
         path = folder / FILE_NAME
         try:
-            content = json.loads(path.read_bytes())
+            text = path.read_bytes()
         except FileNotFoundError:
             raise RunDirectoryError(f"{folder} is not a run directory: it has no {FILE_NAME}") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise RunDirectoryError(f"{path} can't be read: {error}; {_REMEDY}") from None
+        return cls.from_json(text, path)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, path: Path) -> Manifest:
+        """What `to_json` wrote; fields of later versions are passed over.
+
+        Args:
+            text: of the manifest.
+            path: of the file it was read from, for messages.
+
+        Raises:
+            RunDirectoryError: it is damaged or of a later schema.
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise RunDirectoryError(f"{path} can't be read: {error}; {_REMEDY}") from None
         if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
             raise RunDirectoryError(f"{path} is not the manifest of a run: it has no run_id; {_REMEDY}")

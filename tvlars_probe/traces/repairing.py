@@ -12,19 +12,19 @@ from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from tvlars_probe.traces.checking import Fault
 
 
-def repair(run: Path, faults: Iterable[Fault], config: Mapping[str, Any] | None = None) -> Path | None:
+def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None) -> Path | None:
     """Set aside what may be, and write a new manifest where the old one can't be read.
 
     Args:
         run: the run directory.
         faults: what was found.
-        config: of the run, from its last checkpoint, for a new manifest.
+        manifest: as its last checkpoint knew it, in place of one that can't be read.
 
     Returns:
         the folder where things are now, None where nothing was moved.
@@ -38,7 +38,7 @@ def repair(run: Path, faults: Iterable[Fault], config: Mapping[str, Any] | None 
     directory = RunDirectory.hold(run)
     aside = run / "aside" / f"repair-{secrets.token_hex(3)}"
     try:
-        manifest = _new_manifest(run, config) if any(f.repair == "write anew" for f in wanted) else Manifest.load(run)
+        manifest = _new_manifest(run, manifest) if any(f.repair == "write anew" for f in wanted) else Manifest.load(run)
         for fault in wanted:
             _move(run, fault, aside)
             manifest.notes.append(f"check --repair set {fault.path} aside: {fault.problem}")
@@ -73,12 +73,15 @@ def _gap(run: Path, fault: Fault) -> dict[str, Any] | None:
     return {"table": table, "first_step": first, "last_step": last, "reason": "set aside by check --repair"}
 
 
-def _new_manifest(run: Path, config: Mapping[str, Any] | None) -> Manifest:
-    """A manifest of what the trace's footers and the last checkpoint still tell.
+def _new_manifest(run: Path, saved: Manifest | None) -> Manifest:
+    """The manifest of the last checkpoint, or else one of what the trace's footers tell.
 
     Raises:
         RunDirectoryError: they tell nothing.
     """
+    if saved is not None:
+        saved.status = "interrupted"
+        return saved
     run_ids: list[str] = []
     for part in (part for folder in sorted((run / "trace").glob("[!.]*")) for part in list_parts(folder)):
         try:
@@ -87,10 +90,9 @@ def _new_manifest(run: Path, config: Mapping[str, Any] | None) -> Manifest:
             continue
         if isinstance(run_id := about.get("run_id"), str):
             run_ids.append(run_id)
-    if not run_ids and config is None:
+    if not run_ids:
         raise RunDirectoryError(
             f"{run / FILE_NAME} can't be made anew: no readable part of the trace and no checkpoint tells what the run "
             f"was; nothing was changed"
         )
-    run_id = max({*run_ids}, key=run_ids.count) if run_ids else f"{run.name}.{secrets.token_hex(3)}"
-    return Manifest(run_id=run_id, config=dict(config or {}), status="interrupted")
+    return Manifest(run_id=max({*run_ids}, key=run_ids.count), status="interrupted")
