@@ -81,7 +81,9 @@ class Root(click.Group):
 
 
 def _fail(message: str) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    from tvlars_probe.commands.text import say
+
+    say(f"Error: {' '.join(message.split())}", err=True)
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})

@@ -125,17 +125,10 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:
-    from rich.console import Console
+    from tvlars_probe.commands.terminal import Terminal
 
     stream = io.StringIO()
-    interactive = to_terminal and sys.stdout.isatty()
-    console = Console(
-        file=stream,
-        highlight=False,
-        markup=False,
-        force_terminal=interactive,
-        width=Console().width if interactive else 160,
-    )
+    console = Terminal(piped=160, file=stream, force_terminal=to_terminal and sys.stdout.isatty())
     render(console)
     return stream.getvalue()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     """
     if listing:
         for line in _listing(words):
-            click.echo(line)
+            say(line)
         return
     if len(words) < 2:
         raise UserError("chart takes a kind and a run: tvlars-probe chart trust-ratio RUN -o FILE (--list lists kinds)")
@@ -39,7 +40,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
 
     kind(words[0])
     write_output(out, file_content(draw(words[0], open_runs(words[1:]).runs), out))
-    click.echo(f"Written: {out}")
+    say(f"Written: {out}")
 
 
 def _listing(words: tuple[str, ...]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.text import say
 
 if TYPE_CHECKING:
     from tvlars_probe.traces.checking import Findings
@@ -43,15 +44,15 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
 
 def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> None:
     for path in moved:
-        click.echo(f"Set aside: {path}")
+        say(f"Set aside: {path}")
     if aside is not None:
-        click.echo(f"What was set aside is in {aside}")
+        say(f"What was set aside is in {aside}")
     for fault in found.faults:
-        click.echo(f"{fault.path}: {fault.problem}" + (f" [--repair: {fault.repair}]" if fault.repair else ""))
+        say(f"{fault.path}: {fault.problem}" + (f" [--repair: {fault.repair}]" if fault.repair else ""))
     for note in found.notes:
-        click.echo(f"Note: {note}")
+        say(f"Note: {note}")
     counted = f"{found.parts} parts, {found.steps} steps, {found.checkpoints} checkpoints"
     if found.faults:
-        click.echo(f"{run}: {len(found.faults)} fault(s); sound: {counted}")
+        say(f"{run}: {len(found.faults)} fault(s); sound: {counted}")
     else:
-        click.echo(f"{run}: whole ({counted})")
+        say(f"{run}: whole ({counted})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.commands.show import without_non_finite
+from tvlars_probe.commands.text import say
 from tvlars_probe.errors import RunDirectoryError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def command(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(without_non_finite(rows), indent=1))
     elif not rows:
-        click.echo(f"No runs below {folder}")
+        say(f"No runs below {folder}")
     else:
         render(rows)
 
@@ -70,11 +70,12 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
 
 def render(rows: list[dict[str, Any]]) -> None:
     """Print the runs as a table; where the terminal is narrow, names lose their middle, then columns are left out."""
-    from rich.console import Console
     from rich.measure import Measurement
 
+    from tvlars_probe.commands.terminal import Terminal
+
     # Piped into a file or another program, a row is a line however long.
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
+    console = Terminal(piped=10_000)
     columns, unbounded = list(_COLUMNS), console.options.update(width=10_000)
     longest = max(len(row["run"]) for row in rows)
 

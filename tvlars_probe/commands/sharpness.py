@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
 from tvlars_probe.errors import UserError
 
@@ -75,7 +75,7 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
     if len(rows):
         render(rows)
     if len(spectrum):
-        click.echo(f"The density is in the table spectrum: tvlars-probe chart density {run} -o density.html")
+        say(f"The density is in the table spectrum: tvlars-probe chart density {run} -o density.html")
 
 
 def _check_audit(ctx: click.Context) -> None:
@@ -138,8 +138,9 @@ _NUMBERS = ("step", "rank", "value", "error", "limit", "products")
 
 def render(rows: pd.DataFrame) -> None:
     """A table with values, errors, and whether they converged; what all rows share stands above it."""
-    from rich.console import Console
     from rich.table import Table
+
+    from tvlars_probe.commands.terminal import Terminal
 
     records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
     cells = {name: [cell(row) for row in records] for name, cell in _COLUMNS.items()}
@@ -147,7 +148,7 @@ def render(rows: pd.DataFrame) -> None:
     first = records[0]
     part = "" if _is_null(first["split"]) else f" of {first['split']}"
     shared = [f"{name} {cells[name][0]}" for name in cells if name not in shown and cells[name][0]]
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = Terminal(piped=120)
     console.print(f"mean loss {first['loss']:.4g} on {first['samples']:,} samples{part}, {first['precision']}")
     console.print(", ".join(shared))
     table = Table(box=None, pad_edge=False)

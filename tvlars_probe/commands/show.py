@@ -96,11 +96,12 @@ def _extremes(run: Run) -> dict[str, Any] | None:
 
 def render(facts: dict[str, Any]) -> None:
     """Print what `describe` found."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
+    from tvlars_probe.commands.terminal import Terminal
+
+    console = Terminal()
     console.print(Text.assemble((facts["run"], "bold"), f"  {facts['status']}"))
     grid = Table.grid(padding=(0, 2))
     for name, value in _lines(facts):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvlars_probe.commands.options import Command, Option, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import build_config
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.errors import RunFailedError, UserError
@@ -74,11 +74,11 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     trials = build_trials(chosen, folder)
     if dry_run:
         for trial in trials:
-            click.echo(" ".join(("tvlars-probe", *trial.command, "--run-dir", str(trial.path))))
+            say(" ".join(("tvlars-probe", *trial.command, "--run-dir", str(trial.path))))
         return
-    click.echo(f"{len(trials)} runs in {folder}")
+    say(f"{len(trials)} runs in {folder}")
     count = iter(range(1, len(trials) + 1))
-    outcomes = sweep(trials, plan, folder, lambda t, o: click.echo(_line(next(count), len(trials), t, o)))
+    outcomes = sweep(trials, plan, folder, lambda t, o: say(_line(next(count), len(trials), t, o)))
     render(trials, outcomes)
     failed = [o for o in outcomes if o.status == "failed"]
     if failed:
@@ -135,8 +135,9 @@ def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
 
 def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
     """Print the table of the grid."""
-    from rich.console import Console
     from rich.table import Table
+
+    from tvlars_probe.commands.terminal import Terminal
 
     table = Table(box=None, pad_edge=False)
     axes = [*trials[0].point]
@@ -146,5 +147,4 @@ def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
         best = outcome.best_test_acc1
         accuracy = "" if best is None else f"{best:.2f} %"
         table.add_row(*(trial.point[a] for a in axes), outcome.status, accuracy, str(trial.path))
-    width = None if sys.stdout.isatty() else 10_000
-    Console(highlight=False, markup=False, width=width).print(table)
+    Terminal(piped=10_000).print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
@@ -304,18 +305,18 @@ def _announce(plan: Job | Done) -> None:
     from tvlars_probe.runners.jobs import Done
 
     if isinstance(plan, Done):
-        click.echo(f"Already trained: {plan.path}")
+        say(f"Already trained: {plan.path}")
         if plan.recorded_otherwise:
-            click.echo(
+            say(
                 "It was recorded with other options than these, which had no effect: --rerun trains it again, "
                 "'tvlars-probe sharpness' measures its checkpoints"
             )
     elif plan.checkpoint is not None:
-        click.echo(f"Continuing {plan.path} from {plan.checkpoint.name}")
+        say(f"Continuing {plan.path} from {plan.checkpoint.name}")
     elif plan.continues:
-        click.echo(f"Continuing {plan.path} from the beginning: it has no checkpoint yet")
+        say(f"Continuing {plan.path} from the beginning: it has no checkpoint yet")
     else:
-        click.echo(f"Recording into {plan.path}")
+        say(f"Recording into {plan.path}")
 
 
 def _summarise(path: Path) -> None:
@@ -323,4 +324,4 @@ def _summarise(path: Path) -> None:
     from tvlars_probe.traces.reader import open_run
 
     for line in summary_lines(open_run(path)):
-        click.echo(line)
+        say(line)
