@@ -156,6 +156,8 @@ def test_comparisons_take_a_metric_rows_and_columns(measured: list[Path], cli: C
         (("landscape", "RUN2", "--stored"), "has no slice on record"),
         (("landscape", "RUN", "RUN2", "--dimensions", 2), "between two runs there is a line"),
         (("landscape", "RUN", "--points", 2), "allowed: 3 to 1000"),
+        (("landscape", "RUN", "RUN"), "landscape was given one run twice"),
+        (("landscape", "RUN", "RUN2", "--stored"), "has no line to"),
         (("chart", "trust-ratio", "RUN"), "name the file to write by -o"),
         (("chart", "trust-ratio"), "chart takes a kind and a run"),
         (("chart", "pie", "RUN", "-o", "a.png"), "unknown kind of chart 'pie'"),
