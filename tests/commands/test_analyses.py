@@ -152,6 +152,7 @@ def test_comparisons_take_a_metric_rows_and_columns(measured: list[Path], cli: C
         (("warmup", "RUN", "-o", "no/such/folder.json"), "there is no folder"),
         (("warmup", "RUN", "-o", "."), "is a folder"),
         (("warmup", "RUN", "--phase", "linear"), "unknown phase"),
+        (("minimizer", "RUN", "--escaped", -3), "--escaped -3 is outside its range"),
         (("landscape", "RUN", "RUN2", "RUN3"), "landscape takes one run or two, 3 were given"),
         (("landscape", "RUN2", "--stored"), "has no slice on record"),
         (("landscape", "RUN", "RUN2", "--dimensions", 2), "between two runs there is a line"),
