@@ -180,6 +180,30 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("warmup", "RUN", "-o", "RUN/run.json"),
+        ("replay", "RUN", "-o", "RUN/trace/steps/answer.csv"),
+        ("landscape", "RUN", "--points", 3, "-o", "link/answer.txt"),
+        ("chart", "loss", "RUN", "-o", "RUN/loss.json"),
+        ("report", "RUN", "-o", "RUN/report.html"),
+    ],
+    ids=str,
+)
+def test_nothing_is_written_into_a_run_directory(
+    args: tuple[Any, ...], trained: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained("lars"), tmp_path / "RUN")
+    (tmp_path / "link").symlink_to(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = cli(*args)
+    assert done.code == 2
+    assert "lies in the run directory" in done.err
+    assert done.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_charts_are_listed_with_what_the_runs_lack(measured: list[Path], cli: Cli) -> None:
     kinds = [line.split()[0] for line in cli("chart", "--list").out.splitlines()]
     assert kinds == list(KINDS)
