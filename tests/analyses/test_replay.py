@@ -233,3 +233,17 @@ def test_a_trace_without_known_ratios_gives_nothing_to_compare(grouped: Path) ->
     verdict = replay(unknown, facts, [Variant()] * len(grid.parameters)).verdict
     assert verdict.answer == "nothing to compare"
     assert "no recorded row tells the rate that was applied" in verdict.reason
+
+
+@pytest.mark.filterwarnings("error")
+def test_norms_of_a_run_that_diverged_are_replayed_without_warnings(tmp_path: Path) -> None:
+    p = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = tvlars_probe.LARS([p], lr=1.0)
+    with tvlars_probe.record(None, optimizer, tmp_path / "diverged"):
+        for value in (1.0, 1.0, 1e-42, 1e30, float("inf"), 1.0):
+            p.grad = torch.full_like(p, value)
+            optimizer.step()
+    result = replay_of(open_run(tmp_path / "diverged"), eta=0.1)
+    assert result.verdict.answer == "100 times the rate"
+    row = result.table.iloc[0]  # the medians of both are of the same rows
+    assert row["replayed_ratio"] / row["applied_ratio"] == pytest.approx(100)

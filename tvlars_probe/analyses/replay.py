@@ -174,7 +174,7 @@ def _table(
     return pd.DataFrame(
         {
             "parameter": list(parameters),
-            "applied_ratio": column_medians(applied_ratio),
+            "applied_ratio": column_medians(np.where(there, applied_ratio, np.nan)),
             "replayed_ratio": column_medians(ratio),
             "rate_quotient": column_medians(quotient),
             "lowest_quotient": np.fmin.reduce(quotient, axis=0, initial=np.nan),

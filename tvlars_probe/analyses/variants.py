@@ -143,12 +143,12 @@ class Variant:
             ‖u + λw‖² = ‖u‖² + 2λ⟨w, u⟩ + λ²‖w‖², has lost digits.
         """
         decay = self.decay_of(one_dimensional)
-        total = direction + decay * weight_norm
-        decayed = np.sqrt(np.maximum(direction**2 + 2 * decay * dot + (decay * weight_norm) ** 2, 0.0))
         kind = "decayed" if self.optimizer == "lamb" else self.denominator
-        norm = {"decayed": decayed, "sum": total, "grad": direction}[kind]
         caps = _CAPS[self.optimizer]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # norms of a run that diverged
+            total = direction + decay * weight_norm
+            decayed = np.sqrt(np.maximum(direction**2 + 2 * decay * dot + (decay * weight_norm) ** 2, 0.0))
+            norm = {"decayed": decayed, "sum": total, "grad": direction}[kind]
             ratio = np.minimum(weight_norm, caps[0]) / np.minimum(norm, caps[1])
             if self.optimizer != "lamb":
                 ratio = self.eta * self.phi_at(updates)[:, None] * ratio
