@@ -43,7 +43,7 @@ def landscape_map(result: Landscape) -> alt.Chart:
         top=rows["beta"] + step_b / 2,
     )
     return (
-        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.verdict.reason, _subtitle(result)))
+        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.plane_reason, _subtitle(result)))
         .mark_rect(strokeWidth=0)
         .encode(
             x=alt.X("left:Q", title="α: first direction, filter-normalised", scale=alt.Scale(nice=False, zero=False)),

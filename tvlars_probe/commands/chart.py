@@ -35,10 +35,11 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
         raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
     from tvlars_probe.charts.export import file_content
     from tvlars_probe.charts.kinds import draw, kind
-    from tvlars_probe.commands.analysis import write_output
+    from tvlars_probe.commands.analysis import check_output, write_output
     from tvlars_probe.traces.reader import open_runs
 
     kind(words[0])
+    check_output(out)  # before anything is drawn
     write_output(out, file_content(draw(words[0], open_runs(words[1:]).runs), out))
     say(f"Written: {out}")
 
