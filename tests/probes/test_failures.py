@@ -15,10 +15,10 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 import tvlars_probe
-from tvlars_probe.errors import ProbeError, StorageError, UserError
+from tvlars_probe.errors import ProbeError, RunDirectoryError, StorageError, UserError
 from tvlars_probe.probes import buffer
 from tvlars_probe.probes.norms import NormProbe
-from tvlars_probe.traces.run_directory import RunDirectory
+from tvlars_probe.traces.run_directory import RunDirectory, is_held
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,3 +225,151 @@ def test_a_run_left_early_says_interrupted(tmp_path: Path) -> None:
         assert rec.agree_to_stop()
         rec.interrupted = True
     assert tvlars_probe.open_run(tmp_path / "r").status == "interrupted"
+
+
+class Wrong(Callback):
+    """Its rows, or what else it answers, are not what they should be."""
+
+    def __init__(self, answer: Any, *, due: Any = True, state: Any = None) -> None:
+        super().__init__(fails_at=99)
+        self.answer, self.is_due, self.state = answer, due, state
+
+    def due(self, step: int) -> bool:
+        if self.is_due is None and step == 3:
+            raise KeyError("cadence")
+        return True
+
+    def measure(self, step: int, phase: str, rates: Any) -> Any:
+        return self.answer if step == 3 else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.state == "fails":
+            raise KeyError("state")
+        return {}
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        Wrong({"step": [3], "value": [1.0]}),
+        Wrong({"step": [3], "measurement_id": ["a"], "operator": ["hessian"], "sharpness": [1.0]}),
+        Wrong({"step": [3, 3], "value": [1.0]}),
+        Wrong({"step": ["three"], "value": [1.0]}),
+        Wrong({"value": [1.0]}),
+        Wrong(7.5),
+        Wrong({}, due=None),
+    ],
+    ids=["missing column", "unknown column", "lengths", "types", "no step", "no columns", "due"],
+)
+def test_a_probe_that_answers_nonsense_costs_no_rows(probe: Any, tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(RuntimeWarning, match="Wrong failed at step 3"),
+        tvlars_probe.record(model, optimizer, tmp_path / "run", probes=[probe]) as rec,
+    ):
+        loop(model, optimizer, rec)
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert run.status == "completed"
+    assert run.steps()["step"].tolist() == [*range(6)]
+    assert sorted({*run.layers()["step"]}) == [0, 1, 2]
+
+
+def test_a_probe_without_a_state_leaves_one_without_probes(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run", probes=[Wrong({}, state="fails")]) as rec:
+        loop(model, optimizer, rec, steps=3)
+        with pytest.warns(RuntimeWarning, match=r"state_dict failed at step 3"):
+            state = rec.state_dict()
+    assert state["probes"] == []
+    assert state["step"] == 3
+
+
+class Fragile(torch.optim.SGD):
+    """Calls its parent's step, or raises."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fails:
+            raise RuntimeError("no step")
+        return super().step(closure)
+
+
+def test_a_step_that_raises_leaves_no_row(tmp_path: Path) -> None:
+    model = net()
+    optimizer = Fragile(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        for step in range(6):
+            optimizer.fails = step in (2, 5)
+            try:
+                loop(model, optimizer, rec, steps=1)
+            except RuntimeError:
+                assert optimizer.fails
+    assert rec.step == 4
+    assert tvlars_probe.open_run(tmp_path / "run").steps()["step"].tolist() == [*range(4)]
+
+
+def test_a_subclass_that_calls_its_parents_step_makes_one_update(tmp_path: Path) -> None:
+    """torch puts hooks around both steps once an instance of the parent was made."""
+    model = net()
+    torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = Fragile(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, rec, steps=5)
+        assert rec.step == 5
+    assert len(tvlars_probe.open_run(tmp_path / "run").steps()) == 5
+
+
+def test_a_state_of_another_run_and_what_is_no_state_are_refused(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    states = {}
+    for name, steps in (("a", 2), ("b", 6)):
+        with tvlars_probe.record(model, optimizer, tmp_path / name) as rec:
+            loop(model, optimizer, rec, steps=steps)
+            states[name] = rec.state_dict()
+    with (
+        pytest.raises(RunDirectoryError, match=r"b holds the run b\.\w+, and resume= is a state of .*a\."),
+        tvlars_probe.record(model, optimizer, tmp_path / "b", resume=states["a"]),
+    ):
+        pass
+    assert len(tvlars_probe.open_run(tmp_path / "b").steps()) == 6
+    nonsense: Any
+    for nonsense in ({}, 5, {"step": 1}):
+        with pytest.raises(UserError, match=r"resume= takes what rec\.state_dict\(\) gave"):
+            tvlars_probe.record(model, optimizer, tmp_path / "b", resume=nonsense)
+
+
+def test_a_forked_child_that_leaves_the_block_changes_nothing(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, rec, steps=3)
+        child = os.fork()
+        if child == 0:
+            try:
+                rec.__exit__(SystemExit, SystemExit(), None)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert is_held(tmp_path / "run")
+        loop(model, optimizer, rec, steps=3)
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert (run.status, run.steps()["step"].tolist()) == ("completed", [*range(6)])
+
+
+def test_an_interrupt_in_the_last_flush_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rec = tvlars_probe.record(model, optimizer, tmp_path / "run")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), rec:
+        loop(model, optimizer, rec, steps=3)
+        rec.flush()
+        monkeypatch.setattr(rec, "flush", interrupted)
+    assert tvlars_probe.open_run(tmp_path / "run").status == "interrupted"

@@ -62,7 +62,7 @@ def test_a_manifest_survives_a_round_trip(tmp_path: Path) -> None:
     manifest = Manifest(run_id="r", config={"lr": float("inf"), "path": Path("x")}, notes=["ünï"])
     manifest.save(tmp_path)
     loaded = Manifest.load(tmp_path)
-    assert loaded.config == {"lr": "inf", "path": "x"}
+    assert loaded.config == {"lr": float("inf"), "path": "x"}
     assert loaded.notes == ["ünï"]
     json.loads((tmp_path / "run.json").read_text())
 

@@ -96,6 +96,12 @@ class StepBuffer:
         self.rows.append(StepRow(recorded, active, unread, np.full(self.parameters, np.nan), phase=phase))
         return self.rows[-1]
 
+    def drop_row(self) -> None:
+        """Take the open row back: its update never happened."""
+        n = len(self.rows) - 1
+        del self.rows[n]
+        self.values[n], self.losses[n], self.skipped[n] = math.nan, math.nan, False
+
     def put(self, offset: int, reading: Tensor, active: Sequence[bool], unread: Sequence[bool]) -> None:
         """Store an optimizer's figures in the open row."""
         span = slice(offset, offset + reading.shape[1])

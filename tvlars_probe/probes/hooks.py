@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
@@ -16,10 +18,17 @@ def attach(
 ) -> tuple[RemovableHandle, RemovableHandle]:
     """Call ``before`` when the step's gradients are there and its update isn't, and ``after`` after the update.
 
-    A step with a closure computes its gradients itself: there ``before`` is called after the closure's first call.
+    A step with a closure computes its gradients itself: there ``before`` is called after the closure's first call. Of a
+    step that calls the step of a parent class, whose hooks torch calls too, the outer one counts.
     """
+    outer: FrameType | None = None  # of the step that is being made, or of one that raised
 
     def pre_hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal outer
+        frame = sys._getframe(1)
+        if outer is not None and _is_running(outer, frame):
+            return None
+        outer = frame
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             before()
@@ -30,9 +39,20 @@ def attach(
         return (args[0], observed, *args[2:]), kwargs
 
     def post_hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        after()
+        nonlocal outer
+        if outer is sys._getframe(1):
+            outer = None
+            after()
 
     return optimizer.register_step_pre_hook(pre_hook), optimizer.register_step_post_hook(post_hook)
+
+
+def _is_running(frame: FrameType, below: FrameType) -> bool:
+    """Whether ``frame`` has called, however indirectly, what runs in ``below``."""
+    caller = below.f_back
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is frame
 
 
 def _after_first_call(closure: Callable[[], Any], then: Callable[[], None]) -> Callable[[], Any]:

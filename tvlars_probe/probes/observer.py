@@ -197,16 +197,19 @@ class StepObserver:
         """Let the probes measure the state before this update; every rank takes part."""
         step = self.step
         for probe in self._curvature:
-            if not probe.due(step) or (probe.has_budget and not self._ranks.from_first(probe.affordable())):
-                continue
-            before, columns = self._failures.found, dict[str, Any]()
+            before, due = self._failures.found, True  # one that can't tell has failed
             with self._failures.guard(type(probe).__name__, step):
-                columns = probe.measure(step, self.phase, self._applied_rates(step) if self.last_rates() else None)
+                due = probe.due(step)
+            if not due or (probe.has_budget and not self._ranks.from_first(probe.affordable())):
+                continue
+            if self._failures.found is before:
+                with self._failures.guard(type(probe).__name__, step):
+                    columns = probe.measure(step, self.phase, self._applied_rates(step) if self.last_rates() else None)
+                    if self.journal is not None and columns:
+                        self.journal.append("curvature", columns)
             if self._ranks.any(self._failures.found is not before):
                 self._stop_probing()
                 return
-            if self.journal is not None and columns:
-                self.journal.append("curvature", columns)
 
     def _stop_probing(self) -> None:
         """A probe has failed on some rank: nothing but what the loop tells is recorded from now on, on any."""
@@ -219,7 +222,9 @@ class StepObserver:
         return applied_rates(self._model, self._optimizers, scaled_lr=self.last_rates(), step=step - 1)
 
     def _close_row(self) -> None:
-        if self._open is not None and not self._open.steps_told:
+        if self._open is not None and not self._open.stepped:
+            self._buffer.drop_row()  # the optimizer's step raised
+        elif self._open is not None and not self._open.steps_told:
             self._agree(None)
         self._open = None
 

@@ -15,8 +15,10 @@ A step of the trace is one update of every optimizer: a new one begins when an o
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
@@ -36,8 +38,7 @@ from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import new_run_id
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from tvlars_probe.probes.failures import Probe
@@ -82,6 +83,8 @@ def record(
     """
     if detail not in get_args(Detail):
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
+    if resume is not None and not (isinstance(resume, Mapping) and {"step", "samples", "phase", "rates"} <= {*resume}):
+        raise UserError("resume= takes what rec.state_dict() gave")
     if every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
     optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
@@ -229,17 +232,29 @@ class Recorder(StepObserver):
             self.journal.end_parts_at(self.step)
         self._checkpoint_wish = self.checkpoint_agreed = False
         return {
+            "run_id": None if self.journal is None else self.manifest.run_id,
             "step": self.step,
             "last_epoch": self._last_epoch,
             "samples": self._samples,
             "phase": self.phase,
             "rates": self.last_rates(),
-            "probes": [probe.state_dict() for probe in self._curvature],
+            "probes": self._probes_state(),
         }
+
+    def _probes_state(self) -> list[dict[str, Any]]:
+        before, states = self._failures.found, []
+        for probe in self._curvature:
+            with self._failures.guard(f"{type(probe).__name__}.state_dict", self.step):
+                states.append(probe.state_dict())
+        if self._curvature and self._ranks.any(self._failures.found is not before):
+            self._stop_probing()
+            return []
+        return states
 
     # Attaching and letting go.
 
     def __enter__(self) -> Self:
+        self._pid = os.getpid()
         self._lay_out()
         failure: Exception | None = None
         if self._ranks.rank == 0:
@@ -255,18 +270,24 @@ class Recorder(StepObserver):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child leaves the block: the run is its parent's
+        with children_may_wait():
+            self._leave(kind, error)
+
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         self._detach()
         if self._logs_without_step == 1 and self.step > 1 and self._open is not None and not self._open.steps_told:
             warnings.warn(
                 "rec.log() was called before the first optimizer.step(), and not after the last: each call told of the "
                 "step before. Call it after step()",
-                stacklevel=2,
+                stacklevel=3,
             )
         if self._logs_without_step and not self.step:
             warnings.warn(
                 "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
                 "called (of a wrapper the inner one), and call rec.log() after it",
-                stacklevel=2,
+                stacklevel=3,
             )
         status = "failed" if kind is not None and issubclass(kind, Exception) else "interrupted"
         try:
@@ -276,7 +297,7 @@ class Recorder(StepObserver):
             else:
                 self._salvage()
         except BaseException as failure:
-            status, error = "failed", failure
+            status, error = "failed" if isinstance(failure, Exception) else "interrupted", failure
             raise
         finally:
             self._finish(status, error)
@@ -297,7 +318,11 @@ class Recorder(StepObserver):
         if self._resume is None:
             self.journal = Journal.create(self.path, self.manifest)
         else:
-            step = self._resume["step"]
+            step, run_id = self._resume["step"], self._resume.get("run_id")
+            if run_id is not None and run_id != (there := Manifest.load(self.path).run_id):
+                raise RunDirectoryError(
+                    f"{self.path} holds the run {there}, and resume= is a state of the run {run_id}"
+                )
             told = (-1 if self._last_epoch is None else self._last_epoch) + 1 if "last_epoch" in self._resume else None
             self.journal = Journal.resume(self.path, self.manifest, step, told)
         world_size = self._ranks.world_size

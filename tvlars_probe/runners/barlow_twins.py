@@ -43,7 +43,7 @@ def train_barlow_twins(ranks: Ranks, job: Job) -> int | None:
     manifest.phases.append(probing.describe())
     total_steps = pretraining.schedule.total_steps + probing.schedule.total_steps
     recorder = training.recorder(job, state, manifest, total_steps)
-    with recorder, StopSignals(recorder) as stop:
+    with StopSignals(recorder) as stop, recorder:
         note_other_ranks(recorder, state, ranks)
         training.run(job, recorder)
         if not (began_probing or recorder.diverged or recorder.interrupted):

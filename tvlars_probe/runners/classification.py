@@ -35,7 +35,7 @@ def train_classifier(ranks: Ranks, job: Job) -> int | None:
     if state:
         training.restore(state, job)
     recorder = training.recorder(job, state, training.manifest(job), training.schedule.total_steps)
-    with recorder, StopSignals(recorder) as stop:
+    with StopSignals(recorder) as stop, recorder:
         note_other_ranks(recorder, state, ranks)
         training.run(job, recorder)
     return stop.number if recorder.interrupted else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
@@ -89,8 +90,8 @@ class RecordConfig:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: 0 or more)")
         if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
             raise UserError(f"--checkpoint-steps {self.checkpoint_steps} is too few (allowed: 1 or more)")
-        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
-            raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is too few (allowed: above 0)")
+        if self.checkpoint_minutes is not None and not 0 < self.checkpoint_minutes < math.inf:
+            raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is no time (allowed: above 0, finite)")
         if self.on_probe_error not in ON_PROBE_ERROR:
             raise unknown("--on-probe-error", self.on_probe_error, ON_PROBE_ERROR)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tvlars_probe.errors import InterruptedRunError, RunFailedError
+from tvlars_probe.errors import InterruptedRunError, RunDirectoryError, RunFailedError
 from tvlars_probe.runners.ranks import Placement, join, launched_by_torchrun, leave
 from tvlars_probe.runners.stopping import IS_CHILD, SIGNALS
 
@@ -61,12 +61,15 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
     )
     with _forwarding() as signals:
         try:
-            returned = _in_thread(lambda: elastic_launch(settings, _work)(work, job, placement, config))
+            returned = _in_thread(lambda: elastic_launch(settings, _attempt)(work, job, placement, config))
         except ChildFailedError as error:
             if signals:
                 raise InterruptedRunError(signals[0]) from None
             rank, failure = error.get_first_failure()
             raise RunFailedError(f"rank {rank} failed: {_reason(failure)}") from None
+    refused = next((value for value in returned.values() if isinstance(value, RunDirectoryError)), None)
+    if refused is not None:
+        raise refused
     number = next((number for value in returned.values() if (number := _number(value))), None)
     return signals[0] if number and signals else number
 
@@ -134,6 +137,14 @@ def _forwarding() -> Iterator[list[int]]:
         del os.environ[IS_CHILD]
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _attempt(*arguments: Any) -> Any:
+    """`_work`; what a rank can't do as asked, which all ranks find alike, is handed back."""
+    try:
+        return _work(*arguments)
+    except RunDirectoryError as error:
+        return error
 
 
 def _work(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> Any:

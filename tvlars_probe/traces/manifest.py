@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "run.json"
-_WITH_RATES = {"peak_lr", "phases", "groups", "best"}
+_WITH_RATES = {"peak_lr", "phases", "groups", "best", "config"}
 _REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
 STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
@@ -110,7 +110,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Replace ``folder/run.json`` in one step."""
-        replace_file(folder / FILE_NAME, lambda stream: stream.write(self.to_json().encode()))
+        replace_file(folder / FILE_NAME, lambda stream: stream.write(self.to_json().encode(errors="backslashreplace")))
 
     def to_json(self) -> str:
         """All of it, as text."""

@@ -49,10 +49,18 @@ class TraceWriter:
         Args:
             table: its name in the schema.
             columns: arrays (NumPy or Arrow) or lists of equal length, by column.
+
+        Raises:
+            ValueError: they aren't columns of the table, one that it can't do without is missing, or their lengths or
+                types don't fit.
         """
         import pyarrow as pa
 
         schema = schema_of(table).arrow_schema(self.run_id)
+        if strange := {*columns} - {*schema.names}:
+            raise ValueError(f"the table {table} has no column {', '.join(sorted(map(str, strange)))}")
+        if missing := [f.name for f in schema if not f.nullable and f.name not in {"run", *columns}]:
+            raise ValueError(f"rows of the table {table} need {', '.join(missing)}")
         length = len(columns["step"])
         if not length:
             return
@@ -65,7 +73,9 @@ class TraceWriter:
                 arrays.append(pa.nulls(length, field.type))
             else:
                 arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
-        self._pending.setdefault(table, []).append(pa.Table.from_arrays(arrays, schema=schema))
+        rows = pa.Table.from_arrays(arrays, schema=schema)
+        rows.validate()
+        self._pending.setdefault(table, []).append(rows)
         self._rows += length
 
     @property
