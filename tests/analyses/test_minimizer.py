@@ -110,3 +110,10 @@ def test_few_runs_are_too_few_to_say_anything() -> None:
     assert found.verdict.answer == "can't tell"
     assert "too few" in found.verdict.reason
     assert found.table["too_few"].all()
+
+
+@pytest.mark.parametrize("count", [1, 11])
+def test_sharpness_that_is_never_a_number_says_nothing(count: int) -> None:
+    result = analysed(*(rows(name, [np.nan] * count, steps=STEPS[:count]) for name in ("hessian", "relative")))
+    assert result.verdict.answer == "can't tell"
+    assert result.summary["end"].isna().all()
