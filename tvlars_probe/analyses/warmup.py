@@ -55,6 +55,8 @@ class Warmup:
             early steps), ``hot_steps``, ``overwritten_steps``, ``length`` (steps until neither holds any more),
             ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
         explosions: as of `find_explosions`, for lnr, grad_norm and update_ratio.
+        last_early: the last step that counts as early.
+        last_step: the last one recorded.
         thresholds: that were applied.
     """
 
@@ -67,6 +69,8 @@ class Warmup:
     early: EarlyLoss
     layers: pd.DataFrame
     explosions: pd.DataFrame
+    last_early: int = 0
+    last_step: int = 0
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 
@@ -102,6 +106,7 @@ def analyse_warmup(
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
     within = None if warmup_rows == len(grid.steps) else _count(grid.steps, warmup_rows)
+    last_early = int(grid.steps[window][-1]) if window.any() else 0
     verdict = judge(
         facts=facts,
         thresholds=limits,
@@ -111,7 +116,7 @@ def analyse_warmup(
         explosions=explosions,
         early=early,
         suggested=suggested,
-        last_early=int(grid.steps[window][-1]) if window.any() else 0,
+        last_early=last_early,
     )
     return Warmup(
         facts=facts,
@@ -123,6 +128,8 @@ def analyse_warmup(
         early=early,
         layers=layers,
         explosions=explosions,
+        last_early=last_early,
+        last_step=int(grid.steps[-1]) if len(grid.steps) else 0,
         thresholds=limits,
     )
 
@@ -221,7 +228,7 @@ def _by_quantity(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quantities = {
             "lnr": norm_ratio(grid),
             "grad_norm": grid["grad_norm"],
