@@ -192,6 +192,17 @@ def test_a_chart_is_written(name: str, measured: list[Path], cli: Cli, tmp_path:
     assert (tmp_path / "chart.svg").read_text().startswith("<svg")
 
 
+def test_a_chart_names_the_runs_that_it_leaves_out(measured: list[Path], cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(measured[0], bad)
+    shutil.rmtree(bad / "trace" / "epochs")
+    done = cli("chart", "accuracy", bad, measured[1], "-o", "a.json")
+    assert (done.code, done.out) == (0, "Written: a.json\n")
+    assert done.err == f"{bad} is left out: no epoch is finished yet\n"
+    done = cli("chart", "comparison", bad, measured[1], "-o", "b.json")
+    assert done.err == f"{bad} counts without a value: no epoch is finished yet\n"
+
+
 def test_a_report_is_written_where_it_is_said_to_be(trained: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
     done = cli("report", trained("lars"), "-o", "page.html")
     assert done.out == "Report: page.html\n"
