@@ -27,7 +27,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "analyses": (),
     "commands": (),
     "training": (),
-    "curvature": (),
+    "curvature": ("--rounds", "2"),
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tvlars_probe.analyses.comparison import compare, run_row
+from tvlars_probe.analyses.comparison import compare, epoch_columns, run_row
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.intervals import Mean
 from tvlars_probe.errors import UserError
@@ -74,7 +74,31 @@ def test_unknown_fields_and_metrics_list_the_known() -> None:
     with pytest.raises(UserError, match=r"unknown field of --rows and --columns 'size' \(known: optimizer"):
         compare([row("LARS", 1.0, 0, 90)], rows=("size",))
     with pytest.raises(UserError, match=r"unknown --metric 'speed' \(known: test_acc1"):
-        run_row(RunFacts(name="x"), pd.DataFrame(), metric="speed", target=None)
+        epoch_columns("speed")
+    with pytest.raises(UserError, match="name optimizer twice"):
+        compare([row("LARS", 1.0, 0, 90)], rows=("optimizer", "optimizer"))
+
+
+def test_runs_that_differ_in_more_than_rate_and_seed_are_told_apart() -> None:
+    def config(excluded_lr: float | None) -> dict[str, Any]:
+        return {"config": {"optimizer": {"lr": 1.0, "excluded_lr": excluded_lr}, "place": {"port": excluded_lr}}}
+
+    rows = [row("LARS", 1.0, seed, 90 + seed, **config(None)) for seed in (0, 1)]
+    rows += [row("LARS", 1.0, 0, 70, **config(0.01)), row("SGD", 1.0, 0, 60, **config(0.5))]
+    table = compare(rows).table
+    assert table[["optimizer", "settings", "mean", "seeds"]].to_numpy().tolist() == [
+        ["LARS", "excluded_lr None", 90.5, 2], ["LARS", "excluded_lr 0.01", 70.0, 1], ["SGD", "", 60.0, 1]
+    ]  # fmt: skip
+    assert "settings" not in compare(rows[:2]).table
+    mixed = compare([row("LARS", 1.0, 0, 90, data="digits"), row("LARS", 1.0, 0, 10, data="cifar10")]).table
+    assert mixed["settings"].tolist() == ["data digits", "data cifar10"]
+
+
+def test_runs_of_one_seed_count_as_one() -> None:
+    rows = [row("LARS", 1.0, 0, 90), row("LARS", 1.0, 0, 92), row("LARS", 1.0, 1, 95)]
+    line = compare(rows).table.iloc[0]
+    assert (line["mean"], line["seeds"], line["runs"]) == (93.0, 2, 3)
+    assert line["half_width"] == pytest.approx(Mean.of([91, 95]).half_width)
 
 
 def test_a_run_without_a_finished_epoch_has_no_figures() -> None:

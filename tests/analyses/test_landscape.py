@@ -8,6 +8,7 @@ import pytest
 
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.landscape import analyse_landscape
+from tvlars_probe.charts.landscape import landscape_map
 
 ALPHA = np.linspace(-1, 1, 41)
 
@@ -43,3 +44,53 @@ def test_the_newest_slice_is_read_and_a_plane_holds_its_line() -> None:
     assert len(result.plane) == 9
     assert result.line["alpha"].tolist() == [-1, 0, 1]
     assert result.spacing == (1.0, 0.5)
+
+
+def test_each_side_of_a_slice_is_told() -> None:
+    verdict = analyse_landscape(rows(ALPHA, np.where(ALPHA < 0, 4 * ALPHA**2, 0.1 * ALPHA)), RunFacts(name="x")).verdict
+    assert verdict.answer == "above 1.5"
+    assert verdict.reason == (
+        "The loss rises by 1 at α = −0.5, and by less on the other side, up to the slice's end at α = 1: "
+        "width above 1.5"
+    )
+    assert (verdict["left"], verdict["right"]) == (pytest.approx(0.5), None)
+    first = verdict.figures[0]
+    assert (first.name, first.value) == ("least_width", pytest.approx(1.5))
+    mirrored = analyse_landscape(rows(ALPHA, np.where(ALPHA > 0, 4 * ALPHA**2, 0)), RunFacts(name="x")).verdict
+    assert "at α = 0.5, and by less on the other side, up to the slice's end at α = −1" in mirrored.reason
+    flat = analyse_landscape(rows(ALPHA, 0.1 * ALPHA**2), RunFacts(name="x")).verdict
+    assert flat.reason == "The loss rises by less than 1 on both sides, from α = −1 to 1"
+    assert (flat.figures[0].name, flat.figures[0].value) == ("least_width", 2.0)
+
+
+@pytest.mark.parametrize("loss", [ALPHA * np.nan, np.where(ALPHA == 0, np.inf, 1.0)], ids=["nowhere", "at the centre"])
+def test_a_loss_that_is_not_finite_at_the_checkpoint_tells_nothing(loss: Any) -> None:
+    verdict = analyse_landscape(rows(ALPHA, loss), RunFacts(name="x")).verdict
+    assert verdict.answer == "can't tell"
+    assert "the loss at the checkpoint is" in verdict.reason
+
+
+def test_a_single_point_tells_nothing() -> None:
+    assert analyse_landscape(rows([0.0], [1.0]), RunFacts(name="x")).verdict.answer == "can't tell"
+
+
+def test_a_plane_has_a_sentence_of_its_own() -> None:
+    alpha, beta = (grid.ravel() for grid in np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]))
+    loss = 0.5 * alpha**2 + 3 * beta**2 + 0.25
+    plane = analyse_landscape(rows(alpha, loss, beta=beta), RunFacts(name="x"))
+    assert plane.verdict.answer == "wider than the slice"
+    assert plane.plane_reason == (
+        "Over the plane the loss goes from 0.25 to 3.75 and rises by less than 1 at 33.3 % of the points"
+    )
+    title = landscape_map(plane).to_dict()["title"]
+    assert title["text"] == plane.plane_reason
+    broken = analyse_landscape(rows(alpha, np.where(beta > 0, np.nan, loss), beta=beta), RunFacts(name="x"))
+    assert broken.plane_reason.endswith("; it is not finite at 3 of 9")
+    nothing = analyse_landscape(rows(alpha, loss * np.nan, beta=beta), RunFacts(name="x"))
+    assert nothing.plane_reason == "The loss is finite nowhere on the plane"
+
+
+def test_the_other_end_of_a_line_has_the_runs_name() -> None:
+    line = np.linspace(0, 1, 5)
+    named = [analyse_landscape(rows(line, line, run2=given), RunFacts(name="x")) for given in ("s0.c6ec29", "my.run")]
+    assert [result.run2 for result in named] == ["s0", "my.run"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tvlars_probe.analyses.correlation import correlate
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.minimizer import COLUMNS, SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
+from tvlars_probe.errors import UserError
 
 STEPS = np.arange(0, 101, 10)
 NO_SPECTRUM = pd.DataFrame(columns=list(SPECTRUM_COLUMNS))
@@ -88,6 +90,30 @@ def test_the_line_of_escape_is_a_parameter() -> None:
     assert analysed(*frames, rule=SharpnessRule(escaped=0.95)).verdict.answer == "escaped"
 
 
+def test_trapped_steps_are_those_between_measurements_at_or_above_the_line() -> None:
+    steps = np.arange(0, 60, 10)
+    dips, returns = ([10, 1, 1, 1, 9, 1], [1, 10, 9, 1, 9, 9])
+    summary = analysed(rows("hessian", dips, steps=steps), rows("relative", returns, steps=steps)).summary
+    assert summary["trapped_steps"].tolist() == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ({"escaped": -3.0}, "--escaped -3 is outside its range (allowed: a share above 0, up to 1)"),
+        ({"escaped": np.nan}, "--escaped nan"),
+        ({"escaped": 1.5}, "--escaped 1.5"),
+        ({"early": -0.1}, "early=-0.1 is outside its range (allowed: a share from 0 to 1)"),
+        ({"late": np.inf}, "late=inf"),
+        ({"least": 0}, "least=0 is too few (allowed: 1 or more measurements)"),
+    ],
+    ids=str,
+)
+def test_thresholds_outside_their_range_are_refused(thresholds: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        SharpnessRule(**thresholds)
+
+
 def runs_with(gaps: Any) -> list[tuple[Minimizer, pd.DataFrame]]:
     made = []
     for index, gap in enumerate(gaps):
@@ -117,3 +143,26 @@ def test_sharpness_that_is_never_a_number_says_nothing(count: int) -> None:
     result = analysed(*(rows(name, [np.nan] * count, steps=STEPS[:count]) for name in ("hessian", "relative")))
     assert result.verdict.answer == "can't tell"
     assert result.summary["end"].isna().all()
+
+
+def test_runs_measured_in_another_batch_norm_mode_or_on_other_data_are_left_out_by_name() -> None:
+    made = runs_with(np.arange(10) / 4)
+    epochs = made[0][1]
+    strange = [
+        (analysed(rows("hessian", PEAK * 1e6, bn_mode="eval"), name="evaluated"), epochs),
+        (analysed(rows("hessian", PEAK * 1e6, split="test"), name="tested"), epochs),
+    ]
+    unmeasured = (analysed(rows("hessian", [], steps=[]), name="unmeasured"), epochs)
+    asked = (analysed(rows("hessian", PEAK), bn_mode="eval", name="asked"), epochs)
+    assert correlate([asked, strange[0]]).runs["run"].tolist() == ["asked", "evaluated"]
+    found, alone = correlate([unmeasured, *made, *strange]), correlate(made)
+    assert (found.bn_mode, found.split) == ("train", "train")
+    assert found.left_out == (
+        "evaluated (BatchNorm mode eval on train data)",
+        "tested (BatchNorm mode train on test data)",
+    )
+    assert found.verdict.reason == f"{alone.verdict.reason} Left out, measured otherwise: 2 of 13 runs, " + (
+        ", ".join(found.left_out) + "."
+    )
+    pd.testing.assert_frame_equal(found.table, alone.table)
+    assert found.runs["run"].tolist() == ["unmeasured", *(f"r{i}" for i in range(10))]

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import tvlars_probe
+from tvlars_probe.analyses.grid import LayerGrid
+from tvlars_probe.analyses.loading import facts_of, grid_of
+from tvlars_probe.analyses.replay import COLUMNS, replay
 from tvlars_probe.analyses.replay_runs import replay_of
 from tvlars_probe.analyses.variants import Variant
 from tvlars_probe.errors import TraceError, UserError
@@ -125,3 +128,122 @@ def test_sgd_is_replayed_as_lars_and_rows_are_one_per_step_and_tensor(trained: C
     result = replay_of(run, optimizer="lars")
     assert len(result.rows()) == len(run.layers(["step"]))
     assert "one-step counterfactual" in result.verdict.reason
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> Path:
+    """LARS with two groups of settings and rates of their own, beside SGD."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 12), torch.nn.Tanh(), torch.nn.Linear(12, 8), torch.nn.Linear(8, 4))
+    groups = [
+        {"params": [*model[0].parameters()]},
+        {"params": [*model[2].parameters()], "weight_decay": 0.1, "lr": 0.05, "eta": 0.01, "trust_clip": True},
+    ]
+    optimizers = [tvlars_probe.LARS(groups, lr=1.0), torch.optim.SGD(model[3].parameters(), lr=0.1)]
+    with tvlars_probe.record(model, optimizers, tmp_path / "grouped"):
+        for _ in range(6):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(torch.randn(32, 16)), torch.randint(0, 4, (32,))).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    return tmp_path / "grouped"
+
+
+def test_each_parameter_group_is_replayed_with_its_own_settings(grouped: Path) -> None:
+    result = replay_of(open_run(grouped))
+    off = np.abs(result.replayed_ratio / result.applied_ratio - 1)
+    assert off[~result.cancelled].max() < 1e-4
+    assert result.verdict.answer == "the same"
+    settings = dict(zip(result.parameters, result.variants, strict=True))
+    told = [(v.eta, v.weight_decay, v.trust_clip) for name in ("0.weight", "2.bias") if (v := settings[name])]
+    assert told == [(0.001, 5e-4, False), (0.01, 0.1, True)]
+    assert settings["3.weight"] is None
+
+
+def test_a_given_setting_is_for_all_groups_and_the_others_stay(grouped: Path) -> None:
+    result = replay_of(open_run(grouped), eta=0.5)
+    settings = dict(zip(result.parameters, result.variants, strict=True))
+    told = [(v.eta, v.weight_decay) for name in ("0.weight", "2.weight") if (v := settings[name])]
+    assert told == [(0.5, 5e-4), (0.5, 0.1)]
+
+
+def test_a_learning_rate_is_that_of_the_first_group_and_a_rate_of_ones_own_is_kept(
+    grouped: Path, trained: Callable[..., Path]
+) -> None:
+    rates = replay_of(open_run(grouped), lr=4.0).table.set_index("parameter")["rate_quotient"]
+    assert rates[["0.weight", "0.bias"]].tolist() == pytest.approx([4, 4])
+    assert rates[["3.weight", "3.bias"]].tolist() == pytest.approx([1, 1])
+    run = open_run(trained("lars", excluded_lr=0.01))
+    result = replay_of(run, lr=64.0, schedule="cosine")
+    factors = 0.5 * (1 + np.cos(np.pi * np.arange(32) / 32))
+    for name, lr in (("0.weight", 64.0), ("8.bias", 0.01)):
+        at = result.parameters.index(name)
+        assert result.replayed[:, at] / result.replayed_ratio[:, at] == pytest.approx(lr * factors, rel=1e-5)
+
+
+def test_the_rate_that_lars_warm_scaled_is_not_scaled_twice(trained: Callable[..., Path]) -> None:
+    result = replay_of(open_run(trained("lars", "lars-warm", lr=None)), schedule="lars-warm")
+    assert result.verdict.answer == "the same"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eta": 0.0}, {"optimizer": "tvlars", "lmbda": 1e9}, {"eta": 1e308}, {"schedule": "none"}], ids=str
+)
+def test_a_rate_that_becomes_zero_or_was_zero_is_a_difference(
+    settings: dict[str, Any], trained: Callable[..., Path]
+) -> None:
+    verdict = replay_of(open_run(trained("lars", "lars-warm")), **settings).verdict
+    assert verdict.answer not in ("the same", "nothing to compare")
+    assert "rows" in verdict.reason
+    if "schedule" not in settings:
+        assert ("infinite in" if settings.get("eta") else "zero in") in verdict.reason
+
+
+@pytest.mark.parametrize("lr", [0.0, -5.0, np.nan, np.inf])
+def test_a_learning_rate_that_is_none_is_refused(lr: float, trained: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"--lr \S+ is outside its range \(allowed: above 0\)"):
+        replay_of(open_run(trained("lars")), lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lmbda": 3.0}, "--lmbda has no effect on lars: leave it out, or replay --optimizer tvlars"),
+        ({"adam": True}, "--adam has no effect on lars: leave it out, or replay --optimizer lamb"),
+        ({"optimizer": "lamb", "eta": 3.0}, "--eta has no effect on lamb"),
+        ({"warmup_epochs": 1.0}, "--warmup-epochs has no effect with --schedule none"),
+        ({"optimizer": "tvlars", "delay": np.nan}, "--delay nan is outside its range"),
+        ({"optimizer": "tvlars", "alpha": np.inf}, "--alpha inf is outside its range"),
+    ],
+    ids=str,
+)
+def test_settings_without_effect_are_refused(
+    settings: dict[str, Any], message: str, trained: Callable[..., Path]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        replay_of(open_run(trained("lars")), **settings)
+
+
+def test_a_trace_without_known_ratios_gives_nothing_to_compare(grouped: Path) -> None:
+    run = open_run(grouped)
+    facts = facts_of(run)
+    grid = grid_of(run, facts, COLUMNS)
+    unknown = LayerGrid(grid.steps, grid.parameters, {**grid.values, "trust_ratio": grid["trust_ratio"] * np.nan})
+    verdict = replay(unknown, facts, [Variant()] * len(grid.parameters)).verdict
+    assert verdict.answer == "nothing to compare"
+    assert "no recorded row tells the rate that was applied" in verdict.reason
+
+
+@pytest.mark.filterwarnings("error")
+def test_norms_of_a_run_that_diverged_are_replayed_without_warnings(tmp_path: Path) -> None:
+    p = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = tvlars_probe.LARS([p], lr=1.0)
+    with tvlars_probe.record(None, optimizer, tmp_path / "diverged"):
+        for value in (1.0, 1.0, 1e-42, 1e30, float("inf"), 1.0):
+            p.grad = torch.full_like(p, value)
+            optimizer.step()
+    result = replay_of(open_run(tmp_path / "diverged"), eta=0.1)
+    assert result.verdict.answer == "100 times the rate"
+    row = result.table.iloc[0]  # the medians of both are of the same rows
+    assert row["replayed_ratio"] / row["applied_ratio"] == pytest.approx(100)

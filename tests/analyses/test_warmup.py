@@ -10,6 +10,7 @@ from tvlars_probe.analyses.grid import LayerGrid
 from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
 from tvlars_probe.analyses.warmup_pairs import pair_warmups
 from tvlars_probe.analyses.warmup_rule import Thresholds
+from tvlars_probe.errors import UserError
 
 T, W = 100, 20
 FALLING = np.linspace(2.3, 0.1, T)
@@ -44,21 +45,22 @@ def test_a_warm_up_of_layers_already_below_their_settled_ratio_is_redundant_and_
     assert result.verdict.figures[0].name == "redundant_share"
 
 
-def test_a_layer_hot_until_step_12_needs_13_steps_of_warm_up() -> None:
+def test_a_layer_hot_until_step_12_would_take_13_steps_of_warm_up() -> None:
     steady = np.full(T, 4.0)
     hot = np.where(np.arange(T) <= 12, 40.0, 4.0)
     result = judged({"calm.weight": steady, "hot.weight": hot})
-    assert result.verdict.answer == "needed"
+    assert result.verdict.answer == "can't tell"
+    assert "a run without warm-up at this peak rate would tell" in result.verdict.reason
     assert result.suggested_steps == 13
     assert result.suggested_epochs == pytest.approx(13 / 5)
     assert result.setting_layers == ("hot.weight",)
     assert result.verdict["hot_share"] == 0.5
 
 
-def test_a_bias_that_full_rate_overwrites_needs_warm_up_although_all_layers_are_redundant() -> None:
+def test_a_bias_that_full_rate_overwrites_leaves_it_open_although_all_layers_are_redundant() -> None:
     low_early = np.where(np.arange(T) < W, 1.0, 4.0)
     result = judged({"a.weight": low_early}, biases={"a.bias": 3.0})
-    assert result.verdict.answer == "needed"
+    assert result.verdict.answer == "can't tell"
     assert result.verdict["redundant_share"] == 1.0
     assert result.verdict["overwritten"] == 1
     assert result.verdict["unadapted_step"] == pytest.approx(3.0)
@@ -80,6 +82,62 @@ def test_without_warm_up_a_loss_that_triples_says_needed_and_one_that_falls_says
     assert harmed.early.rise == pytest.approx(7.0 / 2.3)
     assert harmed.suggested_steps == harmed.early.recovered_after == 9
     assert judged(steady, warmup=0).verdict.answer == "not needed"
+
+
+def test_the_answer_does_not_depend_on_how_long_a_run_goes_on() -> None:
+    rising = FALLING.copy()
+    rising[11] = 7.0
+    steady = {"a.weight": np.full(T, 4.0)}
+    frame = layers({"a.weight": np.ones(T)}, {"a.weight": np.full(T, 0.25)}, np.ones(T))
+    for length in (30, 50, 100):
+        cut = LayerGrid.from_frame(frame[frame["step"] < length])
+        result = analyse_warmup(cut, losses(rising[:length]), lars_facts(("a.weight",)))
+        assert (result.verdict.answer, result.early.peak_step) == ("needed", 11)
+    late = FALLING.copy()
+    late[25] = 7.0  # the sixth epoch of five steps
+    assert judged(steady, warmup=0, loss=late).verdict.answer == "not needed"
+    assert judged(steady, warmup=0, loss=late, steps_per_epoch=6).verdict.answer == "needed"
+    assert judged(steady, warmup=0, loss=late, steps_per_epoch=None).verdict.answer == "needed"
+
+
+def test_hot_layers_that_did_no_harm_suggest_no_warm_up() -> None:
+    result = judged({"a.weight": np.where(np.arange(T) <= 12, 40.0, 4.0)}, warmup=0)
+    assert result.verdict.answer == "not needed"
+    assert "although 100% of the adapted layers are hot" in result.verdict.reason
+    assert result.suggested_steps is None
+
+
+def test_a_run_that_diverges_at_once_needs_warm_up_however_short_it_is() -> None:
+    frame = layers({"a": np.ones(T)}, {"a": np.ones(T)}, np.ones(T))
+    result = analyse_warmup(
+        LayerGrid.from_frame(frame[frame["step"] < 5]), losses(np.array([2.3, 9.0, np.inf])), lars_facts(("a",))
+    )
+    assert result.verdict.answer == "needed"
+    assert "not finite at step 2" in result.verdict.reason
+
+
+def test_a_tensor_with_a_rate_of_its_own_is_measured_by_its_own_peak() -> None:
+    """A bias at a hundredth of the rate: a step at its full rate moves it by 0.03 of its norm, not by 3."""
+    names = ("a.weight", "a.bias")
+    low_early = np.where(np.arange(T) < W, 1.0, 4.0)
+    frame = layers(
+        {n: np.ones(T) for n in names},
+        {"a.weight": 1 / low_early, "a.bias": np.full(T, 3.0)},
+        warm(T, W),
+        biases=("a.bias",),
+    )
+    frame.loc[frame["parameter"] == "a.bias", ["lr", "update_norm"]] *= np.float32(0.01)
+    result = analyse_warmup(LayerGrid.from_frame(frame), losses(FALLING), lars_facts(names, biases=("a.bias",)))
+    assert result.verdict["unadapted_step"] == pytest.approx(0.03)
+    assert (result.verdict.answer, result.verdict["overwritten"]) == ("not needed", 0)
+
+
+@pytest.mark.parametrize("wrong", [{"early_epochs": float("nan")}, {"hot": -1.0}, {"settled": 2.0}])
+def test_lines_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(
+        UserError, match=rf"--{next(iter(wrong)).replace('_', '-')} .* is out of range \(allowed: above 0"
+    ):
+        Thresholds(**wrong)
 
 
 def test_without_warm_up_an_early_gradient_explosion_without_harm_leaves_it_open() -> None:
@@ -139,4 +197,49 @@ def test_pairs_have_one_peak_rate_and_seed_and_gains_are_with_minus_without() ->
     assert pairs.pairs["run_with"].tolist() == ["warm0", "warm1", "warm2"]
     assert pairs.pairs["gain"].tolist() == pytest.approx([3.0, 3.1, 3.2])
     assert pairs.verdict.answer == "helps"
+    assert "compare it with --schedule cosine" in pairs.verdict.reason
     assert pair_warmups(results[:1]).verdict.answer == "can't tell"
+
+
+def pair(gains: dict[int, float], **facts: Any) -> list[tuple[Warmup, float | None]]:
+    """Per seed, a run with cosine and one that has warm-up, too."""
+    steady = {"a.weight": np.full(T, 4.0)}
+    made: list[tuple[Warmup, float | None]] = []
+    for seed, gain in gains.items():
+        told = {"seed": seed, "batch_size": 8, "config": {"optimizer": {"name": "lars"}, "epochs": 3}, **facts}
+        made.append((judged(steady, warmup=0, name=f"plain{seed}", **{"schedule": "cosine", **told}), 90.0))
+        made.append((judged(steady, name=f"warm{seed}", **{**told, "schedule": "lars-warm"}), 90.0 + gain))
+    return made
+
+
+def test_only_runs_that_differ_in_nothing_else_are_paired_and_a_seed_counts_once() -> None:
+    results = pair({0: 1.0, 1: 1.2})
+    other = pair({0: 50.0}, config={"optimizer": {"name": "lars", "excluded_lr": 0.01}, "epochs": 3})[1:]
+    none = pair({0: 0.0}, schedule="none")[:1]
+    pairs = pair_warmups([*results, *other, *none, *results[:2]])
+    alone = pairs.pairs[pairs.pairs["alone"]]
+    assert {round(gain, 6) for gain in alone["gain"]} == {1.0, 1.2}
+    assert pairs.verdict["seeds"] == 2
+    assert pairs.verdict["gain"] == pytest.approx(1.1)
+    assert pairs.verdict.answer == "can't tell"
+    assert not pairs.pairs[~pairs.pairs["alone"]].empty
+
+
+def test_each_optimizer_has_its_own_answer() -> None:
+    both = pair({0: 1.0, 1: 1.01, 2: 1.02}) + pair({0: -1.0, 1: -1.01, 2: -1.02}, optimizer="LAMB")
+    verdict = pair_warmups(both).verdict
+    assert verdict.answer == "can't tell"
+    assert "LAMB: it changes the accuracy by -1.01" in verdict.reason
+    assert "LARS: it changes the accuracy by +1.01" in verdict.reason
+
+
+def test_runs_that_diverge_without_warm_up_speak_for_it() -> None:
+    results = pair({0: 0.0})
+    exploding = np.where(np.arange(T) < 3, 2.0, np.inf)
+    told = {"seed": 0, "batch_size": 8, "schedule": "cosine", "config": results[0][0].facts.config}
+    diverged = judged({"a.weight": np.full(T, 4.0)}, warmup=0, loss=exploding, status="diverged", **told)
+    results[0] = (diverged, None)
+    only = pair_warmups(results[:2])
+    assert only.verdict.answer == "helps"
+    assert "1 of 1 runs without warm-up diverged" in only.verdict.reason
+    assert only.pairs["rescued"].tolist() == [True]

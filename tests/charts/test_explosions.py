@@ -21,7 +21,8 @@ def test_an_explosion_planted_at_step_37_in_two_layers_is_a_bar_each_until_it_is
     for name in NAMES[:2]:
         grad[name][37:45] = 50.0
     frame = layers({name: np.ones(steps) for name in NAMES}, grad, np.ones(steps))
-    result = analyse_warmup(LayerGrid.from_frame(frame, NAMES), losses(np.linspace(2, 1, steps)), lars_facts(NAMES))
+    facts = lars_facts(NAMES, steps_per_epoch=8)
+    result = analyse_warmup(LayerGrid.from_frame(frame, NAMES), losses(np.linspace(2, 1, steps)), facts)
     spec = explosion_timeline(result).to_dict()
     bars = {row["parameter"]: row for row in next(data_sets(spec)) if row["what"] == "gradient norm ‖g‖"}
     assert {*bars} == {*NAMES[:2]}
@@ -53,7 +54,7 @@ def test_of_many_tensors_the_worst_are_drawn_and_the_statement_is_of_all() -> No
     for name, ratio in (("1.weight", np.inf), ("2.weight", np.nan)):  # of a median of 0, and of none
         table.loc[table["parameter"] == name, "peak_over_median"] = ratio
     spec = explosion_timeline(dataclasses.replace(result, explosions=table)).to_dict()
-    assert spec["title"]["text"] == "46% of the tensors explode early (to step 19), 160.weight first, at step 1"
+    assert spec["title"]["text"] == "46% of the tensors explode early (to step 24), 160.weight first, at step 1"
     assert "the worst 40 of 182 tensors" in spec["title"]["subtitle"]
     drawn = {row["parameter"] for row in next(data_sets(spec))}
     assert len(drawn) == 40
@@ -68,7 +69,7 @@ def test_what_explodes_late_is_not_said_to_be_early_and_bars_reach_to_the_end() 
     frame = layers({name: np.ones(100) for name in names}, grad, np.ones(100))
     result = analyse_warmup(LayerGrid.from_frame(frame, names), losses(np.linspace(2, 1, 100)), lars_facts(names))
     spec = explosion_timeline(result).to_dict()
-    told = "No tensor explodes early (to step 19); 100% do later, 0.weight first, at step 80"
+    told = "No tensor explodes early (to step 24); 100% do later, 0.weight first, at step 80"
     assert spec["title"]["text"] == told
     assert {row["end"] for row in next(data_sets(spec))} == {100}
     assert spec["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0, 100]

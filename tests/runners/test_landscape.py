@@ -141,12 +141,32 @@ def test_interpolated_statistics_lie_on_the_line_and_variances_never_below_zero(
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"dimensions": 3}, "allowed: 1 or 2"), ({"points": 1001}, "allowed: 3 to 1000"), ({"span": -1.0}, "0 or more")],
+    [
+        ({"dimensions": 3}, "allowed: 1 or 2"),
+        ({"points": 1001}, "allowed: 3 to 1000"),
+        ({"span": -1.0}, "0 or more"),
+        ({"span": float("inf")}, "--span inf is outside its range"),
+        ({"span": float("nan")}, "--span nan is outside its range"),
+    ],
     ids=str,
 )
 def test_settings_outside_their_range_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         LandscapeJob(run=tmp_path, **settings)
+
+
+def test_the_same_run_twice_is_no_line(run: Path) -> None:
+    with pytest.raises(UserError, match="is given twice"):
+        LandscapeJob(run=run, run2=run.parent / "." / run.name / ".." / run.name)
+
+
+def test_a_run_of_another_loop_is_refused_without_advice_that_does_not_apply(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    with tvlars_probe.record(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path / "own"):
+        pass
+    with pytest.raises(UserError, match="Slices can be computed of runs that tvlars-probe train made") as refused:
+        measure_landscape(LandscapeJob(run=tmp_path / "own", place=CPU))
+    assert "--model" not in str(refused.value)
 
 
 def test_a_step_without_checkpoint_is_refused_and_nothing_is_written(run: Path, run2: Path) -> None:

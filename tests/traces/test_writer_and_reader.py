@@ -115,6 +115,14 @@ def test_several_runs_are_read_as_one(tmp_path: Path) -> None:
         assert frame["parameter"].dtype == "category"
 
 
+def test_runs_of_one_name_are_told_apart_and_a_run_given_twice_is_read_once(tmp_path: Path) -> None:
+    for folder in ("a/lars", "b/lars", "b/deep/lars", "b/tvlars"):
+        journal(tmp_path / folder).release()
+    runs = tvlars_probe.open_runs([tmp_path, tmp_path / "a" / "lars", tmp_path / "b" / ".." / "a" / "lars"])
+    assert sorted(run.name for run in runs) == ["a/lars", "b/lars", "deep/lars", "tvlars"]
+    assert tvlars_probe.open_run(tmp_path / "a" / "lars").name == "lars"
+
+
 def test_a_run_without_rows_gives_empty_frames(tmp_path: Path) -> None:
     run = Journal.create(tmp_path / "r", Manifest(run_id="r"))
     run.begin_segment(0)

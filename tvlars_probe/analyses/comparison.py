@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.intervals import Mean
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.errors import unknown
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,8 @@ class Comparison:
         rows: fields that make the rows.
         columns: fields that make the columns.
         runs: a row per run.
-        rates: a row per cell and learning rate: ``mean``, ``half_width``, ``seeds``, ``diverged``, ``unfinished``.
+        rates: a row per cell and learning rate: ``mean``, ``half_width``, ``seeds`` (different ones), ``diverged``,
+            ``unfinished``.
         table: a row per cell at its best learning rate, with ``epochs_to_target``, ``diverged`` and ``runs`` over all
             its learning rates.
     """
@@ -69,20 +70,27 @@ class Comparison:
         )
 
 
-def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float | None) -> dict[str, object]:
-    """What a comparison needs of one run: its settings and its figures at the last epoch.
+def epoch_columns(metric: str) -> list[str]:
+    """What of the table ``epochs`` `run_row` reads.
 
     Raises:
         UserError: no such metric.
     """
     if metric not in METRICS:
         raise unknown("--metric", metric, METRICS)
+    counterparts = (metric.replace("val_", "test_"), metric.replace("test_", "val_"))
+    return [*dict.fromkeys(("epoch", "test_acc1", metric, *counterparts))]
+
+
+def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float | None) -> dict[str, object]:
+    """What a comparison needs of one run: its settings and its figures at the last epoch."""
     epochs = epochs[epochs[metric].notna()]
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     reached = epochs[epochs["test_acc1"] >= target]["epoch"].tolist() if target is not None and len(epochs) else []
     return {
         "run": facts.name,
         "status": facts.status,
+        "settings": facts.settings,
         **{name: getattr(facts, name) for name in FIELDS},
         "schedule": facts.schedule or "none",
         "seed": facts.seed,
@@ -104,9 +112,10 @@ def compare(
 ) -> Comparison:
     """Compare cells of settings, each at its best peak learning rate.
 
-    The rate is chosen on held-out data where every run has some (``--val``), else on the metric itself, and the
-    result says so. Means are over the runs that completed; where none of a cell did, over what there is. A rate at
-    which a run diverged is chosen only if there is no other.
+    Runs of one cell that differ in more than rate and seed are told apart by the field ``settings``; those of one seed
+    count as one. The rate is chosen on held-out data where every run has some (``--val``), else on the metric itself,
+    and the result says so. Means are over the runs that completed; where none of a cell did, over what there is. A
+    rate at which a run diverged is chosen only if there is no other.
 
     Args:
         rows_of_runs: as of `run_row`.
@@ -118,12 +127,17 @@ def compare(
     Raises:
         UserError: no such field.
     """
-    for name in (*rows, *columns):
+    asked = [*rows, *columns]
+    for name in asked:
         if name not in FIELDS:
             raise unknown("field of --rows and --columns", name, FIELDS)
+        if asked.count(name) > 1:
+            raise UserError(f"--rows and --columns name {name} twice: name each field once")
     runs = pd.DataFrame(list(rows_of_runs))
     rows, columns = (_told(names, runs) for names in (rows, columns))
     rows = rows or ("optimizer",)
+    runs["settings"] = _settings(runs, [*rows, *columns])
+    rows = (*rows, "settings") if any(runs["settings"]) else rows
     cells = [*rows, *columns]
     held_out = bool(runs["val"].notna().all()) and metric.startswith(("test_", "val_"))
     runs["choice"] = runs["val"] if held_out else runs["value"]
@@ -154,12 +168,26 @@ def _told(names: Sequence[str], runs: pd.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in names if runs[name].notna().any())
 
 
+def _settings(runs: pd.DataFrame, fields: list[str]) -> pd.Series[Any]:
+    """Per run, the settings in which the runs of its cell differ, apart from rate and seed; empty where in none."""
+    labels = dict.fromkeys(runs.index, "")
+    for _, cell in runs.groupby(fields, dropna=False):
+        told = [{name: str(value) for name, value in run.items() if name not in fields} for run in cell["settings"]]
+        names = dict.fromkeys(name for run in told for name in run)
+        varying = [name for name in names if len({run.get(name) for run in told}) > 1]
+        for index, run in zip(cell.index, told, strict=True):
+            labels[index] = ", ".join(f"{name.rpartition('.')[2]} {run.get(name, '–')}" for name in varying)
+    return pd.Series(labels, dtype=object)
+
+
 def _rate_row(group: pd.DataFrame) -> dict[str, object]:
     done = group[group["status"] == "completed"]
     diverged = int((group["status"] == "diverged").sum())
     used = done if len(done) else group
     reached = used["epochs_to_target"].dropna()
-    mean = Mean.of(used["value"].astype(float).tolist())
+    who = used["seed"].astype(object).where(used["seed"].notna(), used["run"])
+    by_seed = used[["value", "choice"]].astype(float).groupby(who, sort=False).mean()
+    mean = Mean.of(by_seed["value"].tolist())
     return {
         "mean": mean.value,
         "half_width": mean.half_width,
@@ -169,7 +197,7 @@ def _rate_row(group: pd.DataFrame) -> dict[str, object]:
         "runs": len(group),
         "epochs_to_target": float(reached.median()) if len(reached) else np.nan,
         "reached_target": len(reached),
-        "choice": Mean.of(used["choice"].astype(float).tolist()).value,
+        "choice": Mean.of(by_seed["choice"].tolist()).value,
     }
 
 

@@ -6,6 +6,7 @@ sharpness orders runs as their gap does is what a rank correlation tells (Jiang 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ QUESTION = "Do sharper minima generalise worse here?"
 
 OUTCOMES = ("generalisation_gap", "test_error")
 
+_MOST_NAMED = 4
+"""Runs left out that a verdict names."""
+
 
 @dataclass(frozen=True)
 class SharpnessCorrelation:
@@ -31,12 +35,18 @@ class SharpnessCorrelation:
 
     Attributes:
         verdict: of raw sharpness with the generalisation gap.
-        runs: a row per run: end sharpness by measure, ``generalisation_gap`` (train_eval_acc1 − test_acc1, in points),
-            ``test_error`` (100 − test_acc1, in percent).
+        bn_mode: BatchNorm mode of the sharpness, the first run's; modes are never joined.
+        split: data that its loss is of, likewise.
+        left_out: runs measured in another mode or on other data, with these.
+        runs: a row per run that is not left out: end sharpness by measure, ``generalisation_gap`` (train_eval_acc1 −
+            test_acc1, in points), ``test_error`` (100 − test_acc1, in percent).
         table: a row per measure and outcome: Spearman's ``rho`` with its bootstrap interval and the number of runs.
     """
 
     verdict: Verdict
+    bn_mode: str | None
+    split: str | None
+    left_out: tuple[str, ...]
     runs: pd.DataFrame
     table: pd.DataFrame
 
@@ -47,12 +57,16 @@ def correlate(
     """Correlate each run's end sharpness with how it generalises.
 
     Args:
-        results: per run its analysis and its table ``epochs``, whose last row counts.
+        results: per run its analysis and its table ``epochs``, whose last row counts. Runs measured in another
+            BatchNorm mode than the first, or on other data, are left out.
         least_runs: below this number the verdict says so.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    runs = pd.DataFrame([_row(result, epochs) for result, epochs in results])
+    mode = next((_mode(m) for m, _ in results if _mode(m) is not None), None)
+    others = [m for m, _ in results if _mode(m) not in (None, mode)]
+    left_out = tuple(f"{m.facts.name} (BatchNorm mode {m.bn_mode} on {m.split} data)" for m in others)
+    runs = pd.DataFrame([_row(m, epochs) for m, epochs in results if _mode(m) in (None, mode)])
     measures = [name for name in runs.columns if name.startswith("end_")]
     rows = []
     for measure in measures:
@@ -70,7 +84,18 @@ def correlate(
                 }
             )
     table = pd.DataFrame(rows, columns=["measure", "outcome", "rho", "low", "high", "runs", "too_few"])
-    return SharpnessCorrelation(_verdict(table, least_runs), runs, table)
+    verdict = _verdict(table, least_runs)
+    if left_out:
+        named = ", ".join(left_out[:_MOST_NAMED]) + (", ..." if len(left_out) > _MOST_NAMED else "")
+        reason = f"{verdict.reason} Left out, measured otherwise: {len(left_out)} of {len(results)} runs, {named}."
+        verdict = dataclasses.replace(verdict, reason=reason)
+    bn_mode, split = mode or (None, None)
+    return SharpnessCorrelation(verdict, bn_mode, split, left_out, runs, table)
+
+
+def _mode(m: Minimizer) -> tuple[str, str] | None:
+    """BatchNorm mode and data of a run's sharpness; None where none is on record."""
+    return None if m.bn_mode is None or m.split is None else (m.bn_mode, m.split)
 
 
 def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
@@ -110,7 +135,7 @@ def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
     )
     span = f"ρ = {row['rho']:.2f} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
     if count < least_runs:
-        few = f"{count} run{'s' if count != 1 else ''} are too few to say anything (at least {least_runs})"
+        few = f"{count} {'run is' if count == 1 else 'runs are'} too few to say anything (at least {least_runs})"
         return Verdict(QUESTION, CANT_TELL, f"{few}{'' if count < 3 else ': ' + span}.", figures)
     if row["low"] > 0:
         return Verdict(QUESTION, "yes", f"sharper ends have the larger gap: {span}.", figures)

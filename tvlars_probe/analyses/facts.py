@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
     from tvlars_probe.traces.manifest import Manifest
 
+_ASIDE = {"place", "recording", "sharpness", "seed", "mode", "batch_size", "epochs"}
+"""Sections of a configuration that settings don't count, or that have a field of their own."""
+
+_OWN_FIELDS = {
+    "schedule.name", "data.name", "data.folder", "data.download", "model.name", "optimizer.name", "optimizer.lr",
+    "optimizer.lmbda",
+}  # fmt: skip
+_OF_GROUPS = ("weight_decay", "decay_form", "momentum", "eta", "eps", "variant")
+
 PARAMETER_COLUMNS = ("name", "layer", "kind", "shape", "numel", "optimizer", "group", "adapted", "decayed")
 
 
@@ -106,6 +115,16 @@ class RunFacts:
         optimizer = self.optimizer or "unknown optimizer"
         return optimizer if self.schedule in (None, "none") else f"{optimizer}, {self.schedule}"
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """Whatever else may change the run's result, by name; neither its rate, schedule and seed, nor where it ran."""
+        if isinstance(self.config.get("optimizer"), dict):
+            told = _flat({name: value for name, value in self.config.items() if name not in _ASIDE})
+        else:
+            told = _flat({"group": [{name: group.get(name) for name in _OF_GROUPS} for group in self.groups]})
+        kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS}
+        return kept | {"data": self.data, "model": self.model, "epochs": self.epochs}
+
     def group_of(self, parameters: Sequence[str]) -> list[Mapping[str, Any]]:
         """Each parameter's group in the manifest; an empty one where it isn't told."""
         rows = self.parameters.set_index("name")
@@ -124,6 +143,17 @@ class RunFacts:
             if value is not None and not pd.isna(value)
         }
         return [told.get(p) for p in parameters]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, object]:
+    """Nested entries by dotted name."""
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple):
+        pairs = list(enumerate(value))
+    else:
+        return {prefix: value}
+    return {key: leaf for name, item in pairs for key, leaf in _flat(item, f"{prefix}.{name}".strip(".")).items()}
 
 
 def _asked_rate(config: Mapping[str, Any], group: Mapping[str, Any], peak_lr: float | None) -> float | None:

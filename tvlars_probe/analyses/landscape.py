@@ -7,6 +7,7 @@ arXiv:1712.09913), so that widths can be compared between networks; or the strai
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ QUESTION_LINE = "Do both runs lie in one basin?"
 COLUMNS = ("measurement_id", "created_at", "step", "run2", "alpha", "beta", "loss", "acc1", "split", "bn_mode", "seed")
 
 
+_ID_SUFFIX = re.compile(r"\.[0-9a-f]{6}$")
+"""What a run_id adds to the run's name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Landscape:
     """One stored slice.
@@ -38,6 +43,7 @@ class Landscape:
         bn_mode: how BatchNorm statistics were handled.
         line: ``alpha``, ``loss``, ``acc1`` where beta is 0.
         plane: ``alpha``, ``beta``, ``loss``, ``acc1``; empty for one-dimensional slices.
+        plane_reason: what is to be seen on the plane, in a sentence; empty where there is none.
         spacing: distance of grid points along alpha and beta.
     """
 
@@ -48,6 +54,7 @@ class Landscape:
     bn_mode: str
     line: pd.DataFrame
     plane: pd.DataFrame
+    plane_reason: str
     spacing: tuple[float, float]
 
 
@@ -64,7 +71,7 @@ def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0,
     newest = rows.sort_values("created_at", kind="stable")["measurement_id"].iloc[-1]
     own = rows[rows["measurement_id"] == newest]
     first = own.iloc[0]
-    run2 = None if pd.isna(first["run2"]) else str(first["run2"])
+    run2 = None if pd.isna(first["run2"]) else _ID_SUFFIX.sub("", str(first["run2"]))
     columns = ["alpha", "loss", "acc1"]
     flat = own[own["beta"].fillna(0.0) == 0.0].sort_values("alpha")[columns].reset_index(drop=True)
     plane = (
@@ -81,6 +88,7 @@ def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0,
         bn_mode=str(first["bn_mode"]),
         line=flat,
         plane=plane.reset_index(drop=True),
+        plane_reason=_over_plane(plane, rise) if len(plane) else "",
         spacing=(_spacing(own["alpha"]), _spacing(own["beta"])),
     )
 
@@ -91,22 +99,56 @@ def _spacing(values: pd.Series[float]) -> float:
 
 
 def _width(line: pd.DataFrame, rise: float) -> Verdict:
+    """How far the loss stays below its rise, on either side."""
     alpha, loss = line["alpha"].to_numpy(float), line["loss"].to_numpy(float)
     centre = int(np.abs(alpha).argmin())
-    level = loss[centre] + rise
-    right, left = (
-        _crossing(alpha[centre:], loss[centre:], level),
-        _crossing(-alpha[centre::-1], loss[centre::-1], level),
-    )
+    at = Figure("loss", float(loss[centre]), "1", "loss at the checkpoint")
+    if not np.isfinite(loss[centre]):
+        return Verdict(QUESTION, CANT_TELL, f"the loss at the checkpoint is {loss[centre]:g}", (at,))
+    if len(alpha) == 1:
+        return Verdict(QUESTION, CANT_TELL, "the slice holds no point beside the checkpoint", (at,))
+    level, ends = loss[centre] + rise, (float(-alpha[0]), float(alpha[-1]))
+    left = _crossing(-alpha[centre::-1], loss[centre::-1], level)
+    right = _crossing(alpha[centre:], loss[centre:], level)
+    rose = np.isfinite([left, right])
+    least = sum(min(side, end) for side, end in zip((left, right), ends, strict=True))
+    meaning = f"interval of α in which the loss rises by less than {rise:g}"
     figures = (
-        Figure("width", right + left, "1", f"interval of α in which the loss rises by less than {rise:g}"),
-        Figure("loss", float(loss[centre]), "1", "loss at the checkpoint"),
+        Figure("width", least, "1", meaning)
+        if rose.all()
+        else Figure("least_width", least, "1", f"the slice's part of the {meaning}"),
+        Figure("left", left if rose[0] else None, "1", f"how far below α = 0 the loss rises by {rise:g}"),
+        Figure("right", right if rose[1] else None, "1", f"how far above α = 0 the loss rises by {rise:g}"),
+        at,
     )
-    if not np.isfinite(right + left):
-        reason = f"The loss rises by less than {rise:g} within the slice, up to α = {np.abs(alpha).max():.3g}"
+    if rose.all():
+        reason = f"The loss rises by {rise:g} within α = −{left:.2g} to {right:.2g}: width {least:.2g}"
+        return Verdict(QUESTION, f"{least:.3g}", reason, figures)
+    if not rose.any():
+        reason = f"The loss rises by less than {rise:g} on both sides, from α = −{ends[0]:.3g} to {ends[1]:.3g}"
         return Verdict(QUESTION, "wider than the slice", reason, figures)
-    reason = f"The loss rises by {rise:g} within α = −{left:.2g} to {right:.2g}: width {right + left:.2g}"
-    return Verdict(QUESTION, f"{right + left:.3g}", reason, figures)
+    crossed, end = (f"−{left:.2g}", f"{ends[1]:.3g}") if rose[0] else (f"{right:.2g}", f"−{ends[0]:.3g}")
+    reason = (
+        f"The loss rises by {rise:g} at α = {crossed}, and by less on the other side, up to the slice's end at "
+        f"α = {end}: width above {least:.3g}"
+    )
+    return Verdict(QUESTION, f"above {least:.3g}", reason, figures)
+
+
+def _over_plane(plane: pd.DataFrame, rise: float) -> str:
+    """What the loss does over the plane."""
+    loss = plane["loss"].to_numpy(float)
+    centre = loss[int((plane["alpha"] ** 2 + plane["beta"] ** 2).to_numpy(float).argmin())]
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
+        return "The loss is finite nowhere on the plane"
+    seen = f"Over the plane the loss goes from {finite.min():.3g} to {finite.max():.3g}"
+    if np.isfinite(centre):
+        share = float((loss < centre + rise).mean())
+        seen += f" and rises by less than {rise:g} at {100 * share:.3g} % of the points"
+    if len(finite) < len(loss):
+        seen += f"; it is not finite at {len(loss) - len(finite)} of {len(loss)}"
+    return seen
 
 
 def _crossing(alpha: NDArray[np.float64], loss: NDArray[np.float64], level: float) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.facts import RunFacts
@@ -51,6 +52,15 @@ class SharpnessRule:
     escaped: float = 0.5
     least: int = 5
 
+    def __post_init__(self) -> None:
+        for name in ("early", "late"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name):g} is outside its range (allowed: a share from 0 to 1)")
+        if not 0 < self.escaped <= 1:
+            raise UserError(f"--escaped {self.escaped:g} is outside its range (allowed: a share above 0, up to 1)")
+        if self.least < 1:
+            raise UserError(f"least={self.least} is too few (allowed: 1 or more measurements)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Minimizer:
@@ -65,7 +75,8 @@ class Minimizer:
         curves: a row per figure of the whole model: ``step``, ``operator``, ``value``, ``error``, ``converged``,
             ``limit``.
         summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps`` (from
-            the peak on, steps at or above the line of escape), ``state``.
+            the peak on, steps at or above the line of escape: those between two measurements in a row that both are),
+            ``state``.
         blocks: a row per layer or tensor whose own block was measured, at each step, in any mode (as the two below).
         further: traces and epsilon-sharpness.
         spectrum: the spectral densities.
@@ -152,7 +163,7 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
     end = float(np.median(value[late & told])) if (late & told).any() else np.nan
     share = end / value[peak] if value[peak] > 0 else np.nan
     above = (step >= step[peak]) & (value >= rule.escaped * value[peak])
-    held = step[above][-1] - step[peak] if above.any() else 0.0
+    held = np.diff(step)[above[:-1] & above[1:]].sum()
     limit = curve["limit"].to_numpy(float)
     enough = len(value) >= rule.least and np.isfinite(share)
     return {

@@ -47,7 +47,8 @@ class Decomposition:
         adapted: whether each tensor's rate is scaled by a trust ratio, (P,).
         log_rate: as recorded, (T, P); NaN where there is no row or the rate is below `SMALLEST_RATE`.
         terms: per name in `TERMS` a matrix (T, P).
-        peak_lr: the rate that the schedule's term refers to.
+        peak_lr: the highest rate of the run's schedule.
+        peaks: that of each tensor's group, which the schedule's term refers to, (P,).
         vanished: rows with a rate below `SMALLEST_RATE`.
         unknown: rows whose trust ratio isn't known.
     """
@@ -59,6 +60,7 @@ class Decomposition:
     log_rate: Floats
     terms: Mapping[str, Floats]
     peak_lr: float
+    peaks: Floats
     vanished: int
     unknown: int
 
@@ -74,24 +76,27 @@ class Decomposition:
         return np.exp(self.terms["eta"] + self.terms["norm_ratio"] + self.terms["clip"])
 
 
-def decompose(grid: LayerGrid, facts: RunFacts) -> Decomposition:
+def decompose(grid: LayerGrid, facts: RunFacts, highest: float | None = None) -> Decomposition:
     """Split the log effective rate of every step and tensor into `TERMS`.
 
     Args:
         grid: the columns `COLUMNS` of ``layers``.
         facts: of the run; without ``peak_lr`` the largest recorded rate is taken.
+        highest: the run's largest recorded rate, where ``grid`` holds some of its tensors only.
     """
     lr, trust = grid["lr"].astype(np.float64), grid["trust_ratio"].astype(np.float64)
     adapted = np.array([flag is not False for flag in facts.flag("adapted", grid.parameters)], bool)
     rate = lr * trust
     there = np.isfinite(lr)
     vanished = there & (np.abs(rate) < SMALLEST_RATE)
-    peak = facts.peak_lr or highest_rate(grid)
+    highest = highest_rate(grid) if highest is None else highest
+    peak = facts.peak_lr or highest
+    peaks = _peaks(lr, peak, highest)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_rate = np.where(vanished, np.nan, np.log(rate))
         terms = {
-            "peak_lr": np.full_like(lr, np.log(peak)),
-            "schedule": np.log(lr / peak),
+            "peak_lr": np.broadcast_to(np.log(peaks), lr.shape),
+            "schedule": np.log(lr / peaks),
             **_ratio_terms(grid, facts, adapted, lr),
         }
         terms = {name: np.where(np.isnan(log_rate), np.nan, terms[name]) for name in TERMS}
@@ -103,9 +108,19 @@ def decompose(grid: LayerGrid, facts: RunFacts) -> Decomposition:
         log_rate=log_rate,
         terms=terms,
         peak_lr=peak,
+        peaks=peaks,
         vanished=int(vanished.sum()),
         unknown=int((there & np.isnan(trust)).sum()),
     )
+
+
+def _peaks(lr: Floats, peak: float, highest: float) -> Floats:
+    """Each tensor's own peak: groups may have other rates, all under one schedule."""
+    if not lr.size:
+        return np.full(lr.shape[1], peak)
+    own = np.fmax.reduce(lr, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(own > 0, peak * (own / highest), peak)
 
 
 def highest_rate(grid: LayerGrid) -> float:

@@ -18,7 +18,7 @@ from tvlars_probe.analyses.verdict import Figure, Verdict
 from tvlars_probe.errors import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +40,7 @@ class Replay:
 
     Attributes:
         facts: of the run.
-        variant: that was replayed.
+        variants: settings that were replayed, per tensor; None where the recorded ratio stands.
         verdict: how different it is.
         steps: (T,).
         parameters: (P,).
@@ -50,11 +50,12 @@ class Replay:
         replayed_ratio: the variant's, (T, P).
         cancelled: where ‖g + λw‖ <= ``cancellation``·(‖g‖ + λ‖w‖): the replayed number has lost digits there, (T, P).
         table: a row per tensor: medians of both ratios, the median, lowest and highest quotient of the effective
-            rates (replayed over applied), rows, and the share of them that is flagged as cancelled.
+            rates (replayed over applied; infinite where only the applied one is zero, which the median leaves out),
+            rows, and the share of them that is flagged as cancelled.
     """
 
     facts: RunFacts
-    variant: Variant
+    variants: tuple[Variant | None, ...]
     verdict: Verdict
     steps: NDArray[np.int64]
     parameters: tuple[str, ...]
@@ -84,9 +85,9 @@ class Replay:
 def replay(
     grid: LayerGrid,
     facts: RunFacts,
-    variant: Variant,
+    variants: Sequence[Variant | None],
     *,
-    rate: Callable[[int], float] | None = None,
+    lr: Floats | None = None,
     cancellation: float = 0.05,
 ) -> Replay:
     """Compute the variant's trust ratio at each recorded step and tensor.
@@ -94,35 +95,44 @@ def replay(
     Args:
         grid: the columns `COLUMNS` of ``layers``; for LAMB also `LAMB_COLUMNS`.
         facts: of the run.
-        variant: the settings to replay.
-        rate: learning rate of the n-th update (from 0) under another schedule; by default the recorded rates.
+        variants: the settings to replay, per tensor; None leaves the recorded ratio.
+        lr: learning rates under another schedule, (T, P); by default the recorded rates.
         cancellation: share below which a row is flagged.
 
     Raises:
         TraceError: LAMB is asked of a trace that no LAMB run recorded.
     """
-    direction, dot = _direction(grid, facts, variant)
-    weight_norm = grid["weight_norm"].astype(np.float64)
-    updates = grid.steps - facts.first_step + 1
-    recorded_lr = grid["lr"].astype(np.float64)
-    lr = recorded_lr
-    if rate is not None:
-        lr = np.where(np.isnan(recorded_lr), np.nan, np.array([rate(int(t) - 1) for t in updates])[:, None])
+    recorded_lr, there = grid["lr"].astype(np.float64), ~np.isnan(grid["weight_norm"])
+    lr = recorded_lr if lr is None else np.where(np.isnan(recorded_lr), np.nan, lr)
+    applied_ratio = grid["trust_ratio"].astype(np.float64)
+    ratio, cancelled = applied_ratio.copy(), np.zeros(applied_ratio.shape, bool)
     shapes = dict(zip(facts.parameters["name"], facts.parameters["shape"], strict=True))
     flat = np.array([len(shapes.get(name, (1, 1))) <= 1 for name in grid.parameters], bool)
-    ratio, closeness = variant.trust_ratio(
-        weight_norm=weight_norm, direction=direction, dot=dot, lr=lr, updates=updates, one_dimensional=flat
-    )
-    there = np.isfinite(grid["weight_norm"]) | np.isinf(grid["weight_norm"])
-    ratio = np.where(there, ratio, np.nan)
-    cancelled = there & (closeness <= cancellation) & variant.adapts(flat)
-    applied_ratio = grid["trust_ratio"].astype(np.float64)
-    applied, replayed = recorded_lr * applied_ratio, lr * ratio
+    adapted = np.zeros(len(flat), bool)
+    for variant in dict.fromkeys(variants):
+        if variant is None:
+            continue
+        own = np.array([v == variant for v in variants], bool)
+        chosen = slice(None) if own.all() else own
+        direction, dot = _direction(grid, facts, variant, chosen)
+        ratio[:, chosen], closeness = variant.trust_ratio(
+            weight_norm=grid["weight_norm"][:, chosen].astype(np.float64),
+            direction=direction,
+            dot=dot,
+            lr=lr[:, chosen],
+            updates=grid.steps - facts.first_step + 1,
+            one_dimensional=flat[chosen],
+        )
+        adapted[chosen] = variant.adapts(flat[chosen])
+        cancelled[:, chosen] = (closeness <= cancellation) & adapted[chosen]
+    ratio, cancelled = np.where(there, ratio, np.nan), cancelled & there
+    with np.errstate(over="ignore", invalid="ignore"):
+        applied, replayed = recorded_lr * applied_ratio, lr * ratio
     table = _table(grid.parameters, applied_ratio, ratio, applied, replayed, cancelled, there)
     return Replay(
         facts=facts,
-        variant=variant,
-        verdict=_verdict(table, applied, replayed, cancelled, there),
+        variants=tuple(variants),
+        verdict=_verdict(table, applied, replayed, cancelled, there, adapted),
         steps=grid.steps,
         parameters=grid.parameters,
         applied=applied,
@@ -134,9 +144,11 @@ def replay(
     )
 
 
-def _direction(grid: LayerGrid, facts: RunFacts, variant: Variant) -> tuple[Floats, Floats]:
+def _direction(
+    grid: LayerGrid, facts: RunFacts, variant: Variant, chosen: slice | NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
     names = LAMB_COLUMNS if variant.optimizer == "lamb" else ("grad_norm", "weight_grad_dot")
-    missing = [name for name in names if name not in grid.values or np.isnan(grid[name]).all()]
+    missing = [name for name in names if name not in grid.values or np.isnan(grid[name][:, chosen]).all()]
     if missing and len(grid.steps):
         raise TraceError(
             f"{facts.name} has no {' and '.join(missing)} in layers (recorded with {facts.optimizer}): "
@@ -146,7 +158,7 @@ def _direction(grid: LayerGrid, facts: RunFacts, variant: Variant) -> tuple[Floa
                 else "it can't be replayed"
             )
         )
-    return grid[names[0]].astype(np.float64), grid[names[1]].astype(np.float64)
+    return grid[names[0]][:, chosen].astype(np.float64), grid[names[1]][:, chosen].astype(np.float64)
 
 
 def _table(
@@ -158,49 +170,90 @@ def _table(
     cancelled: NDArray[np.bool_],
     there: NDArray[np.bool_],
 ) -> pd.DataFrame:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotient = replayed / applied
-    finite = np.where(np.isfinite(quotient), quotient, np.nan)
+    quotient = _quotient(applied, replayed)
     return pd.DataFrame(
         {
             "parameter": list(parameters),
-            "applied_ratio": column_medians(applied_ratio),
+            "applied_ratio": column_medians(np.where(there, applied_ratio, np.nan)),
             "replayed_ratio": column_medians(ratio),
-            "rate_quotient": column_medians(finite),
-            "lowest_quotient": np.fmin.reduce(finite, axis=0, initial=np.nan),
-            "highest_quotient": np.fmax.reduce(finite, axis=0, initial=np.nan),
+            "rate_quotient": column_medians(quotient),
+            "lowest_quotient": np.fmin.reduce(quotient, axis=0, initial=np.nan),
+            "highest_quotient": np.fmax.reduce(quotient, axis=0, initial=np.nan),
             "rows": there.sum(axis=0),
             "cancelled_share": cancelled.sum(axis=0) / np.maximum(there.sum(axis=0), 1),
         }
     )
 
 
+def _quotient(applied: Floats, replayed: Floats) -> Floats:
+    """Replayed over applied rate; infinite where only the applied one is zero, NaN where both are."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return replayed / applied
+
+
 def _verdict(
-    table: pd.DataFrame, applied: Floats, replayed: Floats, cancelled: NDArray[np.bool_], there: NDArray[np.bool_]
+    table: pd.DataFrame,
+    applied: Floats,
+    replayed: Floats,
+    cancelled: NDArray[np.bool_],
+    there: NDArray[np.bool_],
+    adapted: NDArray[np.bool_],
 ) -> Verdict:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        difference = np.abs(np.log(replayed / applied))[~cancelled]
-    difference = difference[np.isfinite(difference)]
-    largest = float(np.exp(difference.max())) if len(difference) else np.nan
-    quotients = table["rate_quotient"].dropna()
-    median = float(quotients.median()) if len(quotients) else np.nan
+    quotient = _quotient(applied, replayed)
+    counted = ~cancelled & ~np.isnan(quotient)
+    stopped = int((counted & (quotient == 0)).sum())
+    started = int((counted & (applied == 0)).sum())
+    infinite = int((counted & (applied != 0) & np.isinf(quotient)).sum())
+    quotient = quotient[counted]
+    factors = np.abs(np.log(quotient[(quotient > 0) & np.isfinite(quotient)]))
+    largest = float(np.exp(factors.max())) if len(factors) else 1.0 if len(quotient) else np.nan
+    scaled = table.loc[adapted if adapted.any() else slice(None), "rate_quotient"].dropna()
+    median = float(scaled.median()) if len(scaled) else np.nan
     figures = (
-        Figure("rate_quotient", median, "1", "effective rate of the variant over the applied one, median"),
+        Figure(
+            "rate_quotient", median, "1", "effective rate of the variant over the applied one, median adapted tensor"
+        ),
         Figure("largest_factor", largest, "1", "largest factor between both, in either direction, unflagged rows"),
+        Figure("stopped", stopped, "1", "unflagged rows in which only the variant's rate is zero"),
+        Figure("started", started, "1", "unflagged rows in which only the applied rate is zero"),
         Figure("rows", int(there.sum()), "1", "rows of layers that were replayed"),
         Figure("cancelled", int(cancelled.sum()), "1", "rows flagged because ‖g + λw‖ nearly cancels"),
     )
     flagged = f"; {int(cancelled.sum())} of {int(there.sum())} rows are flagged: ‖g + λw‖ nearly cancels there"
     end = (flagged if cancelled.any() else "") + " (a one-step counterfactual)."
-    if np.isnan(largest):
-        return Verdict(QUESTION, "nothing to compare", f"no recorded row has a rate above zero{end}", figures)
-    if largest < 1 + 1e-3:
+    if not len(quotient):
+        reason = _why_nothing(applied, cancelled, there)
+        return Verdict(QUESTION, "nothing to compare", f"{reason}{end}", figures)
+    if largest < 1 + 1e-3 and not stopped + started + infinite:
         return Verdict(QUESTION, "the same", f"no rate differs by more than {largest - 1:.1e} of itself{end}", figures)
-    where = table.loc[(np.log(table["rate_quotient"]).abs()).idxmax(), "parameter"]
-    return Verdict(
-        QUESTION,
-        f"{median:.3g} times the rate",
-        f"its effective rate is {median:.3g} times the applied one at the median tensor, furthest off in {where}, and "
-        f"off by up to a factor of {largest:.3g} in single steps{end}",
-        figures,
-    )
+    of = "adapted tensor" if adapted.any() else "tensor"
+    times = "another" if np.isnan(median) else f"{median:.3g} times the applied one at the median {of}"
+    said = [f"its effective rate is {times}"]
+    if table["rate_quotient"].notna().any():
+        with np.errstate(divide="ignore"):
+            off = np.log(table["rate_quotient"]).abs()
+        said.append(f"furthest off in {table.loc[off.idxmax(), 'parameter']}")
+    if stopped:
+        said.append(f"zero in {_rows(stopped)} where the applied one is not")
+    if started:
+        said.append(f"above zero in {_rows(started)} where the applied one is zero")
+    if infinite:
+        said.append(f"infinite in {_rows(infinite)}")
+    if largest >= 1 + 1e-3:
+        said.append(f"off by up to a factor of {largest:.3g} in single steps")
+    answer = "another rate" if np.isnan(median) else f"{median:.3g} times the rate"
+    return Verdict(QUESTION, answer, ", and ".join(filter(None, (", ".join(said[:-1]), said[-1]))) + end, figures)
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
+
+
+def _why_nothing(applied: Floats, cancelled: NDArray[np.bool_], there: NDArray[np.bool_]) -> str:
+    if not there.any():
+        return "no row of layers is on record"
+    if cancelled[there].all():
+        return "every recorded row is flagged"
+    if np.isnan(applied).all():
+        return "no recorded row tells the rate that was applied"
+    return "no recorded row has a rate above zero that can be compared"

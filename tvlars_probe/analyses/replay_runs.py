@@ -5,59 +5,149 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.loading import facts_of, grid_of
 from tvlars_probe.analyses.replay import COLUMNS, LAMB_COLUMNS, Replay, replay
-from tvlars_probe.analyses.variants import Variant
+from tvlars_probe.analyses.variants import OPTIMIZERS, Variant, takers
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.schedules import Schedule, ScheduleConfig
+from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE, Schedule, ScheduleConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from tvlars_probe.analyses.facts import RunFacts
+    from tvlars_probe.analyses.grid import LayerGrid
     from tvlars_probe.traces.reader import Run
+
+    Floats = NDArray[np.float64]
 
 
 def replay_of(run: Run, *, phase: str | None = None, optimizer: str | None = None, **given: Any) -> Replay:
-    """Replay a run under the settings given.
+    """Replay a run under the settings given; each tensor keeps those of its parameter group where none are.
 
     Args:
         run: which.
         phase: of the run.
-        optimizer: lars, tvlars or lamb; by default the run's own, or lars.
-        **given: fields of `Variant`, and ``lr``, ``schedule``, ``warmup_epochs``.
+        optimizer: lars, tvlars or lamb; by default each tensor's own. A run that none of these trained is replayed as
+            lars; beside them, tensors of other optimizers keep their recorded ratio.
+        **given: fields of `Variant`, for all groups, and ``lr``, ``schedule``, ``warmup_epochs``. ``lr`` is for the
+            tensors that have the first group's rate: groups with a rate of their own keep it (as ``train`` keeps
+            ``--excluded-lr``). A schedule is for all.
 
     Raises:
-        UserError: a setting is outside its range, or the manifest doesn't tell what the schedule needs.
+        UserError: a setting is outside its range or has no effect, or the manifest doesn't tell what the schedule
+            needs.
         TraceError: a column that is needed isn't in the trace.
     """
-    facts = facts_of(run, phase)
     known = {f.name for f in dataclasses.fields(Variant)}
-    base = Variant.of_group(facts.groups[0] if facts.groups else {}, optimizer)
-    variant = dataclasses.replace(base, **{name: value for name, value in given.items() if name in known})
-    rate = _rate(facts, **{name: value for name, value in given.items() if name not in known})
-    columns = [*COLUMNS, *(LAMB_COLUMNS if variant.optimizer == "lamb" else ())]
-    return replay(grid_of(run, facts, columns), facts, variant, rate=rate)
+    settings = {name: value for name, value in given.items() if name in known}
+    rates = {name: value for name, value in given.items() if name not in known}
+    lr = rates.get("lr")
+    if lr is not None and not 0 < lr < np.inf:
+        raise UserError(f"--lr {lr:g} is outside its range (allowed: above 0)")
+    facts = facts_of(run, phase)
+    _refuse_without_effect(settings, _optimizers(facts, optimizer))
+    columns = [*COLUMNS, *(LAMB_COLUMNS if "lamb" in _optimizers(facts, optimizer) else ())]
+    grid = grid_of(run, facts, columns)
+    groups = _groups(facts, grid.parameters)
+    variants = _variants(facts, groups, optimizer, settings)
+    return replay(grid, facts, variants, lr=_rates(grid, facts, groups, **rates))
 
 
-def _rate(
-    facts: RunFacts, *, lr: float | None = None, schedule: str | None = None, warmup_epochs: float | None = None
-) -> Callable[[int], float] | None:
-    """The rate of each update under another schedule, None where the recorded rates are meant."""
+def _optimizers(facts: RunFacts, optimizer: str | None) -> list[str]:
+    """The optimizers to replay: the one asked for, or those of ours that trained the run, or lars."""
+    if optimizer is not None:
+        return [optimizer]
+    own = [str(group.get("optimizer", "")).lower() for group in facts.groups]
+    return [name for name in OPTIMIZERS if name in own] or ["lars"]
+
+
+def _refuse_without_effect(settings: Mapping[str, Any], optimizers: Sequence[str]) -> None:
+    for name in settings:
+        if not {*takers(name)} & {*optimizers}:
+            raise UserError(
+                f"--{name.replace('_', '-')} has no effect on {' and '.join(optimizers)}: leave it out, or replay "
+                f"--optimizer {' or '.join(takers(name))}"
+            )
+
+
+def _groups(facts: RunFacts, parameters: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Each tensor's group; a run's only group is that of tensors whose group isn't told."""
+    only = facts.groups[0] if len(facts.groups) == 1 else {}
+    return [group or only for group in facts.group_of(parameters)]
+
+
+def _variants(
+    facts: RunFacts, groups: Sequence[Mapping[str, Any]], optimizer: str | None, settings: Mapping[str, Any]
+) -> list[Variant | None]:
+    ours = _optimizers(facts, optimizer)
+    alone = optimizer is None and not any(str(g.get("optimizer", "")).lower() in OPTIMIZERS for g in facts.groups)
+    variants: list[Variant | None] = []
+    for group in groups:
+        own = str(group.get("optimizer", "")).lower()
+        kept = optimizer is None and not alone and own not in ours
+        variants.append(None if kept else Variant.of_group(group, optimizer).with_settings(settings))
+    return variants
+
+
+def _rates(
+    grid: LayerGrid,
+    facts: RunFacts,
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    lr: float | None = None,
+    schedule: str | None = None,
+    warmup_epochs: float | None = None,
+) -> Floats | None:
+    """Each tensor's rate in each step under another schedule, (T, P); None where the recorded rates are meant."""
     if lr is None and schedule is None and warmup_epochs is None:
         return None
-    base = facts.lr if lr is None else lr
+    factors = _factors(facts, grid.steps - facts.first_step, schedule, warmup_epochs)
+    own_lr = _own_rate(facts)
+    base = own_lr if lr is None else lr
+    if base is None:
+        raise UserError(f"the manifest of {facts.name} doesn't tell its learning rate: give --lr")
+    shares = _shares(grid["lr"].astype(np.float64), [group is facts.groups[0] for group in groups])
+    has_own = ~np.isclose(shares, 1.0, rtol=1e-5)
+    if has_own.any() and own_lr is None:
+        name = grid.parameters[int(has_own.argmax())]
+        raise UserError(f"the manifest of {facts.name} doesn't tell the rate of {name}, which has one of its own")
+    own = shares * (np.nan if own_lr is None else own_lr)
+    return factors[:, None] * np.where(has_own, own, base)
+
+
+def _own_rate(facts: RunFacts) -> float | None:
+    """The first group's rate before the schedule."""
+    asked = facts.config.get("optimizer")
+    told = isinstance(asked, dict) and isinstance(asked.get("lr"), int | float)
+    if told or facts.lr is None or facts.schedule != "lars-warm" or not facts.batch_size:
+        return facts.lr
+    return facts.lr * REFERENCE_BATCH_SIZE / facts.batch_size  # the manifest's peak, which lars-warm has scaled
+
+
+def _shares(recorded: Floats, first: Sequence[bool]) -> Floats:
+    """Each tensor's rate over that of the first group's tensors; 1 where no step tells both."""
+    main = np.fmax.reduce(recorded[:, np.array(first, bool)], axis=1, initial=np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = column_medians(recorded / main[:, None])
+    return np.where(np.isnan(shares), 1.0, shares)
+
+
+def _factors(facts: RunFacts, updates: NDArray[np.int64], schedule: str | None, warmup_epochs: float | None) -> Floats:
+    """The factor on the rate of each update (from 0)."""
     own = facts.config.get("schedule") or {}
     name = schedule or facts.schedule or "none"
     if warmup_epochs is None and name == own.get("name"):
         warmup_epochs = own.get("warmup_epochs")
     config = ScheduleConfig(name=name, warmup_epochs=warmup_epochs)
-    if base is None:
-        raise UserError(f"the manifest of {facts.name} doesn't tell its learning rate: give --lr")
     if name == "none":
-        return lambda _: base
+        return np.ones(len(updates))
     built = _build(facts, config)
-    return lambda step: base * built.factor(step)
+    return np.array([built.factor(int(step)) for step in updates], np.float64)
 
 
 def _build(facts: RunFacts, config: ScheduleConfig) -> Schedule:

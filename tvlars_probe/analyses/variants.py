@@ -22,6 +22,13 @@ OPTIMIZERS = ("lars", "tvlars", "lamb")
 DENOMINATORS = ("decayed", "sum", "grad")
 EXCLUSIONS = ("ndim", "undecayed")
 
+_OWN = {
+    "lars": ("eta", "denominator", "exclusion"),
+    "tvlars": ("eta", "denominator", "exclusion", "lmbda", "alpha", "delay", "gamma_min"),
+    "lamb": ("adam",),
+}
+"""Settings that only some optimizers take."""
+
 _CAPS = {"lars": (np.inf, np.inf), "tvlars": (10.0, 10.0), "lamb": (10.0, np.inf)}
 
 
@@ -68,8 +75,10 @@ class Variant:
                 raise UserError(
                     f"--{name.replace('_', '-')} {getattr(self, name):g} is outside its range (allowed: 0 or more)"
                 )
-        if not self.alpha > 0:
+        if not 0 < self.alpha < np.inf:
             raise UserError(f"--alpha {self.alpha:g} is outside its range (allowed: above 0)")
+        if not abs(self.delay) < np.inf:
+            raise UserError(f"--delay {self.delay:g} is outside its range (allowed: a number of updates)")
 
     @classmethod
     def of_group(cls, group: Mapping[str, Any], optimizer: str | None = None) -> Variant:
@@ -85,6 +94,11 @@ class Variant:
             told |= {"weight_decay_filter": filters, "lars_adaptation_filter": filters}
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{**{name: value for name, value in told.items() if name in known}, "optimizer": chosen})
+
+    def with_settings(self, given: Mapping[str, Any]) -> Variant:
+        """This variant with other settings; those that its optimizer doesn't take are left as they are."""
+        taken = {name: value for name, value in given.items() if self.optimizer in takers(name)}
+        return dataclasses.replace(self, **taken)
 
     def phi_at(self, updates: NDArray[np.int64]) -> Floats:
         """φ of the t-th update, counted from 1; 1 for lars and lamb."""
@@ -129,12 +143,12 @@ class Variant:
             ‖u + λw‖² = ‖u‖² + 2λ⟨w, u⟩ + λ²‖w‖², has lost digits.
         """
         decay = self.decay_of(one_dimensional)
-        total = direction + decay * weight_norm
-        decayed = np.sqrt(np.maximum(direction**2 + 2 * decay * dot + (decay * weight_norm) ** 2, 0.0))
         kind = "decayed" if self.optimizer == "lamb" else self.denominator
-        norm = {"decayed": decayed, "sum": total, "grad": direction}[kind]
         caps = _CAPS[self.optimizer]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # norms of a run that diverged
+            total = direction + decay * weight_norm
+            decayed = np.sqrt(np.maximum(direction**2 + 2 * decay * dot + (decay * weight_norm) ** 2, 0.0))
+            norm = {"decayed": decayed, "sum": total, "grad": direction}[kind]
             ratio = np.minimum(weight_norm, caps[0]) / np.minimum(norm, caps[1])
             if self.optimizer != "lamb":
                 ratio = self.eta * self.phi_at(updates)[:, None] * ratio
@@ -144,3 +158,9 @@ class Variant:
             ratio = np.where(applies | np.isnan(norm), ratio, 1.0)
             ratio = np.where(self.adapts(one_dimensional) | np.isnan(norm), ratio, 1.0)
             return ratio, np.where(total > 0, decayed / total, 1.0) if kind == "decayed" else np.ones_like(total)
+
+
+def takers(setting: str) -> tuple[str, ...]:
+    """The optimizers that a setting has an effect on."""
+    shared = not any(setting in own for own in _OWN.values())
+    return tuple(name for name in OPTIMIZERS if shared or setting in _OWN[name])

@@ -1,6 +1,7 @@
 """Was warm-up needed, for which layers, and for how long?
 
-Three things can make a first step at full rate harmful, and each leaves its own mark in a trace:
+A run without warm-up answers by what its loss did in the early epochs. Three things can make a first step at full rate
+harmful, and each leaves its own mark in a trace:
 
 - a layer is *hot*: its own trust ratio (without schedule and φ) is far above what it settles at, so that at full rate
   it would take steps many times its usual ones;
@@ -46,7 +47,8 @@ class Warmup:
         facts: of the run.
         verdict: needed, not needed, or can't tell.
         warmup_steps: recorded steps before the rate first reaches its peak; None where it never does.
-        suggested_steps: length that covers every hot layer and overwritten tensor; None where nothing asks for one.
+        suggested_steps: length that covers every hot layer and overwritten tensor; None where nothing asks for one, or
+            warm-up was not needed.
         suggested_epochs: the same in epochs.
         setting_layers: the tensors that set that length, the longest first.
         early: of the loss.
@@ -90,11 +92,11 @@ def analyse_warmup(
     limits = thresholds or Thresholds()
     peak = facts.peak_lr or highest_rate(grid)
     warmup_rows = _rows_before_peak(grid, peak)
-    window = _early_rows(len(grid.steps), warmup_rows, limits)
-    told = dataclasses.replace(facts, peak_lr=peak)
+    window = _early_rows(grid.steps, warmup_rows, limits.early(facts))
+    told, highest = dataclasses.replace(facts, peak_lr=peak), highest_rate(grid)
     tables, found = [], []
     for block in grid.blocks() if grid.parameters else [grid]:
-        tables.append(_layer_table(block, decompose(block, told), warmup_rows, window, limits))
+        tables.append(_layer_table(block, decompose(block, told, highest), warmup_rows, window, limits))
         found.append(_explosions(block, limits))
     layers, explosions = pd.concat(tables, ignore_index=True), _by_quantity(found)
     early = early_loss(steps, facts, limits)
@@ -106,7 +108,8 @@ def analyse_warmup(
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
     within = None if warmup_rows == len(grid.steps) else _count(grid.steps, warmup_rows)
-    last_early = int(grid.steps[window][-1]) if window.any() else 0
+    last = limits.early(facts) - 1 + int(grid.steps[0]) if len(grid.steps) else 0
+    last_early = max(last, *grid.steps[window].tolist()[-1:], 0)
     verdict = judge(
         facts=facts,
         thresholds=limits,
@@ -116,8 +119,11 @@ def analyse_warmup(
         explosions=explosions,
         early=early,
         suggested=suggested,
+        early_rows=int(window.sum()),
         last_early=last_early,
     )
+    if verdict.answer == "not needed":
+        suggested, setting = None, []
     return Warmup(
         facts=facts,
         verdict=verdict,
@@ -153,9 +159,9 @@ def _count(steps: NDArray[np.int64], rows: int) -> int:
     return int(steps[rows] - steps[0]) if rows else 0
 
 
-def _early_rows(recorded: int, warmup_rows: int, limits: Thresholds) -> NDArray[np.bool_]:
-    """The early steps: the warm-up, or the first part of the trace if that is longer."""
-    return np.arange(recorded) < max(warmup_rows, int(np.ceil(limits.early * recorded)))
+def _early_rows(steps: NDArray[np.int64], warmup_rows: int, early: int) -> NDArray[np.bool_]:
+    """The early steps: the warm-up, or the first so many updates if that is longer."""
+    return (np.arange(len(steps)) < warmup_rows) | (steps < (steps[0] if len(steps) else 0) + early)
 
 
 def _layer_table(
@@ -168,7 +174,7 @@ def _layer_table(
     weight_norm = grid["weight_norm"][window].astype(np.float64)
     # At zero norm a relative step means nothing: biases begin there.
     safe = np.where(weight_norm > 0, weight_norm, np.nan)
-    full_rate_step = split.peak_lr * early * _direction(grid, split, window) / safe
+    full_rate_step = split.peaks * early * _direction(grid, split, window) / safe
     hot = split.adapted & (early > limits.hot * settled)
     overwritten = ~split.adapted & (full_rate_step > limits.overwrite)
     at_stake = hot | overwritten

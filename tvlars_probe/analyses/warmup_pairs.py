@@ -23,10 +23,12 @@ class WarmupPairs:
     """A comparison of runs that differ in warm-up.
 
     Attributes:
-        verdict: over the pairs of one optimizer.
+        verdict: over the pairs, per optimizer.
         runs: a row per run: what its own analysis says, and its final accuracy.
-        pairs: a row per pair of runs with the same data, model, batch, peak rate and seed, one with warm-up and one
-            without: ``gain`` is the accuracy with warm-up minus the one without, in percentage points.
+        pairs: a row per pair of runs of one optimizer that have the same settings, peak rate and seed, one with
+            warm-up and one without: ``gain`` is the accuracy with warm-up minus the one without, in percentage points;
+            ``alone`` says that they differ in warm-up alone (lars-warm is compared with cosine: its rate decays, too);
+            ``rescued`` that the one without diverged and the other didn't (such a pair has no gain).
     """
 
     verdict: Verdict
@@ -35,29 +37,39 @@ class WarmupPairs:
 
 
 def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "peak_lr") -> WarmupPairs:
-    """Pair runs by ``by`` ("peak_lr", or "lr" as it was given) and seed.
+    """Pair runs by their settings, ``by`` ("peak_lr", or "lr" as it was given) and seed.
 
-    Helped, or harmed, is said where Student's 95 % interval of the mean gain leaves out zero.
+    Pairs that differ in warm-up alone are judged where there are any, else all. Gains are averaged per seed, then over
+    the seeds: helped, or harmed, is said of an optimizer where Student's 95 % interval of the mean leaves out zero.
 
     Args:
         results: per run its analysis and its final test accuracy in percent, None where it has none.
         by: rate by which runs belong together.
     """
     runs = pd.DataFrame([_row(result, accuracy) for result, accuracy in results])
-    keys = ["data", "model", "batch_size", by, "seed"]
+    runs["settings"] = [_settings(result) for result, _ in results]
+    keys = ["optimizer", "settings", "data", "model", "batch_size", by, "seed"]
     told = runs[runs["warmup_steps"].notna()]
-    plain, warmed = told[told["warmup_steps"] == 0], told[told["warmup_steps"] > 0]
-    if len(plain) and len(warmed):
-        pairs = plain.merge(warmed, on=keys, suffixes=("_without", "_with"))
-    else:
-        pairs = pd.DataFrame(columns=[*keys, "run_without", "run_with", "accuracy_without", "accuracy_with"])
-    wanted = ["run", "optimizer", "method", "loss_rise", "accuracy"]
-    sides = [f"{name}_{side}" for side in ("without", "with") for name in wanted]
-    pairs = pairs.reindex(columns=[*keys, *sides])
-    pairs["gain"] = pairs["accuracy_with"].astype(float) - pairs["accuracy_without"].astype(float)
-    own = pairs[pairs["optimizer_without"] == pairs["optimizer_with"]]
-    # A run with warm-up may stand in several pairs: gains are averaged within one method, never across methods.
-    return WarmupPairs(_verdict(own), runs, pairs)
+    sides = told[told["warmup_steps"] == 0], told[told["warmup_steps"] > 0]
+    wanted = ["run", "method", "schedule", "loss_rise", "accuracy", "diverged"]
+    columns = [*keys, *(f"{name}_{side}" for side in ("without", "with") for name in wanted)]
+    pairs = pd.DataFrame(columns=columns)
+    if all(map(len, sides)):
+        pairs = sides[0].merge(sides[1], on=keys, suffixes=("_without", "_with"))[columns]
+    pairs = pairs.drop(columns="settings")
+    bad = pairs["diverged_without"].astype(bool), pairs["diverged_with"].astype(bool)
+    gain = pairs["accuracy_with"].astype(float) - pairs["accuracy_without"].astype(float)
+    pairs["gain"] = gain.mask(bad[0] | bad[1])
+    pairs["rescued"] = bad[0] & ~bad[1]
+    schedules = pairs["schedule_without"].replace("cosine", "lars-warm")
+    pairs["alone"] = schedules == pairs["schedule_with"]
+    return WarmupPairs(_verdict(pairs), runs.drop(columns="settings"), pairs)
+
+
+def _settings(w: Warmup) -> str:
+    """Whatever else may change a result, as one text."""
+    told = {name: value for name, value in w.facts.settings.items() if not name.startswith("schedule.")}
+    return repr(sorted((name, str(value)) for name, value in (told | {"lmbda": w.facts.lmbda}).items()))
 
 
 def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
@@ -66,6 +78,7 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "run": f.name,
         "method": f.method,
         "optimizer": f.optimizer,
+        "schedule": f.schedule or "none",
         "data": f.data,
         "model": f.model,
         "batch_size": f.batch_size,
@@ -81,26 +94,47 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "hot_share": w.verdict["hot_share"],
         "overwritten": w.verdict["overwritten"],
         "accuracy": accuracy,
+        "diverged": f.status == "diverged" or w.early.bad_step is not None,
     }
 
 
 def _verdict(pairs: pd.DataFrame) -> Verdict:
-    gain = Mean.of(pairs["gain"].astype(float).tolist())
+    used = pairs[pairs["alone"]] if pairs["alone"].any() else pairs
+    by_seed = used.groupby(["optimizer", "seed"], dropna=False)["gain"].mean()
+    gain, rescued = Mean.of(by_seed.tolist()), int(used["rescued"].sum())
     figures = (
-        Figure("gain", gain.value, "points", "test accuracy with warm-up minus without, mean over the pairs"),
+        Figure(
+            "gain", gain.value, "points", "test accuracy with warm-up minus without, mean over optimizers and seeds"
+        ),
         Figure("half_width", gain.half_width, "points", "half of Student's 95 % interval"),
-        Figure("pairs", gain.count, "1", "pairs of runs with the same peak rate and seed"),
+        Figure("seeds", gain.count, "1", "optimizers and seeds in that mean"),
+        Figure("pairs", len(used), "1", "pairs of runs with the same settings, peak rate and seed"),
+        Figure("rescued", rescued, "1", "of them, pairs of which the run without warm-up diverged, and only that one"),
     )
+    if not len(used):
+        reason = "no two of these runs differ in warm-up alone, at one peak rate and seed."
+        return Verdict(QUESTION, CANT_TELL, reason, figures)
+    judged = {str(name): _judged(some) for name, some in used.groupby("optimizer", dropna=False)}
+    answers = {answer for answer, _ in judged.values()}
+    told = [reason if len(judged) == 1 else f"{name}: {reason}" for name, (_, reason) in judged.items()]
+    further = "" if used["alone"].any() else "; lars-warm also lets the rate decay: compare it with --schedule cosine"
+    return Verdict(QUESTION, answers.pop() if len(answers) == 1 else CANT_TELL, f"{'; '.join(told)}{further}.", figures)
+
+
+def _judged(pairs: pd.DataFrame) -> tuple[str, str]:
+    """Answer and reason for the pairs of one optimizer."""
+    gain = Mean.of(pairs.groupby("seed", dropna=False)["gain"].mean().tolist())
+    rescued = int(pairs["rescued"].sum())
+    saved = f"{rescued} of {len(pairs)} runs without warm-up diverged where the one with it did not"
     if gain.count == 0:
-        return Verdict(
-            QUESTION, CANT_TELL, "no two of these runs differ in warm-up alone, at one peak rate and seed.", figures
-        )
+        return ("helps", saved) if rescued else (CANT_TELL, "no pair has two accuracies")
     if gain.count == 1:
-        return Verdict(QUESTION, CANT_TELL, f"one pair gained {gain.value:+.2g} points: train more seeds.", figures)
-    span = f"{gain.value:+.2f} ± {gain.half_width:.2f} points over {gain.count} pairs"
-    reason = f"warm-up changes the accuracy by {span}"
-    if gain.value - gain.half_width > 0:
-        return Verdict(QUESTION, "helps", f"{reason}.", figures)
-    if gain.value + gain.half_width < 0:
-        return Verdict(QUESTION, "harms", f"{reason}.", figures)
-    return Verdict(QUESTION, CANT_TELL, f"{reason}, which doesn't leave out zero.", figures)
+        reason = f"at one seed it gained {gain.value:+.2g} points: train more"
+    else:
+        reason = f"it changes the accuracy by {gain.value:+.2f} ± {gain.half_width:.2f} points over {gain.count} seeds"
+    reason += f", and {saved}" if rescued else ""
+    if gain.count > 1 and gain.value - gain.half_width > 0:
+        return "helps", reason
+    if gain.count > 1 and gain.value + gain.half_width < 0:
+        return ("harms" if not rescued else CANT_TELL), reason
+    return CANT_TELL, reason + (", which doesn't leave out zero" if gain.count > 1 else "")

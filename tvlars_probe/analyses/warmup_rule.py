@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +28,9 @@ class Thresholds:
         explosion: times its later median (or its start, if that is higher) that a quantity must reach to explode.
         hot: times its settled own ratio beyond which a layer is hot.
         overwrite: full-rate ‖Δw‖/‖w‖ beyond which an unadapted tensor is overwritten.
-        early: share of the recorded steps that counts as early, unless the warm-up is longer.
+        early_epochs: epochs that count as early, unless the warm-up is longer. It is no share of the run: what happened
+            early doesn't depend on how long a run goes on.
+        early_updates: the same in updates, where a run doesn't tell its epochs.
         settled: share of the recorded steps after which a run counts as settled.
         redundant: share of held-back cells that must be redundant for "not needed".
         layers: share of the layers that must be hot or explode to matter.
@@ -37,13 +42,26 @@ class Thresholds:
     explosion: float = 5.0
     hot: float = 2.0
     overwrite: float = 1.0
-    early: float = 0.2
+    early_epochs: float = 5.0
+    early_updates: int = 500
     settled: float = 0.5
     redundant: float = 0.8
     layers: float = 0.1
     persistent: float = 0.05
     loss_rise: float = 1.5
     least_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, is_share = getattr(self, f.name), f.name in ("settled", "redundant", "layers", "persistent")
+            if not 0 < value < math.inf or (is_share and value > 1):
+                allowed = "above 0, at most 1" if is_share else "above 0"
+                raise UserError(f"--{f.name.replace('_', '-')} {value:g} is out of range (allowed: {allowed})")
+
+    def early(self, facts: RunFacts) -> int:
+        """Updates that count as early."""
+        per_epoch = facts.steps_per_epoch
+        return math.ceil(self.early_epochs * per_epoch) if per_epoch else self.early_updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +72,7 @@ class EarlyLoss:
         rise: its highest early value over its first; infinite where it was not finite.
         peak_step: where.
         bad_step: first step whose loss was not finite, at any time; None if all were.
-        recovered_after: steps until it stayed below its first value after the peak; None if it never rose.
+        recovered_after: steps until it was first below its first value again; None if it never rose, or never was.
     """
 
     rise: float | None
@@ -71,7 +89,7 @@ def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> 
     bad_step = int(bad[0]) if len(bad) else (facts.finding or {}).get("step")
     if not len(loss):
         return EarlyLoss(rise=None, peak_step=None, bad_step=bad_step, recovered_after=None)
-    early = loss[: max(int(np.ceil(thresholds.early * len(loss))), 1)]
+    early = loss[at - at[0] < thresholds.early(facts)]
     peak = int(np.argmax(np.nan_to_num(early, nan=np.inf)))
     back = np.flatnonzero(loss[peak:] < loss[0])
     harmed = loss[peak] > loss[0]
@@ -93,33 +111,37 @@ def judge(
     explosions: pd.DataFrame,
     early: EarlyLoss,
     suggested: int | None,
+    early_rows: int,
     last_early: int,
 ) -> Verdict:
     """Apply the rule.
 
     Nothing is said of a trace that is too short, has no layers, or ends within the warm-up. A run *without* warm-up
     answers by its loss: harmed early, needed; unharmed and no early gradient explosion, not needed. A run *with*
-    warm-up answers by what full rate would have met: hot layers or overwritten tensors, needed; neither, and the
-    scaling redundant, not needed. Else it can't be told from this trace.
+    warm-up shows what full rate would have met, but not what that would have done: without hot layers and overwritten
+    tensors, and with the scaling redundant, not needed. Else it can't be told from this trace: runs without warm-up
+    are seen to do well with either mark.
     """
     t = thresholds
-    marks = _Marks.of(layers, explosions, t, last_early, max(recorded, 1))
+    marks = _Marks.of(layers, explosions, t, last_early, early_rows)
     figures = _figures(marks, early, warmup_steps, suggested)
 
     def say(answer: str, reason: str, lead: str = "loss_rise") -> Verdict:
         ordered = sorted(figures, key=lambda figure: figure.name != lead)
         return Verdict(QUESTION, answer, reason, tuple(ordered))
 
+    soon = early.bad_step is not None and early.bad_step <= last_early
+    how = _how_harmed(early)
+    if recorded and soon and warmup_steps == 0:
+        return say("needed", f"without warm-up {how}; {marks.text}.")
     if recorded < t.least_steps:
         what = "no layer was recorded" if not recorded else f"only {recorded} steps are recorded"
         return say(CANT_TELL, f"{what} (it takes {t.least_steps} to say anything).")
     if warmup_steps is None:
         return say(CANT_TELL, "the trace ends before the learning rate reaches its peak.")
-    soon = early.bad_step is not None and early.bad_step <= last_early
     if early.bad_step is not None and not soon:
         return say(CANT_TELL, f"the loss was not finite from step {early.bad_step} on, long after the early steps.")
     harmed = soon or (early.rise is not None and early.rise >= t.loss_rise)
-    how = _how_harmed(early)
     if warmup_steps == 0:
         if harmed:
             return say("needed", f"without warm-up {how}; {marks.text}.")
@@ -131,11 +153,15 @@ def judge(
                 f"without warm-up the gradient exploded early in {marks.gradient_share:.0%} of the tensors, but the "
                 f"loss stayed below {t.loss_rise:g} times its first value: compare it with a run that has warm-up.",
             )
-        return say("not needed", f"without warm-up {how}; {marks.text}.")
+        return say("not needed", f"without warm-up {how}{', although ' if marks.any(t) else '; '}{marks.text}.")
     if harmed:
         return say(CANT_TELL, f"even with warm-up {how}: the trace doesn't show what full rate would have done.")
-    if marks.hot_share >= t.layers or marks.overwritten:
-        return say("needed", f"at full rate {marks.text}.", "unadapted_step" if marks.overwritten else "hot_share")
+    if marks.any(t):
+        return say(
+            CANT_TELL,
+            f"at full rate {marks.text}: whether that harms, a run without warm-up at this peak rate would tell.",
+            "unadapted_step" if marks.overwritten else "hot_share",
+        )
     if marks.redundant is None:
         return say(CANT_TELL, "no layer has a trust ratio of its own, and a warm-up hides what full rate would do.")
     if marks.redundant >= t.redundant:
@@ -166,10 +192,10 @@ class _Marks:
 
     @classmethod
     def of(
-        cls, layers: pd.DataFrame, explosions: pd.DataFrame, t: Thresholds, last_early: int, recorded: int
+        cls, layers: pd.DataFrame, explosions: pd.DataFrame, t: Thresholds, last_early: int, early_rows: int
     ) -> _Marks:
         adapted, rest = layers[layers["adapted"]], layers[~layers["adapted"]]
-        long_enough = max(t.persistent * recorded * t.early, 1)
+        long_enough = max(t.persistent * early_rows, 1)
         cells = adapted["held_back_steps"].sum()
         soon = explosions[explosions["exploded"] & (explosions["first_step"] <= last_early)]
         count = max(len(layers), 1)
@@ -183,6 +209,10 @@ class _Marks:
             excluded_step=_median(rest["full_rate_step"]),
             adapted_step=_median(adapted["full_rate_step"]),
         )
+
+    def any(self, t: Thresholds) -> bool:
+        """Whether full rate would meet hot layers or overwrite tensors."""
+        return self.hot_share >= t.layers or self.overwritten > 0
 
     @property
     def text(self) -> str:

@@ -169,12 +169,12 @@ def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart:
     """Accuracy without and with warm-up, a line per pair of runs."""
     pairs = result.pairs.copy()
     pairs["pair"] = [f"peak {row.peak_lr:g}, seed {row.seed}: {row.run_without}" for row in pairs.itertuples()]
-    pairs["optimizer"] = pairs["optimizer_without"].fillna("other")
+    pairs["optimizer"] = pairs["optimizer"].fillna("other")
     columns = ["pair", "optimizer", "accuracy_without", "accuracy_with", "gain", "run_without", "run_with"]
     seen = theme.title(f"Warm-up: {result.verdict.answer}", result.verdict.reason)
     base = alt.Chart(inline(pairs[columns].head(MOST_ROWS))).encode(
         y=alt.Y("pair:N", title=None, sort=pairs["pair"].tolist(), axis=alt.Axis(labelLimit=260)),
-        color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="without warm-up"),
+        color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="optimizer"),
         tooltip=[
             "run_without:N",
             "run_with:N",

@@ -76,13 +76,13 @@ def _seen(result: Warmup, found: pd.DataFrame) -> str:
     if not len(found):
         return "No layer exploded"
     early = found[found["first_step"] <= result.last_early]
-    told = early if len(early) else found
+    told, until = early if len(early) else found, f"{min(result.last_early, result.last_step):,}"
     share = told["parameter"].nunique() / max(len(result.layers), 1)
     first = told.iloc[int(told["first_step"].to_numpy().argmin())]
     which = f"{first['parameter']} first, at step {first['first_step']:,.0f}"
     if len(early):
-        return f"{share:.0%} of the tensors explode early (to step {result.last_early:,}), {which}"
-    return f"No tensor explodes early (to step {result.last_early:,}); {share:.0%} do later, {which}"
+        return f"{share:.0%} of the tensors explode early (to step {until}), {which}"
+    return f"No tensor explodes early (to step {until}); {share:.0%} do later, {which}"
 
 
 def _worst(found: pd.DataFrame) -> list[str]:

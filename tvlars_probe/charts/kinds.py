@@ -128,12 +128,12 @@ def _gap(runs: Sequence[Any]) -> Any:
 
 
 def _compare(runs: Sequence[Any]) -> Any:
-    from tvlars_probe.analyses.comparison import compare, run_row
+    from tvlars_probe.analyses.comparison import compare, epoch_columns, run_row
 
-    rows = []
+    rows, needed = [], epoch_columns("test_acc1")
     for run in runs:
         facts = facts_of(run)
-        rows.append(run_row(facts, epochs_of(run), metric="test_acc1", target=None))
+        rows.append(run_row(facts, epochs_of(run, needed), metric="test_acc1", target=None))
     return compare(rows)
 
 

@@ -40,7 +40,7 @@ def landscape_map(result: Landscape) -> alt.Chart:
     rows, note = _fewer(result.plane)
     rows = rows.join(_cell_edges(rows["alpha"], "left", "right")).join(_cell_edges(rows["beta"], "bottom", "top"))
     return (
-        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.verdict.reason, _subtitle(result) + note))
+        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.plane_reason, _subtitle(result) + note))
         .mark_rect(strokeWidth=0)
         .encode(
             x=alt.X("left:Q", title="α: first direction, filter-normalised", scale=alt.Scale(nice=False, zero=False)),

@@ -98,15 +98,22 @@ def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callabl
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file that can't be written because of where it is.
+    """Refuse a file that can't be written because of where it is, or may not: a run's own files stay as recorded.
 
     Raises:
-        UserError: it is a folder, or in none.
+        UserError: it is a folder, or in none, or in a run directory.
     """
+    from tvlars_probe.traces.manifest import FILE_NAME
+
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+    # By the path as given and by the one that its links lead to.
+    folders = (*path.absolute().parents, *path.resolve().parents)
+    run = next((folder for folder in folders if (folder / FILE_NAME).is_file()), None)
+    if run is not None:
+        raise UserError(f"{path} lies in the run directory {run}, which holds only what was recorded: write elsewhere")
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -35,10 +35,12 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
         raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
     from tvlars_probe.charts.export import file_content
     from tvlars_probe.charts.kinds import draw, kind, left_out
-    from tvlars_probe.commands.analysis import write_output
+    from tvlars_probe.commands.analysis import check_output, write_output
     from tvlars_probe.traces.reader import open_runs
 
-    chosen, runs = kind(words[0]), open_runs(words[1:]).runs
+    chosen = kind(words[0])
+    check_output(out)
+    runs = open_runs(words[1:]).runs
     write_output(out, file_content(draw(words[0], runs), out))
     for run, reason in left_out(words[0], runs):
         say(f"{run.path} {'counts without a value' if chosen.counts_all else 'is left out'}: {reason}", err=True)

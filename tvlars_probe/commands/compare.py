@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HEADINGS = {
     "rate": "best peak lr", "mean": "mean", "half_width": "± 95 %", "seeds": "seeds",
     "epochs_to_target": "epochs to target", "rates": "rates tried", "runs": "runs", "diverged": "diverged",
-    "unfinished": "unfinished",
+    "unfinished": "unfinished", "reached_target": "runs that reached it",
 }  # fmt: skip
 
 
@@ -33,14 +33,14 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
     Each cell at its best learning rate: mean and Student's 95 % interval over seeds, epochs to a target accuracy, and
     how many runs diverged. The rate is chosen on held-out data (train --val) where every run has some.
     """
-    from tvlars_probe.analyses.comparison import compare, run_row
+    from tvlars_probe.analyses.comparison import compare, epoch_columns, run_row
     from tvlars_probe.analyses.loading import epochs_of, facts_of
     from tvlars_probe.traces.reader import open_runs
 
-    found = []
+    needed, found = epoch_columns(metric), []
     for run in open_runs(runs):
         facts = facts_of(run)
-        found.append(run_row(facts, epochs_of(run), metric=metric, target=target))
+        found.append(run_row(facts, epochs_of(run, needed), metric=metric, target=target))
     fields = [tuple(name.strip() for name in names.split(",") if name.strip()) for names in (rows, columns)]
     result = compare(found, metric=metric, rows=fields[0], columns=fields[1], target=target)
     emit(output, result, result.table, lambda c: render(c, result))
@@ -61,6 +61,7 @@ def render(console: Console, result: Comparison) -> None:
     headings = {name: name for name in (*result.rows, *result.columns)} | _HEADINGS
     if result.target is None:
         headings.pop("epochs_to_target")
+        headings.pop("reached_target")
     console.print()
     console.print(table_of(result.table, headings))
 

@@ -47,12 +47,17 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
     opened = open_runs(runs)
     if len(opened) > 2:
         raise UserError(f"landscape takes one run or two, {len(opened)} were given")
+    if len(opened) < len(runs):
+        raise UserError(f"landscape was given one run twice ({' '.join(runs)}): give it once, or two runs")
     if not stored:
         opened[0].frame("landscape", ["step"])  # what is there must be readable before rows are added
         _compute([run.path for run in opened], values)
     rows = opened[0].frame("landscape", COLUMNS)
+    if len(opened) == 2:
+        rows = rows[rows["run2"] == opened[1].manifest.run_id]
     if not len(rows):
-        raise TraceError(f"{opened[0].path} has no slice on record: leave out --stored to compute one")
+        what = f"line to {opened[1].path}" if len(opened) == 2 else "slice"
+        raise TraceError(f"{opened[0].path} has no {what} on record: leave out --stored to compute one")
     result = analyse_landscape(rows, facts_of(opened[0]))
     table = result.plane if len(result.plane) else result.line
     emit(output, result, table, lambda console: render(console, result))
@@ -74,4 +79,5 @@ def render(console: Console, result: Landscape) -> None:
     console.print()
     console.print(table_of(result.line, {"alpha": "α", "loss": "loss", "acc1": "accuracy (%)"}))
     if len(result.plane):
-        console.print(f"\n{len(result.plane)} points of a plane are on record: tvlars-probe chart landscape-map")
+        console.print(f"\n{result.plane_reason}", soft_wrap=True)
+        console.print(f"{len(result.plane)} points of a plane are on record: tvlars-probe chart landscape-map")

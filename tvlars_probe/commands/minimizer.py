@@ -88,6 +88,10 @@ def render(console: Console, result: Minimizer) -> None:
 def render_runs(console: Console, over: SharpnessCorrelation) -> None:
     """Print several runs' answers."""
     print_verdict(console, over.verdict, title=f"{len(over.runs)} runs")
+    if over.bn_mode is not None:
+        console.print(f"Loss on {over.split} data, BatchNorm mode {over.bn_mode}")
+    for name in over.left_out:
+        console.print(f"Left out here, --bn-mode chooses: {name}", soft_wrap=True)
     console.print()
     console.print(table_of(over.runs))
     if len(over.table):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tvlars_probe.analyses.replay import Replay
+    from tvlars_probe.analyses.variants import Variant
 
 _COLUMNS = {
     "parameter": "tensor", "applied_ratio": "applied ratio", "replayed_ratio": "replayed ratio",
@@ -31,7 +32,10 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
     for add in (
         option("--warmup-epochs", section=_V, type=float, help="Length of lars-warm's warm-up."),
         option("--schedule", section=_V, type=click.Choice(["none", "cosine", "lars-warm"]), help="Another schedule."),
-        option("--lr", section=_V, type=float, help="Another learning rate, before the schedule."),
+        option(
+            "--lr", section=_V, type=float,
+            help="Another learning rate, before the schedule; groups with a rate of their own keep it.",
+        ),
         option("--gamma-min", section=_V, type=float, help="TVLARS' gamma_min."),
         option("--delay", section=_V, type=float, help="TVLARS' d_e, in updates."),
         option("--alpha", section=_V, type=float, help="TVLARS' alpha."),
@@ -62,7 +66,8 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
     """What trust ratio would another variant have given, at each recorded step?
 
     A one-step counterfactual from the recorded norms: each step is taken as it was recorded, only its ratio is
-    computed anew. Rows where g nearly cancels wd·w are flagged. lamb is replayed from traces of lamb only.
+    computed anew. Settings that aren't given are those of each tensor's parameter group. Rows where g nearly cancels
+    wd·w are flagged. lamb is replayed from traces of lamb only.
     """
     from tvlars_probe.analyses.replay_runs import replay_of
     from tvlars_probe.traces.reader import open_runs
@@ -75,7 +80,10 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
     summary = {
         "run": result.facts.name,
         "verdict": result.verdict,
-        "variant": dataclasses.asdict(result.variant),
+        "variants": [
+            {"parameters": names, **(dataclasses.asdict(variant) if variant else {"optimizer": None})}
+            for variant, names in _by_variant(result).items()
+        ],
         "table": result.table,
     }
     emit(output, summary, result.rows(), lambda c: render(c, result))
@@ -83,8 +91,20 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
 
 def render(console: Console, result: Replay) -> None:
     """Print the comparison of ratios."""
-    own = f"{result.facts.name} ({result.facts.method}) as {result.variant.optimizer}"
+    optimizers = dict.fromkeys(variant.optimizer for variant in result.variants if variant)
+    own = f"{result.facts.name} ({result.facts.method}) as {' and '.join(optimizers) or 'recorded'}"
     print_verdict(console, result.verdict, title=own)
     console.print()
     console.print(table_of(result.table, _COLUMNS))
     console.print("\nrate quotient: the variant's lr × trust ratio over the applied one, median over the steps")
+    as_recorded = _by_variant(result).get(None, [])
+    if as_recorded:
+        console.print(f"as recorded, their optimizer is another: {', '.join(as_recorded)}", soft_wrap=True)
+
+
+def _by_variant(result: Replay) -> dict[Variant | None, list[str]]:
+    """The tensors that each variant was replayed for."""
+    found: dict[Variant | None, list[str]] = {}
+    for name, variant in zip(result.parameters, result.variants, strict=True):
+        found.setdefault(variant, []).append(name)
+    return found

@@ -48,7 +48,7 @@ _RUNS = {
     help="Times its later median that counts as an explosion.",
 )
 @option("--loss-rise", section="Analysis", type=float, default=1.5, help="Times its first value that counts as harm.")
-@option("--early", section="Analysis", type=float, default=0.2, help="First share of the steps that counts as early.")
+@option("--early-epochs", section="Analysis", type=float, default=5.0, help="First epochs, which count as early.")
 def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: str, **lines: Any) -> None:
     """Was warm-up needed, for which layers, and for how long?
 
@@ -95,7 +95,8 @@ def _lines(result: Warmup) -> list[str]:
     if result.suggested_steps:
         epochs = "" if result.suggested_epochs is None else f" ({result.suggested_epochs:.3g} epochs)"
         setting = ", ".join(result.setting_layers[:5])
-        lines.append(f"Suggested: {result.suggested_steps} steps{epochs}, set by {setting}")
+        lead = "Suggested" if result.verdict.answer == "needed" else "If one is needed"
+        lines.append(f"{lead}: {result.suggested_steps} steps{epochs}, set by {setting}")
     own, rest = result.verdict["adapted_step"], result.verdict["unadapted_step"]
     if own is not None and rest is not None:
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 BN_CHOICES = ("interpolated", "re-estimated")
 DEFAULT_SAMPLES = 1000
+_REMEDY = "Slices can be computed of runs that tvlars-probe train made"
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -70,8 +72,10 @@ class LandscapeJob:
             raise UserError("between two runs there is a line: leave out --dimensions 2, or the second run")
         if not 3 <= self.points <= 1000:
             raise UserError(f"--points {self.points} is outside its range (allowed: 3 to 1000)")
-        if self.span is not None and not self.span >= 0:
+        if self.span is not None and not 0 <= self.span < math.inf:
             raise UserError(f"--span {self.span:g} is outside its range (allowed: 0 or more)")
+        if self.run2 is not None and self.run2.resolve() == self.run.resolve():
+            raise UserError(f"{self.run} is given twice: a line needs two runs, slices of one need it once")
 
     def grid(self) -> list[tuple[float, float | None]]:
         """The points (alpha, beta); beta is None in one dimension. The checkpoints themselves are among them."""
@@ -137,7 +141,7 @@ def measure_landscape(job: LandscapeJob) -> str:
 
 def _prepare(job: LandscapeJob, device: torch.device) -> tuple[State, State | None, list[tuple[Tensor, Tensor]]]:
     """The ends and the data, everything checked before anything is computed."""
-    config = load_config(job.run)
+    config = load_config(job.run, remedy=_REMEDY)
     data = config.data.load()
     images = part_of(data, job.split)
     count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
@@ -148,7 +152,7 @@ def _prepare(job: LandscapeJob, device: torch.device) -> tuple[State, State | No
         raise UserError(f"{job.run} stopped in pretraining: its loss is of batches, not of samples; finish the run")
     if job.run2 is None:
         return state, None, batches
-    config2 = load_config(job.run2)
+    config2 = load_config(job.run2, remedy=_REMEDY)
     path2 = choose_checkpoints(job.run2, job.checkpoint)[-1]
     other = restore(config2, config2.data.load(), path2, device=device, dtype=torch.float32)
     shapes = [{name: tuple(p.shape) for name, p in s.model.named_parameters()} for s in (state, other)]

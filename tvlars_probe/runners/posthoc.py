@@ -44,8 +44,18 @@ class State:
     scaled_lr: dict[str, float]
 
 
-def load_config(run: Path) -> TrainConfig:
+_BY_MODEL = (
+    "Name its model by --model package.module:function, or call tvlars_probe.sharpness(model, loss_fn, data) in your "
+    "own code"
+)
+
+
+def load_config(run: Path, *, remedy: str = _BY_MODEL) -> TrainConfig:
     """The configuration of a run made by ``train``.
+
+    Args:
+        run: which.
+        remedy: what can be done about a run that has none.
 
     Raises:
         UserError: it was recorded from another loop.
@@ -54,10 +64,7 @@ def load_config(run: Path) -> TrainConfig:
     try:
         return TrainConfig.from_dict(stored)
     except UserError as error:
-        raise UserError(
-            f"{run}: {error}. Name its model by --model package.module:function, or call "
-            f"tvlars_probe.sharpness(model, loss_fn, data) in your own code"
-        ) from None
+        raise UserError(f"{run}: {error}. {remedy}") from None
 
 
 def choose_checkpoints(run: Path, which: str) -> list[Path]:

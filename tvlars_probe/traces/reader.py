@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import glob
 import operator
@@ -17,7 +18,7 @@ from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 
     import pandas as pd
     import pyarrow as pa
@@ -80,22 +81,19 @@ class Run(Frames):
 
     Attributes:
         path: its directory.
+        name: of its directory; `open_runs` adds folders above it to those of one name.
         manifest: its manifest as it was when this object was made.
     """
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
+        self.name = self.path.name
         if not self.path.is_dir():
             raise RunDirectoryError(f"there is no run at {self.path}")
         self.manifest = Manifest.load(self.path)
 
     def __repr__(self) -> str:
         return f"<Run {self.path} ({self.status})>"
-
-    @property
-    def name(self) -> str:
-        """Name of its directory."""
-        return self.path.name
 
     @property
     def status(self) -> str:
@@ -187,7 +185,8 @@ class Run(Frames):
                 return read(None)
             try:
                 footers = [check_footer(path, table) for path in paths]
-                self._refuse_missing(table, columns, footers[-1].schema.to_arrow_schema().names)
+                there = [{*footer.schema.to_arrow_schema().names} for footer in footers]
+                self._refuse_missing(table, columns, {*there[0]}.intersection(*there))
                 schema = schema_of(table).arrow_schema()
                 return read(ds.dataset([*map(str, paths)], schema=schema, format="parquet"))
             except FileNotFoundError:
@@ -197,8 +196,8 @@ class Run(Frames):
                 raise TraceError(_damage(self.path, table, paths, error)) from None
         raise AssertionError("unreachable")
 
-    def _refuse_missing(self, table: str, columns: list[str], there: Sequence[str]) -> None:
-        missing = sorted({*columns} - {*there})
+    def _refuse_missing(self, table: str, columns: list[str], there: Set[str]) -> None:
+        missing = sorted({*columns} - there)
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
 
@@ -329,5 +328,17 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
         runs = [run for match in matches for run in find_runs(Path(match))]
         if not runs:
             raise RunDirectoryError(f"there is no run at {given}")
-        found |= {run: Run(run) for run in runs}
+        found |= {run.resolve(): Run(run) for run in runs if run.resolve() not in found}
+    _tell_apart(found)
     return Runs(found.values())
+
+
+def _tell_apart(runs: Mapping[Path, Run]) -> None:
+    """Give those of one name as many of the folders above them as it takes."""
+    depth, alike = 1, {**runs}
+    while alike:
+        for path, run in alike.items():
+            run.name = "/".join(path.parts[-depth:])
+        counts = collections.Counter(run.name for run in runs.values())
+        alike = {path: run for path, run in alike.items() if counts[run.name] > 1 and len(path.parts) > depth}
+        depth += 1
