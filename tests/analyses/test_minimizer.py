@@ -138,6 +138,13 @@ def test_few_runs_are_too_few_to_say_anything() -> None:
     assert found.table["too_few"].all()
 
 
+@pytest.mark.parametrize("count", [1, 11])
+def test_sharpness_that_is_never_a_number_says_nothing(count: int) -> None:
+    result = analysed(*(rows(name, [np.nan] * count, steps=STEPS[:count]) for name in ("hessian", "relative")))
+    assert result.verdict.answer == "can't tell"
+    assert result.summary["end"].isna().all()
+
+
 def test_runs_measured_in_another_batch_norm_mode_or_on_other_data_are_left_out_by_name() -> None:
     made = runs_with(np.arange(10) / 4)
     epochs = made[0][1]

@@ -9,7 +9,17 @@ import pytest
 from tests.charts.specs import data_sets
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.charts.binning import MOST_CELLS, MOST_LAYERS, MOST_ROWS, cells, coarser, edges, envelope, extremes
+from tvlars_probe.charts.binning import (
+    MOST_CELLS,
+    MOST_LAYERS,
+    MOST_ROWS,
+    cells,
+    coarser,
+    edges,
+    envelope,
+    extremes,
+    thinned,
+)
 from tvlars_probe.charts.binning import inline as inlined
 from tvlars_probe.charts.curves import loss_bins, loss_curves
 
@@ -47,7 +57,8 @@ def test_it_is_in_a_heat_map_whose_layers_are_grouped() -> None:
     layers, steps = 450, 2_000
     values = np.full((steps, layers), 0.01, np.float32)
     values[1234, 321] = 7.0
-    frame = cells(np.arange(steps), [f"layer{i}" for i in range(layers)], values)
+    found = cells(np.arange(steps), [f"layer{i}" for i in range(layers)], values)
+    frame = found.shown
     assert len(frame) <= MOST_CELLS
     assert frame["parameter"].nunique() <= MOST_LAYERS
     hottest = frame.loc[frame["value"].idxmax()]
@@ -55,13 +66,52 @@ def test_it_is_in_a_heat_map_whose_layers_are_grouped() -> None:
     assert hottest["first"] <= 1234 < hottest["end"]
     first, last = hottest["parameter"].split(" … ")
     assert int(first.removeprefix("layer")) <= 321 <= int(last.removeprefix("layer"))
+    assert "layer321" in found.groups[hottest["parameter"]]
+    assert [name for members in found.groups.values() for name in members] == [f"layer{i}" for i in range(layers)]
+
+
+@pytest.mark.parametrize(("layers", "dip"), [(1, 54_320), (1, 54_322), (5, 54_321), (125, 54_322), (300, 54_321)])
+def test_a_spike_and_a_dip_in_one_bin_are_both_shown(layers: int, dip: int) -> None:
+    values = np.random.default_rng(0).lognormal(0, 0.1, (100_000, layers)).astype(np.float32)
+    values[54_321, 0] = 1000.0
+    values[dip, min(layers - 1, 1)] = 1e-6
+    frame = cells(np.arange(100_000), [f"layer{i}" for i in range(layers)], values).shown
+    assert len(frame) <= MOST_CELLS
+    for value in (1000.0, 1e-6):
+        (row,) = frame[np.isclose(frame["value"], value)].to_dict("records")
+        assert abs(row["first"] - 54_321) < 1000
+    whole = frame.groupby("parameter").agg({"first": "min", "end": "max"})
+    assert {*whole["first"]} == {0}
+    assert {*whole["end"]} == {100_000}
+
+
+def test_infinite_values_and_nan_have_cells_of_their_own() -> None:
+    values = np.ones((50, 3))
+    values[7, 1], values[30:, 1], values[:, 2] = np.inf, np.nan, np.nan
+    found = cells(np.arange(50), ["a", "b", "never"], values)
+    assert {*found.unshown["parameter"]} == {"b"}
+    assert found.unshown["first"].tolist() == [7, *range(30, 50)]
+    assert found.order == ["a", "b"]
+
+
+@pytest.mark.parametrize(("curves", "rows"), [(1, 10_000), (2, 5_000), (1_000, 10), (1_700, 3), (6_000, 2), (3, 4)])
+def test_curves_fit_a_chart_however_many_and_long_they_are(curves: int, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    whole = [pd.DataFrame({"x": np.arange(rows), "y": rng.normal(size=rows)}) for _ in range(curves)]
+    few = thinned(whole, "y")
+    assert sum(map(len, few)) <= MOST_ROWS
+    assert all(len(part) and part["x"].iloc[-1] == rows - 1 for part in few)
+    if curves <= 2:
+        assert few[0]["y"].min() == whole[0]["y"].min()
+        assert few[0]["y"].max() == whole[0]["y"].max()
+        assert few[0]["x"].iloc[0] == 0
 
 
 def test_a_coarser_envelope_is_that_of_the_values_themselves() -> None:
     values = np.random.default_rng(0).lognormal(size=4096)
     fine = envelope(np.arange(4096), values, bins=512)
     coarse, direct = coarser(fine, 64), envelope(np.arange(4096), values, bins=64)
-    for column in ("step", "low", "high"):
+    for column in ("step", "low", "high", "high_step"):
         assert coarse[column].tolist() == direct[column].tolist()
     assert coarser(fine, 1000) is fine
 

@@ -51,6 +51,11 @@ def test_text_in_a_script_survives() -> None:
     assert json.loads(text) == {"a": HOSTILE + "\u2028"}
 
 
+def test_a_screen_reader_is_told_the_title(chart: alt.Chart) -> None:
+    spec = json.loads(file_content(chart, Path("chart.json")))
+    assert spec["description"] == f"{HOSTILE}. x"
+
+
 @pytest.mark.parametrize("name", ["chart.gif", "chart"])
 def test_an_unknown_suffix_is_refused_with_the_known_ones(chart: alt.Chart, name: str) -> None:
     with pytest.raises(UserError, match=r"suffix of .*\.html"):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.charts.specs import data_sets, encodings
+from tvlars_probe.analyses.facts import RunFacts
+from tvlars_probe.analyses.minimizer_runs import minimizer_of
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS
+from tvlars_probe.charts.comparisons import _with_interval
 from tvlars_probe.charts.export import file_content, spec_of
-from tvlars_probe.charts.kinds import KINDS, draw, lacking
+from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out
+from tvlars_probe.charts.sharpness import layer_blocks, sharpness_curves, spectral_density
 from tvlars_probe.errors import TraceError, UserError
 from tvlars_probe.traces.reader import open_run
 
@@ -105,6 +113,74 @@ def test_bn_modes_are_never_joined_in_one_chart(measured: list[Path]) -> None:
         len({row["step"] for row in drawn})
         == run.curvature(["step", "bn_mode"]).query("bn_mode == 'train'")["step"].nunique()
     )
+
+
+def test_runs_of_another_bn_mode_are_left_out_by_name(measured: list[Path]) -> None:
+    result = minimizer_of(open_run(measured[0]))
+    other = dataclasses.replace(result, bn_mode="eval", facts=dataclasses.replace(result.facts, name="odd"))
+    subtitle = spec_of(sharpness_curves([result, other]))["title"]["subtitle"]
+    assert subtitle.endswith("BatchNorm mode train; left out, as measured in another mode: odd")
+    assert "left out" not in spec_of(sharpness_curves([result]))["title"]["subtitle"]
+
+
+@pytest.mark.parametrize("operators", [("relative",), ("effective",), ("hessian", "relative")])
+def test_a_density_of_any_operator_is_drawn_each_in_a_panel(measured: list[Path], operators: tuple[str, ...]) -> None:
+    result = minimizer_of(open_run(measured[0]))
+    spectrum = pd.concat([result.spectrum.assign(operator=operator) for operator in operators])
+    spec = spec_of(spectral_density([dataclasses.replace(result, spectrum=spectrum)]))
+    rows = next(data_sets(spec))
+    assert [*dict.fromkeys(row["operator"] for row in rows)] == [*operators]
+    assert ("facet" in spec) == (len(operators) > 1)
+    assert operators[0] == "hessian" or operators[0] in spec["title"]["text"]
+
+
+def test_a_density_and_blocks_that_are_nan_are_drawn_as_nothing(measured: list[Path]) -> None:
+    result = minimizer_of(open_run(measured[0]))
+    empty = dataclasses.replace(
+        result, spectrum=result.spectrum.assign(density=np.nan), blocks=result.blocks.assign(value=np.nan)
+    )
+    assert "No spectral density" in spec_of(spectral_density([empty]))["title"]["text"]
+    assert spec_of(layer_blocks(empty))["title"]["text"]
+
+
+@pytest.mark.parametrize("runs", [1_000, 1_700])
+def test_sharpness_of_many_runs_fits_the_chart(measured: list[Path], runs: int) -> None:
+    result = minimizer_of(open_run(measured[0]))
+    many = [dataclasses.replace(result, facts=RunFacts(name=f"run{i}", optimizer="LARS")) for i in range(runs)]
+    assert len(next(data_sets(spec_of(sharpness_curves(many))))) <= MOST_ROWS
+
+
+@pytest.mark.parametrize(("name", "counted"), [("accuracy", 1), ("comparison", 2), ("learning-rates", 2)])
+def test_runs_without_an_epoch_spoil_no_chart_of_the_others(
+    name: str, counted: int, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    good, bad = trained("lars"), tmp_path / "bad"
+    shutil.copytree(good, bad)
+    shutil.rmtree(bad / "trace" / "epochs")
+    runs = [open_run(bad), open_run(good)]
+    ((run, reason),) = left_out(name, runs)
+    assert (run.name, reason) == ("bad", "no epoch is finished yet")
+    rows = next(data_sets(spec_of(draw(name, runs))))
+    assert "bad" not in {row.get("run") for row in rows}
+    if counted > 1:
+        assert f"{counted} runs" in spec_of(draw(name, runs))["title"]["subtitle"]
+    with pytest.raises(TraceError, match="no epoch is finished yet"):
+        draw(name, runs[:1])
+
+
+@pytest.mark.parametrize("name", ["comparison", "learning-rates"])
+def test_intervals_of_accuracies_stay_within_what_an_accuracy_can_be(name: str, trained: Callable[..., Path]) -> None:
+    runs = [open_run(trained("lars", seed=seed)) for seed in (0, 1)]
+    rows = next(data_sets(spec_of(draw(name, runs))))
+    assert rows
+    assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 100 for row in rows)
+    (bar,) = _with_interval(pd.DataFrame({"mean": [90.0], "half_width": [30.0]}), "test_acc1").to_dict("records")
+    assert (bar["low"], bar["high"]) == (60, 100)
+
+
+@pytest.mark.parametrize("name", ["comparison", "learning-rates"])
+def test_one_run_is_one(name: str, measured: list[Path]) -> None:
+    assert spec_of(draw(name, [open_run(measured[0])]))["title"]["subtitle"].startswith("1 run;")
 
 
 def test_the_documentation_shows_every_kind_with_the_command_that_made_it() -> None:

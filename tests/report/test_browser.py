@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from selenium.webdriver.support.ui import WebDriverWait
 
+import tvlars_probe
 from tests.report.browser import chromium, open_page, why_not
 from tvlars_probe.report.content import gather
 from tvlars_probe.report.page import render
@@ -118,3 +120,54 @@ def click_on_a_cell(browser: Any, chart: str) -> str:
 def test_the_page_asks_for_nothing_from_elsewhere(page: Path, browser: Any) -> None:
     open_page(browser, page, width=1400)
     assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+def test_a_chart_is_called_by_its_title(page: Path, browser: Any) -> None:
+    open_page(browser, page, width=1400)
+    names = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(e => [e.getAttribute('aria-label'),"
+        " e.closest('figure').querySelector('b').textContent])"
+    )
+    assert names
+    for name, title in names:
+        assert name.startswith(title)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run of 600 tensors: heat maps have rows of three, rates a third of them."""
+    folder = tmp_path_factory.mktemp("wide")
+    model = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(300))
+    optimizer = tvlars_probe.LARS(model.parameters(), 0.1)
+    with tvlars_probe.record(model, optimizer, folder / "run") as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = torch.stack([layer(torch.ones(4, 2)).square().sum() for layer in model]).sum()
+            loss.backward()
+            optimizer.step()
+            recorder.log(loss=loss.detach())
+    (folder / "report.html").write_text(render(gather([open_run(folder / "run")])), encoding="utf-8")
+    return folder / "report.html"
+
+
+def test_a_layer_is_found_in_rows_of_several_and_a_row_selects_its_layers(wide: Path, browser: Any) -> None:
+    open_page(browser, wide, width=1400)
+    heat = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].find(e => e.closest('figure').textContent"
+        ".startsWith('Gradient norm')).id"
+    )
+    lit = (
+        "return [...new Set([...document.querySelectorAll('#' + arguments[0] + ' .mark-rect path')]"
+        ".filter(c => c.__data__.datum.parameter && c.__data__.opacity === 1).map(c => c.__data__.datum.parameter))]"
+    )
+    pick = "const done = arguments[1]; report.pick(arguments[0]).then(() => done());"
+    browser.execute_async_script(pick, "100.weight")
+    (row,) = browser.execute_script(lit, heat)
+    browser.execute_async_script(pick, row)
+    assert browser.execute_script(lit, heat) == [row]
+    marked = browser.execute_script("return [...document.querySelectorAll('tr.picked')].map(e => e.dataset.layer)")
+    assert "100.weight" in marked
+    assert len({*marked}) == 3
+    browser.execute_async_script(pick, "")
+    assert len(browser.execute_script(lit, heat)) == 200
+    assert browser.execute_script("return report.errors") == []

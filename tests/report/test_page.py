@@ -150,3 +150,29 @@ def test_an_unfinished_and_an_empty_run_make_a_page(trained: Callable[..., Path]
     page = Page(render(gather([open_run(killed), open_run(empty)])))
     assert page.text.count("killed") >= 2
     assert "No layer was recorded" in page.text
+
+
+def test_a_density_of_another_operator_and_curvature_of_nan_make_a_page(measured: list[Path], tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run = tmp_path / "odd"
+    shutil.copytree(measured[0], run)
+    for table, column, value in (("spectrum", "operator", "relative"), ("curvature", "value", float("nan"))):
+        for path in (path for path in run.rglob("*.parquet") if path.parent.name == table):
+            rows = pq.read_table(path)
+            place, field = rows.schema.get_field_index(column), rows.schema.field(column)
+            pq.write_table(rows.set_column(place, field, pa.array([value] * len(rows)).cast(field.type)), path)
+    assert "relative Hessian" in render(gather([open_run(run)]))
+
+
+def test_every_chart_says_its_title_to_a_screen_reader(page: Page) -> None:
+    for spec in json.loads(page.specs).values():
+        assert len(spec["description"]) > 10
+
+
+def test_one_run_beyond_the_detailed_ones_is_one(trained: Callable[..., Path], tmp_path: Path) -> None:
+    runs = [tmp_path / f"run-{index}" for index in range(MOST_DETAILED + 1)]
+    for run in runs:
+        shutil.copytree(trained("lars"), run)
+    assert "1 further run stands in" in Page(render(gather([open_run(run) for run in runs]))).text

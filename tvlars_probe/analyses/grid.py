@@ -122,7 +122,7 @@ def _with_room(matrix: Matrix | None, tensors: int, steps: int, dtype: np.dtype)
 
 def norm_ratio(grid: LayerGrid) -> Matrix:
     """‖w‖/‖g‖ of each step and tensor, the papers' LNR."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio: Matrix = grid["weight_norm"] / grid["grad_norm"]
     return ratio
 

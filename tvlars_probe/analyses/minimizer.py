@@ -158,8 +158,9 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
     first, last = step[0], step[-1]
     early = step <= first + rule.early * (last - first)
     late = step >= last - rule.late * (last - first)
-    peak = int(np.nanargmax(np.where(early, value, -np.inf)))
-    end = float(np.nanmedian(value[late]))
+    told = ~np.isnan(value)
+    peak = int(np.where(early & told, value, -np.inf).argmax())
+    end = float(np.median(value[late & told])) if (late & told).any() else np.nan
     share = end / value[peak] if value[peak] > 0 else np.nan
     above = (step >= step[peak]) & (value >= rule.escaped * value[peak])
     held = np.diff(step)[above[:-1] & above[1:]].sum()

@@ -57,6 +57,8 @@ class Warmup:
             early steps), ``hot_steps``, ``overwritten_steps``, ``length`` (steps until neither holds any more),
             ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
         explosions: as of `find_explosions`, for lnr, grad_norm and update_ratio.
+        last_early: the last step that counts as early.
+        last_step: the last one recorded.
         thresholds: that were applied.
     """
 
@@ -69,6 +71,8 @@ class Warmup:
     early: EarlyLoss
     layers: pd.DataFrame
     explosions: pd.DataFrame
+    last_early: int = 0
+    last_step: int = 0
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 
@@ -105,6 +109,7 @@ def analyse_warmup(
         setting = [str(name) for name in widest[:1]]
     within = None if warmup_rows == len(grid.steps) else _count(grid.steps, warmup_rows)
     last = limits.early(facts) - 1 + int(grid.steps[0]) if len(grid.steps) else 0
+    last_early = max(last, *grid.steps[window].tolist()[-1:], 0)
     verdict = judge(
         facts=facts,
         thresholds=limits,
@@ -115,7 +120,7 @@ def analyse_warmup(
         early=early,
         suggested=suggested,
         early_rows=int(window.sum()),
-        last_early=max(last, *grid.steps[window].tolist()[-1:], 0),
+        last_early=last_early,
     )
     if verdict.answer == "not needed":
         suggested, setting = None, []
@@ -129,6 +134,8 @@ def analyse_warmup(
         early=early,
         layers=layers,
         explosions=explosions,
+        last_early=last_early,
+        last_step=int(grid.steps[-1]) if len(grid.steps) else 0,
         thresholds=limits,
     )
 
@@ -227,7 +234,7 @@ def _by_quantity(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quantities = {
             "lnr": norm_ratio(grid),
             "grad_norm": grid["grad_norm"],

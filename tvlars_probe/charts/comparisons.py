@@ -32,9 +32,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
     table = result.table.head(MOST_ROWS).copy()
     cells = [*result.rows, *result.columns]
     table["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in table.iterrows()]
-    table["low"], table["high"] = table["mean"] - table["half_width"], table["mean"] + table["half_width"]
-    for column, fallback in (("low", "mean"), ("high", "mean")):
-        table[column] = table[column].fillna(table[fallback])
+    table = _with_interval(table, result.metric)
     table["optimizer"] = table["optimizer"].fillna("other") if "optimizer" in table else "other"
     columns = ["setting", "optimizer", "mean", "low", "high", "half_width", "rate", "seeds", "diverged"]
     is_loss = result.metric.endswith("loss")
@@ -45,7 +43,9 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
         if result.chosen_on == result.metric
         else f"chosen on {_named(result.chosen_on).removesuffix(' (%)')}"
     )
-    of = f"{len(result.runs)} runs; mean and 95 % interval over seeds, best learning rate of each ({how})"
+    of = f"{theme.counted(len(result.runs))}; mean and 95 % interval over seeds, best learning rate of each ({how})"
+    without = int(table["mean"].isna().sum())
+    of += f"; {theme.counted(without, 'setting')} without a value" if without else ""
     base = alt.Chart(inline(table[columns])).encode(
         y=alt.Y("setting:N", sort=table["setting"].tolist(), title=None, axis=alt.Axis(labelLimit=240)),
         color=alt.Color("optimizer:N", scale=theme.optimizer_scale(table["optimizer"]), title="optimizer"),
@@ -74,15 +74,13 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
     rates = result.rates.dropna(subset=["rate", "mean"]).copy()
     cells = [*result.rows, *result.columns]
     rates["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in rates.iterrows()]
-    low, high = (0.0, None) if result.metric.endswith("loss") else (0.0, 100.0)  # an interval may reach beyond
-    rates["low"] = (rates["mean"] - rates["half_width"]).fillna(rates["mean"]).clip(low, high)
-    rates["high"] = (rates["mean"] + rates["half_width"]).fillna(rates["mean"]).clip(low, high)
+    rates = _with_interval(rates, result.metric)
     rates["optimizer"] = rates["optimizer"].fillna("other") if "optimizer" in rates else "other"
     named = _named(result.metric)
     seen = f"{named[:1].upper()}{named[1:].removesuffix(' (%)')} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
     kinds = list(dict.fromkeys(rates["setting"]))
-    of = f"{len(result.runs)} runs; mean and 95 % interval over seeds"
+    of = f"{theme.counted(len(result.runs))}; mean and 95 % interval over seeds"
     base = alt.Chart(inline(rates[columns].head(MOST_ROWS))).encode(
         x=alt.X(
             "rate:Q",
@@ -146,6 +144,13 @@ def gap_chart(result: SharpnessCorrelation) -> alt.Chart:
     )
 
 
+def _with_interval(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """``low`` and ``high``, within what the metric can be: an interval may reach beyond."""
+    least, most = (0.0, None) if metric.endswith("loss") else (0.0, 100.0)
+    low, high = rows["mean"] - rows["half_width"], rows["mean"] + rows["half_width"]
+    return rows.assign(low=low.fillna(rows["mean"]).clip(least, most), high=high.fillna(rows["mean"]).clip(least, most))
+
+
 def _named(metric: str) -> str:
     return METRICS.get(metric, metric.replace("_", " "))
 
@@ -164,12 +169,12 @@ def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart:
     """Accuracy without and with warm-up, a line per pair of runs."""
     pairs = result.pairs.copy()
     pairs["pair"] = [f"peak {row.peak_lr:g}, seed {row.seed}: {row.run_without}" for row in pairs.itertuples()]
-    pairs["optimizer"] = pairs["optimizer_without"].fillna("other")
+    pairs["optimizer"] = pairs["optimizer"].fillna("other")
     columns = ["pair", "optimizer", "accuracy_without", "accuracy_with", "gain", "run_without", "run_with"]
     seen = theme.title(f"Warm-up: {result.verdict.answer}", result.verdict.reason)
     base = alt.Chart(inline(pairs[columns].head(MOST_ROWS))).encode(
         y=alt.Y("pair:N", title=None, sort=pairs["pair"].tolist(), axis=alt.Axis(labelLimit=260)),
-        color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="without warm-up"),
+        color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="optimizer"),
         tooltip=[
             "run_without:N",
             "run_with:N",

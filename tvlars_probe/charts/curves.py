@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import altair as alt
 import pandas as pd
 
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline
+from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, thinned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvlars_probe.analyses.facts import RunFacts
 
+    Curve = tuple[RunFacts, pd.DataFrame]
+
 MOST_BINS = 400
+
+RISE = 0.05
+"""Part of its first value by which a loss must rise for a title to speak of it."""
 
 
 def loss_bins(steps: pd.DataFrame, bins: int = MOST_BINS) -> pd.DataFrame:
     """``steps`` (columns ``step``, ``loss``) in bins: what `loss_curves` takes, and all that need stay of a run."""
     told = steps.dropna(subset="loss")
-    return envelope(told["step"].to_numpy(), told["loss"].to_numpy(float), bins)
+    loss = told["loss"].to_numpy(float)
+    return envelope(told["step"].to_numpy(), loss, bins).assign(start=loss[0] if len(loss) else math.nan)
 
 
-def loss_curves(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.LayerChart:
-    """Training loss by step, as `loss_bins` gave it: the median of each bin, and its lowest and highest value."""
+def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
+    """Training loss by step, as `loss_bins` gave it: the median of each bin, and its lowest and highest value.
+
+    A cross at the top marks the first step at which a run's loss is not finite.
+    """
     bins = max(min(MOST_BINS, MOST_ROWS // max(len(runs), 1)), 1)
     frames = [coarser(part, bins).assign(**_labels(facts)) for facts, part in runs[:MOST_ROWS]]
     frame = _joined(frames)
-    seen = theme.title(_loss_title(frame), _subtitle(runs, "median and range of each bin"))
-    base = alt.Chart(inline(frame))
+    ends = [(facts, step) for facts, part in runs if (step := _not_finite(facts, part)) is not None]
+    seen = theme.title(_loss_title(frame, ends), _subtitle(runs, "median and range of each bin"))
+    base = alt.Chart(inline(frame.drop(columns="start")))
     x = alt.X("step:Q", scale=alt.Scale(nice=False))
     scale = alt.Scale(type="log") if len(frame) and (frame["low"] > 0).all() else alt.Scale()
     axis = theme.log_axis(frame["low"].tolist() + frame["high"].tolist()) if scale.type == "log" else alt.Axis()
@@ -40,6 +51,7 @@ def loss_curves(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.LayerChart
         alt.Tooltip("step:Q", format=","),
         alt.Tooltip("middle:Q", title="loss", format=".4~g"),
         alt.Tooltip("high:Q", title="highest in the bin", format=".4~g"),
+        alt.Tooltip("high_step:Q", title="at step", format=","),
     ]
     band = base.mark_area(opacity=0.18, clip=True).encode(
         x=x,
@@ -48,21 +60,42 @@ def loss_curves(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.LayerChart
         color=_colour(runs),
         detail="run:N",
     )
-    line = base.mark_line(strokeWidth=1.6, clip=True).encode(
-        x=x, y=y, color=_colour(runs), strokeDash=schedule_dash(frame), detail="run:N", tooltip=tips
+    alone = bool((frame.groupby("run").size() == 1).any()) if len(frame) else False  # a line of one point is none
+    line = base.mark_line(strokeWidth=1.6, clip=True, point=alone).encode(
+        x=x, y=y, color=_colour(runs), strokeDash=run_dash(frame), detail="run:N", tooltip=tips
     )
-    return (band + line).properties(width=theme.WIDTH, height=240, title=seen)
+    both = band + line
+    return (both + _crosses(ends, runs, x) if ends else both).properties(width=theme.WIDTH, height=240, title=seen)
 
 
-def accuracy_curves(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.LayerChart:
-    """Test accuracy by epoch (columns ``epoch``, ``test_acc1``)."""
-    frames = []
-    for facts, epochs in runs:
-        told = epochs.dropna(subset="test_acc1")[["epoch", "test_acc1"]]
-        stride = -(-len(told) * len(runs) // MOST_ROWS) or 1
-        kept = pd.concat([told.iloc[::stride], told.iloc[-1:]]).drop_duplicates("epoch")
-        frames.append(kept.assign(**_labels(facts)))
-    frame = _joined(frames)
+def _crosses(ends: Sequence[tuple[RunFacts, int]], runs: Sequence[Curve], x: alt.X) -> alt.Chart:
+    """Where losses end to be finite."""
+    rows = pd.DataFrame([{"step": step, **_labels(facts)} for facts, step in ends[:MOST_ROWS]])
+    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", title="not finite at step", format=",")]
+    mark = alt.Chart(inline(rows)).mark_point(shape="cross", angle=45, filled=True, size=110, opacity=1)
+    return mark.encode(x=x, y=alt.value(0), color=_colour(runs), tooltip=tips)
+
+
+def _not_finite(facts: RunFacts, part: pd.DataFrame) -> int | None:
+    """The first step whose loss isn't finite, as the run found it or as it stands in the bins; None if all are."""
+    found = []
+    finding = facts.finding or {}
+    if finding.get("step") is not None and not _is_finite(finding.get("loss")):
+        found.append(int(finding["step"]))
+    found += part.loc[part["high"] == math.inf, "high_step"].astype(int).tolist()[:1]
+    return min(found, default=None)
+
+
+def _is_finite(loss: object) -> bool:
+    return isinstance(loss, int | float) and math.isfinite(loss)
+
+
+def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
+    """Test accuracy by epoch (columns ``epoch``, counted from 0, and ``test_acc1``)."""
+    told = [epochs.dropna(subset="test_acc1")[["epoch", "test_acc1"]] for _, epochs in runs]
+    few = thinned(told, "test_acc1")
+    frame = _joined([part.assign(**_labels(facts)) for (facts, _), part in zip(runs, few, strict=False)])
+    frame["epoch"] += 1  # as they are counted in training
     seen = "No test accuracy on record"
     if len(frame):
         last = frame.groupby("run", sort=False).tail(1)
@@ -76,14 +109,14 @@ def accuracy_curves(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.LayerC
         alt.Tooltip("test_acc1:Q", title="test accuracy (%)", format=".2f"),
     ]
     base = alt.Chart(inline(frame)).encode(
-        x=alt.X("epoch:Q", scale=alt.Scale(nice=False)),
+        x=alt.X("epoch:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format=",d")),
         y=alt.Y("test_acc1:Q", title="test accuracy (%)", scale=alt.Scale(zero=False)),
         color=_colour(runs),
         detail="run:N",
         tooltip=tips,
     )
     return (
-        base.mark_line(strokeWidth=1.6).encode(strokeDash=schedule_dash(frame)) + base.mark_point(size=14, filled=True)
+        base.mark_line(strokeWidth=1.6).encode(strokeDash=run_dash(frame)) + base.mark_point(size=14, filled=True)
     ).properties(width=theme.WIDTH, height=240, title=theme.title(seen, _subtitle(runs, "after each epoch")))
 
 
@@ -96,29 +129,45 @@ def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True) if filled else frames[0]
 
 
-def _colour(runs: Sequence[tuple[RunFacts, pd.DataFrame]]) -> alt.Color:
+def _colour(runs: Sequence[Curve]) -> alt.Color:
     scale = theme.optimizer_scale(facts.optimizer or "other" for facts, _ in runs)
     return alt.Color("optimizer:N", scale=scale, title="optimizer")
 
 
-def schedule_dash(frame: pd.DataFrame) -> alt.StrokeDash:
-    """A dash pattern per schedule, the same in every chart: runs of one optimizer share its colour."""
-    schedules = list(dict.fromkeys(frame.get("schedule", [])))
-    patterns = {"none": [1, 0], "lars-warm": [5, 3], "cosine": [2, 2]}
-    scale = alt.Scale(domain=schedules, range=[patterns.get(name, [8, 3, 2, 3]) for name in schedules])
+_SCHEDULE_DASHES = {"none": [1, 0], "lars-warm": [5, 3], "cosine": [2, 2]}
+_RUN_DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 1], [1, 4], [9, 2, 2, 2, 2, 2]]
+
+
+def run_dash(frame: pd.DataFrame) -> alt.StrokeDash:
+    """A dash pattern per schedule, the same in every chart: runs of one optimizer share its colour.
+
+    Where runs share their schedule as well, a pattern per run within each colour, as long as there are enough.
+    """
+    runs = frame.reindex(columns=["run", "optimizer", "schedule"]).drop_duplicates("run")
+    place = runs.groupby("optimizer").cumcount()
+    if runs.duplicated(["optimizer", "schedule"]).any() and place.max() < len(_RUN_DASHES):
+        scale = alt.Scale(domain=runs["run"].tolist(), range=[_RUN_DASHES[k] for k in place])
+        return alt.StrokeDash("run:N", scale=scale, title="run", legend=alt.Legend(columns=3, symbolSize=400))
+    schedules = runs["schedule"].drop_duplicates().tolist()
+    scale = alt.Scale(domain=schedules, range=[_SCHEDULE_DASHES.get(name, [8, 3, 2, 3]) for name in schedules])
     return alt.StrokeDash("schedule:N", scale=scale, title="schedule")
 
 
-def _loss_title(frame: pd.DataFrame) -> str:
+def _loss_title(frame: pd.DataFrame, ends: Sequence[tuple[RunFacts, int]]) -> str:
+    if ends:
+        facts, step = min(ends, key=lambda end: end[1])
+        if len(ends) == 1:
+            return f"The loss of {facts.name} is not finite at step {step:,}"
+        return f"The losses of {len(ends):,} runs are not finite, first that of {facts.name} at step {step:,}"
     if not len(frame):
         return "No loss on record"
-    top = frame.iloc[int(frame["high"].to_numpy().argmax())]
-    first = frame[frame["run"] == top["run"]].iloc[0]
-    if top["high"] > 1.05 * first["middle"]:
-        return f"The loss of {top['run']} peaks at {theme.number(top['high'])}, near step {top['step']:,}"
-    return "No loss rises above its first value"
+    risen = frame[frame["high"] > frame["start"] + RISE * frame["start"].abs()]
+    if not len(risen):
+        return f"No loss rises more than {100 * RISE:.0f} % above its first value"
+    top = risen.iloc[int(risen["high"].to_numpy().argmax())]
+    return f"The loss of {top['run']} peaks at {theme.number(top['high'])}, at step {top['high_step']:,}"
 
 
-def _subtitle(runs: Sequence[tuple[RunFacts, pd.DataFrame]], what: str) -> str:
+def _subtitle(runs: Sequence[Curve], what: str) -> str:
     facts = runs[0][0]
-    return f"{f'{facts.name}: {facts.method}' if len(runs) == 1 else f'{len(runs)} runs'}; {what}"
+    return f"{f'{facts.name}: {facts.method}' if len(runs) == 1 else f'{len(runs):,} runs'}; {what}"

@@ -9,34 +9,36 @@ import numpy as np
 
 from tvlars_probe.analyses.explosions import QUANTITIES
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_LAYERS, inline
+from tvlars_probe.charts.binning import MOST_BARS, inline
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tvlars_probe.analyses.warmup import Warmup
 
 
 def explosion_timeline(result: Warmup) -> alt.LayerChart:
-    """A bar per explosion, from its first step to its recovery, with its peak as a point."""
-    found = result.explosions[result.explosions["exploded"]].copy()
-    last = float(result.explosions["peak_step"].max()) if len(result.explosions) else 0.0
-    end = (found["first_step"] + found["recovery_steps"]).fillna(np.nan)
-    found["end"] = end.fillna(max(last, float(found["first_step"].max()) if len(found) else 0.0) + 1)
-    found["recovered"] = np.where(end.notna(), "yes", "not while recorded")
-    found["what"] = found["quantity"].map(QUANTITIES)
+    """A bar per explosion, from its first step to its recovery, with its peak as a point; of many tensors the worst."""
+    found = result.explosions[result.explosions["exploded"]]
+    end = found["first_step"] + found["recovery_steps"]
+    found = found.assign(
+        end=end.fillna(result.last_step + 1),
+        recovered=np.where(end.notna(), "yes", "not while recorded"),
+        what=found["quantity"].map(QUANTITIES),
+    )
+    of = [f"{result.facts.name}: {result.facts.method}"]
+    of.append(f"beyond {result.thresholds.explosion:g} times start and later median")
+    seen = _seen(result, found)
+    exploded = found["parameter"].nunique()
+    if exploded > MOST_BARS:
+        of.append(f"the worst {MOST_BARS} of {exploded:,} tensors")
+        found = found[found["parameter"].isin(_worst(found))]
+    heading = theme.title(seen, "; ".join(of))
+    if not len(found):
+        return _calm(float(result.last_step), heading)
     order = [str(name) for name in result.layers["parameter"]]
-    worst = found.groupby("parameter")["peak_over_median"].max().nlargest(MOST_LAYERS).index
-    found = found[found["parameter"].isin(worst)]
-    share = found["parameter"].nunique() / max(len(order), 1)
-    seen = "No layer exploded"
-    if len(found):
-        first = found.iloc[int(found["first_step"].to_numpy().argmin())]
-        seen = f"{share:.0%} of the tensors explode, {first['parameter']} first, at step {first['first_step']:,.0f}"
     columns = ["parameter", "what", "first_step", "end", "peak_step", "peak_over_median", "recovered"]
     whats = [QUANTITIES[name] for name in QUANTITIES if name in {*found["quantity"]}]
-    beyond = f"beyond {result.thresholds.explosion:g} times start and later median"
-    heading = theme.title(seen, f"{result.facts.name}: {result.facts.method}; {beyond}")
-    if not len(found):
-        return _calm(last, heading)
     base = alt.Chart(inline(found[columns])).encode(
         y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
         yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats)),
@@ -56,18 +58,37 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
             alt.Tooltip("recovered:N"),
         ],
     )
-    bars = base.mark_bar(height={"band": 0.8}).encode(
-        x=alt.X("first_step:Q", title="step", scale=alt.Scale(zero=True)), x2="end:Q"
-    )
+    span = alt.Scale(domain=[min(0, result.last_step), result.last_step + 1], nice=False)
+    bars = base.mark_bar(height={"band": 0.8}).encode(x=alt.X("first_step:Q", title="step", scale=span), x2="end:Q")
     peaks = base.mark_point(shape="diamond", filled=True, size=60, stroke="white", strokeWidth=1).encode(
-        x=alt.X("peak_step:Q", title="step"),
+        x=alt.X("peak_step:Q", title="step", scale=span),
         yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats), bandPosition=0.5),
     )
     return (
         (bars + peaks)
-        .add_params(theme.picked())
+        .add_params(*theme.picked())
         .properties(width=theme.WIDTH, height=min(max(30 * found["parameter"].nunique(), 60), 640), title=heading)
     )
+
+
+def _seen(result: Warmup, found: pd.DataFrame) -> str:
+    """How many tensors explode in the early steps, and which is the first; if none does, of the later ones."""
+    if not len(found):
+        return "No layer exploded"
+    early = found[found["first_step"] <= result.last_early]
+    told, until = early if len(early) else found, f"{min(result.last_early, result.last_step):,}"
+    share = told["parameter"].nunique() / max(len(result.layers), 1)
+    first = told.iloc[int(told["first_step"].to_numpy().argmin())]
+    which = f"{first['parameter']} first, at step {first['first_step']:,.0f}"
+    if len(early):
+        return f"{share:.0%} of the tensors explode early (to step {until}), {which}"
+    return f"No tensor explodes early (to step {until}); {share:.0%} do later, {which}"
+
+
+def _worst(found: pd.DataFrame) -> list[str]:
+    """The tensors with the highest peaks over their later medians; infinite or undefined ones come first."""
+    height = found["peak_over_median"].astype(float).fillna(np.inf)
+    return [str(name) for name in height.groupby(found["parameter"]).max().nlargest(MOST_BARS).index]
 
 
 def _calm(last: float, heading: alt.TitleParams) -> alt.LayerChart:

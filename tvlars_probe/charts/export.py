@@ -21,10 +21,13 @@ SCALE = 2.0
 
 
 def spec_of(chart: Any, ink: str = "#222222") -> dict[str, Any]:
-    """The chart's Vega-Lite specification, with the shared look."""
+    """The chart's Vega-Lite specification, with the shared look, and its title as what a screen reader says."""
     spec: dict[str, Any] = chart.to_dict(validate=True)
     spec.pop("$schema", None)
-    return {"$schema": alt.SCHEMA_URL, **spec, "config": theme.config(ink)}
+    heading = spec.get("title") or {}
+    parts = [heading.get("text"), heading.get("subtitle")] if isinstance(heading, dict) else [heading]
+    told = [str(part) for part in parts if part]
+    return {"$schema": alt.SCHEMA_URL, "description": ". ".join(told), **spec, "config": theme.config(ink)}
 
 
 def vega_lite_version() -> str:

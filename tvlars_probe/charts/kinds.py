@@ -22,12 +22,14 @@ class Kind:
         needs: table that it is drawn from.
         several: whether it shows several runs in one picture.
         draw: makes it from runs (`tvlars_probe.traces.reader.Run`), one where not ``several``.
+        counts_all: whether runs without the data still count, as those that diverged do in a comparison.
     """
 
     about: str
     needs: str
     several: bool
     draw: Callable[[Sequence[Any]], Any]
+    counts_all: bool = False
 
 
 def _heat(quantity: str) -> Callable[[Sequence[Any]], Any]:
@@ -175,8 +177,8 @@ KINDS: dict[str, Kind] = {
     "density": Kind("spectral density of the Hessian", "spectrum", True, _density),
     "blocks": Kind("sharpness of each layer's block", "curvature", False, _blocks),
     "gap": Kind("end sharpness against the generalisation gap, over runs", "curvature", True, _gap),
-    "comparison": Kind("settings side by side, with intervals over seeds", "epochs", True, _comparison),
-    "learning-rates": Kind("accuracy against the peak learning rate", "epochs", True, _rate_sensitivity),
+    "comparison": Kind("settings side by side, with intervals over seeds", "epochs", True, _comparison, True),
+    "learning-rates": Kind("accuracy against the peak learning rate", "epochs", True, _rate_sensitivity, True),
     "landscape": Kind("loss along a direction, or between two runs", "landscape", False, _landscape("landscape_line")),
     "landscape-map": Kind("loss over the plane of two directions", "landscape", False, _landscape("landscape_map")),
 }
@@ -206,17 +208,23 @@ _REMEDIES = {
 }
 
 
+def left_out(name: str, runs: Sequence[Any]) -> list[tuple[Any, str]]:
+    """The runs that have nothing to show in a chart, and why."""
+    return [(run, reason) for run in runs if (reason := lacking(name, run)) is not None]
+
+
 def draw(name: str, runs: Sequence[Any]) -> Any:
-    """Draw a kind from runs.
+    """Draw a kind from those of the runs that have the data for it; `left_out` names the others.
 
     Raises:
-        UserError: a run lacks the data, or the kind shows one run and several are given.
+        UserError: no run has the data, or the kind shows one run and several are given.
     """
     chosen = kind(name)
     if not chosen.several and len(runs) != 1:
         raise UserError(f"chart {name} shows one run, {len(runs)} were given: draw it for each")
-    for run in runs:
-        reason = lacking(name, run)
-        if reason is not None:
-            raise TraceError(f"{run.path} can't be drawn as {name}: {reason}")
-    return chosen.draw(runs)
+    without = left_out(name, runs)
+    if len(without) == len(runs):
+        run, reason = without[0]
+        raise TraceError(f"{run.path} can't be drawn as {name}: {reason}")
+    lacks = [] if chosen.counts_all else [run for run, _ in without]
+    return chosen.draw([run for run in runs if not any(run is one for one in lacks)])

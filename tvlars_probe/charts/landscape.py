@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import altair as alt
+import numpy as np
+import pandas as pd
 
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS, inline
@@ -33,17 +36,11 @@ def landscape_line(result: Landscape) -> alt.LayerChart | alt.FacetChart:
 
 
 def landscape_map(result: Landscape) -> alt.Chart:
-    """The loss over the plane of two filter-normalised directions."""
-    rows = result.plane
-    step_a, step_b = result.spacing
-    rows = rows.assign(
-        left=rows["alpha"] - step_a / 2,
-        right=rows["alpha"] + step_a / 2,
-        bottom=rows["beta"] - step_b / 2,
-        top=rows["beta"] + step_b / 2,
-    )
+    """The loss over the plane of two filter-normalised directions; of a large grid every so many points."""
+    rows, note = _fewer(result.plane)
+    rows = rows.join(_cell_edges(rows["alpha"], "left", "right")).join(_cell_edges(rows["beta"], "bottom", "top"))
     return (
-        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.plane_reason, _subtitle(result)))
+        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.plane_reason, _subtitle(result) + note))
         .mark_rect(strokeWidth=0)
         .encode(
             x=alt.X("left:Q", title="α: first direction, filter-normalised", scale=alt.Scale(nice=False, zero=False)),
@@ -62,6 +59,32 @@ def landscape_map(result: Landscape) -> alt.Chart:
         )
         .properties(width=420, height=420)
     )
+
+
+def _fewer(plane: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The plane in as many points as a chart holds, and what to say of it."""
+    axes = [np.unique(plane[name]) for name in ("alpha", "beta")]
+    stride = 1
+    while math.prod(-(-len(axis) // stride) for axis in axes) > MOST_CELLS:
+        stride += 1
+    if stride == 1:
+        return plane, ""
+    kept = [axis[int(np.abs(axis).argmin()) % stride :: stride] for axis in axes]  # the centre stays
+    rows = plane[plane["alpha"].isin(kept[0]) & plane["beta"].isin(kept[1])]
+    every = "2nd" if stride == 2 else "3rd" if stride == 3 else f"{stride}th"
+    return rows, f"; every {every} of {len(axes[0]):,} × {len(axes[1]):,} points"
+
+
+def _cell_edges(points: pd.Series[float], before: str, after: str) -> pd.DataFrame:
+    """Where each point's cell begins and ends: midway to its neighbours on the grid, which may lie unevenly."""
+    grid = np.unique(points)
+    if len(grid) > 1:
+        middle = (grid[1:] + grid[:-1]) / 2
+        edges = np.concatenate([[2 * grid[0] - middle[0]], middle, [2 * grid[-1] - middle[-1]]])
+    else:
+        edges = np.concatenate([grid - 0.5, grid[-1:] + 0.5])
+    place = np.searchsorted(grid, points)
+    return pd.DataFrame({before: edges[place], after: edges[place + 1]}, index=points.index)
 
 
 def _axis(result: Landscape) -> str:

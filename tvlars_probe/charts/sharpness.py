@@ -10,20 +10,27 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_LAYERS, MOST_ROWS, edges, extremes, inline
-from tvlars_probe.charts.curves import schedule_dash
+from tvlars_probe.charts.binning import MOST_BARS, inline, thinned
+from tvlars_probe.charts.curves import run_dash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tvlars_probe.analyses.minimizer import Minimizer
 
 OPERATORS = {
     "hessian": "sharpness λ₁(H)",
     "relative": "relative sharpness (tensors scaled by their norm)",
-    "effective": "effective sharpness (dashed: limit of stability)",
+    "effective": "effective sharpness (grey: limit of stability)",
 }
 
+_OF = {
+    "hessian": "the Hessian",
+    "relative": "the relative Hessian",
+    "effective": "the effective Hessian",
+}
+EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
+"""An axis or a panel of a spectral density, by operator."""
 
 _POWERS = [10.0**k for k in range(-6, 13)]
 
@@ -37,7 +44,7 @@ def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
 def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     """Raw, relative and effective sharpness by step, in one panel each."""
     shown = same_mode(results)
-    frame = _joined([_labelled(r, _with_limits(_thinned(r.curves, MOST_ROWS // (2 * len(shown))))) for r in shown])
+    frame = _joined(thinned([curve for r in shown for curve in _curves(r)], "value"))
     frame["panel"] = frame["operator"].map(OPERATORS)
     tips = [
         alt.Tooltip("run:N"),
@@ -49,7 +56,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     is_limit = "datum.line === 'limit'"
     scale = theme.optimizer_scale(frame["optimizer"])
     colour = alt.condition(is_limit, alt.value("#888888"), alt.Color("optimizer:N", scale=scale, title="optimizer"))
-    dash = alt.condition(is_limit, alt.value([6, 4]), schedule_dash(frame))
+    dash = alt.condition(is_limit, alt.value([6, 4]), run_dash(frame))
     base = alt.Chart().encode(
         x=alt.X("step:Q", scale=alt.Scale(nice=False)),
         y=alt.Y("value:Q", scale=alt.Scale(type="log"), title=None, axis=alt.Axis(values=_POWERS, format="~g")),
@@ -73,31 +80,35 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
             )
         )
         .resolve_scale(y="independent")
-        .properties(title=theme.title(_seen(shown), _subtitle(shown)))
+        .properties(title=theme.title(_seen(shown), _subtitle(shown, left_out=_others(results, shown))))
     )
 
 
-def spectral_density(results: Sequence[Minimizer]) -> alt.Chart:
-    """The last spectral density of each run."""
-    mode = tuple(results[0].spectrum.sort_values("step").iloc[-1][["bn_mode", "split"]])
+def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart:
+    """The last spectral density of each run and operator, a panel per operator; all of one BatchNorm mode and data."""
+    mode = tuple(results[0].spectrum.sort_values("step", kind="stable").iloc[-1][["bn_mode", "split"]])
     shown, frames = [], []
     for r in results:
         rows = r.spectrum[(r.spectrum["bn_mode"] == mode[0]) & (r.spectrum["split"] == mode[1])]
-        rows = rows[(rows["operator"] == "hessian") & (rows["scope"] == "all")]
-        last = rows[rows["step"] == rows["step"].max()].drop_duplicates("grid", keep="last").sort_values("grid")
-        if len(last):
+        if len(rows):
             shown.append(r)
-            frames.append(_labelled(r, last.iloc[edges(len(last), MOST_ROWS // len(results))[:-1]]))
-    frame = _joined(frames)
+        for _, own in rows.groupby("operator", sort=False):
+            last = own[own["step"] == own["step"].max()].drop_duplicates("grid", keep="last").sort_values("grid")
+            frames.append(_labelled(r, last))
+    frame = _joined(thinned(frames, "density"))
     floor = float(frame["density"].max()) * 1e-8
     frame = frame[frame["density"] > floor]
-    right = float(frame["grid"].max())
-    seen = f"Most eigenvalues are near zero, the spectrum reaches to {theme.number(right)}"
-    return (
-        alt.Chart(inline(frame), title=theme.title(seen, _subtitle(shown, mode)))
+    operators = [name for name in EIGENVALUES if name in {*frame["operator"]}] or [next(iter(EIGENVALUES))]
+    frame = frame.assign(panel=frame["operator"].map(EIGENVALUES))
+    right = float(frame.loc[frame["operator"] == operators[0], "grid"].max())
+    of = "" if operators[0] == "hessian" and len(operators) == 1 else f" of {_OF[operators[0]]}"
+    seen = f"Most eigenvalues{of} are near zero, the spectrum reaches to {theme.number(right)}"
+    seen = seen if len(frame) else "No spectral density that is a number"
+    chart = (
+        alt.Chart(inline(frame))
         .mark_line(strokeWidth=1.6)
         .encode(
-            x=alt.X("grid:Q", title="eigenvalue λ of the Hessian"),
+            x=alt.X("grid:Q", title=EIGENVALUES[operators[0]] if len(operators) == 1 else "eigenvalue λ"),
             y=alt.Y(
                 "density:Q",
                 scale=alt.Scale(type="log"),
@@ -105,7 +116,7 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart:
                 axis=theme.log_axis(frame["density"]),
             ),
             color=alt.Color("optimizer:N", scale=theme.optimizer_scale(frame["optimizer"])),
-            strokeDash=schedule_dash(frame),
+            strokeDash=run_dash(frame),
             detail="run:N",
             tooltip=[
                 "run:N",
@@ -116,6 +127,12 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart:
         )
         .properties(width=theme.WIDTH, height=240)
     )
+    heading = theme.title(seen, _subtitle(shown, mode, left_out=_others(results, shown)))
+    if len(operators) == 1:
+        return chart.properties(title=heading)
+    header = alt.Header(labelOrient="top", labelAnchor="start")
+    panels = alt.Row("panel:N", sort=[EIGENVALUES[name] for name in operators], title=None, header=header)
+    return chart.facet(row=panels).resolve_scale(x="independent", y="independent").properties(title=heading)
 
 
 def layer_blocks(result: Minimizer) -> alt.LayerChart:
@@ -125,12 +142,16 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
     last = rows[rows["step"] == rows["step"].max()]
     mode = tuple(last.iloc[-1][["bn_mode", "split"]])
     last = last[(last["bn_mode"] == mode[0]) & (last["split"] == mode[1])]
-    rows = last.drop_duplicates("scope", keep="last").nlargest(MOST_LAYERS, "value")
+    every = last.drop_duplicates("scope", keep="last")
+    rows = every.sort_values("value", ascending=False, kind="stable").head(MOST_BARS)
     rows = rows.rename(columns={"scope": "parameter"})[["parameter", "value", "error", "step"]]
     top = rows.iloc[0]
     order = rows["parameter"].tolist()
     seen = f"The sharpest block is {top['parameter']}, {theme.number(top['value'])} at step {top['step']:,}"
-    base = alt.Chart(inline(rows), title=theme.title(seen, _subtitle([result], mode))).encode(
+    of = _subtitle([result], mode)
+    if len(rows) < len(every):
+        of += f"; the sharpest {len(rows)} of {len(every):,} blocks"
+    base = alt.Chart(inline(rows), title=theme.title(seen, of)).encode(
         y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
         opacity=alt.value(theme.where_picked(1.0, 0.2)),
         tooltip=[
@@ -142,23 +163,16 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
     bars = base.mark_bar(color=theme.OPTIMIZER_COLOURS.get(str(result.facts.optimizer), theme.OTHER_COLOUR)).encode(
         x=alt.X("value:Q", title="sharpness of the layer's block λ₁")
     )
-    return bars.add_params(theme.picked()).properties(width=theme.WIDTH, height=min(max(18 * len(rows), 60), 640))
+    return bars.add_params(*theme.picked()).properties(width=theme.WIDTH, height=min(max(18 * len(rows), 60), 640))
 
 
-def _with_limits(curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves, and below them the limits of stability as curves of their own."""
-    limits = curves[curves["limit"].notna()]
-    limits = limits.assign(value=limits["limit"], error=np.nan, converged=None)
-    return pd.concat([curves.assign(line="sharpness"), limits.assign(line="limit")], ignore_index=True)
-
-
-def _thinned(curves: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Each operator's curve, with the lowest and the highest value of each bin where there are too many."""
-    parts = []
-    for _, rows in curves.groupby("operator"):
-        cuts = edges(len(rows), max(most // 6, 1))
-        parts.append(rows if len(rows) <= most // 3 else rows.iloc[extremes(rows["value"].to_numpy(float), cuts)])
-    return pd.concat(parts, ignore_index=True) if parts else curves
+def _curves(r: Minimizer) -> Iterator[pd.DataFrame]:
+    """Each operator's curve, and its limit of stability, where it has one, as a curve of its own."""
+    for _, curve in r.curves.groupby("operator"):
+        yield _labelled(r, curve.assign(line="sharpness"))
+        limit = curve[curve["limit"].notna()]
+        if len(limit):
+            yield _labelled(r, limit.assign(line="limit", value=limit["limit"], error=np.nan, converged=None))
 
 
 def _labelled(r: Minimizer, frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,15 +188,29 @@ def _seen(results: Sequence[Minimizer]) -> str:
         summary = results[0].summary.set_index("operator")
         if "hessian" in summary.index:
             peak, step, end = (float(summary[name]["hessian"]) for name in ("early_peak", "peak_step", "end"))
-            return f"Sharpness peaks at {theme.number(peak)} at step {step:,.0f} and ends at {theme.number(end)}"
+            if np.isfinite(peak):
+                return f"Sharpness peaks at {theme.number(peak)} at step {step:,.0f} and ends at {theme.number(end)}"
     if len(results) == 1:
         return f"Trapped or escaped? {results[0].verdict.answer}"
     counts = Counter(r.verdict.answer for r in results)
     return "Trapped or escaped? " + ", ".join(f"{answer}: {n} of {len(results)}" for answer, n in counts.items())
 
 
-def _subtitle(results: Sequence[Minimizer], mode: tuple[str | None, str | None] | None = None) -> str:
+def _others(results: Sequence[Minimizer], shown: Sequence[Minimizer]) -> list[str]:
+    """Names of the results that aren't shown."""
+    return [r.facts.name for r in results if not any(r is one for one in shown)]
+
+
+def _subtitle(
+    results: Sequence[Minimizer],
+    mode: tuple[str | None, str | None] | None = None,
+    left_out: Sequence[str] = (),
+) -> str:
     first = results[0]
     bn_mode, split = mode or (first.bn_mode, first.split)
     who = f"{first.facts.name}: {first.facts.method}" if len(results) == 1 else f"{len(results)} runs"
-    return f"{who}; loss on {split} data, BatchNorm mode {bn_mode}"
+    of = f"{who}; loss on {split} data, BatchNorm mode {bn_mode}"
+    if not left_out:
+        return of
+    names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+    return f"{of}; left out, as measured in another mode: {names}"

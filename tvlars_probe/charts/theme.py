@@ -36,11 +36,15 @@ QUANTITY_COLOURS = {
 }
 
 SEQUENTIAL: Literal["viridis"] = "viridis"
-DIVERGING: Literal["blueorange"] = "blueorange"
+BAD_COLOUR = "#EE3377"
+"""Of what has no place on a scale: infinite, NaN."""
 WIDTH = 640
 
 PICKED = "picked"
 """Name of the parameter that holds the layer selected in all charts of a page; empty for none."""
+
+CHOSEN = "chosen"
+"""Name of the parameter that holds the further labels that stand for it: a page knows what is in a group of layers."""
 
 
 def optimizer_scale(optimizers: Iterable[str | None]) -> alt.Scale:
@@ -49,9 +53,9 @@ def optimizer_scale(optimizers: Iterable[str | None]) -> alt.Scale:
     return alt.Scale(domain=names, range=[OPTIMIZER_COLOURS.get(name, OTHER_COLOUR) for name in names])
 
 
-def picked() -> alt.Parameter:
+def picked() -> tuple[alt.Parameter, alt.Parameter]:
     """The page's selected layer; a page sets it, a file by itself leaves it empty."""
-    return alt.param(name=PICKED, value="")
+    return alt.param(name=PICKED, value=""), alt.param(name=CHOSEN, value=[])
 
 
 def where_picked(chosen: float, others: float, none: float | None = None) -> Any:
@@ -62,7 +66,7 @@ def where_picked(chosen: float, others: float, none: float | None = None) -> Any
     unselected = chosen if none is None else none
     same = (
         f"{PICKED} === datum.parameter || indexof({PICKED}, datum.parameter + '.') === 0 || "
-        f"indexof(datum.parameter, {PICKED} + '.') === 0"
+        f"indexof(datum.parameter, {PICKED} + '.') === 0 || indexof({CHOSEN}, datum.parameter) >= 0"
     )
     return {"expr": f"{PICKED} === '' ? {unselected} : ({same}) ? {chosen} : {others}"}
 
@@ -132,4 +136,9 @@ def log_axis(values: Iterable[float], **further: Any) -> alt.Axis:
 
 def number(value: float) -> str:
     """A number in a title."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def counted(count: int, what: str = "run") -> str:
+    """So many of a thing."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -23,7 +23,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     """Draw a chart of runs into a file: html, png, svg, pdf, or Vega-Lite json, by its suffix.
 
     An html file stands by itself and needs no network. --list shows the kinds; with runs, which of them these have
-    the data for.
+    the data for. Runs that have no data for the kind are left out, and named.
     """
     if listing:
         for line in _listing(words):
@@ -34,13 +34,16 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     if out is None:
         raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
     from tvlars_probe.charts.export import file_content
-    from tvlars_probe.charts.kinds import draw, kind
+    from tvlars_probe.charts.kinds import draw, kind, left_out
     from tvlars_probe.commands.analysis import check_output, write_output
     from tvlars_probe.traces.reader import open_runs
 
-    kind(words[0])
-    check_output(out)  # before anything is drawn
-    write_output(out, file_content(draw(words[0], open_runs(words[1:]).runs), out))
+    chosen = kind(words[0])
+    check_output(out)
+    runs = open_runs(words[1:]).runs
+    write_output(out, file_content(draw(words[0], runs), out))
+    for run, reason in left_out(words[0], runs):
+        say(f"{run.path} {'counts without a value' if chosen.counts_all else 'is left out'}: {reason}", err=True)
     say(f"Written: {out}")
 
 

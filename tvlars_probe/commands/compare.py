@@ -48,7 +48,7 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
 
 def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
-    print_verdict(console, result.verdict, title=f"{len(result.runs)} runs")
+    print_verdict(console, result.verdict, title=f"{len(result.runs)} run{'' if len(result.runs) == 1 else 's'}")
     if result.chosen_on == result.metric:
         console.print(
             f"Learning rates were chosen on {result.metric} itself: train with --val to choose on held-out data"

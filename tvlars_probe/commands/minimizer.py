@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tvlars_probe.analyses.headings import CORRELATION
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -19,10 +20,6 @@ _SUMMARY = {
     "operator": "sharpness", "measurements": "measured", "start": "start", "early_peak": "early peak",
     "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
     "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged",
-}  # fmt: skip
-_CORRELATION = {
-    "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
-    "runs": "runs", "too_few": "too few",
 }  # fmt: skip
 
 
@@ -99,11 +96,4 @@ def render_runs(console: Console, over: SharpnessCorrelation) -> None:
     console.print(table_of(over.runs))
     if len(over.table):
         console.print()
-        headings = {
-            "measure": "end sharpness",
-            "outcome": "with",
-            "rho": "Spearman ρ",
-            "low": "95 % from",
-            "high": "to",
-        }
-        console.print(table_of(over.table, {**headings, "runs": "runs", "too_few": "too few"}))
+        console.print(table_of(over.table, CORRELATION))

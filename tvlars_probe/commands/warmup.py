@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses import headings
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -19,23 +20,10 @@ if TYPE_CHECKING:
 MOST_LAYERS = 24
 """Layers that are printed; --csv has all of them."""
 
-_LAYERS = {
-    "parameter": "tensor", "adapted": "adapted", "start_over_settled": "start / settled ratio",
-    "redundant_share": "redundant", "hot_steps": "hot steps", "full_rate_step": "full-rate ‖Δw‖/‖w‖",
-    "overwritten_steps": "overwritten steps", "length": "needs steps",
-}  # fmt: skip
-_EXPLOSIONS = {
-    "quantity": "explosion of", "parameter": "tensor", "first_step": "first step", "peak_step": "peak step",
-    "peak_over_median": "peak / later median", "recovery_steps": "steps to recover",
-}  # fmt: skip
 _RUNS = {
     "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
     "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
     "redundant_share": "redundant", "accuracy": "test acc (%)",
-}  # fmt: skip
-_PAIRS = {
-    "peak_lr": "peak lr", "seed": "seed", "method_without": "without", "method_with": "with",
-    "accuracy_without": "test acc (%)", "accuracy_with": "with warm-up (%)", "gain": "gain (points)",
 }  # fmt: skip
 
 
@@ -91,13 +79,13 @@ def render(console: Console, result: Warmup) -> None:
     order = ["length", "overwritten_steps", "hot_steps"]
     layers = result.layers.sort_values(order, ascending=False, kind="stable")
     console.print()
-    console.print(table_of(layers.head(MOST_LAYERS), _LAYERS))
+    console.print(table_of(layers.head(MOST_LAYERS), headings.LAYERS))
     if len(layers) > MOST_LAYERS:
         console.print(f"… and {len(layers) - MOST_LAYERS} more: --csv lists all")
     exploded = result.explosions[result.explosions["exploded"]].sort_values("first_step", kind="stable")
     if len(exploded):
         console.print()
-        console.print(table_of(exploded.head(MOST_LAYERS), _EXPLOSIONS))
+        console.print(table_of(exploded.head(MOST_LAYERS), headings.EXPLOSIONS))
 
 
 def _lines(result: Warmup) -> list[str]:
@@ -124,4 +112,4 @@ def render_pairs(console: Console, pairs: WarmupPairs) -> None:
     console.print(table_of(pairs.runs, _RUNS))
     if len(pairs.pairs):
         console.print()
-        console.print(table_of(pairs.pairs, _PAIRS))
+        console.print(table_of(pairs.pairs, headings.pairs("method")))

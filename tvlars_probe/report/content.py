@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.analyses import headings
 from tvlars_probe.analyses.comparison import compare, run_row
 from tvlars_probe.analyses.correlation import correlate
 from tvlars_probe.analyses.grid import norm_ratio
@@ -180,29 +181,39 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
     comparison = compare(found.rows)
     if comparison.table["mean"].notna().any():
         plain.insert(0, spec_of(comparisons.comparison_chart(comparison), _INK))
-    headings = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)} | COMPARISON
+    cells = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)}
     yield Section(
-        "comparison", "All runs", comparison.verdict, tuple(plain), (Table("Settings", comparison.table, headings),)
+        "comparison",
+        "All runs",
+        comparison.verdict,
+        tuple(plain),
+        (Table("Settings", comparison.table, cells | COMPARISON),),
     )
     pairs = pair_warmups(found.warmups)
     if len(pairs.pairs):
         chart = spec_of(comparisons.warmup_pairs_chart(pairs), _INK)
-        yield Section("pairs", "Pairs of runs", pairs.verdict, (chart,), (Table("Pairs", pairs.pairs, PAIRS),))
+        yield Section(
+            "pairs", "Pairs of runs", pairs.verdict, (chart,), (Table("Pairs", pairs.pairs, headings.pairs("run")),)
+        )
     measured = [pair for pair in found.minimizers if len(pair[0].curves)]
     if len(measured) > 1:
         over = correlate(measured)
         drawn = [spec_of(sharpness.sharpness_curves([result for result, _ in measured]), _INK)]
         drawn.append(spec_of(comparisons.gap_chart(over), _INK))
         yield Section(
-            "gap", "All runs", over.verdict, tuple(drawn), (Table("Rank correlations", over.table, CORRELATION),)
+            "gap",
+            "All runs",
+            over.verdict,
+            tuple(drawn),
+            (Table("Rank correlations", over.table, headings.CORRELATION),),
         )
 
 
 def _warmup_tables(result: Warmup) -> Iterator[Table]:
-    yield Table("Layers", result.layers, LAYERS)
+    yield Table("Layers", result.layers, headings.LAYERS)
     exploded = result.explosions[result.explosions["exploded"]].sort_values("first_step", kind="stable")
     if len(exploded):
-        yield Table("Explosions", exploded, EXPLOSIONS)
+        yield Table("Explosions", exploded, headings.EXPLOSIONS)
 
 
 def _run_table(found: _Gathered) -> Table:
@@ -246,26 +257,9 @@ RUNS = {
     "peak_lr": "peak lr", "seed": "seed", "data": "data", "model": "model", "accuracy": "test acc (%)",
     "warmup": "warm-up needed?", "minimizer": "trapped?",
 }  # fmt: skip
-LAYERS = {
-    "parameter": "tensor", "adapted": "adapted", "start_over_settled": "start / settled ratio",
-    "redundant_share": "redundant", "hot_steps": "hot steps", "full_rate_step": "full-rate ‖Δw‖/‖w‖",
-    "overwritten_steps": "overwritten steps", "length": "needs steps",
-}  # fmt: skip
-EXPLOSIONS = {
-    "parameter": "tensor", "quantity": "explosion of", "first_step": "first step", "peak_step": "peak step",
-    "peak_over_median": "peak / later median", "recovery_steps": "steps to recover",
-}  # fmt: skip
 SUMMARY = {
     "operator": "sharpness", "measurements": "measured", "early_peak": "early peak", "peak_step": "at step",
     "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held", "state": "state",
-}  # fmt: skip
-PAIRS = {
-    "peak_lr": "peak lr", "seed": "seed", "run_without": "without", "run_with": "with",
-    "accuracy_without": "test acc (%)", "accuracy_with": "with warm-up (%)", "gain": "gain (points)",
-}  # fmt: skip
-CORRELATION = {
-    "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
-    "runs": "runs", "too_few": "too few to say",
 }  # fmt: skip
 COMPARISON = {
     "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",

@@ -49,19 +49,37 @@
       const datum = item && item.datum && (item.datum.datum || item.datum);
       if (datum && datum.parameter) pick(datum.parameter === picked ? "" : datum.parameter);
     });
-    if (picked) await show(view);
+    if (picked) await show(name);
   }
 
   function hasPicked(view) {
     return Object.prototype.hasOwnProperty.call(view.getState({ signals: (name) => name === "picked" }).signals, "picked");
   }
 
-  async function show(view) {
-    if (hasPicked(view)) await view.signal("picked", picked).runAsync();
-  }
+  // A heat map of many layers has rows of several; other charts may show only some layers.
+  const groups = {};
+  for (const spec of Object.values(specs)) Object.assign(groups, (spec.usermeta || {}).groups);
+  const within = (name) => groups[name] || [name];
 
   function same(a, b) {
     return a === b || a.startsWith(b + ".") || b.startsWith(a + ".");
+  }
+
+  // What stands for the selected layer besides its own name: the rows that it is in, or the layers of a row.
+  function standIns(name) {
+    if (name === "") return [];
+    const members = within(name);
+    const modules = members.flatMap((m) => m.split(".").map((_, i, parts) => parts.slice(0, i + 1).join(".")));
+    const rows = Object.keys(groups).filter((g) => groups[g].some((m) => members.some((other) => same(m, other))));
+    return [...modules, ...rows];
+  }
+
+  async function show(name) {
+    const view = views[name];
+    if (!hasPicked(view)) return;
+    const only = (specs[name].usermeta || {}).only;
+    const told = !only || only.some((layer) => within(picked).some((other) => same(layer, other)));
+    await view.signal("picked", told ? picked : "").signal("chosen", told ? standIns(picked) : []).runAsync();
   }
 
   async function pick(name) {
@@ -69,9 +87,9 @@
     const select = document.getElementById("layer");
     if (select) select.value = [...select.options].some((o) => o.value === name) ? name : "";
     for (const row of document.querySelectorAll("tr[data-layer]")) {
-      row.classList.toggle("picked", name !== "" && same(row.dataset.layer, name));
+      row.classList.toggle("picked", name !== "" && within(name).some((other) => same(row.dataset.layer, other)));
     }
-    await Promise.all(Object.values(views).map(show));
+    await Promise.all(Object.keys(views).map(show));
   }
   state.pick = pick;
 

@@ -69,11 +69,8 @@ def _header(title: str, report: Report) -> str:
 
 def _verdicts(report: Report) -> str:
     cards = [_card(section) for section in report.sections if section.verdict is not None]
-    note = (
-        f"<p>{report.left_out} further runs stand in the tables and the charts over all runs only.</p>"
-        if report.left_out
-        else ""
-    )
+    further = "1 further run stands" if report.left_out == 1 else f"{report.left_out} further runs stand"
+    note = f"<p>{further} in the tables and the charts over all runs only.</p>" if report.left_out else ""
     return (
         f'<section id="verdicts"><h2>Verdicts</h2><div class="cards">{"".join(cards)}</div>'
         f"{note}{_table(report.runs)}</section>\n"
