@@ -82,8 +82,11 @@ def test_runs_of_one_optimizer_and_schedule_have_dashes_of_their_own() -> None:
 
 
 def test_a_loss_of_one_step_is_a_point() -> None:
-    spec = spec_of(loss_curves([(lars("run"), loss_bins(losses(np.ones(1))))]))
-    assert spec["layer"][1]["mark"]["point"] is True
+    one, many = ((lars(f"run{n}"), loss_bins(losses(np.ones(n)))) for n in (1, 9))
+    spec = spec_of(loss_curves([one, many]))
+    assert spec["layer"][-1]["mark"]["type"] == "point"
+    assert [row["run"] for row in list(data_sets(spec))[-1]] == ["run1"]
+    assert [layer["mark"]["type"] for layer in spec_of(loss_curves([many]))["layer"]] == ["area", "line"]
 
 
 @pytest.mark.parametrize(

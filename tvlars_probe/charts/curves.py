@@ -60,12 +60,17 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
         color=_colour(runs),
         detail="run:N",
     )
-    alone = bool((frame.groupby("run").size() == 1).any()) if len(frame) else False  # a line of one point is none
-    line = base.mark_line(strokeWidth=1.6, clip=True, point=alone).encode(
+    line = base.mark_line(strokeWidth=1.6, clip=True).encode(
         x=x, y=y, color=_colour(runs), strokeDash=run_dash(frame), detail="run:N", tooltip=tips
     )
-    both = band + line
-    return (both + _crosses(ends, runs, x) if ends else both).properties(width=theme.WIDTH, height=240, title=seen)
+    chart = band + line
+    alone = frame[~frame["run"].duplicated(keep=False)].drop(columns="start") if len(frame) else frame
+    if len(alone):  # a line of one point is none
+        point = alt.Chart(inline(alone)).mark_point(filled=True, size=40, opacity=1)
+        chart += point.encode(x=x, y=y, color=_colour(runs), tooltip=tips)
+    if ends:
+        chart += _crosses(ends, runs, x)
+    return chart.properties(width=theme.WIDTH, height=240, title=seen)
 
 
 def _crosses(ends: Sequence[tuple[RunFacts, int]], runs: Sequence[Curve], x: alt.X) -> alt.Chart:
