@@ -172,7 +172,10 @@ def _settings(runs: pd.DataFrame, fields: list[str]) -> pd.Series[Any]:
     """Per run, the settings in which the runs of its cell differ, apart from rate and seed; empty where in none."""
     labels = dict.fromkeys(runs.index, "")
     for _, cell in runs.groupby(fields, dropna=False):
-        told = [{name: str(value) for name, value in run.items() if name not in fields} for run in cell["settings"]]
+        told = [
+            {name: "–" if value is None else str(value) for name, value in run.items() if name not in fields}
+            for run in cell["settings"]
+        ]
         names = dict.fromkeys(name for run in told for name in run)
         varying = [name for name in names if len({run.get(name) for run in told}) > 1]
         for index, run in zip(cell.index, told, strict=True):

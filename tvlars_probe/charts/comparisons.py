@@ -47,7 +47,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
     without = int(table["mean"].isna().sum())
     of += f"; {theme.counted(without, 'setting')} without a value" if without else ""
     base = alt.Chart(inline(table[columns])).encode(
-        y=alt.Y("setting:N", sort=table["setting"].tolist(), title=None, axis=alt.Axis(labelLimit=240)),
+        y=alt.Y("setting:N", sort=table["setting"].tolist(), title=None, axis=alt.Axis(labelLimit=420)),
         color=alt.Color("optimizer:N", scale=theme.optimizer_scale(table["optimizer"]), title="optimizer"),
         tooltip=[
             "setting:N",
@@ -168,12 +168,14 @@ def _field(name: str, value: object) -> str:
 def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart:
     """Accuracy without and with warm-up, a line per pair of runs."""
     pairs = result.pairs.copy()
-    pairs["pair"] = [f"peak {row.peak_lr:g}, seed {row.seed}: {row.run_without}" for row in pairs.itertuples()]
+    pairs["pair"] = [
+        f"peak {row.peak_lr:g}, seed {row.seed}: {row.run_without}, {row.run_with}" for row in pairs.itertuples()
+    ]
     pairs["optimizer"] = pairs["optimizer"].fillna("other")
     columns = ["pair", "optimizer", "accuracy_without", "accuracy_with", "gain", "run_without", "run_with"]
     seen = theme.title(f"Warm-up: {result.verdict.answer}", result.verdict.reason)
     base = alt.Chart(inline(pairs[columns].head(MOST_ROWS))).encode(
-        y=alt.Y("pair:N", title=None, sort=pairs["pair"].tolist(), axis=alt.Axis(labelLimit=260)),
+        y=alt.Y("pair:N", title=None, sort=pairs["pair"].tolist(), axis=alt.Axis(labelLimit=420)),
         color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="optimizer"),
         tooltip=[
             "run_without:N",
