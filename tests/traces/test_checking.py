@@ -209,6 +209,37 @@ def test_a_run_that_is_being_written_is_not_repaired(run: Path) -> None:
     held.release()
 
 
+@pytest.mark.parametrize("broken", [True, False])
+def test_nothing_is_set_aside_through_a_link(run: Path, broken: bool) -> None:
+    outside = run.parent / "outside"
+    outside.mkdir()
+    (run / "aside").symlink_to(outside, target_is_directory=True)
+    if broken:
+        truncate(run)
+    found = check_run(run)
+    assert ("aside", None) in [(fault.path, fault.repair) for fault in found.faults]
+    if broken:
+        with pytest.raises(RunDirectoryError, match="aside is a link.*remove the link"):
+            repair_run(run, found)
+    else:
+        assert repair_run(run, found) is None
+    assert [*outside.iterdir()] == []
+
+
+def test_what_lies_behind_a_link_stays_where_it_is(run: Path) -> None:
+    outside = run.parent / "outside"
+    truncate(run)
+    checkpoint(run)
+    for name in ("trace", "checkpoints"):
+        (run / name).rename(outside.with_name(f"outside-{name}"))
+        (run / name).symlink_to(outside.with_name(f"outside-{name}"), target_is_directory=True)
+    before = [path for name in ("trace", "checkpoints") for path in sorted((run.parent / f"outside-{name}").rglob("*"))]
+    repair_run(run, check_run(run))
+    after = [path for name in ("trace", "checkpoints") for path in sorted((run.parent / f"outside-{name}").rglob("*"))]
+    assert after == before
+    assert not (run / "trace").is_symlink()
+
+
 def test_a_manifest_is_made_anew_only_if_anything_tells_what_the_run_was(tmp_path: Path) -> None:
     (tmp_path / "trace").mkdir()
     (tmp_path / "run.json").write_text("{")

@@ -9,6 +9,7 @@ from tvlars_probe.runners import checkpoints
 from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.repairing import repair
+from tvlars_probe.traces.run_directory import is_led_out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,9 @@ def check_run(run: Path) -> Findings:
     found = check_trace(run)
     shapes = _shapes(run)
     for step, path in checkpoints.list_checkpoints(run).items():
-        wrong = None if path.is_symlink() else _wrong(path, step, shapes)
+        if is_led_out(run, path):
+            continue
+        wrong = _wrong(path, step, shapes)
         if wrong is not None:
             found.faults.append(Fault(path.relative_to(run).as_posix(), wrong, "set aside"))
         else:

@@ -16,7 +16,7 @@ from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.traces.footers import check_footer, describe
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import list_parts
-from tvlars_probe.traces.run_directory import status
+from tvlars_probe.traces.run_directory import FIXED, is_led_out, status
 from tvlars_probe.traces.schema import SCHEMA_VERSION, TABLES
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def _strange_files(run: Path) -> Iterator[Fault]:
         if name.startswith("aside/"):
             continue
         if path.is_symlink():
-            yield Fault(name, "is a link: what belongs to a run lies inside it", "set aside")
+            repair: Repair | None = None if name in FIXED else "set aside"
+            yield Fault(name, "is a link: what belongs to a run lies inside it", repair)
         elif path.name.startswith(".") and (
             path.name.endswith(".tmp") or "-compact-" in path.name or "-split-" in path.name
         ):
@@ -131,7 +132,7 @@ def _strange_files(run: Path) -> Iterator[Fault]:
 
 def _table_folders(run: Path) -> list[Path]:
     folders = [run / home / table for home in ("trace", "sharpness", ".") for table in TABLES]
-    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+    return [folder for folder in folders if folder.is_dir() and not is_led_out(run, folder)]
 
 
 def _check_table(run: Path, folder: Path, manifest: Manifest | None, found: Findings) -> list[pa.Table]:

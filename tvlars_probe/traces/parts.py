@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tvlars_probe.errors import TraceError
 from tvlars_probe.traces.footers import read_footer
+from tvlars_probe.traces.schema import TABLES
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _ROW_GROUP = 1 << 13
 """Rows of a merged part that are in memory at a time."""
 
 _PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
+_TEMPORARY = re.compile(rf"\.{_PART.pattern}\.\d+\.tmp")
+_SCRATCH = re.compile(rf"\.(?:{'|'.join(TABLES)})-(?:split|compact)-\d+")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,7 +74,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:  # no link that stands there is followed
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -90,13 +94,22 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half done below ``folder``: nobody else may be writing there."""
-    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*-split-*"), *folder.rglob(".*-compact-*")]:
-        if path.is_dir() and not path.is_symlink():
+    """Remove what a killed process left half done in a run's ``trace``: nobody else may be writing there.
+
+    Only what bears a name that is made here goes, and no link is followed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in [*folder.iterdir()]:
+        if path.is_symlink() or not path.is_dir():
+            continue
+        if _SCRATCH.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+        elif path.name in TABLES:
+            for file in [*path.iterdir()]:
+                if _TEMPORARY.fullmatch(file.name):
+                    with suppress(OSError):
+                        file.unlink()
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:
