@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,7 +23,6 @@ from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +221,7 @@ def test_nothing_is_set_aside_through_a_link(run: Path, broken: bool) -> None:
     found = check_run(run)
     assert ("aside", None) in [(fault.path, fault.repair) for fault in found.faults]
     if broken:
-        with pytest.raises(RunDirectoryError, match="aside is a link.*remove the link"):
+        with pytest.raises(RunDirectoryError, match=r"aside is a link.*remove the link"):
             repair_run(run, found)
     else:
         assert repair_run(run, found) is None
@@ -238,6 +240,47 @@ def test_what_lies_behind_a_link_stays_where_it_is(run: Path) -> None:
     after = [path for name in ("trace", "checkpoints") for path in sorted((run.parent / f"outside-{name}").rglob("*"))]
     assert after == before
     assert not (run / "trace").is_symlink()
+
+
+@pytest.mark.parametrize("place", ["run.json", "trace", "checkpoints"])
+def test_sound_files_that_cannot_be_read_are_not_set_aside(
+    run: Path, place: str, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    before = everything(run)
+    where, name = {"run.json": (Path, "read_bytes"), "trace": (pq, "read_metadata"), "checkpoints": (torch, "load")}[
+        place
+    ]
+    monkeypatch.setattr(where, name, refuse)
+    outcome = cli("check", run, "--repair")
+    monkeypatch.undo()
+    assert outcome.code == 2
+    assert "can't be read: Permission denied" in outcome.err
+    assert everything(run) == before
+    assert not (run / "aside").exists()
+
+
+def test_parts_of_a_later_version_are_left_where_they_are(run: Path) -> None:
+    part = parts(run, "steps")[1]
+    footer = b'{"schema_version": 99, "table": "steps", "run_id": "r"}'
+    pq.write_table(pq.read_table(part).replace_schema_metadata({b"tvlars_probe": footer}), part)
+    found = check_run(run)
+    told = {fault.path: fault for fault in found.faults}[f"trace/steps/{part.name}"]
+    assert told.repair is None
+    assert "upgrade" in told.problem
+    assert repair_run(run, found) is None
+
+
+@pytest.mark.parametrize("name", ["trace/steps/part-0000000099-0000000100.parquet", "checkpoints/step-99.pt"])
+def test_a_fifo_is_set_aside_and_never_waited_for(run: Path, name: str) -> None:
+    os.mkfifo(run / name)
+    found = check_run(run)
+    assert [(fault.path, fault.repair) for fault in found.faults] == [(name, "set aside")]
+    assert "is no plain file" in found.faults[0].problem
+    repair_run(run, found)
+    assert not (run / name).exists()
 
 
 def test_a_manifest_is_made_anew_only_if_anything_tells_what_the_run_was(tmp_path: Path) -> None:

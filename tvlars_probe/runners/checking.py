@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.errors import RunDirectoryError, UnreadableError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
 from tvlars_probe.traces.manifest import Manifest
@@ -58,6 +58,8 @@ def _shapes(run: Path) -> dict[str, dict[str, list[int]]]:
 def _wrong(path: Path, step: int, shapes: dict[str, dict[str, list[int]]]) -> str | None:
     try:
         state = checkpoints.load(path)
+    except UnreadableError:
+        raise
     except RunDirectoryError as error:
         return problem(error)
     if state["step"] != step:

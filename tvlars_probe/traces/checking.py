@@ -5,19 +5,18 @@ Everything is read and nothing is changed. What may be set aside, `tvlars_probe.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tvlars_probe.errors import RunDirectoryError, TraceError
-from tvlars_probe.traces.footers import check_footer, describe
+from tvlars_probe.errors import LaterVersionError, RunDirectoryError, TraceError, UnreadableError
+from tvlars_probe.traces.footers import check_footer, describe, refuse_unreadable
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import FIXED, is_led_out, status
-from tvlars_probe.traces.schema import SCHEMA_VERSION, TABLES
+from tvlars_probe.traces.schema import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +74,7 @@ def check_trace(run: Path) -> Findings:
     """Check everything but the checkpoints.
 
     Raises:
+        UnreadableError: the system refuses to read one of its files.
         RunDirectoryError: there is nothing like a run at ``run``.
     """
     if not run.is_dir():
@@ -94,8 +94,10 @@ def check_trace(run: Path) -> Findings:
 def _check_manifest(run: Path, found: Findings) -> Manifest | None:
     try:
         manifest = Manifest.load(run)
+    except UnreadableError:
+        raise
     except RunDirectoryError as error:
-        repair: Repair | None = None if _is_newer(run / FILE_NAME) else "write anew"
+        repair: Repair | None = None if isinstance(error, LaterVersionError) else "write anew"
         found.faults.append(Fault(FILE_NAME, problem(error), repair))
         return None
     if manifest.status not in STATUSES:
@@ -105,14 +107,6 @@ def _check_manifest(run: Path, found: Findings) -> Manifest | None:
         span = f"steps {gap.get('first_step')} to {gap.get('last_step', 'the end')}"
         found.notes.append(f"{gap.get('table')} lacks {span}: {gap.get('reason')}")
     return manifest
-
-
-def _is_newer(path: Path) -> bool:
-    try:
-        version = json.loads(path.read_bytes()).get("schema_version")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
-    return isinstance(version, int) and version > SCHEMA_VERSION
 
 
 def _strange_files(run: Path) -> Iterator[Fault]:
@@ -144,8 +138,13 @@ def _check_table(run: Path, folder: Path, manifest: Manifest | None, found: Find
             continue
         try:
             read = _read(part, folder.name, manifest)
+        except FileNotFoundError:
+            continue  # merged into another meanwhile
+        except UnreadableError:
+            raise
         except TraceError as error:
-            found.faults.append(Fault(part.path.relative_to(run).as_posix(), problem(error), "set aside"))
+            repair: Repair | None = None if isinstance(error, LaterVersionError) else "set aside"
+            found.faults.append(Fault(part.path.relative_to(run).as_posix(), problem(error), repair))
             continue
         found.parts += 1
         rows.append(read)
@@ -172,6 +171,7 @@ def _read(part: Part, table: str, manifest: Manifest | None) -> pa.Table:
     try:
         rows = pq.read_table(part.path, schema=TABLES[table].arrow_schema())
     except (pa.ArrowException, OSError, OverflowError) as error:
+        refuse_unreadable(part.path, error)
         raise TraceError(f"{part.path} is damaged ({str(error).splitlines()[0]})") from None
     if not len(rows) or rows["step"].null_count:
         raise TraceError(f"{part.path} holds rows without a step" if len(rows) else f"{part.path} holds no rows")

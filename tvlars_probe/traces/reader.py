@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import RunDirectoryError, TraceError
-from tvlars_probe.traces.footers import check_footer, remedy
+from tvlars_probe.traces.footers import check_footer, refuse_unreadable, remedy
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import find_runs, status
@@ -257,6 +257,7 @@ def _damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) 
         try:
             pq.read_table(path, schema=schema)
         except (pa.ArrowException, OSError, OverflowError) as reason:
+            refuse_unreadable(path, reason)
             return f"a part of the table {table} is damaged: {path} ({_first_line(reason)}); {remedy(path)}"
     return f"a part of the table {table} of {run} is damaged: {_first_line(error)}"
 
