@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tvlars_probe.errors import LaterVersionError, RunDirectoryError, TraceError, UnreadableError
-from tvlars_probe.traces.footers import check_footer, describe, refuse_unreadable
+from tvlars_probe.traces.footers import check_footer, refuse_unreadable
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import FIXED, is_led_out, status
@@ -164,10 +164,7 @@ def _read(part: Part, table: str, manifest: Manifest | None) -> pa.Table:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    footer = check_footer(part.path, table)
-    run_id = (describe(footer) or {}).get("run_id")
-    if manifest is not None and run_id is not None and run_id != manifest.run_id:
-        raise TraceError(f"{part.path} belongs to another run, {run_id}")
+    check_footer(part.path, table, None if manifest is None else manifest.run_id)
     try:
         rows = pq.read_table(part.path, schema=TABLES[table].arrow_schema())
     except (pa.ArrowException, OSError, OverflowError) as error:

@@ -56,12 +56,13 @@ def read_footer(path: Path) -> pq.FileMetaData:
     return footer
 
 
-def check_footer(path: Path, table: str) -> pq.FileMetaData:
-    """`read_footer` of a part of ``table``.
+def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMetaData:
+    """`read_footer` of a part of ``table`` (and of the run ``run_id``, where that is known).
 
     Raises:
         FileNotFoundError: there is no such file.
-        TraceError: it is damaged, another table's, or of a later version.
+        LaterVersionError: it is of a later version.
+        TraceError: it is damaged, another table's, or another run's.
     """
     footer = read_footer(path)
     about = describe(footer)
@@ -73,6 +74,9 @@ def check_footer(path: Path, table: str) -> pq.FileMetaData:
         raise LaterVersionError(
             f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
         )
+    other = about.get("run_id")
+    if run_id is not None and other is not None and other != run_id:
+        raise TraceError(f"{path} belongs to another run, {other}: {remedy(path)}")
     return footer
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.parts import cut, remove_leftovers
+from tvlars_probe.traces.schema import TABLES
 
 try:
     import fcntl
@@ -130,7 +131,7 @@ class RunDirectory:
         remove_leftovers(self.path / "trace")
         aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
         try:
-            for folder in sorted((self.path / "trace").glob("[!.]*")):
+            for folder in (self.path / "trace" / name for name in TABLES):
                 first_cut = epochs_from if epochs_from is not None else step + 1
                 cut(folder, first_cut if folder.name == "epochs" else step, aside / folder.name)
         except OSError as error:
