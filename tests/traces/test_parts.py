@@ -206,14 +206,7 @@ def with_text_for_steps(rows: pa.Table) -> pa.Table:
     return rows.set_column(index, "step", rows["step"].cast(pa.string()))
 
 
-def without_runs(rows: pa.Table) -> pa.Table:
-    index = rows.column_names.index("run")
-    return rows.set_column(index, "run", pa.nulls(len(rows)))
-
-
-@pytest.mark.parametrize(
-    "change", [of_another_run, of_a_later_version, of_another_program, with_text_for_steps, without_runs]
-)
+@pytest.mark.parametrize("change", [of_another_run, of_a_later_version, of_another_program, with_text_for_steps])
 def test_a_table_with_a_strange_part_is_left_as_it_is(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     folder = write(tmp_path, (0, 0), (1, 1), (2, 2))
     rewritten(parts.list_parts(folder)[1], change)

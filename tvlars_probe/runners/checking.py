@@ -31,7 +31,23 @@ def check_run(run: Path) -> Findings:
             found.faults.append(Fault(path.relative_to(run).as_posix(), wrong, "set aside"))
         else:
             found.checkpoints += 1
+    if not checkpoints.list_checkpoints(run) and _has_saved(run):
+        found.faults.append(Fault(checkpoints.FOLDER, "no checkpoint is there, though the run saved some"))
     return found
+
+
+def _has_saved(run: Path) -> bool:
+    """Whether a run is known to have made checkpoints of which none was set aside."""
+    try:
+        manifest = Manifest.load(run)
+    except RunDirectoryError:
+        return False
+    ended = manifest.status == "completed" and "recording" in manifest.config
+    return (
+        (ended or manifest.best is not None)
+        and not (run / checkpoints.FOLDER).is_symlink()
+        and not any(f"set {checkpoints.FOLDER}/" in note for note in manifest.notes)
+    )
 
 
 def repair_run(run: Path, found: Findings) -> Path | None:

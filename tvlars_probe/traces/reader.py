@@ -191,7 +191,7 @@ class Run(Frames):
                 return read(ds.dataset([*map(str, paths)], schema=schema, format="parquet"))
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
-                    raise
+                    raise TraceError(_unfound(table, paths)) from None
             except (pa.ArrowException, OSError, OverflowError) as error:
                 raise TraceError(_damage(self.path, table, paths, error)) from None
         raise AssertionError("unreachable")
@@ -245,6 +245,12 @@ def _by_step(rows: pa.Table) -> pa.Table:
     if (steps[1:] >= steps[:-1]).all():
         return rows
     return rows.take(np.argsort(steps, kind="stable"))
+
+
+def _unfound(table: str, paths: Sequence[Path]) -> str:
+    """Which part it is that is listed and yet can't be opened: a link that leads nowhere."""
+    path = next((path for path in paths if not path.exists()), paths[0])
+    return f"a part of the table {table} leads to a file that isn't there: {path}; {remedy(path)}"
 
 
 def _damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -> str:
