@@ -324,8 +324,17 @@ def test_what_a_run_lacks_is_told(run: Path, status: str, harm: Callable[[Path],
     stored.save(run)
     assert check_run(run).faults == []
     harm(run)
-    if status != "running" or told != "run.json":  # what a killed run recorded after its manifest, nobody knows
-        assert told in [fault.path for fault in check_run(run).faults]
+    assert told in [fault.path for fault in check_run(run).faults]
+
+
+def test_a_run_cut_back_and_killed_before_it_went_on_is_whole(run: Path) -> None:
+    stored = Manifest.load(run)
+    stored.status = "running"
+    stored.save(run)
+    directory = RunDirectory.take_over(run)
+    directory.cut_back(20)
+    directory.release()
+    assert check_run(run).faults == []
 
 
 def test_layers_recorded_every_few_steps_or_never_are_whole(run: Path) -> None:

@@ -5,8 +5,8 @@ Everything is read and nothing is changed. What may be set aside, `tvlars_probe.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +33,9 @@ ROW_KEYS = {"steps": ("step",), "layers": ("step", "parameter"), "epochs": ("pha
 """Per table what no two rows share."""
 
 _FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", *(f"trace/{table}" for table in TABLES))
+_CUT = re.compile(r"from-(\d+)-\w+/\1")
+"""A folder of rows set aside when a run was cut back, and a number of steps: those before the cut."""
+
 _BATCH_ROWS = 1 << 17
 _MOST_ROWS = 1 << 31
 """Rows of a table of a run that doesn't say how long it is."""
@@ -253,14 +256,16 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
     total, there = manifest.total_steps, len(steps)
     if state == "completed" and total is not None and there + sum(_length(gap, total) for gap in gaps) < total:
         found.faults.append(Fault(FILE_NAME, f"says completed, but {there} of {total} steps are there"))
-    ended = manifest.segments[-1].get("last_step") if manifest.segments else None
-    in_order = state in ("completed", "diverged", "interrupted") and not gaps
-    if in_order and ended is not None and (not there or steps[-1] < ended):
+    ended = _last_saved(manifest)
+    was_cut = any(_CUT.fullmatch(f"{folder.name}/{there}") for folder in (run / "aside").glob("from-*"))
+    if was_cut:  # and was killed before the manifest said so
+        ended = min(ended, there - 1)
+    if state != "running" and not gaps and ended > (steps[-1] if there else -1):
         last = f"the last one is {steps[-1]}" if there else "none is there"
         found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; {last}"))
     if state != "running":
-        found.faults += _absent_layers(manifest, tables)
-        found.faults += _absent_epochs(manifest, tables, completed=state == "completed")
+        found.faults += _absent_layers(manifest, tables, ended)
+        found.faults += _absent_epochs(manifest, tables, ended + (state == "completed"))
     names = {str(entry.get("name")) for entries in manifest.parameters.values() for entry in entries}
     recorded = {str(name) for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()}
     if names and recorded - names:
@@ -283,11 +288,11 @@ def _uncovered(steps: Steps, manifest: Manifest, table: str) -> Steps:
     return steps
 
 
-def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]]) -> Iterator[Fault]:
+def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
     """Steps in which layers were recorded, as the table ``steps`` tells, and of which ``layers`` holds no row."""
     rows = [np.asarray(rows["step"])[~np.asarray(rows["grad_norm"].is_null())] for rows in tables.get("steps", [])]
     recorded = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
-    recorded = recorded[recorded <= _last_saved(manifest)]
+    recorded = recorded[recorded <= ended]
     absent = _uncovered(np.setdiff1d(recorded, _steps(tables.get("layers", []))), manifest, "layers")
     if len(absent):
         places = np.searchsorted(recorded, absent)
@@ -295,15 +300,15 @@ def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]]) -> Ite
             yield Fault("trace/layers", _span(int(stretch[0]), int(stretch[-1])) + " missing")
 
 
-def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], *, completed: bool) -> Iterator[Fault]:
+def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
     """Epochs after which training went on, or ended as it should, and that have no row."""
     if "recording" not in manifest.config:
         return  # another program's loop: whether it tells of epochs is its own affair
-    last, ends = _last_saved(manifest), list[int]()
+    ends = list[int]()
     for phase in manifest.phases:
         first, epochs, length = (phase.get(name) for name in ("first_step", "epochs", "steps_per_epoch"))
         if isinstance(first, int) and isinstance(epochs, int) and isinstance(length, int) and length > 0:
-            count = min(epochs, max(0, (last + int(completed) - first) // length))
+            count = min(epochs, max(0, (ended - first) // length))
             ends += [first + (epoch + 1) * length for epoch in range(count)]
     absent = np.setdiff1d(np.array(ends, dtype=np.int64), _steps(tables.get("epochs", [])))
     for step in _uncovered(absent, manifest, "epochs"):
@@ -322,7 +327,7 @@ def _steps(rows: list[pa.Table]) -> Steps:
 def _gaps(manifest: Manifest, steps: Steps) -> Iterator[Fault]:
     """Stretches of steps that are missing and that the manifest doesn't account for."""
     known = sorted(
-        (gap.get("first_step") or 0, math.inf if gap.get("last_step") is None else gap["last_step"])
+        (int(gap.get("first_step") or 0), sys.maxsize if gap.get("last_step") is None else int(gap["last_step"]))
         for gap in manifest.gaps
         if gap.get("table") == "steps"
     )
