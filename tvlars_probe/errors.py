@@ -27,6 +27,14 @@ class TraceError(UserError):
     """A trace lacks what was asked of it, or a file of it is damaged."""
 
 
+class UnreadableError(RunDirectoryError, TraceError):
+    """The system refuses to read a file of a run: that doesn't mean that it is damaged."""
+
+
+class LaterVersionError(RunDirectoryError, TraceError):
+    """A file of a run is of a later version."""
+
+
 class NonFiniteLossError(UserError):
     """The loss whose curvature is asked for is not finite."""
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,7 +25,6 @@ from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +211,178 @@ def test_a_run_that_is_being_written_is_not_repaired(run: Path) -> None:
     with pytest.raises(RunDirectoryError, match="another process is writing"):
         repair_run(run, found)
     held.release()
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_nothing_is_set_aside_through_a_link(run: Path, broken: bool) -> None:
+    outside = run.parent / "outside"
+    outside.mkdir()
+    (run / "aside").symlink_to(outside, target_is_directory=True)
+    if broken:
+        truncate(run)
+    found = check_run(run)
+    assert ("aside", None) in [(fault.path, fault.repair) for fault in found.faults]
+    if broken:
+        with pytest.raises(RunDirectoryError, match=r"aside is a link.*remove the link"):
+            repair_run(run, found)
+    else:
+        assert repair_run(run, found) is None
+    assert [*outside.iterdir()] == []
+
+
+def test_what_lies_behind_a_link_stays_where_it_is(run: Path) -> None:
+    outside = run.parent / "outside"
+    truncate(run)
+    checkpoint(run)
+    for name in ("trace", "checkpoints"):
+        (run / name).rename(outside.with_name(f"outside-{name}"))
+        (run / name).symlink_to(outside.with_name(f"outside-{name}"), target_is_directory=True)
+    before = [path for name in ("trace", "checkpoints") for path in sorted((run.parent / f"outside-{name}").rglob("*"))]
+    repair_run(run, check_run(run))
+    after = [path for name in ("trace", "checkpoints") for path in sorted((run.parent / f"outside-{name}").rglob("*"))]
+    assert after == before
+    assert not (run / "trace").is_symlink()
+
+
+@pytest.mark.parametrize("place", ["run.json", "trace", "checkpoints"])
+def test_sound_files_that_cannot_be_read_are_not_set_aside(
+    run: Path, place: str, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    before = everything(run)
+    where, name = {"run.json": (Path, "read_bytes"), "trace": (pq, "read_metadata"), "checkpoints": (torch, "load")}[
+        place
+    ]
+    monkeypatch.setattr(where, name, refuse)
+    outcome = cli("check", run, "--repair")
+    monkeypatch.undo()
+    assert outcome.code == 2
+    assert "can't be read: Permission denied" in outcome.err
+    assert everything(run) == before
+    assert not (run / "aside").exists()
+
+
+def test_parts_of_a_later_version_are_left_where_they_are(run: Path) -> None:
+    part = parts(run, "steps")[1]
+    footer = b'{"schema_version": 99, "table": "steps", "run_id": "r"}'
+    pq.write_table(pq.read_table(part).replace_schema_metadata({b"tvlars_probe": footer}), part)
+    found = check_run(run)
+    told = {fault.path: fault for fault in found.faults}[f"trace/steps/{part.name}"]
+    assert told.repair is None
+    assert "upgrade" in told.problem
+    assert repair_run(run, found) is None
+
+
+@pytest.mark.parametrize("name", ["trace/steps/part-0000000099-0000000100.parquet", "checkpoints/step-99.pt"])
+def test_a_fifo_is_set_aside_and_never_waited_for(run: Path, name: str) -> None:
+    os.mkfifo(run / name)
+    found = check_run(run)
+    assert [(fault.path, fault.repair) for fault in found.faults] == [(name, "set aside")]
+    assert "is no plain file" in found.faults[0].problem
+    repair_run(run, found)
+    assert not (run / name).exists()
+
+
+def replace_by_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+@pytest.mark.parametrize("status", ["completed", "interrupted", "running"])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda run: shutil.rmtree(run / "trace"), "run.json"),
+        (lambda run: replace_by_file(run / "trace"), "trace"),
+        (lambda run: replace_by_file(run / "trace" / "steps"), "trace/steps"),
+        (lambda run: replace_by_file(run / "checkpoints"), "checkpoints"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "checkpoints"),
+        (lambda run: shutil.rmtree(run / "trace" / "layers"), "trace/layers"),
+        (lambda run: parts(run, "layers")[2].unlink(), "trace/layers"),
+        (lambda run: shutil.rmtree(run / "trace" / "epochs"), "trace/epochs"),
+        (lambda run: parts(run, "epochs")[2].unlink(), "trace/epochs"),
+        (lambda run: ((run / ".lock").unlink(missing_ok=True), (run / ".lock").mkdir()), ".lock"),
+    ],
+    ids=[
+        "no trace",
+        "trace a file",
+        "steps a file",
+        "checkpoints a file",
+        "no checkpoint",
+        "no layers",
+        "layers of some steps gone",
+        "no epochs",
+        "an epoch gone",
+        "lock a folder",
+    ],
+)
+def test_what_a_run_lacks_is_told(run: Path, status: str, harm: Callable[[Path], object], told: str) -> None:
+    stored = Manifest.load(run)
+    stored.status = status
+    stored.save(run)
+    assert check_run(run).faults == []
+    harm(run)
+    assert told in [fault.path for fault in check_run(run).faults]
+
+
+def test_a_run_cut_back_and_killed_before_it_went_on_is_whole(run: Path) -> None:
+    stored = Manifest.load(run)
+    stored.status = "running"
+    stored.save(run)
+    directory = RunDirectory.take_over(run)
+    directory.cut_back(20)
+    directory.release()
+    assert check_run(run).faults == []
+
+
+def test_layers_recorded_every_few_steps_or_never_are_whole(run: Path) -> None:
+    for part in parts(run, "layers"):
+        rows = pq.read_table(part)
+        rows = rows.filter(pc.equal(pc.bit_wise_and(rows["step"], 1), 0))
+        pq.write_table(rows, part)
+        part.rename(
+            part.with_name(f"part-{min(rows['step'].to_pylist()):010d}-{max(rows['step'].to_pylist()):010d}.parquet")
+        )
+    assert "trace/layers" in [fault.path for fault in check_run(run).faults]
+    for part in parts(run, "steps"):
+        rows = pq.read_table(part)
+        odd = pc.equal(pc.bit_wise_and(rows["step"], 1), 1)
+        place = rows.column_names.index("grad_norm")
+        unrecorded = pc.if_else(odd, pa.scalar(None, pa.float64()), rows["grad_norm"])
+        pq.write_table(rows.set_column(place, rows.schema.field(place), unrecorded), part)
+    assert check_run(run).faults == []
+
+
+@pytest.mark.parametrize("step", [10**13, 2**63 - 1])
+def test_a_part_of_a_far_step_makes_a_gap_and_takes_no_memory(run: Path, step: int) -> None:
+    writer = TraceWriter(run / "trace", Manifest.load(run).run_id)
+    writer.append("steps", {"step": [step]})
+    writer.flush()
+    told = {(fault.path, fault.problem) for fault in check_run(run).faults}
+    assert told == {("trace/steps", f"steps 32 to {step - 1} are missing")}
+
+
+def test_more_rows_than_a_run_can_have_are_refused_unread(run: Path) -> None:
+    writer = TraceWriter(run / "trace", Manifest.load(run).run_id)
+    writer.append("steps", {"step": [7] * 1000})
+    writer.flush()
+    told = {fault.path: fault for fault in check_run(run).faults}
+    assert "claims 1,000 rows" in told["trace/steps/part-0000000007-0000000007.parquet"].problem
+    assert told["trace/steps/part-0000000007-0000000007.parquet"].repair == "set aside"
+
+
+def test_a_part_that_leads_nowhere_is_named_with_the_remedy(run: Path, cli: Callable[..., Any]) -> None:
+    part = run / "trace" / "steps" / "part-0000000032-0000000033.parquet"
+    part.symlink_to("nowhere")
+    for command in ("show", "warmup"):
+        outcome = cli(command, run)
+        assert outcome.code == 2
+        assert "leads to a file that isn't there" in outcome.err
+        assert "--repair' sets it aside" in outcome.err
+    repair_run(run, check_run(run))
+    assert cli("show", run).code == 0
 
 
 def test_a_manifest_is_made_anew_only_if_anything_tells_what_the_run_was(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.traces.test_parts import write
-from tvlars_probe.errors import TraceError
+from tvlars_probe.errors import TraceError, UnreadableError
 from tvlars_probe.traces.footers import check_footer, describe, read_footer
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.reader import open_run
@@ -93,3 +95,36 @@ def test_a_part_whose_pages_are_damaged_is_named(run: Path) -> None:
     part.write_bytes(content)
     with pytest.raises(TraceError, match=f"a part of the table steps is damaged: {part}"):
         open_run(run).steps(["step", "loss"])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_what_the_system_refuses_to_read_is_not_called_damaged(
+    run: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = sorted((run / "trace" / "steps").iterdir())[-1]
+    monkeypatch.setattr(pq, "read_metadata", lambda path: (_ for _ in ()).throw(OSError(number, "refused", str(path))))
+    with pytest.raises(UnreadableError, match=r"can't be read: refused$"):
+        read_footer(part)
+
+
+def test_arrow_gives_the_systems_number(run: Path) -> None:
+    """What `refuse_unreadable` rests on: a refusal has a number, damage has none."""
+    damaged = run / "damaged.parquet"
+    damaged.write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    with pytest.raises((pa.ArrowException, OSError)) as caught:
+        pq.read_metadata(damaged)
+    assert getattr(caught.value, "errno", None) is None
+    with pytest.raises(OSError, match=r"too long") as caught:
+        pq.read_metadata(f"{run}/{'x' * 300}")
+    assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_what_is_no_plain_file_is_refused_unopened(run: Path) -> None:
+    part = run / "trace" / "steps" / "part-0000000010-0000000011.parquet"
+    os.mkfifo(part)
+    with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
+        open_run(run).steps()
+    part.unlink()
+    part.mkdir()
+    with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
+        open_run(run).steps()

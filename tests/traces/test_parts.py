@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
@@ -11,6 +12,9 @@ from tvlars_probe.errors import TraceError
 from tvlars_probe.traces import parts
 from tvlars_probe.traces.schema import LAYERS, STEPS
 from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def write(folder: Path, *spans: tuple[int, int]) -> Path:
@@ -177,3 +181,86 @@ def test_a_crash_around_the_exchange_shows_each_row_once(
     parts.compact(folder, LAYERS, by_parameter=True)
     assert sorted(pairs_in(folder)) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["layers"]
+
+
+def rewritten(part: parts.Part, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(part.path)), part.path)
+
+
+def of_another_run(rows: pa.Table) -> pa.Table:
+    return rows.replace_schema_metadata(STEPS.arrow_schema("stranger").metadata)
+
+
+def of_a_later_version(rows: pa.Table) -> pa.Table:
+    return rows.replace_schema_metadata(
+        {b"tvlars_probe": b'{"schema_version": 99, "table": "steps", "run_id": "r"}'},
+    )
+
+
+def of_another_program(rows: pa.Table) -> pa.Table:
+    return pa.table({"step": rows["step"]})
+
+
+def with_text_for_steps(rows: pa.Table) -> pa.Table:
+    index = rows.column_names.index("step")
+    return rows.set_column(index, "step", rows["step"].cast(pa.string()))
+
+
+@pytest.mark.parametrize("change", [of_another_run, of_a_later_version, of_another_program, with_text_for_steps])
+def test_a_table_with_a_strange_part_is_left_as_it_is(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    folder = write(tmp_path, (0, 0), (1, 1), (2, 2))
+    rewritten(parts.list_parts(folder)[1], change)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    writer = TraceWriter(tmp_path, "r")
+    writer.settle()
+    assert not writer.compact("steps")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["steps"]
+
+
+def test_files_that_are_no_parts_outlive_merging_and_cutting(tmp_path: Path) -> None:
+    folder = write(tmp_path, (0, 0), (1, 4))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "drafts").mkdir()
+    (folder / "drafts" / "a").write_text("mine too")
+    (folder / "link").symlink_to("nowhere")
+    (folder / ".part-0000000000-0000000000.parquet.7.tmp").write_bytes(b"half")
+    assert parts.compact(folder, STEPS)
+    parts.cut(folder, 3, tmp_path / "aside")
+    assert steps_in(folder) == [0, 1, 2]
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "drafts" / "a").read_text() == "mine too"
+    assert (folder / "link").is_symlink()
+    assert not list(folder.glob(".*"))
+
+
+def test_what_is_no_table_is_passed_over_when_a_run_ends(tmp_path: Path) -> None:
+    folder = write(tmp_path, (0, 0), (1, 1))
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    TraceWriter(tmp_path, "r").settle()
+    assert len(parts.list_parts(folder)) == 1
+
+
+def test_a_folder_in_which_nothing_can_be_made_leaves_parts_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, (0, 2), (3, 5))
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert not parts.compact(folder, STEPS)
+    with pytest.raises(TraceError, match="Permission denied; nothing is lost"):
+        parts.split(folder, 1)
+    assert steps_in(folder) == [*range(6)]
+
+
+def test_a_library_that_cannot_exchange_folders_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path, (0, 2), (3, 5))
+    monkeypatch.setattr(parts.ctypes, "CDLL", lambda *_, **__: object())
+    with pytest.raises(OSError, match="can't exchange two folders"):
+        parts.exchange(folder, tmp_path)
+    assert not parts.compact(folder, STEPS)
+    assert steps_in(folder) == [*range(6)]

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import RunDirectory, find_runs, status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_a_new_run_needs_a_new_or_empty_folder(tmp_path: Path) -> None:
@@ -44,6 +47,59 @@ def test_a_place_below_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunDirectoryError, match="can't write to"):
         RunDirectory.create(tmp_path / "file" / "r")
+
+
+@pytest.mark.parametrize("name", ["run.json", ".lock", "trace", "trace/steps", "checkpoints", "aside", "sharpness"])
+def test_a_link_out_of_a_run_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    run, outside = tmp_path / "r", tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".part-0000000000-0000000001.parquet.7.tmp").write_bytes(b"foreign")
+    (outside / ".steps-compact-7").mkdir()
+    (run / "trace").mkdir(parents=True)
+    Manifest(run_id="r").save(run)
+    if name == "trace":
+        (run / name).rmdir()
+    if name == "run.json":
+        (run / name).rename(outside / name)
+    (run / name).symlink_to(outside / (name if name in ("run.json", ".lock") else ""))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunDirectoryError, match=rf"{name} is a link.*nothing was changed: (remove the link|'tvlars)"):
+        RunDirectory.take_over(run)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".lock").symlink_to(tmp_path / "new")
+    with pytest.raises(RunDirectoryError, match="lock is a link"):
+        RunDirectory.create(tmp_path / "r")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_plain_file_is_refused_and_locked_by_nobody(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / ".lock")
+    with pytest.raises(RunDirectoryError, match=r"lock|can't write"):
+        RunDirectory.hold(tmp_path)
+    assert status(tmp_path, Manifest(run_id="r")) == "killed"
+
+
+def test_only_leftovers_of_our_own_names_are_removed(tmp_path: Path) -> None:
+    run, outside = tmp_path / "r", tmp_path / "outside"
+    kept = ["steps/.notes.tmp", "foo/.part-0000000000-0000000001.parquet.7.tmp", "steps/a/.b.tmp", ".my-split-plan"]
+    gone = ["steps/.part-0000000000-0000000001.parquet.7.tmp", ".layers-split-7/x", ".steps-compact-12/x"]
+    for path in [*(run / "trace" / name for name in kept + gone), outside / "x"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (run / "trace" / ".steps-compact-13").symlink_to(outside, target_is_directory=True)
+    Manifest(run_id="r").save(run)
+    held = RunDirectory.hold(run)
+    held.cut_back(0)
+    held.release()
+    assert [name for name in kept + gone if (run / "trace" / name).exists()] == kept
+    assert (outside / "x").exists()
 
 
 @pytest.mark.parametrize("told", ["completed", "diverged", "failed", "interrupted"])

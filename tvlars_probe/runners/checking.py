@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.errors import RunDirectoryError, UnreadableError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.repairing import repair
+from tvlars_probe.traces.run_directory import is_led_out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +24,30 @@ def check_run(run: Path) -> Findings:
     found = check_trace(run)
     shapes = _shapes(run)
     for step, path in checkpoints.list_checkpoints(run).items():
-        wrong = None if path.is_symlink() else _wrong(path, step, shapes)
+        if is_led_out(run, path):
+            continue
+        wrong = _wrong(path, step, shapes)
         if wrong is not None:
             found.faults.append(Fault(path.relative_to(run).as_posix(), wrong, "set aside"))
         else:
             found.checkpoints += 1
+    if not checkpoints.list_checkpoints(run) and _has_saved(run):
+        found.faults.append(Fault(checkpoints.FOLDER, "no checkpoint is there, though the run saved some"))
     return found
+
+
+def _has_saved(run: Path) -> bool:
+    """Whether a run is known to have made checkpoints of which none was set aside."""
+    try:
+        manifest = Manifest.load(run)
+    except RunDirectoryError:
+        return False
+    ended = manifest.status == "completed" and "recording" in manifest.config
+    return (
+        (ended or manifest.best is not None)
+        and not (run / checkpoints.FOLDER).is_symlink()
+        and not any(f"set {checkpoints.FOLDER}/" in note for note in manifest.notes)
+    )
 
 
 def repair_run(run: Path, found: Findings) -> Path | None:
@@ -55,6 +74,8 @@ def _shapes(run: Path) -> dict[str, dict[str, list[int]]]:
 def _wrong(path: Path, step: int, shapes: dict[str, dict[str, list[int]]]) -> str | None:
     try:
         state = checkpoints.load(path)
+    except UnreadableError:
+        raise
     except RunDirectoryError as error:
         return problem(error)
     if state["step"] != step:

@@ -6,13 +6,14 @@ under a temporary name, synced and renamed.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.errors import RunDirectoryError, UnreadableError
 from tvlars_probe.runners.modes import MODES
 from tvlars_probe.traces.parts import replace_file
 
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 FORMAT = 1
 FOLDER = "checkpoints"
 _REMEDY = "'tvlars-probe check {} --repair' sets it aside, and an earlier one is used"
+_REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -50,12 +61,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
+        UnreadableError: the system refuses.
         RunDirectoryError: it is missing, damaged, or holds anything but tensors and plain values.
     """
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise RunDirectoryError(f"{path} is no plain file: {_REMEDY.format(path.parent.parent)}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise RunDirectoryError(f"there is no checkpoint {path}") from None
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
+        raise RunDirectoryError(f"{path} is damaged ({error}): {_REMEDY.format(path.parent.parent)}") from None
     except pickle.UnpicklingError:
         raise RunDirectoryError(
             f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): "

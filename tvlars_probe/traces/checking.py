@@ -5,19 +5,19 @@ Everything is read and nothing is changed. What may be set aside, `tvlars_probe.
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tvlars_probe.errors import RunDirectoryError, TraceError
-from tvlars_probe.traces.footers import check_footer, describe
+from tvlars_probe.errors import LaterVersionError, RunDirectoryError, TraceError, UnreadableError
+from tvlars_probe.traces.footers import check_footer, refuse_unreadable
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import list_parts
-from tvlars_probe.traces.run_directory import status
-from tvlars_probe.traces.schema import SCHEMA_VERSION, TABLES
+from tvlars_probe.traces.run_directory import FIXED, LOCK_NAME, is_led_out, status
+from tvlars_probe.traces.schema import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,17 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.parts import Part
 
 Repair = Literal["set aside", "write anew"]
+Steps = np.ndarray[tuple[int], np.dtype[np.int64]]
 ROW_KEYS = {"steps": ("step",), "layers": ("step", "parameter"), "epochs": ("phase", "epoch")}
 """Per table what no two rows share."""
+
+_FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", *(f"trace/{table}" for table in TABLES))
+_CUT = re.compile(r"from-(\d+)-\w+/\1")
+"""A folder of rows set aside when a run was cut back, and a number of steps: those before the cut."""
+
+_BATCH_ROWS = 1 << 17
+_MOST_ROWS = 1 << 31
+"""Rows of a table of a run that doesn't say how long it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ def check_trace(run: Path) -> Findings:
     """Check everything but the checkpoints.
 
     Raises:
+        UnreadableError: the system refuses to read one of its files.
         RunDirectoryError: there is nothing like a run at ``run``.
     """
     if not run.is_dir():
@@ -84,6 +94,7 @@ def check_trace(run: Path) -> Findings:
     found = Findings()
     manifest = _check_manifest(run, found)
     found.faults += _strange_files(run)
+    found.faults += _files_for_folders(run)
     tables = {folder.name: _check_table(run, folder, manifest, found) for folder in _table_folders(run)}
     found.steps = len(_steps(tables.get("steps", [])))
     if manifest is not None:
@@ -94,8 +105,10 @@ def check_trace(run: Path) -> Findings:
 def _check_manifest(run: Path, found: Findings) -> Manifest | None:
     try:
         manifest = Manifest.load(run)
+    except UnreadableError:
+        raise
     except RunDirectoryError as error:
-        repair: Repair | None = None if _is_newer(run / FILE_NAME) else "write anew"
+        repair: Repair | None = None if isinstance(error, LaterVersionError) else "write anew"
         found.faults.append(Fault(FILE_NAME, problem(error), repair))
         return None
     if manifest.status not in STATUSES:
@@ -107,14 +120,6 @@ def _check_manifest(run: Path, found: Findings) -> Manifest | None:
     return manifest
 
 
-def _is_newer(path: Path) -> bool:
-    try:
-        version = json.loads(path.read_bytes()).get("schema_version")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
-    return isinstance(version, int) and version > SCHEMA_VERSION
-
-
 def _strange_files(run: Path) -> Iterator[Fault]:
     """Links, and what killed processes left half done."""
     for path in sorted(run.rglob("*")):
@@ -122,65 +127,99 @@ def _strange_files(run: Path) -> Iterator[Fault]:
         if name.startswith("aside/"):
             continue
         if path.is_symlink():
-            yield Fault(name, "is a link: what belongs to a run lies inside it", "set aside")
+            repair: Repair | None = None if name in FIXED else "set aside"
+            yield Fault(name, "is a link: what belongs to a run lies inside it", repair)
         elif path.name.startswith(".") and (
             path.name.endswith(".tmp") or "-compact-" in path.name or "-split-" in path.name
         ):
             yield Fault(name, "was left half done by a process that was killed; no reader looks at it", "set aside")
 
 
+def _files_for_folders(run: Path) -> Iterator[Fault]:
+    """Files where folders should be, and a lock that can't be locked."""
+    for name in _FOLDERS:
+        path = run / name
+        if not is_led_out(run, path) and path.exists() and not path.is_dir():
+            yield Fault(name, "is no folder", None if name in FIXED else "set aside")
+    lock = run / LOCK_NAME
+    if lock.exists() and not lock.is_symlink() and not lock.is_file():
+        yield Fault(LOCK_NAME, "is no plain file, so the run can't be locked: remove it")
+
+
 def _table_folders(run: Path) -> list[Path]:
     folders = [run / home / table for home in ("trace", "sharpness", ".") for table in TABLES]
-    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+    return [folder for folder in folders if folder.is_dir() and not is_led_out(run, folder)]
 
 
 def _check_table(run: Path, folder: Path, manifest: Manifest | None, found: Findings) -> list[pa.Table]:
     """The rows of a table's readable parts, of the columns that tell rows apart."""
     rows = []
-    spans: list[tuple[Part, set[int]]] = []
+    spans: list[tuple[Part, Steps]] = []
+    most = _most_rows(folder, manifest)
     for part in list_parts(folder):
         if part.path.is_symlink():
             continue
         try:
-            read = _read(part, folder.name, manifest)
+            read = _read(part, folder.name, manifest, most)
+        except FileNotFoundError:
+            continue  # merged into another meanwhile
+        except UnreadableError:
+            raise
         except TraceError as error:
-            found.faults.append(Fault(part.path.relative_to(run).as_posix(), problem(error), "set aside"))
+            repair: Repair | None = None if isinstance(error, LaterVersionError) else "set aside"
+            found.faults.append(Fault(part.path.relative_to(run).as_posix(), problem(error), repair))
             continue
         found.parts += 1
         rows.append(read)
-        spans.append((part, {int(step) for step in np.unique(np.asarray(read["step"]))}))
+        most -= len(read)
+        spans.append((part, np.unique(np.asarray(read["step"]))))
     if folder.parent.name == "trace" and folder.name in ROW_KEYS:
         found.faults += _doubles(run, folder, rows, spans)
     return rows
 
 
-def _read(part: Part, table: str, manifest: Manifest | None) -> pa.Table:
-    """A part's rows, all columns decoded.
+def _most_rows(folder: Path, manifest: Manifest | None) -> int:
+    """More rows than the run's parts of a table can hold together, each of them twice."""
+    if manifest is None or manifest.total_steps is None or folder.parent.name != "trace":
+        return _MOST_ROWS
+    tensors = sum(len(entries) for entries in manifest.parameters.values())
+    per_step = {"steps": 1, "epochs": 1, "layers": tensors}.get(folder.name, 0)
+    return 2 * per_step * (manifest.total_steps + 1) or _MOST_ROWS
+
+
+def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Table:
+    """A part's rows, of the columns that are compared; the others are decoded too, some rows at a time.
 
     Raises:
-        TraceError: it is damaged, foreign, or not what its name says.
+        TraceError: it is damaged, foreign, not what its name says, or holds more than ``most`` rows.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    import pyarrow.dataset as ds
 
-    footer = check_footer(part.path, table)
-    run_id = (describe(footer) or {}).get("run_id")
-    if manifest is not None and run_id is not None and run_id != manifest.run_id:
-        raise TraceError(f"{part.path} belongs to another run, {run_id}")
+    footer = check_footer(part.path, table, None if manifest is None else manifest.run_id)
+    if footer.num_rows > most:
+        raise TraceError(f"{part.path} claims {footer.num_rows:,} rows: with other parts more than the run can have")
+    kept = [*dict.fromkeys((*ROW_KEYS.get(table, ()), "step", *(["grad_norm"] if table == "steps" else [])))]
+    schema = TABLES[table].arrow_schema()
     try:
-        rows = pq.read_table(part.path, schema=TABLES[table].arrow_schema())
+        part_alone = ds.dataset(str(part.path), schema=schema, format="parquet")
+        batches = part_alone.to_batches(batch_size=_BATCH_ROWS, batch_readahead=1, use_threads=False)
+        rows = pa.Table.from_batches(
+            [batch.select(kept) for batch in batches], pa.schema([schema.field(name) for name in kept])
+        )
     except (pa.ArrowException, OSError, OverflowError) as error:
+        refuse_unreadable(part.path, error)
         raise TraceError(f"{part.path} is damaged ({str(error).splitlines()[0]})") from None
     if not len(rows) or rows["step"].null_count:
         raise TraceError(f"{part.path} holds rows without a step" if len(rows) else f"{part.path} holds no rows")
     first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
     if (first, last) != (part.first_step, part.last_step):
         raise TraceError(f"{part.path} holds steps {first} to {last}, which is not what its name says")
-    return rows.select([*dict.fromkeys((*ROW_KEYS.get(table, ()), "step"))])
+    return rows
 
 
-def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Part, set[int]]]) -> Iterator[Fault]:
+def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Part, Steps]]) -> Iterator[Fault]:
     """Rows that stand twice; a part whose steps others hold too can go."""
     import pyarrow as pa
 
@@ -190,13 +229,13 @@ def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Pa
     doubled = frame[frame.duplicated(list(ROW_KEYS[folder.name]))]
     if doubled.empty:
         return
-    seen: set[int] = set()
+    seen = np.zeros(0, dtype=np.int64)
     name = folder.relative_to(run).as_posix()
     redundant = []
     for part, steps in sorted(spans, key=lambda pair: (-len(pair[1]), len(pair[0].path.name), pair[0])):
-        if steps <= seen:
+        if np.isin(steps, seen).all():
             redundant.append(part)
-        seen |= steps
+        seen = np.union1d(seen, steps)
     for part in redundant:
         yield Fault(f"{name}/{part.path.name}", "holds only steps that other parts hold too", "set aside")
     if not redundant:
@@ -207,7 +246,7 @@ def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Pa
 def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]], found: Findings) -> None:
     """Whether steps are without gap, and the manifest says what the trace does."""
     steps = _steps(tables.get("steps", []))
-    found.faults += _gaps(run, manifest, steps)
+    found.faults += _gaps(manifest, steps)
     state = status(run, manifest)
     if state == "running":
         found.notes.append("the run is being written by another process")
@@ -217,10 +256,16 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
     total, there = manifest.total_steps, len(steps)
     if state == "completed" and total is not None and there + sum(_length(gap, total) for gap in gaps) < total:
         found.faults.append(Fault(FILE_NAME, f"says completed, but {there} of {total} steps are there"))
-    ended = manifest.segments[-1].get("last_step") if manifest.segments else None
-    in_order = state in ("completed", "diverged", "interrupted") and not gaps
-    if in_order and ended is not None and there and steps[-1] < ended:
-        found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; the last one is {steps[-1]}"))
+    ended = _last_saved(manifest)
+    was_cut = any(_CUT.fullmatch(f"{folder.name}/{there}") for folder in (run / "aside").glob("from-*"))
+    if was_cut:  # and was killed before the manifest said so
+        ended = min(ended, there - 1)
+    if state != "running" and not gaps and ended > (steps[-1] if there else -1):
+        last = f"the last one is {steps[-1]}" if there else "none is there"
+        found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; {last}"))
+    if state != "running":
+        found.faults += _absent_layers(manifest, tables, ended)
+        found.faults += _absent_epochs(manifest, tables, ended + (state == "completed"))
     names = {str(entry.get("name")) for entries in manifest.parameters.values() for entry in entries}
     recorded = {str(name) for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()}
     if names and recorded - names:
@@ -228,24 +273,74 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
         found.faults.append(Fault(FILE_NAME, f"doesn't know the recorded tensors {strange}"))
 
 
-def _steps(rows: list[pa.Table]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _last_saved(manifest: Manifest) -> int:
+    """The last step whose rows of all tables were written before the manifest was; -1 for none."""
+    segment = manifest.segments[-1] if manifest.segments else {}
+    last = segment.get("last_step")
+    return int(segment.get("first_step") or 0) - 1 if last is None else int(last)
+
+
+def _uncovered(steps: Steps, manifest: Manifest, table: str) -> Steps:
+    """Those of ``steps`` that the manifest doesn't say are lacking."""
+    for gap in (gap for gap in manifest.gaps if gap.get("table") == table):
+        last = gap.get("last_step")
+        steps = steps[(steps < (gap.get("first_step") or 0)) | (steps > (np.inf if last is None else last))]
+    return steps
+
+
+def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
+    """Steps in which layers were recorded, as the table ``steps`` tells, and of which ``layers`` holds no row."""
+    rows = [np.asarray(rows["step"])[~np.asarray(rows["grad_norm"].is_null())] for rows in tables.get("steps", [])]
+    recorded = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+    recorded = recorded[recorded <= ended]
+    absent = _uncovered(np.setdiff1d(recorded, _steps(tables.get("layers", []))), manifest, "layers")
+    if len(absent):
+        places = np.searchsorted(recorded, absent)
+        for stretch in np.split(absent, np.flatnonzero(np.diff(places) > 1) + 1):
+            yield Fault("trace/layers", _span(int(stretch[0]), int(stretch[-1])) + " missing")
+
+
+def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
+    """Epochs after which training went on, or ended as it should, and that have no row."""
+    if "recording" not in manifest.config:
+        return  # another program's loop: whether it tells of epochs is its own affair
+    ends = list[int]()
+    for phase in manifest.phases:
+        first, epochs, length = (phase.get(name) for name in ("first_step", "epochs", "steps_per_epoch"))
+        if isinstance(first, int) and isinstance(epochs, int) and isinstance(length, int) and length > 0:
+            count = min(epochs, max(0, (ended - first) // length))
+            ends += [first + (epoch + 1) * length for epoch in range(count)]
+    absent = np.setdiff1d(np.array(ends, dtype=np.int64), _steps(tables.get("epochs", [])))
+    for step in _uncovered(absent, manifest, "epochs"):
+        yield Fault("trace/epochs", f"the epoch that ended after {step} updates is missing")
+
+
+def _span(first: int, last: int) -> str:
+    return f"step {first} is" if first == last else f"steps {first} to {last} are"
+
+
+def _steps(rows: list[pa.Table]) -> Steps:
     parts = [np.asarray(table["step"], dtype=np.int64) for table in rows]
     return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _gaps(run: Path, manifest: Manifest, steps: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[Fault]:
+def _gaps(manifest: Manifest, steps: Steps) -> Iterator[Fault]:
     """Stretches of steps that are missing and that the manifest doesn't account for."""
-    if not len(steps):
-        return
-    known = [(g.get("first_step", 0), g.get("last_step")) for g in manifest.gaps if g.get("table") == "steps"]
-    missing = np.setdiff1d(np.arange(steps[-1] + 1), steps)
-    for first, last in known:
-        missing = missing[(missing < first) | (missing > (np.inf if last is None else last))]
-    if not len(missing):
-        return
-    for stretch in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
-        span = f"step {stretch[0]} is" if len(stretch) == 1 else f"steps {stretch[0]} to {stretch[-1]} are"
-        yield Fault("trace/steps", f"{span} missing")
+    known = sorted(
+        (int(gap.get("first_step") or 0), sys.maxsize if gap.get("last_step") is None else int(gap["last_step"]))
+        for gap in manifest.gaps
+        if gap.get("table") == "steps"
+    )
+    before = np.concatenate(([-1], steps[:-1])) if len(steps) else steps
+    for place in np.flatnonzero(steps != before + 1):
+        first, end = int(before[place]) + 1, int(steps[place])
+        for lacking, last in known:
+            if lacking > first and lacking <= end:
+                yield Fault("trace/steps", f"{_span(first, min(lacking, end) - 1)} missing")
+            if lacking <= end and last >= first:
+                first = end if last >= end else last + 1
+        if first < end:
+            yield Fault("trace/steps", f"{_span(first, end - 1)} missing")
 
 
 def _length(gap: dict[str, int | None], total: int) -> int:

@@ -7,9 +7,10 @@ encoded column of a billion equal values takes a few hundred bytes on disk.
 from __future__ import annotations
 
 import json
+import stat
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import TraceError
+from tvlars_probe.errors import LaterVersionError, TraceError, UnreadableError
 from tvlars_probe.traces.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -29,17 +30,20 @@ def read_footer(path: Path) -> pq.FileMetaData:
 
     Raises:
         FileNotFoundError: there is no such file (a part may be merged into another meanwhile).
+        UnreadableError: the system refuses.
         TraceError: it is no parquet file, or claims more than a part can hold.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    refuse_special(path)
     try:
         footer = pq.read_metadata(path)
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        refuse_unreadable(path, error)
         reason = "it is empty" if not path.stat().st_size else _first_line(error)
         raise TraceError(f"{path} is damaged ({reason}): {remedy(path)}") from None
     rows = max(footer.num_rows, sum(group.num_rows for group in groups), *(_values(group) for group in groups), 0)
@@ -52,12 +56,13 @@ def read_footer(path: Path) -> pq.FileMetaData:
     return footer
 
 
-def check_footer(path: Path, table: str) -> pq.FileMetaData:
-    """`read_footer` of a part of ``table``.
+def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMetaData:
+    """`read_footer` of a part of ``table`` (and of the run ``run_id``, where that is known).
 
     Raises:
         FileNotFoundError: there is no such file.
-        TraceError: it is damaged, another table's, or of a later version.
+        LaterVersionError: it is of a later version.
+        TraceError: it is damaged, another table's, or another run's.
     """
     footer = read_footer(path)
     about = describe(footer)
@@ -66,9 +71,12 @@ def check_footer(path: Path, table: str) -> pq.FileMetaData:
         raise TraceError(f"{path} is no part of the table {table}: it {what}; {remedy(path)}")
     version = about.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise TraceError(
+        raise LaterVersionError(
             f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
         )
+    other = about.get("run_id")
+    if run_id is not None and other is not None and other != run_id:
+        raise TraceError(f"{path} belongs to another run, {other}: {remedy(path)}")
     return footer
 
 
@@ -79,6 +87,39 @@ def describe(footer: pq.FileMetaData) -> dict[str, Any] | None:
     except (KeyError, ValueError):
         return None
     return about if isinstance(about, dict) else None
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what is there but is no plain file: opening a FIFO would wait for ever.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        UnreadableError: the system refuses.
+        TraceError: it is a folder, a FIFO, a device, ...
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise TraceError(f"{path} is no plain file: {remedy(path)}")
+
+
+def refuse_unreadable(path: Path, error: BaseException) -> None:
+    """Raise where ``error`` is the system's refusal (permission, disk, open files) and not damage.
+
+    Arrow tells of damage by errors without a number.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: the system refuses.
+    """
+    if isinstance(error, FileNotFoundError):
+        raise error
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, IsADirectoryError):
+        raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
 
 
 def remedy(path: Path) -> str:

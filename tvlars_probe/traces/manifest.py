@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import socket
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.errors import LaterVersionError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.manifest_entries import Entries
 from tvlars_probe.traces.parts import replace_file
 from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
@@ -121,15 +122,19 @@ class Manifest:
         """Read ``folder/run.json``; fields of later versions are passed over.
 
         Raises:
-            RunDirectoryError: there is none, or it is damaged or of a later schema.
+            UnreadableError: the system refuses.
+            LaterVersionError: it is of a later schema.
+            RunDirectoryError: there is none, or it is damaged.
         """
         path = folder / FILE_NAME
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for
+                raise RunDirectoryError(f"{path} is no plain file; {_REMEDY}")
             text = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunDirectoryError(f"{folder} is not a run directory: it has no {FILE_NAME}") from None
         except OSError as error:
-            raise RunDirectoryError(f"{path} can't be read: {error}; {_REMEDY}") from None
+            raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
         return cls.from_json(text, path)
 
     @classmethod
@@ -141,7 +146,8 @@ class Manifest:
             path: of the file it was read from, for messages.
 
         Raises:
-            RunDirectoryError: it is damaged or of a later schema.
+            LaterVersionError: it is of a later schema.
+            RunDirectoryError: it is damaged.
         """
         try:
             content = json.loads(text)
@@ -151,7 +157,7 @@ class Manifest:
             raise RunDirectoryError(f"{path} is not the manifest of a run: it has no run_id; {_REMEDY}")
         version = content.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise RunDirectoryError(
+            raise LaterVersionError(
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
         if wrong := mismatches(cls, content) or mismatches(Entries, content):

@@ -7,6 +7,7 @@ the first and the last step. Cutting and compacting never show a reader a row tw
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from tvlars_probe.errors import TraceError
-from tvlars_probe.traces.footers import read_footer
+from tvlars_probe.traces.footers import check_footer
+from tvlars_probe.traces.schema import TABLES
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ _ROW_GROUP = 1 << 13
 """Rows of a merged part that are in memory at a time."""
 
 _PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
+_TEMPORARY = re.compile(rf"\.{_PART.pattern}\.\d+\.tmp")
+_SCRATCH = re.compile(rf"\.(?:{'|'.join(TABLES)})-(?:split|compact)-\d+")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,7 +75,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:  # no link that stands there is followed
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -90,13 +95,22 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half done below ``folder``: nobody else may be writing there."""
-    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*-split-*"), *folder.rglob(".*-compact-*")]:
-        if path.is_dir() and not path.is_symlink():
+    """Remove what a killed process left half done in a run's ``trace``: nobody else may be writing there.
+
+    Only what bears a name that is made here goes, and no link is followed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in [*folder.iterdir()]:
+        if path.is_symlink() or not path.is_dir():
+            continue
+        if _SCRATCH.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+        elif path.name in TABLES:
+            for file in [*path.iterdir()]:
+                if _TEMPORARY.fullmatch(file.name):
+                    with suppress(OSError):
+                        file.unlink()
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:
@@ -192,12 +206,25 @@ def cut(folder: Path, step: int, aside: Path) -> int:
     return len(late)
 
 
+def _carry_over(folder: Path, scratch: Path, parts: Sequence[Part]) -> None:
+    """Link into ``scratch`` what else stands in the table's folder: it isn't ours to lose."""
+    known = {part.path.name for part in parts}
+    for path in folder.iterdir():
+        if path.name in known or _TEMPORARY.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, scratch / path.name, symlinks=True, copy_function=os.link)
+        else:
+            os.link(path, scratch / path.name, follow_symlinks=False)
+
+
 def split(folder: Path, step: int) -> None:
     """Let a part end at ``step``: one that holds steps on both sides becomes two, in one step for readers.
 
     Raises:
-        TraceError: the file system can't exchange two folders; nothing has been changed.
+        TraceError: a part is damaged, or the file system can't exchange two folders; nothing has been changed.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -205,21 +232,24 @@ def split(folder: Path, step: int) -> None:
     if not any(part.first_step < step <= part.last_step for part in parts):
         return
     scratch = folder.with_name(f".{folder.name}-split-{os.getpid()}")
-    scratch.mkdir()
     try:
+        scratch.mkdir()
         for part in parts:
             if not part.first_step < step <= part.last_step:
                 os.link(part.path, scratch / part.path.name)
                 continue
+            check_footer(part.path, folder.name)
             rows = pq.read_table(part.path)
             schema = schema_of(folder.name)
             for side in (pc.field("step") < step, pc.field("step") >= step):
                 write_part(scratch, schema, rows.filter(side))
+        _carry_over(folder, scratch, parts)
         sync_folder(scratch)
         exchange(scratch, folder)
         sync_folder(folder.parent)
-    except OSError as error:
-        raise TraceError(f"{folder} can't be cut at step {step}: {error.strerror or error}; nothing is lost") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TraceError(f"{folder} can't be cut at step {step}: {reason}; nothing is lost") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -231,6 +261,7 @@ def compact(
     *,
     target_rows: int = 1 << 20,
     by_parameter: bool = False,
+    run_id: str | None = None,
 ) -> bool:
     """Merge neighbouring small parts, where the file system can exchange two folders in one step.
 
@@ -242,6 +273,8 @@ def compact(
         boundaries: steps (of kept checkpoints) that a part may not straddle.
         target_rows: size of a merged part; parts of half that size are left alone.
         by_parameter: write every part in order of parameters, so that one's history is read without the others'.
+        run_id: of the run; a table that holds a part of another one, of a later version, or one that can't be read is
+            left as it is, for a check to name.
 
     Returns:
         whether anything was changed.
@@ -250,16 +283,15 @@ def compact(
 
     for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        groups = _groups(list_parts(folder), boundaries, target_rows)
-    except TraceError:
-        return False  # a damaged part: readers name it
-    kept = [len(group) == 1 and (not by_parameter or is_by_parameter(group[0])) for group in groups]
-    if all(kept):
-        return False
+    parts = list_parts(folder)
     scratch = folder.with_name(f".{folder.name}-compact-{os.getpid()}")
-    scratch.mkdir()
     try:
+        counts = [check_footer(part.path, schema.name, run_id).num_rows for part in parts]
+        groups = _groups(parts, counts, boundaries, target_rows)
+        kept = [len(group) == 1 and (not by_parameter or is_by_parameter(group[0])) for group in groups]
+        if all(kept):
+            return False
+        scratch.mkdir()
         for group, as_it_is in zip(groups, kept, strict=True):
             if as_it_is:
                 os.link(group[0].path, scratch / group[0].path.name)
@@ -270,11 +302,12 @@ def compact(
                     pieces = iter([whole.take(_order_by_parameter(whole))])
                 steps = group[0].first_step, max(part.last_step for part in group)
                 _write(scratch, schema, steps, columns, pieces, by_parameter=by_parameter)
+        _carry_over(folder, scratch, parts)
         sync_folder(scratch)
         exchange(scratch, folder)
         sync_folder(folder.parent)
-    except (OSError, TraceError):
-        return False  # parts stay as small as they are
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return False  # parts stay as small as they are; what is wrong with them, readers and checks name
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
@@ -327,20 +360,24 @@ def exchange(first: Path, second: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     here, there = os.fsencode(first), os.fsencode(second)
     at_cwd, swap = -100, 2  # AT_FDCWD, and RENAME_EXCHANGE or RENAME_SWAP
-    if sys.platform == "linux":
-        failed = libc.renameat2(at_cwd, here, at_cwd, there, swap)
-    else:
-        failed = libc.renamex_np(here, there, swap)
+    try:
+        if sys.platform == "linux":
+            failed = libc.renameat2(at_cwd, here, at_cwd, there, swap)
+        else:
+            failed = libc.renamex_np(here, there, swap)
+    except AttributeError:
+        raise OSError(errno.ENOSYS, "the system's library can't exchange two folders", str(second)) from None
     if failed:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(second))
 
 
-def _groups(parts: list[Part], boundaries: Sequence[int], target_rows: int) -> list[list[Part]]:
+def _groups(
+    parts: Sequence[Part], counts: Sequence[int], boundaries: Sequence[int], target_rows: int
+) -> list[list[Part]]:
     groups: list[list[Part]] = []
     filled = target_rows
-    for part in parts:
-        rows = read_footer(part.path).num_rows
+    for part, rows in zip(parts, counts, strict=True):
         crossed = bool(groups) and any(groups[-1][-1].last_step < edge <= part.first_step for edge in boundaries)
         if crossed or filled + rows > target_rows or rows > target_rows // 2:
             groups.append([])

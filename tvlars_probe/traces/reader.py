@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import RunDirectoryError, TraceError
-from tvlars_probe.traces.footers import check_footer, remedy
+from tvlars_probe.traces.footers import check_footer, refuse_unreadable, remedy
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import find_runs, status
@@ -191,7 +191,7 @@ class Run(Frames):
                 return read(ds.dataset([*map(str, paths)], schema=schema, format="parquet"))
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
-                    raise
+                    raise TraceError(_unfound(table, paths)) from None
             except (pa.ArrowException, OSError, OverflowError) as error:
                 raise TraceError(_damage(self.path, table, paths, error)) from None
         raise AssertionError("unreachable")
@@ -247,6 +247,12 @@ def _by_step(rows: pa.Table) -> pa.Table:
     return rows.take(np.argsort(steps, kind="stable"))
 
 
+def _unfound(table: str, paths: Sequence[Path]) -> str:
+    """Which part it is that is listed and yet can't be opened: a link that leads nowhere."""
+    path = next((path for path in paths if not path.exists()), paths[0])
+    return f"a part of the table {table} leads to a file that isn't there: {path}; {remedy(path)}"
+
+
 def _damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -> str:
     """Which part it is that can't be read."""
     import pyarrow as pa
@@ -257,6 +263,7 @@ def _damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) 
         try:
             pq.read_table(path, schema=schema)
         except (pa.ArrowException, OSError, OverflowError) as reason:
+            refuse_unreadable(path, reason)
             return f"a part of the table {table} is damaged: {path} ({_first_line(reason)}); {remedy(path)}"
     return f"a part of the table {table} of {run} is damaged: {_first_line(error)}"
 

@@ -9,7 +9,7 @@ from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.footers import describe, read_footer
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.parts import list_parts
-from tvlars_probe.traces.run_directory import RunDirectory
+from tvlars_probe.traces.run_directory import RunDirectory, is_led_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
         the folder where things are now, None where nothing was moved.
 
     Raises:
-        RunDirectoryError: another process writes to the run, or it can't be written.
+        RunDirectoryError: another process writes to the run, it can't be written, or its ``aside`` is a link.
     """
     wanted = [fault for fault in faults if fault.repair is not None]
     if not wanted:
@@ -54,7 +54,7 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
 
 def _move(run: Path, fault: Fault, aside: Path) -> None:
     source, target = run / fault.path, aside / fault.path
-    if not source.is_symlink() and not source.exists():
+    if is_led_out(run, source.parent) or (not source.is_symlink() and not source.exists()):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)

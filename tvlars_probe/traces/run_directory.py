@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import time
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.parts import cut, remove_leftovers
+from tvlars_probe.traces.schema import TABLES
 
 try:
     import fcntl
@@ -24,11 +26,15 @@ except ImportError:  # Windows: runs can be read there, and a run is never taken
     HAS_LOCKS = False
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 LOCK_NAME = ".lock"
 _LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.01
+FIXED = (LOCK_NAME, "aside")
+"""What can't be set aside if it is a link: it is needed for setting aside."""
+
+_PLACES = (FILE_NAME, "trace", "checkpoints", "sharpness", "landscape")
 
 
 class RunDirectory:
@@ -48,6 +54,7 @@ class RunDirectory:
         if path.exists() and not is_vacant(path):
             what = "a run" if (path / FILE_NAME).exists() else "something that is not a run"
             raise RunDirectoryError(f"{path} already holds {what}: choose another folder, or remove it yourself")
+        refuse_links(path, FIXED)
         try:
             path.mkdir(parents=True, exist_ok=True)
             made = cls(path, _acquire(path))
@@ -63,8 +70,10 @@ class RunDirectory:
         """Hold the directory of a run that nobody is writing to.
 
         Raises:
-            RunDirectoryError: it is no run, is being written to, or can't be written.
+            RunDirectoryError: it is no run, is being written to, can't be written, or a link leads out of it.
         """
+        tables = [f"{home}/{child.name}" for home in ("trace", "sharpness") for child in _children(path / home)]
+        refuse_links(path, (*FIXED, *_PLACES, *tables))
         Manifest.load(path)
         return cls.hold(path)
 
@@ -73,8 +82,9 @@ class RunDirectory:
         """Hold a folder whatever is in it.
 
         Raises:
-            RunDirectoryError: another process does, or it can't be written.
+            RunDirectoryError: another process does, it can't be written, or its lock or ``aside`` is a link.
         """
+        refuse_links(path, FIXED)
         try:
             return cls(path, _acquire(path))
         except OSError as error:
@@ -121,9 +131,7 @@ class RunDirectory:
         remove_leftovers(self.path / "trace")
         aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
         try:
-            for folder in sorted((self.path / "trace").glob("[!.]*")):
-                if folder.is_symlink():
-                    raise RunDirectoryError(f"{folder} is a link: a run's rows lie inside the run; nothing was changed")
+            for folder in (self.path / "trace" / name for name in TABLES):
                 first_cut = epochs_from if epochs_from is not None else step + 1
                 cut(folder, first_cut if folder.name == "epochs" else step, aside / folder.name)
         except OSError as error:
@@ -131,6 +139,30 @@ class RunDirectory:
                 f"{self.path} can't be cut back to step {step}: {error.strerror or error} "
                 f"({error.filename}); nothing is lost"
             ) from None
+
+
+def refuse_links(run: Path, names: Iterable[str]) -> None:
+    """Refuse a run some of whose files or folders are links: what is written there would lie outside it.
+
+    Raises:
+        RunDirectoryError: one of ``names`` is a link.
+    """
+    for name in names:
+        if (run / name).is_symlink():
+            remedy = "remove the link" if name in FIXED else f"'tvlars-probe check {run} --repair' sets it aside"
+            raise RunDirectoryError(
+                f"{run / name} is a link, and what belongs to a run lies inside it; nothing was changed: {remedy}"
+            )
+
+
+def is_led_out(run: Path, path: Path) -> bool:
+    """Whether ``path``, or a folder between the run and it, is a link."""
+    places = (path, *path.parents)
+    return any(place.is_symlink() for place in places[: places.index(run)])
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
 
 
 def is_vacant(path: Path) -> bool:
@@ -141,7 +173,10 @@ def is_vacant(path: Path) -> bool:
 def _acquire(path: Path) -> int | None:
     if not HAS_LOCKS:
         return None
-    descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not _is_plain(descriptor):
+        os.close(descriptor)
+        raise RunDirectoryError(f"{path / LOCK_NAME} is no plain file, so it can't be locked: remove it")
     try:
         _lock(descriptor)
     except BlockingIOError:
@@ -150,6 +185,10 @@ def _acquire(path: Path) -> int | None:
             f"another process is writing to {path}: wait for it, or choose another folder"
         ) from None
     return descriptor
+
+
+def _is_plain(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _lock(descriptor: int) -> None:
@@ -170,12 +209,14 @@ def is_held(path: Path) -> bool:
     if not HAS_LOCKS:
         return True
     try:
-        descriptor = os.open(path / LOCK_NAME, os.O_RDONLY)
+        descriptor = os.open(path / LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     except OSError:
         return True
     try:
+        if not _is_plain(descriptor):
+            return False  # nobody can have locked it
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.traces.parts import compact, list_parts, write_part
+from tvlars_probe.traces.schema import TABLES
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
@@ -106,13 +107,14 @@ class TraceWriter:
 
     def compact(self, table: str, boundaries: Sequence[int] = ()) -> bool:
         """Merge small parts of a table; see `tvlars_probe.traces.parts.compact`."""
-        return compact(self.folder / table, schema_of(table), _edges(table, boundaries))
+        return compact(self.folder / table, schema_of(table), _edges(table, boundaries), run_id=self.run_id)
 
     def settle(self, boundaries: Sequence[int] = ()) -> None:
         """Put a finished run's tables in the order in which they are read: few parts, ``layers`` by parameter."""
-        for folder in sorted(self.folder.glob("[!.]*")):
-            table = folder.name
-            compact(folder, schema_of(table), _edges(table, boundaries), by_parameter=table == "layers")
+        for name, schema in TABLES.items():
+            if (folder := self.folder / name).is_dir() and not folder.is_symlink():
+                edges = _edges(name, boundaries)
+                compact(folder, schema, edges, by_parameter=name == "layers", run_id=self.run_id)
 
 
 def _edges(table: str, boundaries: Sequence[int]) -> Sequence[int]:
