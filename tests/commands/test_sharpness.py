@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,3 +175,17 @@ def test_a_strangers_model_may_take_integers(
         "needs the optimizer's rates"
         in cli("sharpness", "mine", "--model", "integers:make", "--operator", "effective").err
     )
+
+
+@pytest.mark.parametrize(("command", "place"), [("sharpness", "sharpness"), ("landscape", "landscape")])
+def test_nothing_is_written_through_a_link(
+    run: Path, tmp_path: Path, cli: Callable[..., Any], command: str, place: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / place, ignore_errors=True)
+    (tmp_path / "outside").mkdir()
+    (copy / place).symlink_to(tmp_path / "outside")
+    done = cli(command, copy, "--samples", 20)
+    assert (done.code, [*(tmp_path / "outside").iterdir()]) == (2, [])
+    assert "is a link" in done.err

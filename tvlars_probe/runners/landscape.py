@@ -19,6 +19,7 @@ from tvlars_probe.runners.progress import status_line
 from tvlars_probe.runners.ranks import Ranks, place
 from tvlars_probe.runners.samples import ProbeSample
 from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.run_directory import refuse_links
 from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def measure_landscape(job: LandscapeJob) -> str:
     Raises:
         UserError: something can't be done as asked; nothing has been written.
     """
+    refuse_links(job.run, ("landscape",))
     placement = place(job.place)
     device = torch.device(placement.kind, placement.indices[0]) if placement.indices else torch.device(placement.kind)
     state, other, batches = _prepare(job, device)

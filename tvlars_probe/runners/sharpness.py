@@ -30,6 +30,7 @@ from tvlars_probe.runners.progress import status_line
 from tvlars_probe.runners.ranks import place
 from tvlars_probe.runners.samples import PIECE, ProbeSample
 from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.run_directory import refuse_links
 from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def measure_run(job: SharpnessJob) -> str:
         UserError: something can't be done as asked; nothing has been written.
         RunFailedError: a rank ended with an error.
     """
+    refuse_links(job.run, ("sharpness", "sharpness/curvature", "sharpness/spectrum"))
     placement = place(job.place)
     if job.model is None:
         _check(job, placement.nproc)
