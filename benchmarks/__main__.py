@@ -24,10 +24,11 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "steps": (),
     "recording": (),
     "storage": (),
-    "analyses": (),
+    "analyses": ("--rows", "1e6", "--rows", "1e7"),
     "commands": (),
     "training": (),
     "curvature": ("--rounds", "2"),
+    "suite": (),
 }
 
 

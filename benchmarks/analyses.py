@@ -20,6 +20,7 @@ import pyarrow as pa
 from rich.progress import track
 
 from benchmarks.environment import environment
+from benchmarks.figures import Figure, save
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.writer import TraceWriter
 
@@ -96,6 +97,7 @@ def measure(words: list[str]) -> tuple[float, float, float]:
 def main(rows: tuple[float, ...], runs: tuple[int, ...], rounds: int) -> None:
     """Print seconds and MiB."""
     print(environment())
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         for count in rows:
             first = make_run(Path(folder, f"{count:g}-0"), int(count))
@@ -106,6 +108,11 @@ def main(rows: tuple[float, ...], runs: tuple[int, ...], rounds: int) -> None:
                 seconds, processor, peak = (statistics.median(column) for column in zip(*found, strict=True))
                 times = f"{seconds:6.2f} s, {processor:6.2f} s of processor time"
                 print(f"warmup, {number} × {count:>12,.0f} rows  {times}  {peak / 2**20:6.0f} MiB")
+                what, note = f"warmup over {number} × {count:,.0f} rows", f"{processor:.2f} s of the processor"
+                if number == 1:
+                    figures.append(Figure(what=what, value=seconds, aim=3 if count <= 1e6 else 10, unit="s", note=note))
+                figures.append(Figure(what=f"{what}: peak memory", value=peak / 2**20, aim=1024, unit="MiB"))
+    save("analyses", figures)
 
 
 def linked(source: Path, target: Path) -> Path:

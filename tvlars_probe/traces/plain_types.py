@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,14 @@ def mismatches(kind: type[Any], values: Mapping[str, Any]) -> list[str]:
 
     Fields that aren't given, and names that are no fields, are passed over. An int is a float too; a list a tuple.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class can be hashed
     names = [name for name in hints if name in values]
     return [f"{name} is {shown(values[name])}" for name in names if not fits(values[name], hints[name])]
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def fits(value: Any, expected: Any) -> bool:
