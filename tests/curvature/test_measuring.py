@@ -69,7 +69,7 @@ def test_eigenvalues_at_both_ends_are_those_of_the_dense_matrices(name: str, ope
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_traces_are_within_their_standard_errors(operator: str) -> None:
-    """Those of 20 seeds scatter as Student's t with 14 degrees of freedom: 0.08 of 60 are expected beyond four."""
+    """Those of 20 seeds scatter as Student's t with 14 degrees of freedom: 0.16 of 120 are expected beyond four."""
     offs: list[float] = []
     for name in NETWORKS:
         model = network(name)
