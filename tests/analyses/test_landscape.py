@@ -43,7 +43,6 @@ def test_the_newest_slice_is_read_and_a_plane_holds_its_line() -> None:
     result = analyse_landscape(pd.concat([new, old]), RunFacts(name="x"))
     assert len(result.plane) == 9
     assert result.line["alpha"].tolist() == [-1, 0, 1]
-    assert result.spacing == (1.0, 0.5)
 
 
 def test_each_side_of_a_slice_is_told() -> None:

@@ -44,7 +44,6 @@ class Landscape:
         line: ``alpha``, ``loss``, ``acc1`` where beta is 0.
         plane: ``alpha``, ``beta``, ``loss``, ``acc1``; empty for one-dimensional slices.
         plane_reason: what is to be seen on the plane, in a sentence; empty where there is none.
-        spacing: distance of grid points along alpha and beta.
     """
 
     facts: RunFacts
@@ -55,7 +54,6 @@ class Landscape:
     line: pd.DataFrame
     plane: pd.DataFrame
     plane_reason: str
-    spacing: tuple[float, float]
 
 
 def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0, barrier: float = 0.1) -> Landscape:
@@ -89,13 +87,7 @@ def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0,
         line=flat,
         plane=plane.reset_index(drop=True),
         plane_reason=_over_plane(plane, rise) if len(plane) else "",
-        spacing=(_spacing(own["alpha"]), _spacing(own["beta"])),
     )
-
-
-def _spacing(values: pd.Series[float]) -> float:
-    steps = np.diff(np.unique(values.dropna()))
-    return float(np.median(steps)) if len(steps) else 1.0
 
 
 def _width(line: pd.DataFrame, rise: float) -> Verdict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 Detail = Literal["full", "norms", "none"]
 
 
-class StepObserver:
+class StepObserver(ABC):
     """Watches optimizers' steps. Subclasses say how rows are written: `flush`.
 
     Attributes:
@@ -90,9 +91,9 @@ class StepObserver:
             probe.load_state_dict(state)
         self.phase = resume["phase"] if resume else "train"
 
+    @abstractmethod
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""
-        raise NotImplementedError
 
     @property
     def step(self) -> int:

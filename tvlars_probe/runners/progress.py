@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Silent:
         """One epoch is finished and evaluated."""
 
 
-class _Speaking(Silent):
+class _Speaking(Silent, ABC):
     """Counts what the others show."""
 
     interval: float
@@ -57,9 +58,9 @@ class _Speaking(Silent):
         done = step + 1 - self.first_step
         self.show(epoch, step, "  ".join(figures), (now - self._started) / done * (self.total_steps - step - 1))
 
+    @abstractmethod
     def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
         """Show where the run is."""
-        raise NotImplementedError
 
 
 class Lines(_Speaking):

@@ -6,6 +6,7 @@ import collections
 import functools
 import glob
 import operator
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,9 +34,10 @@ _BATCH_ROWS = 1 << 17
 _ATTEMPTS = 5  # a part may be merged into another between being listed and being opened
 
 
-class Frames:
+class Frames(ABC):
     """The tables of one run or several as pandas frames. Subclasses say where the rows are: `frame`."""
 
+    @abstractmethod
     def frame(
         self,
         table: str,
@@ -57,7 +59,6 @@ class Frames:
         Raises:
             TraceError: a column isn't in the trace, or a part is damaged.
         """
-        raise NotImplementedError
 
     def layers(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
         """`frame` of the table ``layers``."""
