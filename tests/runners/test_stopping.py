@@ -72,11 +72,11 @@ class Held:
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )  # fmt: skip
 
-    def wait_for(self, what: str | Callable[[], bool], seconds: float = 120) -> None:
+    def wait_for(self, what: str | Callable[[], bool], seconds: float = 120, *, alive: bool = True) -> None:
         deadline = time.monotonic() + seconds
         while not (any(self.folder.glob(what)) if isinstance(what, str) else what()):
             assert time.monotonic() < deadline, f"waited in vain for {what}"
-            assert self.process.poll() is None, self.process.communicate()
+            assert not alive or self.process.poll() is None, self.process.communicate()
             time.sleep(0.02)
 
     def go(self, step: int | str = "") -> None:
@@ -161,6 +161,22 @@ def test_a_second_signal_kills_both_ranks_at_once(tmp_path: Path) -> None:
     code, _ = held.end()
     assert code == 130
     assert not any(os.path.exists(f"/proc/{pid}") for pid in ranks)  # noqa: PTH110
+
+
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_end_in_order(tmp_path: Path) -> None:
+    held = Held(tmp_path, *train("--nproc", 2))
+    for rank in (0, 1):
+        held.wait_for(f"rank{rank}-step0-*")
+    ranks = [held.pid_of(rank, 0) for rank in (0, 1)]
+    held.process.kill()
+    held.wait_for(lambda: all(_ignores(pid) for pid in ranks), alive=False)
+    held.go()
+    code, _ = held.end()  # once the ranks have let go of its pipes
+    assert code == -signal.SIGKILL
+    run = tvlars_probe.open_run(tmp_path / "cut")
+    assert run.status == "interrupted"
+    assert checkpoints.list_checkpoints(run.path)
 
 
 def _ignores(pid: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from tvlars_probe.runners.ranks import Ranks
 
 _POLL_SECONDS = 0.1
+
+ORPHAN_SECONDS = 300.0
+"""How long ranks whose launcher is gone may take to end in order, checkpoint included, before they are ended."""
 
 
 def launch(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> int | None:
@@ -141,10 +145,25 @@ def _forwarding() -> Iterator[list[int]]:
 
 def _attempt(*arguments: Any) -> Any:
     """`_work`; what a rank can't do as asked, which all ranks find alike, is handed back."""
+    done = threading.Event()
+    threading.Thread(target=_end_with_the_launcher, args=(done,), daemon=True).start()
     try:
         return _work(*arguments)
     except RunDirectoryError as error:
         return error
+    finally:
+        done.set()
+
+
+def _end_with_the_launcher(done: threading.Event) -> None:
+    """Wait for the launcher's death, then end this rank: the elastic agent that was killed can't."""
+    launcher = multiprocessing.parent_process()
+    if launcher is None:
+        return
+    multiprocessing.connection.wait([launcher.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    done.wait(ORPHAN_SECONDS)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _work(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> Any:
