@@ -11,12 +11,32 @@ from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.runners import checkpoints
 
 
+def content(step: int) -> dict[str, object]:
+    """A state after ``step`` updates, at an epoch's end."""
+    return {
+        "phase": "train",
+        "epochs": 1,
+        "model": {"x": torch.arange(3)},
+        "optimizer": {"state": {}, "param_groups": [{"betas": (1, 2.5, None, "s")}]},
+        "scheduler": {},
+        "recorder": {"step": step, "samples": 0, "phase": "train", "rates": {}},
+        "rng": [{"cpu": torch.get_rng_state()}],
+        "best": None,
+    }
+
+
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    path = checkpoints.save(tmp_path, 7, {"x": torch.arange(3), "y": {"z": (1, 2.5, None, "s")}})
+    path = checkpoints.save(tmp_path, 7, content(7))
     state = checkpoints.load(path)
-    assert torch.equal(state["x"], torch.arange(3))
-    assert state["y"] == {"z": (1, 2.5, None, "s")}
+    assert torch.equal(state["model"]["x"], torch.arange(3))
+    assert state["optimizer"]["param_groups"] == [{"betas": (1, 2.5, None, "s")}]
     assert [p.name for p in path.parent.iterdir()] == ["step-7.pt"]
+
+
+def test_a_state_under_another_steps_name_is_refused(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, 7, content(7)).rename(tmp_path / "checkpoints" / "step-8.pt")
+    with pytest.raises(RunDirectoryError, match="the state after 7 updates, not after 8"):
+        checkpoints.load(path)
 
 
 def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError, UnreadableError
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners import checkpoints, contents
 from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.repairing import repair
@@ -22,26 +22,29 @@ def check_run(run: Path) -> Findings:
         RunDirectoryError: there is nothing like a run at ``run``.
     """
     found = check_trace(run)
-    shapes = _shapes(run)
-    for step, path in checkpoints.list_checkpoints(run).items():
+    manifest = _manifest(run)
+    for path in checkpoints.list_checkpoints(run).values():
         if is_led_out(run, path):
             continue
-        wrong = _wrong(path, step, shapes)
+        wrong = _wrong(path, manifest)
         if wrong is not None:
             found.faults.append(Fault(path.relative_to(run).as_posix(), wrong, "set aside"))
         else:
             found.checkpoints += 1
-    if not checkpoints.list_checkpoints(run) and _has_saved(run):
+    if not checkpoints.list_checkpoints(run) and manifest is not None and _has_saved(run, manifest):
         found.faults.append(Fault(checkpoints.FOLDER, "no checkpoint is there, though the run saved some"))
     return found
 
 
-def _has_saved(run: Path) -> bool:
-    """Whether a run is known to have made checkpoints of which none was set aside."""
+def _manifest(run: Path) -> Manifest | None:
     try:
-        manifest = Manifest.load(run)
+        return Manifest.load(run)
     except RunDirectoryError:
-        return False
+        return None
+
+
+def _has_saved(run: Path, manifest: Manifest) -> bool:
+    """Whether a run is known to have made checkpoints of which none was set aside."""
     ended = manifest.status == "completed" and "recording" in manifest.config
     return (
         (ended or manifest.best is not None)
@@ -59,34 +62,15 @@ def repair_run(run: Path, found: Findings) -> Path | None:
     return repair(run, found.faults, _last_manifest(run))
 
 
-def _shapes(run: Path) -> dict[str, dict[str, list[int]]]:
-    """Per phase, the recorded tensors' shapes; empty where the manifest doesn't tell."""
-    try:
-        parameters = Manifest.load(run).parameters
-    except RunDirectoryError:
-        return {}
-    return {
-        phase: {entry["name"]: entry["shape"] for entry in entries if {"name", "shape"} <= entry.keys()}
-        for phase, entries in parameters.items()
-    }
-
-
-def _wrong(path: Path, step: int, shapes: dict[str, dict[str, list[int]]]) -> str | None:
+def _wrong(path: Path, manifest: Manifest | None) -> str | None:
     try:
         state = checkpoints.load(path)
+        if manifest is not None:
+            checkpoints.refuse(path, contents.misfits(state, manifest))
     except UnreadableError:
         raise
     except RunDirectoryError as error:
         return problem(error)
-    if state["step"] != step:
-        return f"holds the state after {state['step']} updates, not after {step}"
-    model = state.get("model")
-    if not isinstance(model, dict):
-        return "holds no model"
-    for name, shape in shapes.get(str(state.get("phase")), {}).items():
-        there = [*getattr(model.get(name), "shape", ())]
-        if name not in model or there != [*shape]:
-            return f"holds another model's weights: {name} is {there if name in model else 'missing'}, not {shape}"
     return None
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.errors import RunDirectoryError, UnreadableError
-from tvlars_probe.runners.modes import MODES
+from tvlars_probe.runners import contents
 from tvlars_probe.traces.parts import replace_file
+from tvlars_probe.traces.plain_types import fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +40,9 @@ _REFUSALS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+_MOVING = ("lr", "initial_lr", "num_updates")
+"""Entries of an optimizer's groups that schedules and steps change."""
+
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -62,7 +66,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         UnreadableError: the system refuses.
-        RunDirectoryError: it is missing, damaged, or holds anything but tensors and plain values.
+        RunDirectoryError: it is missing, damaged, holds anything but tensors and plain values, or not what a
+            checkpoint holds.
     """
     if path.exists() and not path.is_file():  # a FIFO would be waited for
         raise RunDirectoryError(f"{path} is no plain file: {_REMEDY.format(path.parent.parent)}")
@@ -82,30 +87,29 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except Exception as error:  # the unpickler of tensors meets garbage with errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunDirectoryError(f"{path} is damaged ({reason}): {_REMEDY.format(path.parent.parent)}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("step"), int):
+    if not isinstance(state, dict) or not fits(found := state.get("format"), int) or found != FORMAT:
         raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe: {_REMEDY.format(path.parent.parent)}")
+    refuse(path, contents.faults(state))
+    if (named := _NAME.fullmatch(path.name)) and state["step"] != int(named[1]):
+        refuse(path, [f"it holds the state after {state['step']} updates, not after {named[1]}"])
     return state
 
 
-def check_content(state: dict[str, Any], path: Path) -> None:
-    """Refuse a state that lacks what commands after training need of it.
+def refuse(path: Path, wrong: Iterable[str], remedy: str = _REMEDY) -> None:
+    """Refuse a checkpoint of which something is wrong.
 
     Raises:
-        RunDirectoryError: model, optimizer or recorder are missing, or not what they should be.
+        RunDirectoryError: something is.
     """
-    recorder = state.get("recorder")
-    phases = {phase for phases in MODES.values() for phase in phases}
-    is_whole = (
-        isinstance(state.get("model"), dict)
-        and isinstance(state.get("optimizer"), dict)
-        and isinstance(recorder, dict)
-        and isinstance(recorder.get("rates"), dict)
-        and recorder.get("phase") in phases
-    )
-    if not is_whole:
-        raise RunDirectoryError(
-            f"{path} lacks parts of a checkpoint (model, optimizer, recorder): {_REMEDY.format(path.parent.parent)}"
-        )
+    if told := [*wrong]:
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        what = f"doesn't hold what it should ({'; '.join(told[:3])}{more})"
+        raise RunDirectoryError(f"{path} {what}: {remedy.format(path.parent.parent)}")
+
+
+def refuse_for_this_run(path: Path, wrong: Iterable[str]) -> None:
+    """`refuse`, where what is wrong shows only beside the run's model and optimizer, which a check doesn't build."""
+    refuse(path, wrong, "move it away to use an earlier one")
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -> None:
@@ -115,11 +119,13 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -
         RunDirectoryError: it is another optimizer's.
     """
     try:
+        refuse_for_this_run(path, contents.unlike_optimizer(optimizer, state["optimizer"]))
+        before = [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
+        for mine, loaded in zip(before, optimizer.param_groups, strict=True):
+            refuse_for_this_run(path, contents.unlike_options(mine, loaded, moving=_MOVING))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise RunDirectoryError(
-            f"{path} holds another optimizer's state ({error}): {_REMEDY.format(path.parent.parent)}"
-        ) from None
+        refuse_for_this_run(path, [f"its optimizer's state is another's: {error}"])
 
 
 def keep_only(run: Path, steps: Iterable[int]) -> None:

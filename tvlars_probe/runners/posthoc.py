@@ -124,7 +124,6 @@ def restore(
         RunDirectoryError: the checkpoint is damaged, or another model's.
     """
     stored = checkpoints.load(checkpoint)
-    checkpoints.check_content(stored, checkpoint)
     phase = stored["recorder"]["phase"]
     with torch.random.fork_rng(devices=()):
         model = build_model(config, data, phase)

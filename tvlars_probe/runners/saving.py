@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import RunDirectoryError
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners import checkpoints, contents
+from tvlars_probe.traces.plain_types import fits, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tvlars_probe.probes.recorder import Recorder
@@ -116,24 +117,53 @@ def restore(training: Training, state: dict[str, Any], path: Path) -> Position:
     """Put a checkpoint's state into the parts of a phase; returns where the phase goes on.
 
     Raises:
-        RunDirectoryError: it is another model's or optimizer's, or lacks what a checkpoint holds.
+        RunDirectoryError: it is another model's or optimizer's, or of another place in the run.
     """
+    if state["phase"] != training.phase:
+        checkpoints.refuse_for_this_run(path, [f"it is in the phase {state['phase']}, the run in {training.phase}"])
+    checkpoints.refuse(
+        path,
+        contents.misplaced(
+            state,
+            first_step=training.first_step,
+            steps_per_epoch=training.plan.steps_per_epoch,
+            epochs=training.epochs,
+        ),
+    )
     checkpoints.restore_model(training.model, state, path)
+    checkpoints.restore_optimizer(training.optimizer, state, path)
+    checkpoints.refuse_for_this_run(path, _restore_schedule(training, state))
     try:
-        training.optimizer.load_state_dict(state["optimizer"])
-        training.scheduler.load_state_dict(state["scheduler"])
         checkpoints.restore_rng(state["rng"], training.ranks)
-        training.saver.best.entry = state["best"]
-        return Position(
-            epoch=state["epochs"],
-            batches=state.get("batches", 0),
-            seconds=state.get("seconds", 0.0),
-            tally=state.get("tally"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise RunDirectoryError(
-            f"{path} doesn't fit this run ({type(error).__name__}: {error}): move it away to use an earlier checkpoint"
-        ) from None
+    except (TypeError, RuntimeError) as error:
+        checkpoints.refuse_for_this_run(path, [f"its random generator's state isn't one: {error}"])
+    training.saver.best.entry = state["best"]
+    return Position(
+        epoch=state["epochs"],
+        batches=state.get("batches", 0),
+        seconds=state.get("seconds", 0.0),
+        tally=state.get("tally"),
+    )
+
+
+def _restore_schedule(training: Training, state: dict[str, Any]) -> Iterator[str]:
+    """Put the schedule where it was; says what is wrong with that."""
+    scheduler, made, saved = (
+        training.scheduler,
+        state["step"] - training.first_step,
+        state["scheduler"].get("last_epoch"),
+    )
+    if not fits(saved, int) or saved != made:
+        yield f"its schedule is in step {shown(saved)}, not {made}"
+        return
+    lrs = [group["lr"] for group in training.optimizer.param_groups]
+    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": made, "_step_count": made + 1, "_last_lr": lrs})
+    for group, base in zip(training.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        lr, due = group["lr"], base * training.schedule.factor(made)
+        if not math.isclose(lr, due, rel_tol=1e-6, abs_tol=0):
+            yield f"its lr is {lr:g}, and the schedule's {due:g}"
+        if group.get("num_updates", made) != made:
+            yield f"its optimizer has made {group['num_updates']} updates of {made}"
 
 
 def note_other_ranks(recorder: Recorder, state: Mapping[str, Any] | None, ranks: Ranks) -> None:

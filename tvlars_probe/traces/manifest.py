@@ -150,7 +150,7 @@ class Manifest:
             RunDirectoryError: it is damaged.
         """
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_int=_integer)
         except (ValueError, RecursionError) as error:
             raise RunDirectoryError(f"{path} can't be read: {error}; {_REMEDY}") from None
         if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
@@ -165,6 +165,13 @@ class Manifest:
         known = {f.name for f in dataclasses.fields(cls)}
         values = {name: value for name, value in content.items() if name in known}
         return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
+
+
+def _integer(digits: str) -> int:
+    """An integer of JSON; steps, sizes and seeds have 64 bits at most."""
+    if len(digits) > 20 or not -(1 << 63) <= (value := int(digits)) < 1 << 64:
+        raise ValueError(f"the integer {digits[:24]}... is too large" if len(digits) > 24 else f"{digits} is too large")
+    return value
 
 
 def _finite_or_not(value: Any) -> Any:
@@ -226,6 +233,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value

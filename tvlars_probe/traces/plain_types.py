@@ -30,7 +30,7 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 
 
 def fits(value: Any, expected: Any) -> bool:
-    """Whether a plain value is of a type made of the plain ones, unions, lists, tuples and dicts; unknown types fit."""
+    """Whether a plain value is of a type made of the plain ones, unions, lists, tuples and dicts, or of a class."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if typing.is_typeddict(expected):
         return (
@@ -41,14 +41,16 @@ def fits(value: Any, expected: Any) -> bool:
     if expected is float:
         return (isinstance(value, float | int) and not isinstance(value, bool)) or value in NON_FINITE
     if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
     if expected in (str, bool, types.NoneType):
         return value is None if expected is types.NoneType else isinstance(value, expected)
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(isinstance(k, str) and fits(v, arguments[1]) for k, v in value.items())
-    return True
+        return isinstance(value, dict) and all(
+            fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items()
+        )
+    return expected is Any or not isinstance(expected, type) or isinstance(value, expected)
 
 
 def shown(value: Any, length: int = 40) -> str:
