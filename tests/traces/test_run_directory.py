@@ -142,6 +142,25 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, content: str, message: str)
     assert "run.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, 10**400])
+@pytest.mark.parametrize("name", ["total_steps", "peak_lr", "best_test_acc1"])
+def test_an_integer_beyond_64_bits_is_refused(tmp_path: Path, name: str, value: int) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "r", "schema_version": 1, name: value}))
+    with pytest.raises(RunDirectoryError, match=r"run\.json can't be read: .* is too large; 'tvlars-probe check"):
+        Manifest.load(tmp_path)
+
+
+def test_a_step_beyond_int64_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "r", "schema_version": 1, "total_steps": 1 << 63}))
+    with pytest.raises(RunDirectoryError, match="its total_steps is 9223372036854775808"):
+        Manifest.load(tmp_path)
+
+
+def test_a_users_huge_integer_is_kept_as_text(tmp_path: Path) -> None:
+    Manifest(run_id="r", config={"hash": 1 << 100, "seed": (1 << 64) - 1}).save(tmp_path)
+    assert Manifest.load(tmp_path).config == {"hash": str(1 << 100), "seed": (1 << 64) - 1}
+
+
 def test_unknown_fields_of_a_manifest_are_passed_over(tmp_path: Path) -> None:
     facts: dict[str, Any] = {"run_id": "r", "schema_version": 1, "from_the_future": 7}
     (tmp_path / "run.json").write_text(json.dumps(facts))
