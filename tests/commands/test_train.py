@@ -53,6 +53,7 @@ def test_divergence_is_a_finding_not_an_error(cli: Any) -> None:
         (["--opt", "lion"], r"'lion' is not one of 'lars', 'tvlars', 'lamb'"),
         (["--sd", "step"], r"'step' is not one of 'none', 'cosine', 'lars-warm'"),
         (["--bs", "1", "--nproc", "2"], "--batch-size 1 is smaller than the number of ranks, 2"),
+        (["--mode", "bt", "--projector", "99999999999-1"], r"--projector 99999999999-1 can't be built on this machine"),
         (["--bs", "2000"], "--batch-size 2000 is larger than the training data: digits has 1437 samples"),
         (["--bs", "many"], "'many' is not a valid integer"),
         (["--epochs", "0"], "--epochs 0 is too few"),

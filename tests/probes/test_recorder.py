@@ -556,6 +556,8 @@ def test_figures_may_be_tensors_and_arrays_and_anything_else_is_refused_at_once(
         rec.log(loss=torch.tensor([1.0]), samples=torch.tensor(16), clip_scale=torch.tensor(0.5))  # type: ignore[arg-type]
         rec.log_epoch(epoch=0, train_loss=torch.tensor(0.25), test_loss=np.float32(0.5))  # type: ignore[arg-type]
         loop(model, optimizer, range(1, 2))
+        with pytest.raises(UserError, match=r"samples=1e\+30 is no count: give a whole number below 2\*\*63"):
+            rec.log(samples=10**30)
         with pytest.raises(UserError, match="clip_scale='half' is no number"):
             rec.log(clip_scale="half")  # type: ignore[arg-type]
         with pytest.raises(UserError, match="mean loss, one number"):

@@ -137,6 +137,9 @@ class Recorder(StepObserver):
             raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
         told: dict[str, Any] = {"samples": samples, "epoch": epoch, "clip_scale": clip_scale}
         told = {name: scalar(name, value) for name, value in told.items() if value is not None}
+        for name, value in told.items():
+            if name != "clip_scale" and not abs(value) < 1 << 63:
+                raise UserError(f"{name}={value:g} is no count: give a whole number below 2**63")
         row = self._open
         if row is None or row.steps_told == len(row.stepped):
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().

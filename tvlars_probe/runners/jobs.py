@@ -99,7 +99,12 @@ def _check_phase(config: TrainConfig, data: ImageData, phase: str, plan: BatchPl
     if plan.batch_size < plan.world_size:
         raise UserError(f"{option} {plan.batch_size} is smaller than the number of ranks, {plan.world_size}")
     with torch.random.fork_rng(devices=()), torch.no_grad():
-        model = build_model(config, data, phase)
+        try:
+            model = build_model(config, data, phase)
+        except (RuntimeError, MemoryError) as error:
+            what = f"--projector {config.barlow.projector}" if phase == "pretrain" else f"--model {config.model.name}"
+            reason = str(error).splitlines()[0] if str(error) else "out of memory"
+            raise UserError(f"{what} can't be built on this machine: {reason}") from None
         x, _ = data.train.batch(torch.arange(min(plan.smallest_piece, 2)))
         try:
             model(*[x] * (2 if phase == "pretrain" else 1))
