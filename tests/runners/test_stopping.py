@@ -237,7 +237,7 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None
     held.go()
     code, err = held.end()
     assert code == 1
-    assert re.search(r"^Error: rank \d failed: ", err, re.MULTILINE)
+    assert re.search(r"^Error: rank 1 failed: Signal 9 \(SIGKILL\)", err, re.MULTILINE)
     assert "Traceback" not in err
     assert tvlars_probe.open_run(tmp_path / "cut").status == "failed"
     refused = run_cli(*train("--nproc", 2)[2:], cwd=tmp_path, check=False)

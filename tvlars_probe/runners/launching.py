@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,18 @@ from tvlars_probe.runners.stopping import IS_CHILD, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.queues import SimpleQueue
 
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.ranks import Ranks
 
 _POLL_SECONDS = 0.1
+
+_FAREWELL_SECONDS = 1.0
+"""How long a rank that fails stays, so that the launcher sees first who died before it."""
+
+_FAILURE_CHARACTERS = 1000
+"""Of an error's text, what a rank tells the launcher: far below what a pipe takes at once."""
 
 ORPHAN_SECONDS = 300.0
 """How long ranks whose launcher is gone may take to end in order, checkpoint included, before they are ended."""
@@ -63,14 +71,14 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
         monitor_interval=_POLL_SECONDS,
         start_method="spawn",
     )
+    failures: SimpleQueue[tuple[int, str]] = multiprocessing.get_context("spawn").SimpleQueue()
     with _forwarding() as signals:
         try:
-            returned = _in_thread(lambda: elastic_launch(settings, _attempt)(work, job, placement, config))
+            returned = _in_thread(lambda: elastic_launch(settings, _attempt)(failures, work, job, placement, config))
         except ChildFailedError as error:
             if signals:
                 raise InterruptedRunError(signals[0]) from None
-            rank, failure = error.get_first_failure()
-            raise RunFailedError(f"rank {rank} failed: {_reason(failure)}") from None
+            raise RunFailedError(_first_failure(failures, error)) from None
     refused = next((value for value in returned.values() if isinstance(value, RunDirectoryError)), None)
     if refused is not None:
         raise refused
@@ -143,12 +151,18 @@ def _forwarding() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _attempt(*arguments: Any) -> Any:
+def _attempt(
+    failures: SimpleQueue[tuple[int, str]],
+    work: Callable[..., Any],
+    job: Any,
+    placement: Placement,
+    config: PlaceConfig,
+) -> Any:
     """`_work`; what a rank can't do as asked, which all ranks find alike, is handed back."""
     done = threading.Event()
     threading.Thread(target=_end_with_the_launcher, args=(done,), daemon=True).start()
     try:
-        return _work(*arguments)
+        return _work(work, job, placement, config, failures)
     except RunDirectoryError as error:
         return error
     finally:
@@ -166,11 +180,25 @@ def _end_with_the_launcher(done: threading.Event) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _work(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> Any:
+def _work(
+    work: Callable[..., Any],
+    job: Any,
+    placement: Placement,
+    config: PlaceConfig,
+    failures: SimpleQueue[tuple[int, str]] | None = None,
+) -> Any:
     torch.set_num_threads(config.threads or _threads(placement))
     ranks: Ranks = join(placement)
     try:
         return work(ranks, job)
+    except RunDirectoryError:
+        raise
+    except Exception as error:
+        if failures is not None:
+            # Told while the others' connections still stand: theirs break when this rank leaves.
+            failures.put((ranks.rank, f"{type(error).__name__}: {error}"[:_FAILURE_CHARACTERS]))
+            time.sleep(_FAREWELL_SECONDS)
+        raise
     finally:
         leave()
 
@@ -181,9 +209,23 @@ def _threads(placement: Placement) -> int:
     return torch.get_num_threads() if processes == 1 else max(1, (os.cpu_count() or 1) // processes)
 
 
+def _first_failure(failures: SimpleQueue[tuple[int, str]], error: Any) -> str:
+    """Which rank failed first, and how: of those that end within one poll torch names any."""
+    rank, failure = error.get_first_failure()
+    was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    if not was_killed and not failures.empty():
+        rank, text = failures.get()
+        return f"rank {rank} failed: {_last_line(text)}"
+    return f"rank {rank} failed: {_reason(failure)}"
+
+
 def _reason(failure: Any) -> str:
     message = failure.message
     if isinstance(message, dict):
         message = message.get("message", message)
-    lines = [line for line in str(message).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit code {failure.exitcode}"
+    return _last_line(str(message)) or f"exit code {failure.exitcode}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else ""
