@@ -373,3 +373,17 @@ def test_an_interrupt_in_the_last_flush_is_an_interruption(tmp_path: Path, monke
         rec.flush()
         monkeypatch.setattr(rec, "flush", interrupted)
     assert tvlars_probe.open_run(tmp_path / "run").status == "interrupted"
+
+
+def test_a_trace_that_vanishes_ends_the_run_with_an_error(tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(StorageError, match=r"can't write \S+trace: the rows written so far have vanished"),
+        tvlars_probe.record(model, optimizer, tmp_path / "r") as rec,
+    ):
+        loop(model, optimizer, rec)
+        rec.flush()
+        shutil.rmtree(tmp_path / "r" / "trace")
+        loop(model, optimizer, rec)
+    assert tvlars_probe.open_run(tmp_path / "r").status == "failed"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import tvlars_probe
 from tvlars_probe import LAMB, LARS, TVLARS
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.probes import norms as norms_module
+from tvlars_probe.runners.checking import check_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -704,3 +707,64 @@ def test_of_a_large_model_the_copies_that_update_norm_needs_are_sampled(
     read = rows[rows.update_norm.notna()]
     assert read.step.tolist() == [0, 20, 40]
     assert read.update_norm.tolist() == pytest.approx([applied[step] for step in (0, 20, 40)], rel=1e-5)
+
+
+def test_rows_lost_before_a_saved_state_are_a_gap_that_is_told(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(3), rec)
+        rec.state_dict()
+        loop(model, optimizer, range(3, 6), rec)
+        state = rec.state_dict()
+    for table in ("steps", "layers"):
+        parts = sorted((tmp_path / "r" / "trace" / table).iterdir())
+        assert len(parts) == 2
+        parts[1].unlink()
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", resume=state) as rec:
+        loop(model, optimizer, range(6, 8), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["step"].tolist() == [0, 1, 2, 6, 7]
+    assert {(g["table"], g["first_step"], g["last_step"]) for g in run.manifest.gaps} == {
+        (table, 3, 5) for table in ("steps", "layers", "epochs")
+    }
+    found = check_run(tmp_path / "r")
+    assert not found.faults
+    assert "steps lacks steps 3 to 5: not there when the run was continued" in found.notes
+
+
+def test_a_recorder_is_entered_once(tmp_path: Path) -> None:
+    model = net()
+    with tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r") as rec:
+        for _ in range(2):
+            with pytest.raises(UserError, match="entered before"):
+                rec.__enter__()
+    assert tvlars_probe.open_run(tmp_path / "r").status == "completed"
+
+
+def test_a_recorder_that_is_never_left_loses_no_row(tmp_path: Path) -> None:
+    script = (
+        "import torch, tvlars_probe\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "rec = tvlars_probe.record(model, optimizer, 'r').__enter__()\n"
+        "for _ in range(5):\n"
+        "    model(torch.ones(1, 2)).sum().backward()\n"
+        "    optimizer.step()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "was never left: use it as a context manager" in done.stderr
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert (run.status, len(run.steps())) == ("interrupted", 5)
+
+
+def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, "~/r") as rec:
+        loop(model, optimizer, range(2), rec)
+    assert (tmp_path / "r" / "run.json").is_file()
+    assert len(tvlars_probe.open_run("~/r").steps()) == len(tvlars_probe.open_runs("~/r*").steps()) == 2

@@ -104,3 +104,14 @@ def test_what_a_checkpoint_holds_wrong_is_told(stopped: Path, place: tuple[Any, 
     with pytest.raises(RunDirectoryError, match=told):
         resume(stopped.parents[1], quiet=True)
     assert sorted(path.stat().st_mtime_ns for path in stopped.parents[1].rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize("stopped", [{}], ids=[""], indirect=True)
+def test_a_checkpoint_of_another_run_is_refused_and_found(stopped: Path) -> None:
+    run = stopped.parents[1]
+    state = changed(torch.load(stopped, weights_only=True), ("recorder", "run_id"), "other.abc123")
+    torch.save(state, stopped)
+    with pytest.raises(RunDirectoryError, match=f"{stopped.name} .*belongs to the run 'other.abc123', not 'run\\."):
+        resume(run, quiet=True)
+    faults = check_run(run).faults
+    assert [(fault.path, fault.repair) for fault in faults] == [(f"checkpoints/{stopped.name}", "set aside")]

@@ -13,7 +13,8 @@ import pytest
 
 from tests.traces.test_parts import write
 from tvlars_probe.errors import TraceError, UnreadableError
-from tvlars_probe.traces.footers import check_footer, describe, read_footer
+from tvlars_probe.traces.checking import check_trace
+from tvlars_probe.traces.footers import check_footer, describe, read_footer, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.reader import open_run
 from tvlars_probe.traces.schema import STEPS
@@ -128,3 +129,22 @@ def test_what_is_no_plain_file_is_refused_unopened(run: Path) -> None:
     part.mkdir()
     with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
         open_run(run).steps()
+
+
+def test_many_parts_that_claim_more_rows_than_memory_holds_are_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvlars_probe.traces.reader.rows_in_memory", lambda row_bytes: 800 // row_bytes)
+    there = len(open_run(run).steps(["step"]))
+    assert 800 // 8 > there > 800 // STEPS.row_bytes(STEPS.names)
+    with pytest.raises(TraceError, match=rf"the table steps of \S+ has {there} rows, of which this machine's memory"):
+        open_run(run).steps()
+    assert len(open_run(run).steps(steps=(0, 2))) == 3
+    seen = open_run(run).batches("steps", list(STEPS.names), lambda batches: sum(map(len, batches)))
+    assert seen == there
+    monkeypatch.setattr("tvlars_probe.traces.checking.rows_in_memory", lambda row_bytes: there - 1)
+    assert any("or memory, can hold" in fault.problem for fault in check_trace(run).faults)
+
+
+def test_memory_is_what_the_machine_has() -> None:
+    assert 1 << 28 < 4 * 100 * rows_in_memory(100) < 1 << 50

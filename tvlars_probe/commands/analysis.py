@@ -7,16 +7,16 @@ import io
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import option
+from tvlars_probe.commands.options import FilePath, option
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import pandas as pd
     from rich.console import Console, RenderableType
@@ -61,7 +61,7 @@ def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
         function(*args, output=Output(as_json, as_csv, out), **kwargs)
 
     for add in (
-        option("--out", "-o", section="Output", type=click.Path(path_type=Path), help="Write there instead."),
+        option("--out", "-o", section="Output", type=FilePath(), help="Write there instead."),
         option("--csv", "as_csv", section="Output", is_flag=True, help="The main table as CSV."),
         option("--json", "as_json", section="Output", is_flag=True, help="Everything, for machines."),
         click.argument("runs", nargs=-1, required=True),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @click.command(cls=Command, name="chart")
 @click.argument("words", nargs=-1, metavar="KIND RUN...")
-@option("--out", "-o", section="Output", type=click.Path(path_type=Path), help="Its suffix says the form.")
+@option("--out", "-o", section="Output", type=FilePath(), help="Its suffix says the form.")
 @option("--list", "listing", section="Output", is_flag=True, help="List the kinds, and what these runs have data for.")
 def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     """Draw a chart of runs into a file: html, png, svg, pdf, or Vega-Lite json, by its suffix.

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.text import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tvlars_probe.traces.checking import Findings
 
 
 @click.command(cls=Command, name="check")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @option("--repair", "repairs", section="Repair", is_flag=True, help=
         "Move what is broken into the run's folder aside/ and note it in the manifest.")  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import HELP_NAMES, Command, option
+from tvlars_probe.commands.options import HELP_NAMES, Command, FilePath, option
 from tvlars_probe.data.registry import DATASETS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.group(name="data", context_settings=HELP_NAMES)
@@ -18,7 +20,7 @@ def command() -> None:
 
 
 @command.command(cls=Command, name="list")
-@option("--data-dir", section="Where", type=click.Path(path_type=Path), help="Look here, not in the usual places.")
+@option("--data-dir", section="Where", type=FilePath(), help="Look here, not in the usual places.")
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 def list_command(data_dir: Path | None, as_json: bool) -> None:
     """List the data sets: where each is, how many images it has, how to get it if it isn't there."""
@@ -50,8 +52,8 @@ def _row(name: str, folder: Path | None) -> dict[str, Any]:
 
 
 @command.command(cls=Command, name="import-tiny-imagenet")
-@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@option("--data-dir", section="Where", type=click.Path(path_type=Path), show_default="data/tiny-imagenet-200", help=
+@click.argument("source", type=FilePath(exists=True, file_okay=False))
+@option("--data-dir", section="Where", type=FilePath(), show_default="data/tiny-imagenet-200", help=
         "Where to put it.")  # fmt: skip
 @option("--workers", section="Where", type=int, default=4, help="Threads that decode images.")
 def import_command(source: Path, data_dir: Path | None, workers: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +18,16 @@ class Option(click.Option):
     def __init__(self, *args: Any, section: str = "Options", greedy: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **{"show_default": True, "multiple": greedy, **kwargs})
         self.section, self.greedy = section, greedy
+
+
+class FilePath(click.Path):
+    """A path; ``~`` is the home folder where the shell left it, as in ``--run-dir=~/runs/mine``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"path_type": Path, **kwargs})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 (a user unknown is no error)
 
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.errors import UserError
 
 
 @click.command(cls=Command, name="report")
 @click.argument("runs", nargs=-1, required=True)
-@option(
-    "--out", "-o", section="Output", type=click.Path(path_type=Path), default=Path("report.html"), help="File to write."
-)
+@option("--out", "-o", section="Output", type=FilePath(), default=Path("report.html"), help="File to write.")
 def command(runs: tuple[str, ...], out: Path) -> None:
     """Write one self-contained HTML page: verdicts, charts, tables, configuration, definitions.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.show import without_non_finite
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import RunDirectoryError
@@ -25,7 +25,7 @@ _SHORTEST_NAME = 24
 
 
 @click.command(cls=Command, name="runs")
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("folder", type=FilePath(), default=Path("runs"))
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 def command(folder: Path, as_json: bool) -> None:
     """List the runs below a folder (runs/ by default)."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pandas as pd
 
@@ -23,7 +23,7 @@ _LIST = click.Choice
 
 
 @click.command(cls=Command, name="sharpness", context_settings={"max_content_width": 110})
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @option("--checkpoint", section="What", default="last", help="last, best, all, or a step.")
 @option("--top", section="What", type=int, default=1, help="Eigenvalues from the top.")
 @option("--bottom", section="What", type=int, default=0, help="Eigenvalues from the bottom.")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tvlars_probe.traces.reader import Run
 
@@ -21,7 +21,7 @@ EXTREMES = 5
 
 
 @click.command(cls=Command, name="show")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 def command(run: Path, as_json: bool) -> None:
     """Show a run: configuration, progress, last metrics, and the layers with the highest and lowest trust ratio."""

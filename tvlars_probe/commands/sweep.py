@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, Option, option
+from tvlars_probe.commands.options import Command, FilePath, Option, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import build_config
 from tvlars_probe.commands.train import command as train_command
@@ -47,7 +47,7 @@ def _metavar(param: Option) -> str:
 
 @click.command(cls=Command, name="sweep", context_settings={"max_content_width": 110})
 @click.argument("grid", required=False)
-@option("--out", section="Sweep", type=click.Path(path_type=Path), show_default="runs/ and the grid's name", help=
+@option("--out", section="Sweep", type=FilePath(), show_default="runs/ and the grid's name", help=
         "Folder of the runs.")  # fmt: skip
 @option("--launcher", section="Sweep", type=click.Choice(LAUNCHERS), default="inline", help=
         "Here one after another, in subprocesses, or as jobs of slurm.")  # fmt: skip

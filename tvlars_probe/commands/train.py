@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
@@ -30,6 +29,7 @@ from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tvlars_probe.runners.jobs import Done, Job
 
@@ -113,7 +113,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     r, s, p = "Recording", "Sharpness", "Devices"
     options = (
         option("--dataset", "--ds", section=d, type=_choice(DATASETS), default="digits", help="Data set."),
-        option("--data-dir", section=d, type=click.Path(), help="Its folder, if not in the usual places."),
+        option("--data-dir", section=d, type=FilePath(path_type=str), help="Its folder, if not in the usual places."),
         option(
             "--download/--no-download", section=d, default=None, show_default="cifar10 and cifar100 only",
             help="Let torchvision download it if missing.",
@@ -276,9 +276,9 @@ def changes_on_resume(ctx: click.Context) -> dict[str, Any]:
 
 @click.command(cls=Command, name="train", context_settings={"max_content_width": 110})
 @training_options
-@option("--run-dir", section="Run", type=click.Path(path_type=Path), show_default="a telling name under runs/", help=
+@option("--run-dir", section="Run", type=FilePath(), show_default="a telling name under runs/", help=
         "Folder of the run. The same command again continues an interrupted run and skips a finished one.")  # fmt: skip
-@option("--resume", section="Run", type=click.Path(path_type=Path), help="Continue this run from its last checkpoint.")
+@option("--resume", section="Run", type=FilePath(), help="Continue this run from its last checkpoint.")
 @option("--rerun", section="Run", is_flag=True, help="Train again, in a new folder beside the run that is there.")
 @click.pass_context
 def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, rerun: bool, **values: Any) -> None:

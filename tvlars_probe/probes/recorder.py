@@ -14,6 +14,7 @@ A step of the trace is one update of every optimizer: a new one begins when an o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import time
@@ -93,13 +94,14 @@ def record(
         raise UserError(
             f"record() needs a torch.optim.Optimizer or a list of them, got {given} (give a wrapper's inner optimizer)"
         )
-    facts = manifest or Manifest(run_id=new_run_id(Path(path)))
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (a user unknown is no error)
+    facts = manifest or Manifest(run_id=new_run_id(path))
     facts.config = dict(config) if config is not None else facts.config
     facts.total_steps = total_steps if total_steps is not None else facts.total_steps
     return Recorder(
         model,
         optimizers,
-        Path(path),
+        path,
         facts,
         detail=detail,
         every=every,
@@ -257,6 +259,8 @@ class Recorder(StepObserver):
     # Attaching and letting go.
 
     def __enter__(self) -> Self:
+        if self._is_laid_out:
+            raise UserError("this recorder has been entered before: record() makes another")
         self._pid = os.getpid()
         self._lay_out()
         failure: Exception | None = None
@@ -268,6 +272,7 @@ class Recorder(StepObserver):
         if self._ranks.enter(failure is not None):
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
         self._attach()
+        atexit.register(self._leave_at_exit)
         return self
 
     def __exit__(
@@ -278,7 +283,14 @@ class Recorder(StepObserver):
         with children_may_wait():
             self._leave(kind, error)
 
+    def _leave_at_exit(self) -> None:
+        """Write what a recorder holds that was never left, when the interpreter ends."""
+        if os.getpid() == self._pid:
+            warnings.warn(f"the recorder of {self.path} was never left: use it as a context manager", stacklevel=1)
+            self._leave(SystemExit, None)
+
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        atexit.unregister(self._leave_at_exit)
         self._detach()
         if self._logs_without_step == 1 and self.step > 1 and self._open is not None and not self._open.steps_told:
             warnings.warn(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = "checkpoints"
-_REMEDY = "'tvlars-probe check {} --repair' sets it aside, and an earlier one is used"
 _REFUSALS = {
     errno.EACCES,
     errno.EPERM,
@@ -70,7 +70,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             checkpoint holds.
     """
     if path.exists() and not path.is_file():  # a FIFO would be waited for
-        raise RunDirectoryError(f"{path} is no plain file: {_REMEDY.format(path.parent.parent)}")
+        raise RunDirectoryError(f"{path} is no plain file: {_remedy(path)}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
@@ -78,24 +78,28 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except OSError as error:
         if error.errno in _REFUSALS:
             raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
-        raise RunDirectoryError(f"{path} is damaged ({error}): {_REMEDY.format(path.parent.parent)}") from None
+        raise RunDirectoryError(f"{path} is damaged ({error}): {_remedy(path)}") from None
     except pickle.UnpicklingError:
         raise RunDirectoryError(
-            f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): "
-            f"{_REMEDY.format(path.parent.parent)}"
+            f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): {_remedy(path)}"
         ) from None
     except Exception as error:  # the unpickler of tensors meets garbage with errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunDirectoryError(f"{path} is damaged ({reason}): {_REMEDY.format(path.parent.parent)}") from None
+        raise RunDirectoryError(f"{path} is damaged ({reason}): {_remedy(path)}") from None
     if not isinstance(state, dict) or not fits(found := state.get("format"), int) or found != FORMAT:
-        raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe: {_REMEDY.format(path.parent.parent)}")
+        raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe: {_remedy(path)}")
     refuse(path, contents.faults(state))
     if (named := _NAME.fullmatch(path.name)) and state["step"] != int(named[1]):
         refuse(path, [f"it holds the state after {state['step']} updates, not after {named[1]}"])
     return state
 
 
-def refuse(path: Path, wrong: Iterable[str], remedy: str = _REMEDY) -> None:
+def _remedy(path: Path) -> str:
+    run = shlex.quote(str(path.parent.parent))
+    return f"'tvlars-probe check {run} --repair' sets it aside, and an earlier one is used"
+
+
+def refuse(path: Path, wrong: Iterable[str], remedy: str | None = None) -> None:
     """Refuse a checkpoint of which something is wrong.
 
     Raises:
@@ -104,7 +108,7 @@ def refuse(path: Path, wrong: Iterable[str], remedy: str = _REMEDY) -> None:
     if told := [*wrong]:
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         what = f"doesn't hold what it should ({'; '.join(told[:3])}{more})"
-        raise RunDirectoryError(f"{path} {what}: {remedy.format(path.parent.parent)}")
+        raise RunDirectoryError(f"{path} {what}: {remedy or _remedy(path)}")
 
 
 def refuse_for_this_run(path: Path, wrong: Iterable[str]) -> None:
@@ -146,9 +150,7 @@ def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise RunDirectoryError(
-            f"{path} holds another model's weights: {reason or error}; {_REMEDY.format(path.parent.parent)}"
-        ) from None
+        raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}; {_remedy(path)}") from None
 
 
 def rng_state(ranks: Ranks) -> list[dict[str, Any]]:

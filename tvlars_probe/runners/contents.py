@@ -136,7 +136,11 @@ def misplaced(state: Mapping[str, Any], *, first_step: int, steps_per_epoch: int
 
 
 def misfits(state: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
-    """What of a checkpoint isn't as the run's manifest says: its place, and the shapes of the weights."""
+    """What of a checkpoint isn't as the manifest says: the run, its place in it, and the shapes of the weights."""
+    run_id = state["recorder"].get("run_id")
+    if run_id is not None and run_id != manifest.run_id:
+        yield f"it belongs to the run {shown(run_id)}, not {shown(manifest.run_id)}"
+        return
     for phase in manifest.phases:
         first, length, epochs = (phase.get(name) for name in ("first_step", "steps_per_epoch", "epochs"))
         if phase["phase"] == state["phase"] and first is not None and length is not None and epochs is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError, UserError
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners import checkpoints, contents
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
 from tvlars_probe.runners.modes import MODES
 from tvlars_probe.runners.ranks import restarted
@@ -149,7 +150,8 @@ def plan_run(
     if state == "running":
         raise RunDirectoryError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
     if state == "failed" and not restarted():
-        raise RunDirectoryError(f"{path} failed ({'; '.join(manifest.notes[-1:])}): --resume {path}, or --rerun")
+        reason, remedy = "; ".join(manifest.notes[-1:]), f"--resume {shlex.quote(str(path))}, or --rerun"
+        raise RunDirectoryError(f"{path} failed ({reason}): {remedy}")
     return _continue(job)
 
 
@@ -206,7 +208,8 @@ def _continue(job: Job) -> Job:
     there = checkpoints.list_checkpoints(job.path)
     last = list(there.values())[-1] if there else None
     if last is not None:
-        checkpoints.load(last)  # before any process is started: what is damaged is refused
+        # Before any process is started: what is damaged or doesn't belong here is refused.
+        checkpoints.refuse(last, contents.misfits(checkpoints.load(last), Manifest.load(job.path)))
     return dataclasses.replace(job, continues=True, checkpoint=last)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tvlars_probe.errors import LaterVersionError, RunDirectoryError, TraceError, UnreadableError
-from tvlars_probe.traces.footers import check_footer, refuse_unreadable
+from tvlars_probe.traces.footers import check_footer, refuse_unreadable, rows_in_memory
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import FIXED, LOCK_NAME, is_led_out, status
@@ -33,12 +33,12 @@ ROW_KEYS = {"steps": ("step",), "layers": ("step", "parameter"), "epochs": ("pha
 """Per table what no two rows share."""
 
 _FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", *(f"trace/{table}" for table in TABLES))
-_CUT = re.compile(r"from-(\d+)-\w+/\1")
-"""A folder of rows set aside when a run was cut back, and a number of steps: those before the cut."""
+_CUT = re.compile(r"from-(\d{1,18})-\w+")
+"""A folder of rows set aside when a run was cut back to so many steps."""
 
 _BATCH_ROWS = 1 << 17
-_MOST_ROWS = 1 << 31
-"""Rows of a table of a run that doesn't say how long it is."""
+_ROW_BYTES = 24
+"""Of the columns that are kept of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +181,10 @@ def _check_table(run: Path, folder: Path, manifest: Manifest | None, found: Find
 def _most_rows(folder: Path, manifest: Manifest | None) -> int:
     """More rows than the run's parts of a table can hold together, each of them twice."""
     if manifest is None or manifest.total_steps is None or folder.parent.name != "trace":
-        return _MOST_ROWS
+        return rows_in_memory(_ROW_BYTES)
     tensors = sum(len(entries) for entries in manifest.parameters.values())
     per_step = {"steps": 1, "epochs": 1, "layers": tensors}.get(folder.name, 0)
-    return 2 * per_step * (manifest.total_steps + 1) or _MOST_ROWS
+    return 2 * per_step * (manifest.total_steps + 1) or rows_in_memory(_ROW_BYTES)
 
 
 def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Table:
@@ -199,7 +199,9 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
 
     footer = check_footer(part.path, table, None if manifest is None else manifest.run_id)
     if footer.num_rows > most:
-        raise TraceError(f"{part.path} claims {footer.num_rows:,} rows: with other parts more than the run can have")
+        raise TraceError(
+            f"{part.path} claims {footer.num_rows:,} rows: with other parts more than the run, or memory, can hold"
+        )
     kept = [*dict.fromkeys((*ROW_KEYS.get(table, ()), "step", *(["grad_norm"] if table == "steps" else [])))]
     schema = TABLES[table].arrow_schema()
     try:
@@ -257,11 +259,13 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
     if state == "completed" and total is not None and there + sum(_length(gap, total) for gap in gaps) < total:
         found.faults.append(Fault(FILE_NAME, f"says completed, but {there} of {total} steps are there"))
     ended = _last_saved(manifest)
-    was_cut = any(_CUT.fullmatch(f"{folder.name}/{there}") for folder in (run / "aside").glob("from-*"))
-    if was_cut:  # and was killed before the manifest said so
-        ended = min(ended, there - 1)
-    if state != "running" and not gaps and ended > (steps[-1] if there else -1):
-        last = f"the last one is {steps[-1]}" if there else "none is there"
+    last_step = int(steps[-1]) if there else -1
+    cuts = [int(m[1]) for folder in (run / "aside").glob("from-*") if (m := _CUT.fullmatch(folder.name))]
+    # A run may have been killed after a cut, before its manifest said so.
+    ended = min([ended, *(cut - 1 for cut in cuts if cut > last_step)])
+    beyond = _uncovered(np.array([last_step + 1, ended]), manifest, "steps") if ended > last_step else steps[:0]
+    if state != "running" and len(beyond):
+        last = f"the last one is {last_step}" if there else "none is there"
         found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; {last}"))
     if state != "running":
         found.faults += _absent_layers(manifest, tables, ended)

@@ -7,6 +7,8 @@ encoded column of a billion equal values takes a few hundred bytes on disk.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ MOST_ROWS = 1 << 23
 
 MOST_BYTES = 1 << 31
 """Bytes of one part when uncompressed."""
+
+_COPIES = 4
+"""Of rows that are made into a frame, how many are in memory at a time."""
 
 
 def read_footer(path: Path) -> pq.FileMetaData:
@@ -54,6 +59,15 @@ def read_footer(path: Path) -> pq.FileMetaData:
             f"{remedy(path)}"
         )
     return footer
+
+
+def rows_in_memory(row_bytes: int) -> int:
+    """How many rows of so many bytes this machine's memory can hold while they are made into a frame."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 1 << 31
+    return memory // (_COPIES * row_bytes)
 
 
 def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMetaData:
@@ -125,7 +139,7 @@ def refuse_unreadable(path: Path, error: BaseException) -> None:
 def remedy(path: Path) -> str:
     """What to do about a damaged file of a run."""
     run = next((folder.parent for folder in path.parents if folder.name in ("trace", "sharpness")), path.parents[1])
-    return f"'tvlars-probe check {run} --repair' sets it aside"
+    return f"'tvlars-probe check {shlex.quote(str(run))} --repair' sets it aside"
 
 
 def _values(group: Any) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tvlars_probe.errors import StorageError, UserError
 from tvlars_probe.traces.manifest import Manifest, environment, now
+from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import RunDirectory
 from tvlars_probe.traces.schema import EPOCHS
 from tvlars_probe.traces.writer import TraceWriter
@@ -61,6 +62,7 @@ class Journal:
         try:
             manifest.continue_from(Manifest.load(path), step)
             directory.cut_back(step, epochs_from)
+            _note_lost(path, manifest, step)
         except BaseException:
             directory.release()
             raise
@@ -154,3 +156,13 @@ class Journal:
                     self._writer.settle(self.boundaries)
         finally:
             self._directory.release()
+
+
+def _note_lost(path: Path, manifest: Manifest, step: int) -> None:
+    """Note the last of the steps before ``step`` as a gap where the trace doesn't hold them and nothing says why."""
+    ends = [part.last_step for part in list_parts(path / "trace" / "steps")]
+    ends += [gap["last_step"] for gap in manifest.gaps if gap.get("table") == "steps"]
+    first = max(ends, default=-1) + 1
+    if first < step:
+        gap = {"first_step": first, "last_step": step - 1, "reason": "not there when the run was continued"}
+        manifest.gaps += [{"table": table, **gap} for table in ("steps", "layers", "epochs")]

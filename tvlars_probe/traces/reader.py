@@ -6,19 +6,19 @@ import collections
 import functools
 import glob
 import operator
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import RunDirectoryError, TraceError
-from tvlars_probe.traces.footers import check_footer, refuse_unreadable, remedy
+from tvlars_probe.traces.footers import check_footer, refuse_unreadable, remedy, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import find_runs, status
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 
     import pandas as pd
@@ -87,7 +87,7 @@ class Run(Frames):
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+        self.path = Path(_expanded(path))
         self.name = self.path.name
         if not self.path.is_dir():
             raise RunDirectoryError(f"there is no run at {self.path}")
@@ -129,6 +129,7 @@ class Run(Frames):
                 return _no_rows(table, read_columns)
             if parameters is not None:
                 dataset = _row_groups_of(dataset, parameters)
+            self._refuse_too_many(table, read_columns, dataset, condition)
             return dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
 
         rows = self._with_parts(table, wanted, read)
@@ -196,6 +197,20 @@ class Run(Frames):
             except (pa.ArrowException, OSError, OverflowError) as error:
                 raise TraceError(_damage(self.path, table, paths, error)) from None
         raise AssertionError("unreachable")
+
+    def _refuse_too_many(
+        self, table: str, columns: Sequence[str], dataset: ds.Dataset, condition: pc.Expression | None
+    ) -> None:
+        """Refuse rows that memory can't hold: few bytes on disk may stand for any number of equal ones."""
+        most = rows_in_memory(schema_of(table).row_bytes(columns))
+        if dataset.count_rows() <= most:  # of the footers alone
+            return
+        rows = dataset.count_rows(filter=condition)
+        if rows > most:
+            raise TraceError(
+                f"the table {table} of {self.path} has {rows:,} rows, of which this machine's memory holds {most:,}: "
+                f"choose fewer columns, steps or parameters"
+            )
 
     def _refuse_missing(self, table: str, columns: list[str], there: Set[str]) -> None:
         missing = sorted({*columns} - there)
@@ -331,14 +346,18 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
     if isinstance(paths, str | Path) or hasattr(paths, "__fspath__"):
         paths = [paths]  # type: ignore[list-item]
     found: dict[Path, Run] = {}
-    for given in paths:
-        matches = sorted(glob.glob(str(given))) or [str(given)]  # noqa: PTH207 (patterns may be absolute)
+    for given in map(_expanded, paths):
+        matches = sorted(glob.glob(given)) or [given]  # noqa: PTH207 (patterns may be absolute)
         runs = [run for match in matches for run in find_runs(Path(match))]
         if not runs:
             raise RunDirectoryError(f"there is no run at {given}")
         found |= {run.resolve(): Run(run) for run in runs if run.resolve() not in found}
     _tell_apart(found)
     return Runs(found.values())
+
+
+def _expanded(path: StrPath) -> str:
+    return os.path.expanduser(os.fspath(path))  # noqa: PTH111 (a user unknown is no error)
 
 
 def _tell_apart(runs: Mapping[Path, Run]) -> None:

@@ -6,13 +6,13 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError
-from tvlars_probe.traces.footers import describe, read_footer
+from tvlars_probe.traces.footers import check_footer, describe, read_footer
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import RunDirectory, is_led_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from tvlars_probe.traces.checking import Fault
@@ -42,8 +42,7 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
         for fault in wanted:
             _move(run, fault, aside)
             manifest.notes.append(f"check --repair set {fault.path} aside: {fault.problem}")
-            if (gap := _gap(run, fault)) is not None:
-                manifest.gaps.append(gap)
+            manifest.gaps += _gaps(run, fault, aside, manifest.run_id)
         manifest.save(run)
     except OSError as error:
         raise RunDirectoryError(f"{run} can't be repaired: {error.strerror or error} ({error.filename})") from None
@@ -60,17 +59,28 @@ def _move(run: Path, fault: Fault, aside: Path) -> None:
     source.rename(target)
 
 
-def _gap(run: Path, fault: Fault) -> dict[str, Any] | None:
-    """What the trace lacks once a part is gone; None where other parts hold its steps."""
+def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[dict[str, Any]]:
+    """What the trace lacks once a part is gone, by its name and by its rows, and no other part holds."""
     home, _, rest = fault.path.partition("/")
     table, _, name = rest.partition("/")
     words = name.removeprefix("part-").split(".")[0].split("-")
     if home != "trace" or not name.startswith("part-") or not all(word.isdecimal() for word in words[:2]):
-        return None
-    first, last = int(words[0]), int(words[1])
-    if any(part.first_step <= first and last <= part.last_step for part in list_parts(run / home / table)):
-        return None
-    return {"table": table, "first_step": first, "last_step": last, "reason": "set aside by check --repair"}
+        return
+    for first, last in {(int(words[0]), int(words[1])), *_recorded(aside / fault.path, table, run_id)}:
+        if not any(part.first_step <= first and last <= part.last_step for part in list_parts(run / home / table)):
+            yield {"table": table, "first_step": first, "last_step": last, "reason": "set aside by check --repair"}
+
+
+def _recorded(path: Path, table: str, run_id: str) -> Iterator[tuple[int, int]]:
+    """The first and last step of a part of the run, as its footer tells them, if it does."""
+    try:
+        footer = check_footer(path, table, run_id)
+        column = footer.schema.names.index("step")
+        spans: list[Any] = [footer.row_group(g).column(column).statistics for g in range(footer.num_row_groups)]
+    except (OSError, ValueError):
+        return
+    if spans and all(span is not None and span.has_min_max for span in spans):
+        yield min(span.min for span in spans), max(span.max for span in spans)
 
 
 def _new_manifest(run: Path, saved: Manifest | None) -> Manifest:

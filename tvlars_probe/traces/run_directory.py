@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -149,7 +150,8 @@ def refuse_links(run: Path, names: Iterable[str]) -> None:
     """
     for name in names:
         if (run / name).is_symlink():
-            remedy = "remove the link" if name in FIXED else f"'tvlars-probe check {run} --repair' sets it aside"
+            repair = f"'tvlars-probe check {shlex.quote(str(run))} --repair' sets it aside"
+            remedy = "remove the link" if name in FIXED else repair
             raise RunDirectoryError(
                 f"{run / name} is a link, and what belongs to a run lies inside it; nothing was changed: {remedy}"
             )

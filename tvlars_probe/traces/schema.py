@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tvlars_probe.errors import unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -71,6 +73,10 @@ class Table:
     def of_type(self, *types: str) -> list[str]:
         """Names of the columns of these types."""
         return [c.name for c in self.columns if c.type in types]
+
+    def row_bytes(self, columns: Iterable[str]) -> int:
+        """Bytes of a row of these columns in memory; a name is an index into the names."""
+        return sum({"float32": 4, "name": 4, "bool": 1}.get(self[name].type, 8) for name in columns)
 
     def arrow_schema(self, run_id: str | None = None) -> pa.Schema:
         """The Arrow schema; its metadata name the schema version, the table and the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class TraceWriter:
         self.run_id = run_id
         self._pending: dict[str, list[pa.Table]] = {}
         self._rows = 0
+        self._began = False
         self._started = self._flushed = time.monotonic()
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -94,6 +96,9 @@ class TraceWriter:
         """
         import pyarrow as pa
 
+        if self._began and not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the rows written so far have vanished", str(self.folder))
+        self._began = self._began or any(self._pending.values())
         for table, chunks in self._pending.items():
             if chunks:
                 rows = pa.concat_tables(chunks).unify_dictionaries()
