@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from tvlars_probe.reductions import BLOCK, difference_norm, flat_views, inner_products, squared_norm
+from tvlars_probe.reductions import (
+    BLOCK,
+    difference_norm,
+    flat_views,
+    inner_products,
+    inner_products_of_each,
+    squared_norm,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -54,3 +63,26 @@ def test_the_bits_do_not_depend_on_where_the_tensors_lie(size: int) -> None:
         moved = [torch.empty(size + 16)[offset : offset + size].copy_(v) for v in (a, b)]
         found.add(tuple(inner_products(moved, ((0, 0), (1, 1), (0, 1)))))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_small_and_large_tensors_together_are_what_each_is_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sizes = [3, 0, 2048, 1, 5000, 64, 200_000, 2049]
+    tuples = [(torch.randn(size).to(dtype), (torch.randn(size) * 1e-3).to(dtype)) for size in sizes]
+    pairs = ((0, 0), (1, 1), (0, 1))
+    for (w, g), (ww, gg, wg) in zip(tuples, inner_products_of_each(tuples, pairs), strict=True):
+        w, g = w.double(), g.double()
+        assert ww == pytest.approx((w @ w).item(), rel=1e-6)
+        assert gg == pytest.approx((g @ g).item(), rel=1e-6)
+        assert wg == pytest.approx((w @ g).item(), abs=1e-6 * (ww * gg) ** 0.5)
+
+
+def test_small_tensors_of_extreme_or_no_finite_values_and_of_two_types() -> None:
+    values = [1e-30, 1e30, math.inf, math.nan, 0.0]
+    tuples = [(torch.full((4,), value), torch.ones(4)) for value in values]
+    found = [square for square, _ in inner_products_of_each(tuples, ((0, 0), (1, 1)))]
+    assert found[:2] == pytest.approx([4e-60, 4e60])
+    assert (found[2], math.isnan(found[3]), found[4]) == (math.inf, True, 0.0)
+    mixed = [(torch.ones(2), torch.ones(2)), (torch.ones(3).double(), torch.ones(3).double())]
+    assert [tuple(products) for products in inner_products_of_each(mixed, ((0, 1),))] == [(2.0,), (3.0,)]

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 """What torch's multi-tensor functions take and return."""
@@ -25,6 +26,9 @@ BLOCK = 1 << 18
 
 _ROW = 1 << 10
 _ROWS_AT_ONCE = 1 << 12
+_SMALL = 1 << 11
+"""Elements up to which a call costs more than what it does."""
+
 _FEW_ROWS = 128  # up to here the elementwise product stays in cache, and costs less than a larger kernel's start
 
 # A float32 sum of squares outside this range has under- or overflowed while the norm itself is representable.
@@ -61,17 +65,36 @@ def inner_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) 
     return totals
 
 
+def inner_products_of_each(
+    tuples: Sequence[tuple[Tensor, ...]], pairs: Sequence[tuple[int, int]]
+) -> Iterator[Sequence[float]]:
+    """`inner_products` of many tuples of CPU tensors: the small ones (of one dtype) together in a few calls at first,
+    each larger one when it is asked for, so that it is in cache for what comes next.
+    """
+    small = [i for i, vectors in enumerate(tuples) if 0 < vectors[0].numel() <= _SMALL]
+    products: dict[int, Sequence[float]] = {}
+    if len(small) > 1 and len({(t.dtype, t.device) for i in small for t in tuples[i]}) == 1:
+        together = [torch.cat(flats).double().numpy() for flats in zip(*(tuples[i] for i in small), strict=True)]
+        starts = np.cumsum([0, *(tuples[i][0].numel() for i in small[:-1])])
+        with np.errstate(all="ignore"):  # what is not finite is the caller's to find
+            sums = [np.add.reduceat(together[a] * together[b], starts).tolist() for a, b in pairs]
+        products = dict(zip(small, zip(*sums, strict=True), strict=True))
+    for i, vectors in enumerate(tuples):
+        yield products[i] if i in products else inner_products(vectors, pairs)
+
+
 def _block_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[float]:
     if vectors[0].dtype in (torch.bfloat16, torch.float16):
         vectors = [v.float() for v in vectors]
-    whole = vectors[0].numel() // _ROW * _ROW
+    size = vectors[0].numel()
+    whole = size // _ROW * _ROW
     values = []
     for i, j in pairs:
         left, right = vectors[i], vectors[j]
         value = 0.0
         if whole:
             value = _self_product(left[:whole]) if i == j else _cross_product(left[:whole], right[:whole])
-        if whole < len(left):
+        if whole < size:
             # Not torch.dot, whose rounding depends on the address: gradients under DDP move when a run is resumed.
             value += torch.mul(left[whole:], right[whole:]).sum().item()
         if not _SAFE_LOW < abs(value) < _SAFE_HIGH:
@@ -91,7 +114,7 @@ def _cross_product(left: Tensor, right: Tensor) -> float:
     torch has no such reduction under its own name (``linalg.vecdot`` writes the elementwise product to memory first).
     But it is what a normalisation layer computes for the gradient of its scale: Σ ∂y·(x − 0)·1 in each channel.
     """
-    rows = len(left) // _ROW
+    rows = left.numel() // _ROW
     if rows <= _FEW_ROWS:
         return torch.mul(left, right).sum().item()
     zero, one = left.new_zeros(1, 1), left.new_ones(1, 1)

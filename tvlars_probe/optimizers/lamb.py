@@ -37,7 +37,7 @@ from tvlars_probe.reductions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch.optim.optimizer import ParamsT
 
@@ -119,7 +119,11 @@ class LAMB(LayerwiseOptimizer):
     def adapts(self, group: dict[str, Any], p: Tensor) -> bool:
         return not group["adam"] and super().adapts(group, p)
 
-    def _update_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
+    def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterator[Sequence[float]]:
+        for p in params:
+            yield self._update_one_on_host(group, p)
+
+    def _update_one_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
         lr, decay = as_float(group["lr"]), self.decay_of(group, p)
         direction, (ww, gg, wg, rr, wr) = self._adam_direction(group, p)
         weight_norm, adam_norm = math.sqrt(ww), math.sqrt(rr)

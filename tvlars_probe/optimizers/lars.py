@@ -29,10 +29,10 @@ from tvlars_probe.optimizers.trust_ratio import (
     scale_each,
     where_adapted,
 )
-from tvlars_probe.reductions import Tensors, flat_views, inner_products, multi_tensor_dots, multi_tensor_norms
+from tvlars_probe.reductions import Tensors, flat_views, inner_products_of_each, multi_tensor_dots, multi_tensor_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch.optim.optimizer import ParamsT
 
@@ -129,9 +129,17 @@ class LARS(LayerwiseOptimizer):
 
     norm_cap = math.inf
 
-    def _update_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
-        lr, decay, grad = as_float(group["lr"]), self.decay_of(group, p), self.aligned_grad(p)
-        ww, gg, wg = inner_products(flat_views(p, grad), ((0, 0), (1, 1), (0, 1)))
+    def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterator[Sequence[float]]:
+        grads = [self.aligned_grad(p) for p in params]
+        vectors = [flat_views(p, grad) for p, grad in zip(params, grads, strict=True)]
+        each = inner_products_of_each(vectors, ((0, 0), (1, 1), (0, 1)))
+        for p, grad, products in zip(params, grads, each, strict=True):
+            yield self._update_one_on_host(group, p, grad, *products)
+
+    def _update_one_on_host(
+        self, group: dict[str, Any], p: Tensor, grad: Tensor, ww: float, gg: float, wg: float
+    ) -> Sequence[float]:
+        lr, decay = as_float(group["lr"]), self.decay_of(group, p)
         weight_norm, grad_norm = math.sqrt(ww), math.sqrt(gg)
         decayed, direction, left = decayed_direction(p, grad, decay, weight_norm, grad_norm, wg)
         norms = {"decayed": decayed, "sum": grad_norm + decay * weight_norm, "grad": grad_norm}

@@ -186,13 +186,17 @@ class LayerwiseOptimizer(Optimizer):
         """Update one group; return a column of `QUANTITIES` per parameter, None where there was no gradient."""
         columns: list[Sequence[float] | Tensor | None] = [None] * len(group["params"])
         buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        on_host: list[int] = []
         for index, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
             if self._takes_device_path(group["foreach"], p):
                 buckets.setdefault((p.device, p.dtype), []).append(index)
             else:
-                columns[index] = self._update_on_host(group, p)
+                on_host.append(index)
+        updates = self._update_on_host(group, [group["params"][i] for i in on_host])
+        for index, quantities in zip(on_host, updates, strict=True):
+            columns[index] = quantities
         for indices in buckets.values():
             table = self._update_on_device(group, [group["params"][i] for i in indices])
             for index, column in zip(indices, table.unbind(1), strict=True):
@@ -203,8 +207,8 @@ class LayerwiseOptimizer(Optimizer):
     def _takes_device_path(foreach: bool | None, p: Tensor) -> bool:
         return p.device.type != "cpu" or bool(foreach) or not is_dense(p)
 
-    def _update_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
-        """Update one CPU tensor; return its `QUANTITIES`."""
+    def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterable[Sequence[float]]:
+        """Update CPU tensors one by one; yield each one's `QUANTITIES`."""
         raise NotImplementedError
 
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:

@@ -18,10 +18,9 @@ from tvlars_probe.reductions import (
     accumulation_dtype,
     difference_norm,
     flat_views,
-    inner_products,
+    inner_products_of_each,
     multi_tensor_dots,
     multi_tensor_norms,
-    squared_norm,
 )
 
 if TYPE_CHECKING:
@@ -205,11 +204,9 @@ def _unscaling(optimizer: Optimizer, norms: Tensor) -> Tensor | float:
 
 
 def _on_host(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
-    rows = []
-    for w, g in zip(weights, grads, strict=True):
-        ww, gg, wg = inner_products(flat_views(w, g), ((0, 0), (1, 1), (0, 1)))
-        rows.append((math.sqrt(ww), math.sqrt(gg), wg))
-    return torch.tensor(rows, dtype=torch.float64).T
+    vectors = [flat_views(w, g) for w, g in zip(weights, grads, strict=True)]
+    products = inner_products_of_each(vectors, ((0, 0), (1, 1), (0, 1)))
+    return torch.tensor([(math.sqrt(ww), math.sqrt(gg), wg) for ww, gg, wg in products], dtype=torch.float64).T
 
 
 def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
@@ -219,7 +216,8 @@ def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
 def _norms(tensors: list[Tensor]) -> Tensor:
     tensors = [_real(t) for t in tensors]
     if reads_are_free(tensors[0].device):
-        return torch.tensor([math.sqrt(squared_norm(t)) for t in tensors], dtype=torch.float64)
+        squares = inner_products_of_each([flat_views(t) for t in tensors], ((0, 0),))
+        return torch.tensor([math.sqrt(square) for (square,) in squares], dtype=torch.float64)
     return multi_tensor_norms(tensors)
 
 
