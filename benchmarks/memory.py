@@ -27,7 +27,7 @@ from tvlars_probe.traces.reader import open_run
 BATCH, STEPS_PER_EPOCH = 4, 250
 
 
-def peaks(steps: int, run: Path) -> dict[int, float]:
+def peaks(steps: int, run: Path, flush_seconds: float = 0.5) -> dict[int, float]:
     """Peak resident memory in MiB after so many updates."""
     config = TrainConfig(
         data=DataConfig(limit=BATCH * STEPS_PER_EPOCH),
@@ -45,7 +45,7 @@ def peaks(steps: int, run: Path) -> dict[int, float]:
         found[(epoch + 1) * STEPS_PER_EPOCH] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     Training.end_epoch = measured  # type: ignore[assignment, method-assign]
-    writer.FIRST_FLUSH_SECONDS = writer.LAST_FLUSH_SECONDS = 0.5
+    writer.FIRST_FLUSH_SECONDS = writer.LAST_FLUSH_SECONDS = flush_seconds
     try:
         train(config, run, quiet=True)
     finally:
@@ -55,11 +55,12 @@ def peaks(steps: int, run: Path) -> dict[int, float]:
 
 @click.command()
 @click.option("--steps", default=20_000, show_default=True)
-def main(steps: int) -> None:
+@click.option("--flush-seconds", default=0.5, show_default=True)
+def main(steps: int, flush_seconds: float) -> None:
     """Print the peak at some steps, and its growth after the first tenth."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = peaks(steps, Path(folder, "run"))
+        found = peaks(steps, Path(folder, "run"), flush_seconds)
         rows = len(open_run(Path(folder, "run")).layers(["step"]))
     print(environment())
     print(f"{max(found):,} steps, {rows:,} rows of layers")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.training
 
-The same ResNet-18, optimizer (torch's SGD) and batches of 32×32 images; updates alternate in one process. Ours cuts,
-augments, schedules, counts and records; the bare loop gets its batches ready made.
+The same ResNet-18, optimizer (torch's SGD, then LARS) and batches of 32×32 images; updates alternate in one process.
+Ours cuts, augments, schedules, counts and records; the bare loop gets its batches ready made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from benchmarks.figures import Figure, interleaved, milliseconds, paired, save
-from tvlars_probe import record
+from tvlars_probe import LARS, record
 from tvlars_probe.data.images import TensorImages
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.models.backbones import ModelConfig
@@ -27,16 +27,18 @@ from tvlars_probe.runners.classification import Classification
 from tvlars_probe.runners.config import TrainConfig
 from tvlars_probe.runners.ranks import Ranks
 
+FLOORS = {
+    "sgd": "augmentation, and norms, which torch's optimizers leave none behind; the bare loop does neither",
+    "lars": "augmentation, which the bare loop doesn't do",
+}
 
-@click.command()
-@click.option("--batch-size", default=256, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
-def main(batch_size: int, rounds: int) -> None:
-    """Print the ratio."""
+
+def figure(name: str, batch_size: int, rounds: int) -> Figure:
+    """The row of one optimizer."""
     config = TrainConfig(
         data=DataConfig(name="digits", augmentation="standard"),
         model=ModelConfig(name="resnet18"),
-        optimizer=OptimizerConfig(name="sgd", lr=0.01),
+        optimizer=OptimizerConfig(name=name, lr=0.01),
         batch_size=batch_size,
     )
     training = Classification.build(Ranks(torch.device("cpu")), config)
@@ -45,7 +47,8 @@ def main(batch_size: int, rounds: int) -> None:
     labels = torch.randint(10, (len(pictures),))
     training.train_images = TensorImages(pictures, labels, 255.0, (0.5,), (0.25,))
     model = copy.deepcopy(training.model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    kind = {"sgd": torch.optim.SGD, "lars": LARS}[name]
+    optimizer = kind(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     full = [share for share in training.plan.epoch(0) if share.size == batch_size]
     ready = [training.augment(training.train_images, share.pieces[0], 0, torch.float32) for share in full]
     epochs = (share for epoch in range(10_000) for share in training.plan.epoch(epoch) if share.size == batch_size)
@@ -65,15 +68,22 @@ def main(batch_size: int, rounds: int) -> None:
             rec.log(loss=loss, samples=batch_size, epoch=0)
 
         seconds = interleaved({"bare loop": bare, "ours": ours}, rounds)
-    figure = Figure(
-        what="training loop's images/s over a bare loop's",
+    return Figure(
+        what=f"training loop's images/s over a bare loop's, {kind.__name__}",
         value=paired(seconds, "bare loop", "ours"),
         aim=0.98,
         sense="at least",
-        floor="augmentation and the norms of an optimizer that leaves none behind; the bare loop does neither",
+        floor=FLOORS[name],
         note=milliseconds(seconds, "bare loop", "ours"),
     )
-    save("training", [figure])
+
+
+@click.command()
+@click.option("--batch-size", default=256, show_default=True)
+@click.option("--rounds", default=15, show_default=True)
+def main(batch_size: int, rounds: int) -> None:
+    """Print the ratios."""
+    save("training", [figure(name, batch_size, rounds) for name in FLOORS])
 
 
 if __name__ == "__main__":
