@@ -559,7 +559,7 @@ def test_figures_may_be_tensors_and_arrays_and_anything_else_is_refused_at_once(
         rec.log(loss=torch.tensor([1.0]), samples=torch.tensor(16), clip_scale=torch.tensor(0.5))  # type: ignore[arg-type]
         rec.log_epoch(epoch=0, train_loss=torch.tensor(0.25), test_loss=np.float32(0.5))  # type: ignore[arg-type]
         loop(model, optimizer, range(1, 2))
-        with pytest.raises(UserError, match=r"samples=1e\+30 is no count: give a whole number below 2\*\*63"):
+        with pytest.raises(UserError, match=r"samples=1e\+30 is no count: give a whole number from 0 to 2\*\*63 - 1"):
             rec.log(samples=10**30)
         with pytest.raises(UserError, match="clip_scale='half' is no number"):
             rec.log(clip_scale="half")  # type: ignore[arg-type]
@@ -768,3 +768,106 @@ def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.Monk
         loop(model, optimizer, range(2), rec)
     assert (tmp_path / "r" / "run.json").is_file()
     assert len(tvlars_probe.open_run("~/r").steps()) == len(tvlars_probe.open_runs("~/r*").steps()) == 2
+
+
+def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(3), rec)
+        child = os.fork()
+        if not child:
+            refused = 0
+            loop(model, optimizer, range(3, 6))
+            for call in (rec.flush, rec.state_dict, lambda: rec.log(loss=1.0), lambda: rec.log_epoch(epoch=0)):
+                try:
+                    call()
+                except UserError:
+                    refused += 1
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        loop(model, optimizer, range(3, 5), rec)
+    assert tvlars_probe.open_run(tmp_path / "r").steps()["step"].tolist() == list(range(5))
+    assert not check_run(tmp_path / "r").faults
+
+
+def test_a_loop_may_change_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        os.chdir("elsewhere")
+        rec.flush()
+        loop(model, optimizer, range(2, 4), rec)
+    assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": -5}, "step is -5"),
+        ({"step": 2.5}, "step is 2.5"),
+        ({"step": 10**30}, "step is 1000"),
+        ({"phase": 3}, "phase is 3"),
+        ({"rates": [1]}, "rates is"),
+        ({"rates": {"0.weight": -1.0}}, "the rate of '0.weight' is -1.0"),
+        ({"samples": "q"}, "samples is 'q'"),
+        ({"last_epoch": 99}, "its last epoch ended after 99 updates of 3"),
+        ({"probes": 3}, "probes is 3"),
+    ],
+)
+def test_a_state_that_is_none_is_refused_and_nothing_changed(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(3), rec)
+        state = rec.state_dict()
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"resume= takes what rec.state_dict.. gave: .*{message}"):
+        tvlars_probe.record(model, optimizer, tmp_path / "r", resume={**state, **change})
+    with pytest.raises(UserError, match="it lacks"):
+        tvlars_probe.record(model, optimizer, tmp_path / "r", resume={"step": 3})
+    assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
+
+
+def test_before_and_after_its_block_a_recorder_refuses(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    recorder = tvlars_probe.record(model, optimizer, tmp_path / "r")
+    calls = (recorder.flush, recorder.state_dict, lambda: recorder.log(loss=1.0), lambda: recorder.log_epoch(epoch=0))
+    for call in calls:
+        with pytest.raises(UserError, match="isn't recording"):
+            call()
+    with recorder:
+        loop(model, optimizer, range(2), recorder)
+    for call in calls:
+        with pytest.raises(UserError, match="isn't recording"):
+            call()
+    assert tvlars_probe.open_run(tmp_path / "r").epochs().empty
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"loss": "a"}, {"loss": 1j}, {"loss": [1.0]}, {"loss": torch.tensor(1j)}, {"samples": -3}, {"samples": 2.5},
+        {"epoch": -1}, {"epoch": "x"}, {"epoch": 1 << 70}, {"clip_scale": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_figures_that_are_none_are_refused(told: dict[str, Any], tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(1))
+        with pytest.raises(UserError):
+            rec.log(**told)
+        if "epoch" in told:
+            with pytest.raises(UserError):
+                rec.log_epoch(**told)
+        with pytest.raises(UserError, match="step isn't told"):
+            rec.log_epoch(epoch=0, step=7)
+    assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 1

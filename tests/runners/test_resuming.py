@@ -14,11 +14,12 @@ from torch import nn
 import tvlars_probe
 from tests.runners.resumed import assert_same_run
 from tvlars_probe.data.registry import DataConfig
-from tvlars_probe.errors import InterruptedRunError, RunDirectoryError
+from tvlars_probe.errors import DataError, InterruptedRunError, RunDirectoryError
 from tvlars_probe.models import backbones
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners import checkpoints, saving
 from tvlars_probe.runners.barlow_twins import Pretraining
+from tvlars_probe.runners.checking import check_run
 from tvlars_probe.runners.classification import Classification
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.modes import BarlowTwinsConfig
@@ -218,3 +219,40 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(RunDirectoryError, match=r"its optimizer's parameter groups are others\): move it away"):
         train(settings, tmp_path / "cut", quiet=True)
     assert tvlars_probe.open_run(tmp_path / "cut").status == "interrupted"
+
+
+def test_settings_edited_in_a_manifest_are_refused(tmp_path: Path) -> None:
+    interrupt(config(), tmp_path / "cut", update=5)
+    manifest = tvlars_probe.open_run(tmp_path / "cut").manifest
+    manifest.config["seed"] = 7
+    manifest.save(tmp_path / "cut")
+    with pytest.raises(
+        RunDirectoryError, match=r"cut/run.json holds other settings \(config_id \w+\) than the run began"
+    ):
+        resume(tmp_path / "cut", quiet=True)
+    assert tvlars_probe.open_run(tmp_path / "cut").status == "interrupted"
+
+
+def test_a_run_directory_starts_no_download(tmp_path: Path) -> None:
+    interrupt(config(), tmp_path / "cut", update=5)
+    manifest = tvlars_probe.open_run(tmp_path / "cut").manifest
+    manifest.config["data"] |= {"name": "cifar10", "folder": str(tmp_path / "new"), "download": True, "limit": None}
+    manifest.save(tmp_path / "cut")
+    with pytest.raises(DataError, match="is not there; fetch it with --download"):
+        resume(tmp_path / "cut", quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_part_missing_in_the_middle_is_a_gap_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    settings = config(recording=RecordConfig(checkpoint_steps=2))
+    interrupt(settings, tmp_path / "cut", update=7)
+    parts = sorted((tmp_path / "cut" / "trace" / "steps").iterdir())
+    assert len(parts) > 2
+    parts[1].unlink()
+    resume(tmp_path / "cut", quiet=True)
+    run = tvlars_probe.open_run(tmp_path / "cut")
+    gone = sorted({*range(12)} - {*run.steps()["step"]})
+    assert [(gap["table"], gap["first_step"], gap["last_step"]) for gap in run.manifest.gaps] == [
+        ("steps", gone[0], gone[-1])
+    ]
+    assert not check_run(tmp_path / "cut").faults

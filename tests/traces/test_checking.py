@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.checking import check_run, repair_run
 from tvlars_probe.runners.train import resume
@@ -406,3 +406,76 @@ def test_the_command_tells_its_exit_code(run: Path, cli: Callable[..., Any]) -> 
     assert outcome.code == 0
     assert json.loads(outcome.out)["set_aside"] == [name]
     assert cli("check", run.parent / "nowhere").code == 2
+
+
+def foreign_manifest(run: Path, other: Path) -> str:
+    shutil.copy(other / "run.json", run / "run.json")
+    return "run.json"
+
+
+@pytest.fixture
+def other(tmp_path: Path, trained: Callable[..., Path]) -> Path:
+    return trained("sgd")
+
+
+def test_another_runs_checkpoint_does_not_say_what_the_run_is(run: Path, other: Path) -> None:
+    true = Manifest.load(run).run_id
+    shutil.copy([*checkpoints.list_checkpoints(other).values()][-1], run / "checkpoints" / "step-32.pt")
+    (run / "run.json").write_text("{")
+    repair_run(run, check_run(run))
+    assert Manifest.load(run).run_id == true
+    again = check_run(run)
+    assert [fault.path for fault in again.faults] == ["checkpoints/step-32.pt"]
+    assert "belongs to the run" in again.faults[0].problem
+
+
+def test_another_runs_manifest_is_the_odd_one_out(run: Path, other: Path) -> None:
+    true = Manifest.load(run)
+    foreign_manifest(run, other)
+    found = check_run(run)
+    assert [(fault.path, fault.repair) for fault in found.faults] == [("run.json", "write anew")]
+    assert f"all parts of the trace are of {true.run_id}" in found.faults[0].problem
+    repair_run(run, found)
+    assert (Manifest.load(run).run_id, Manifest.load(run).config_id) == (true.run_id, true.config_id)
+    assert not check_run(run).faults
+
+
+@pytest.mark.parametrize("table", ["steps", "layers", "epochs"])
+def test_what_is_gone_is_noted_as_a_gap(run: Path, table: str) -> None:
+    for part in (parts(run, table)[1], parts(run, table)[-1]):
+        part.unlink()
+    found = check_run(run)
+    assert {fault.repair for fault in found.faults} == {"note the gap"}
+    assert repair_run(run, found) is None
+    again = check_run(run)
+    assert again.faults == []
+    assert sum(note.startswith(f"{table} lacks steps") for note in again.notes) >= 2
+
+
+def test_rows_without_a_step_are_named_with_their_part(run: Path) -> None:
+    part = parts(run, "steps")[1]
+    rows = pq.read_table(part)
+    nulls = rows.set_column(1, pa.field("step", pa.int64()), pa.nulls(len(rows), pa.int64()))
+    pq.write_table(nulls.replace_schema_metadata(rows.schema.metadata), part)
+    for read in (
+        lambda: open_run(run).steps(),
+        lambda: open_run(run).batches("steps", ["step"], lambda batches: [*batches]),
+    ):
+        with pytest.raises(TraceError, match=rf"{part.name} \(rows without step\); 'tvlars-probe check"):
+            read()
+    assert any("holds rows without step" in fault.problem for fault in check_run(run).faults)
+
+
+def test_a_manifest_of_gigabytes_is_refused_unread(run: Path) -> None:
+    with (run / "run.json").open("ab") as stream:
+        stream.truncate(1 << 35)
+    with pytest.raises(RunDirectoryError, match=r"run.json is damaged: it has 34,359,738,368 bytes, of 67,108,864"):
+        open_run(run)
+    assert [fault.repair for fault in check_run(run).faults] == ["write anew"]
+
+
+def test_a_manifest_of_a_run_of_ages_is_checked_at_once(run: Path) -> None:
+    manifest = Manifest.load(run)
+    manifest.segments[-1]["last_step"] = manifest.phases[0]["epochs"] = 1 << 60
+    manifest.save(run)
+    assert any("says that step 1152921504606846976" in fault.problem for fault in check_run(run).faults)

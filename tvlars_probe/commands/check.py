@@ -20,24 +20,30 @@ if TYPE_CHECKING:
 @click.command(cls=Command, name="check")
 @click.argument("run", type=FilePath())
 @option("--repair", "repairs", section="Repair", is_flag=True, help=
-        "Move what is broken into the run's folder aside/ and note it in the manifest.")  # fmt: skip
+        "Move what is broken into the folder aside/; note that, and what is missing, in the manifest.")  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 @click.pass_context
 def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None:
     """Is a run whole? Parts readable, steps without gap or double, checkpoints loadable, manifest true.
 
-    Exit code 0: it is, or everything broken has been set aside. 1: it isn't.
+    Exit code 0: it is, or everything broken has been set aside, and what is missing noted. 1: it isn't.
     """
     from tvlars_probe.runners.checking import check_run, repair_run
 
-    found, moved, aside = check_run(run), list[str](), None
+    found, moved, noted, aside = check_run(run), list[str](), list[str](), None
     if repairs:
         aside = repair_run(run, found)
-        moved = [fault.path for fault in found.faults if fault.repair is not None]
-        found = check_run(run) if aside is not None else found
+        repaired = [fault for fault in found.faults if fault.repair is not None]
+        moved = [fault.path for fault in repaired if fault.repair != "note the gap"]
+        noted = [f"{fault.path}: {fault.problem}" for fault in repaired if fault.repair == "note the gap"]
+        found = check_run(run) if repaired else found
     if as_json:
-        click.echo(json.dumps({**asdict(found), "set_aside": moved, "aside": aside and str(aside)}, indent=1))
+        click.echo(
+            json.dumps({**asdict(found), "set_aside": moved, "noted": noted, "aside": aside and str(aside)}, indent=1)
+        )
     else:
+        for gap in noted:
+            say(f"Noted in the manifest: {gap}")
         _say(run, found, moved, aside)
     if found.faults:
         ctx.exit(1)

@@ -68,8 +68,9 @@ class Agreement:
             work.wait(_ENTRY_TIMEOUT)
         except RuntimeError as error:
             raise UserError(
-                f"rank {self.rank} waited {_ENTRY_TIMEOUT} for the other {self.world_size - 1} to start recording: "
-                f"call record() on every rank, or with distributed=False on one ({error})"
+                f"rank {self.rank} waited for the other {self.world_size - 1} to start recording (at most "
+                f"{_ENTRY_TIMEOUT}), and one didn't or failed: call record() on every rank, or with distributed=False "
+                f"on one ({error})"
             ) from None
         return bool(flag.item())
 

@@ -140,8 +140,22 @@ def scalar(name: str, value: Any) -> float:
     """
     try:
         return number(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(f"{name}={value!r:.60} is no number: give one number, or a tensor of one element") from None
+
+
+def count(name: str, value: Any) -> int | None:
+    """A count that a loop told, None where it told none.
+
+    Raises:
+        UserError: it is no whole number from 0 on.
+    """
+    if value is None:
+        return None
+    told = scalar(name, value)
+    if not 0 <= told < 1 << 63 or told != int(told):
+        raise UserError(f"{name}={told:g} is no count: give a whole number from 0 to 2**63 - 1")
+    return int(value)
 
 
 def number(value: Any) -> float:

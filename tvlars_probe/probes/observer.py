@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from functools import partial
@@ -83,6 +84,7 @@ class StepObserver(ABC):
         self._rates = LastRates(resume["rates"] if resume else {})
         self._open: StepRow | None = None
         self._stop_wish = self._checkpoint_wish = self._flush_wish = self._lonely = self._is_laid_out = False
+        self._is_recording, self._pid = False, os.getpid()
         self._logs_without_step = 0
         self._handles: list[Any] = []
         self._clock = StepClock()
@@ -123,12 +125,16 @@ class StepObserver(ABC):
     # The hooks.
 
     def _on_before(self, index: int) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child that trains on: the run is its parent's
         start = time.perf_counter()
         with torch.no_grad():
             self._before(index)
         self._clock.probed(time.perf_counter() - start)
 
     def _on_after(self, index: int) -> None:
+        if os.getpid() != self._pid:
+            return
         start = time.perf_counter()
         if self._open is None or index in self._open.stepped:
             self._begin_row()  # an optimizer that never called its closure: nothing was seen before its update

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
+from tvlars_probe.probes import state
 from tvlars_probe.probes.agreement import Agreement
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
-from tvlars_probe.probes.known_optimizers import scalar
+from tvlars_probe.probes.known_optimizers import count, scalar
 from tvlars_probe.probes.layout import LastRates, note_parameters
 from tvlars_probe.probes.observer import Detail, StepObserver
 from tvlars_probe.probes.signals import children_may_wait
@@ -74,7 +75,7 @@ def record(
         on_probe_error: when a probe or the reading of norms raises, "warn" goes on recording only what the loop tells,
             with a warning and a note in the manifest; "raise" ends the run.
         manifest: further facts to keep in the manifest.
-        resume: a ``state_dict()`` of this recorder: continue from there, later rows are set aside.
+        resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
             are averaged over ranks; False records this process alone.
 
@@ -84,8 +85,10 @@ def record(
     """
     if detail not in get_args(Detail):
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
-    if resume is not None and not (isinstance(resume, Mapping) and {"step", "samples", "phase", "rates"} <= {*resume}):
-        raise UserError("resume= takes what rec.state_dict() gave")
+    if resume is not None:
+        wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {resume!r:.60}"]
+        if wrong:
+            raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
     if every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
     optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
@@ -133,15 +136,14 @@ class Recorder(StepObserver):
             epoch: counted from 0.
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
         """
-        if not self._is_laid_out:
-            raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a tensor of {tuple(loss.shape)}")
-        told: dict[str, Any] = {"samples": samples, "epoch": epoch, "clip_scale": clip_scale}
-        told = {name: scalar(name, value) for name, value in told.items() if value is not None}
-        for name, value in told.items():
-            if name != "clip_scale" and not abs(value) < 1 << 63:
-                raise UserError(f"{name}={value:g} is no count: give a whole number below 2**63")
+        self._refuse_idle()
+        if isinstance(loss, Tensor) and (loss.numel() != 1 or loss.is_complex()):
+            what = f"{'complex ' if loss.is_complex() else ''}tensor of {tuple(loss.shape)}"
+            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a {what}")
+        loss = loss if loss is None or isinstance(loss, Tensor) else scalar("loss", loss)
+        told: dict[str, Any] = {"samples": count("samples", samples), "epoch": count("epoch", epoch)}
+        told["clip_scale"] = None if clip_scale is None else scalar("clip_scale", clip_scale)
+        told = {name: value for name, value in told.items() if value is not None}
         row = self._open
         if row is None or row.steps_told == len(row.stepped):
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
@@ -149,7 +151,7 @@ class Recorder(StepObserver):
             return
         row.steps_told = len(row.stepped)
         for name, value in told.items():
-            setattr(row, name, value if name == "clip_scale" else int(value))
+            setattr(row, name, value)
         if loss is not None:
             self._buffer.put_loss(loss)
         self._agree(loss)
@@ -162,12 +164,16 @@ class Recorder(StepObserver):
             figures: columns of the table: train_loss, test_acc1, seconds, ...
 
         Raises:
-            UserError: the table has no such column.
+            UserError: the table has no such column, or a value is no number.
         """
+        self._refuse_idle()
+        if "step" in figures:
+            raise UserError("log_epoch() describes the state after the updates made so far: step isn't told")
+        number = count("epoch", epoch)
         self._last_epoch = self.step
         if self.journal is not None:
             told = {name: None if value is None else scalar(name, value) for name, value in figures.items()}
-            self.journal.append_epoch({"step": self.step, "epoch": epoch, "phase": self.phase, **told})
+            self.journal.append_epoch({"step": self.step, "epoch": number, "phase": self.phase, **told})
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
@@ -222,6 +228,7 @@ class Recorder(StepObserver):
 
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""
+        self._refuse_idle()
         self._close_row()
         with children_may_wait():
             self._cross()
@@ -258,10 +265,16 @@ class Recorder(StepObserver):
 
     # Attaching and letting go.
 
+    def _refuse_idle(self) -> None:
+        """Refuse to write where this recorder doesn't record: before and after its block, and in a forked child."""
+        if os.getpid() != self._pid:
+            raise UserError("this process was forked from the one that records the run: record() another one here")
+        if not self._is_recording:
+            raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
+
     def __enter__(self) -> Self:
         if self._is_laid_out:
             raise UserError("this recorder has been entered before: record() makes another")
-        self._pid = os.getpid()
         self._lay_out()
         failure: Exception | None = None
         if self._ranks.rank == 0:
@@ -272,6 +285,7 @@ class Recorder(StepObserver):
         if self._ranks.enter(failure is not None):
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
         self._attach()
+        self._is_recording = True
         atexit.register(self._leave_at_exit)
         return self
 
@@ -315,6 +329,7 @@ class Recorder(StepObserver):
             status, error = "failed" if isinstance(failure, Exception) else "interrupted", failure
             raise
         finally:
+            self._is_recording = False
             self._finish(status, error)
 
     def _finish(self, status: str, error: BaseException | None) -> None:

@@ -8,7 +8,7 @@ from tvlars_probe.errors import RunDirectoryError, UnreadableError
 from tvlars_probe.runners import checkpoints, contents
 from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
 from tvlars_probe.traces.manifest import Manifest
-from tvlars_probe.traces.repairing import repair
+from tvlars_probe.traces.repairing import repair, run_ids
 from tvlars_probe.traces.run_directory import is_led_out
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def check_run(run: Path) -> Findings:
         RunDirectoryError: there is nothing like a run at ``run``.
     """
     found = check_trace(run)
-    manifest = _manifest(run)
+    manifest = None if any(fault.repair == "write anew" for fault in found.faults) else _manifest(run)
     for path in checkpoints.list_checkpoints(run).values():
         if is_led_out(run, path):
             continue
@@ -75,10 +75,13 @@ def _wrong(path: Path, manifest: Manifest | None) -> str | None:
 
 
 def _last_manifest(run: Path) -> Manifest | None:
-    """The manifest as the last readable checkpoint holds it."""
+    """The manifest as the last readable checkpoint holds it: of the run that most parts of the trace are of."""
+    ids = run_ids(run)
     for path in reversed(checkpoints.list_checkpoints(run).values()):
         try:
-            return Manifest.from_json(checkpoints.load(path).get("manifest") or "", path)
+            manifest = Manifest.from_json(checkpoints.load(path).get("manifest") or "", path)
         except (RunDirectoryError, TypeError):
             continue
+        if not ids or manifest.run_id == max({*ids}, key=ids.count):
+            return manifest
     return None

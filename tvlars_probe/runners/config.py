@@ -240,6 +240,10 @@ class TrainConfig:
             numbers["augmentation"] = "standard"
         return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
+    def without_download(self) -> TrainConfig:
+        """The same of data that is there: what a run directory says starts no connection."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, download=False))
+
     def default_name(self, config_id: str) -> str:
         """Data, model, optimizer, batch, rate, schedule, seed and the first characters of the config_id."""
         optimizer = f"{self.optimizer.name}-bs{self.batch_size}-lr{self.optimizer.peak:g}"

@@ -171,7 +171,7 @@ def plan_resume(
         UserError: it was not made by ``train``.
     """
     manifest = Manifest.load(path)
-    config = TrainConfig.from_dict(manifest.config)
+    config = TrainConfig.from_dict(manifest.config).without_download()
     places = {f.name for f in dataclasses.fields(PlaceConfig)}
     config = dataclasses.replace(
         config,
@@ -196,10 +196,18 @@ def plan_resume(
 
 
 def check_same_data(job: Job, data: ImageData) -> None:
-    """Refuse to continue a run on other data than it began with."""
-    began = (Manifest.load(job.path).data or {}).get("fingerprint")
-    if began is not None and began != data.train.fingerprint():
+    """Refuse to continue a run on other data, or with other settings, than it began with."""
+    manifest, fingerprint = Manifest.load(job.path), data.train.fingerprint()
+    began = (manifest.data or {}).get("fingerprint")
+    if began is not None and began != fingerprint:
         raise UserError(f"{job.path} was trained on other data: {data.name} is not what it was when the run began")
+    if manifest.config_id and manifest.world_size:
+        found = job.config.config_id(fingerprint=fingerprint, world_size=manifest.world_size)
+        if found != manifest.config_id:
+            raise RunDirectoryError(
+                f"{job.path / FILE_NAME} holds other settings (config_id {found}) than the run began with "
+                f"({manifest.config_id}): put back what was changed in its config, or train anew in another --run-dir"
+            )
 
 
 def _continue(job: Job) -> Job:

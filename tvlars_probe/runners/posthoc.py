@@ -62,7 +62,7 @@ def load_config(run: Path, *, remedy: str = _BY_MODEL) -> TrainConfig:
     """
     stored = Manifest.load(run).config
     try:
-        return TrainConfig.from_dict(stored)
+        return TrainConfig.from_dict(stored).without_download()
     except UserError as error:
         raise UserError(f"{run}: {error}. {remedy}") from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from tvlars_probe.errors import LaterVersionError, RunDirectoryError, TraceError
 from tvlars_probe.traces.footers import check_footer, refuse_unreadable, rows_in_memory
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import list_parts
+from tvlars_probe.traces.repairing import run_ids
 from tvlars_probe.traces.run_directory import FIXED, LOCK_NAME, is_led_out, status
 from tvlars_probe.traces.schema import TABLES
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.traces.parts import Part
 
-Repair = Literal["set aside", "write anew"]
+Repair = Literal["set aside", "write anew", "note the gap"]
 Steps = np.ndarray[tuple[int], np.dtype[np.int64]]
 ROW_KEYS = {"steps": ("step",), "layers": ("step", "parameter"), "epochs": ("phase", "epoch")}
 """Per table what no two rows share."""
@@ -49,11 +50,13 @@ class Fault:
         path: the file or folder, below the run.
         problem: what is wrong.
         repair: what ``--repair`` does about it; None where it can't do anything.
+        gap: what is missing where the gap can be noted: table, first_step, last_step.
     """
 
     path: str
     problem: str
     repair: Repair | None = None
+    gap: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -113,6 +116,11 @@ def _check_manifest(run: Path, found: Findings) -> Manifest | None:
         return None
     if manifest.status not in STATUSES:
         found.faults.append(Fault(FILE_NAME, f"its status is {manifest.status!r} (known: {', '.join(STATUSES)})"))
+    ids = run_ids(run)
+    if len(ids) > 1 and len({*ids}) == 1 and manifest.run_id not in ids:
+        what = f"is of the run {manifest.run_id}, and all parts of the trace are of {ids[0]}"
+        found.faults.append(Fault(FILE_NAME, what, "write anew"))
+        return None
     found.notes += manifest.notes
     for gap in manifest.gaps:
         span = f"steps {gap.get('first_step')} to {gap.get('last_step', 'the end')}"
@@ -202,7 +210,11 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
         raise TraceError(
             f"{part.path} claims {footer.num_rows:,} rows: with other parts more than the run, or memory, can hold"
         )
-    kept = [*dict.fromkeys((*ROW_KEYS.get(table, ()), "step", *(["grad_norm"] if table == "steps" else [])))]
+    kept = [
+        *dict.fromkeys(
+            (*ROW_KEYS.get(table, ()), *TABLES[table].required, *(["grad_norm"] if table == "steps" else []))
+        )
+    ]
     schema = TABLES[table].arrow_schema()
     try:
         part_alone = ds.dataset(str(part.path), schema=schema, format="parquet")
@@ -213,8 +225,11 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
     except (pa.ArrowException, OSError, OverflowError) as error:
         refuse_unreadable(part.path, error)
         raise TraceError(f"{part.path} is damaged ({str(error).splitlines()[0]})") from None
-    if not len(rows) or rows["step"].null_count:
-        raise TraceError(f"{part.path} holds rows without a step" if len(rows) else f"{part.path} holds no rows")
+    if not len(rows):
+        raise TraceError(f"{part.path} holds no rows")
+    for name in TABLES[table].required:
+        if rows[name].null_count:
+            raise TraceError(f"{part.path} holds rows without {name}")
     first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
     if (first, last) != (part.first_step, part.last_step):
         raise TraceError(f"{part.path} holds steps {first} to {last}, which is not what its name says")
@@ -257,7 +272,8 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
     gaps = [gap for gap in manifest.gaps if gap.get("table") == "steps"]
     total, there = manifest.total_steps, len(steps)
     if state == "completed" and total is not None and there + sum(_length(gap, total) for gap in gaps) < total:
-        found.faults.append(Fault(FILE_NAME, f"says completed, but {there} of {total} steps are there"))
+        what = f"says completed, but {there} of {total} steps are there"
+        found.faults.append(_missing(FILE_NAME, what, "steps", int(steps[-1]) + 1 if there else 0, total - 1))
     ended = _last_saved(manifest)
     last_step = int(steps[-1]) if there else -1
     cuts = [int(m[1]) for folder in (run / "aside").glob("from-*") if (m := _CUT.fullmatch(folder.name))]
@@ -266,10 +282,11 @@ def _check_truth(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]
     beyond = _uncovered(np.array([last_step + 1, ended]), manifest, "steps") if ended > last_step else steps[:0]
     if state != "running" and len(beyond):
         last = f"the last one is {last_step}" if there else "none is there"
-        found.faults.append(Fault(FILE_NAME, f"says that step {ended} is recorded; {last}"))
+        what = f"says that step {ended} is recorded; {last}"
+        found.faults.append(_missing(FILE_NAME, what, "steps", last_step + 1, ended))
     if state != "running":
         found.faults += _absent_layers(manifest, tables, ended)
-        found.faults += _absent_epochs(manifest, tables, ended + (state == "completed"))
+        found.faults += _absent_epochs(manifest, tables, min(ended, last_step) + (state == "completed"))
     names = {str(entry.get("name")) for entries in manifest.parameters.values() for entry in entries}
     recorded = {str(name) for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()}
     if names and recorded - names:
@@ -301,7 +318,7 @@ def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended:
     if len(absent):
         places = np.searchsorted(recorded, absent)
         for stretch in np.split(absent, np.flatnonzero(np.diff(places) > 1) + 1):
-            yield Fault("trace/layers", _span(int(stretch[0]), int(stretch[-1])) + " missing")
+            yield _absent("layers", int(stretch[0]), int(stretch[-1]))
 
 
 def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
@@ -316,11 +333,17 @@ def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended:
             ends += [first + (epoch + 1) * length for epoch in range(count)]
     absent = np.setdiff1d(np.array(ends, dtype=np.int64), _steps(tables.get("epochs", [])))
     for step in _uncovered(absent, manifest, "epochs"):
-        yield Fault("trace/epochs", f"the epoch that ended after {step} updates is missing")
+        what = f"the epoch that ended after {step} updates is missing"
+        yield _missing("trace/epochs", what, "epochs", int(step), int(step))
 
 
-def _span(first: int, last: int) -> str:
-    return f"step {first} is" if first == last else f"steps {first} to {last} are"
+def _absent(table: str, first: int, last: int) -> Fault:
+    what = f"step {first} is missing" if first == last else f"steps {first} to {last} are missing"
+    return _missing(f"trace/{table}", what, table, first, last)
+
+
+def _missing(path: str, what: str, table: str, first: int, last: int) -> Fault:
+    return Fault(path, what, "note the gap", {"table": table, "first_step": first, "last_step": last})
 
 
 def _steps(rows: list[pa.Table]) -> Steps:
@@ -340,11 +363,11 @@ def _gaps(manifest: Manifest, steps: Steps) -> Iterator[Fault]:
         first, end = int(before[place]) + 1, int(steps[place])
         for lacking, last in known:
             if lacking > first and lacking <= end:
-                yield Fault("trace/steps", f"{_span(first, min(lacking, end) - 1)} missing")
+                yield _absent("steps", first, min(lacking, end) - 1)
             if lacking <= end and last >= first:
                 first = end if last >= end else last + 1
         if first < end:
-            yield Fault("trace/steps", f"{_span(first, end - 1)} missing")
+            yield _absent("steps", first, end - 1)
 
 
 def _length(gap: dict[str, int | None], total: int) -> int:

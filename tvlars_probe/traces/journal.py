@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tvlars_probe.errors import StorageError, UserError
 from tvlars_probe.traces.manifest import Manifest, environment, now
 from tvlars_probe.traces.parts import list_parts
-from tvlars_probe.traces.run_directory import RunDirectory
+from tvlars_probe.traces.run_directory import LOCK_NAME, RunDirectory
 from tvlars_probe.traces.schema import EPOCHS
 from tvlars_probe.traces.writer import TraceWriter
 
@@ -97,7 +97,10 @@ class Journal:
             StorageError: the directory has vanished, or the file system refuses.
         """
         if not self._directory.is_there:
-            raise StorageError(f"{self.path} has vanished, or another folder was put in its place: recording has ended")
+            raise StorageError(
+                f"{self.path} has vanished, its {LOCK_NAME} was removed, or another folder was put in its place: "
+                f"recording has ended"
+            )
         try:
             yield
         except StorageError:
@@ -159,10 +162,18 @@ class Journal:
 
 
 def _note_lost(path: Path, manifest: Manifest, step: int) -> None:
-    """Note the last of the steps before ``step`` as a gap where the trace doesn't hold them and nothing says why."""
-    ends = [part.last_step for part in list_parts(path / "trace" / "steps")]
-    ends += [gap["last_step"] for gap in manifest.gaps if gap.get("table") == "steps"]
-    first = max(ends, default=-1) + 1
-    if first < step:
-        gap = {"first_step": first, "last_step": step - 1, "reason": "not there when the run was continued"}
-        manifest.gaps += [{"table": table, **gap} for table in ("steps", "layers", "epochs")]
+    """Note as gaps the steps before ``step`` that no part of the trace holds and of which nothing says why."""
+    spans = {
+        table: [(part.first_step, part.last_step) for part in list_parts(path / "trace" / table)]
+        for table in ("steps", "layers", "epochs")
+    }
+    known = [(gap["first_step"], gap["last_step"]) for gap in manifest.gaps if gap.get("table") == "steps"]
+    first = 0
+    for start, end in [*sorted([*spans["steps"], *known]), (step, step)]:
+        if first < start:
+            for table, held in spans.items():
+                unknown = table == "epochs" and start < step  # whether an epoch ended there
+                if not unknown and not any(low < start and high >= first for low, high in held):
+                    gap = {"table": table, "first_step": first, "last_step": start - 1}
+                    manifest.gaps.append({**gap, "reason": "not there when the run was continued"})
+        first = max(first, end + 1)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 FILE_NAME = "run.json"
 _WITH_RATES = {"peak_lr", "phases", "groups", "best", "config"}
+MOST_BYTES = 1 << 26
+"""Of a manifest: one of a thousand tensors has some 300,000."""
+
 _REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
 STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
@@ -128,8 +131,14 @@ class Manifest:
         """
         path = folder / FILE_NAME
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):  # a FIFO would be waited for
                 raise RunDirectoryError(f"{path} is no plain file; {_REMEDY}")
+            if about.st_size > MOST_BYTES:
+                raise RunDirectoryError(
+                    f"{path} is damaged: it has {about.st_size:,} bytes, of {MOST_BYTES:,} that a manifest can have; "
+                    f"{_REMEDY}"
+                )
             text = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise RunDirectoryError(f"{folder} is not a run directory: it has no {FILE_NAME}") from None

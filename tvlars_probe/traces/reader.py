@@ -130,7 +130,9 @@ class Run(Frames):
             if parameters is not None:
                 dataset = _row_groups_of(dataset, parameters)
             self._refuse_too_many(table, read_columns, dataset, condition)
-            return dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
+            rows = dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
+            _refuse_nulls(table, rows, dataset)
+            return rows
 
         rows = self._with_parts(table, wanted, read)
         return (_by_step(rows).select(wanted) if table == "layers" else rows).to_pandas()
@@ -171,7 +173,7 @@ class Run(Frames):
                 fragment_readahead=1,
                 use_threads=False,  # they would run ahead of the reader, and hold what they read
             )
-            return use(found)
+            return use(_without_nulls(table, found, dataset))
 
         return self._with_parts(table, wanted, read)
 
@@ -230,6 +232,23 @@ def _condition(
     if parameters is not None:
         conditions.append(pc.field("parameter").isin(list(parameters)))
     return functools.reduce(operator.and_, conditions) if conditions else None
+
+
+def _without_nulls(table: str, batches: Iterator[pa.RecordBatch], dataset: ds.Dataset) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        _refuse_nulls(table, batch, dataset)
+        yield batch
+
+
+def _refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> None:
+    """Refuse rows that lack what no row is without, and name the part."""
+    for name in schema_of(table).required:
+        if name not in rows.schema.names or not rows.column(name).null_count:
+            continue
+        for fragment in dataset.get_fragments():
+            if fragment.to_table(columns=[name], schema=dataset.schema).column(name).null_count:
+                what = f"a part of the table {table} is damaged: {fragment.path} (rows without {name})"
+                raise TraceError(f"{what}; {remedy(Path(fragment.path))}")
 
 
 def _row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:

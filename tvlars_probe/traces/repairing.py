@@ -12,7 +12,7 @@ from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import RunDirectory, is_led_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from tvlars_probe.traces.checking import Fault
@@ -27,7 +27,7 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
         manifest: as its last checkpoint knew it, in place of one that can't be read.
 
     Returns:
-        the folder where things are now, None where nothing was moved.
+        the folder where things are now, None where nothing was moved: gaps are noted in the manifest alone.
 
     Raises:
         RunDirectoryError: another process writes to the run, it can't be written, or its ``aside`` is a link.
@@ -39,16 +39,25 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
     aside = run / "aside" / f"repair-{secrets.token_hex(3)}"
     try:
         manifest = _new_manifest(run, manifest) if any(f.repair == "write anew" for f in wanted) else Manifest.load(run)
-        for fault in wanted:
+        for fault in (fault for fault in wanted if fault.repair != "note the gap"):
             _move(run, fault, aside)
             manifest.notes.append(f"check --repair set {fault.path} aside: {fault.problem}")
             manifest.gaps += _gaps(run, fault, aside, manifest.run_id)
+        for gap in (fault.gap for fault in wanted if fault.gap is not None):
+            if not any(_covers(known, gap) for known in manifest.gaps):
+                manifest.gaps.append({**gap, "reason": "missing, as check --repair found"})
         manifest.save(run)
     except OSError as error:
         raise RunDirectoryError(f"{run} can't be repaired: {error.strerror or error} ({error.filename})") from None
     finally:
         directory.release()
-    return aside
+    return aside if aside.exists() else None
+
+
+def _covers(known: Mapping[str, Any], gap: Mapping[str, Any]) -> bool:
+    last = known.get("last_step")
+    starts = known.get("table") == gap["table"] and known.get("first_step", 0) <= gap["first_step"]
+    return starts and (last is None or last >= gap["last_step"])
 
 
 def _move(run: Path, fault: Fault, aside: Path) -> None:
@@ -92,17 +101,23 @@ def _new_manifest(run: Path, saved: Manifest | None) -> Manifest:
     if saved is not None:
         saved.status = "interrupted"
         return saved
-    run_ids: list[str] = []
+    ids = run_ids(run)
+    if not ids:
+        raise RunDirectoryError(
+            f"{run / FILE_NAME} can't be made anew: no readable part of the trace and no checkpoint tells what the run "
+            f"was; nothing was changed"
+        )
+    return Manifest(run_id=max({*ids}, key=ids.count), status="interrupted")
+
+
+def run_ids(run: Path) -> list[str]:
+    """The run of each part of the trace, as its footer tells it; of parts that can be read."""
+    found: list[str] = []
     for part in (part for folder in sorted((run / "trace").glob("[!.]*")) for part in list_parts(folder)):
         try:
             about = describe(read_footer(part.path)) or {}
         except (OSError, ValueError):
             continue
         if isinstance(run_id := about.get("run_id"), str):
-            run_ids.append(run_id)
-    if not run_ids:
-        raise RunDirectoryError(
-            f"{run / FILE_NAME} can't be made anew: no readable part of the trace and no checkpoint tells what the run "
-            f"was; nothing was changed"
-        )
-    return Manifest(run_id=max({*run_ids}, key=run_ids.count), status="interrupted")
+            found.append(run_id)
+    return found

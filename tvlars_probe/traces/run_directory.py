@@ -42,7 +42,7 @@ class RunDirectory:
     """A run directory held for writing. Use `create` or `take_over`."""
 
     def __init__(self, path: Path, lock: int | None) -> None:
-        self.path = path
+        self.path = path.absolute()  # whatever becomes of the working directory
         self._lock = lock
 
     @classmethod
@@ -53,6 +53,8 @@ class RunDirectory:
             RunDirectoryError: something is there already, or it can't be written.
         """
         if path.exists() and not is_vacant(path):
+            if (path / FILE_NAME).exists() and HAS_LOCKS and is_held(path):
+                raise RunDirectoryError(f"another process is writing to {path}: wait for it, or choose another folder")
             what = "a run" if (path / FILE_NAME).exists() else "something that is not a run"
             raise RunDirectoryError(f"{path} already holds {what}: choose another folder, or remove it yourself")
         refuse_links(path, FIXED)
@@ -241,7 +243,8 @@ def note_failure(path: Path, error: BaseException) -> None:
         try:
             manifest = Manifest.load(path)
             manifest.status = "failed"
-            manifest.notes.append(str(error))
+            if str(error) not in manifest.notes and not any(note.endswith(f": {error}") for note in manifest.notes):
+                manifest.notes.append(str(error))
             manifest.save(path)
         finally:
             directory.release()

@@ -74,6 +74,11 @@ class Table:
         """Names of the columns of these types."""
         return [c.name for c in self.columns if c.type in types]
 
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The columns that no row is without."""
+        return tuple(c.name for c in self.columns if c.required)
+
     def row_bytes(self, columns: Iterable[str]) -> int:
         """Bytes of a row of these columns in memory; a name is an index into the names."""
         return sum({"float32": 4, "name": 4, "bool": 1}.get(self[name].type, 8) for name in columns)

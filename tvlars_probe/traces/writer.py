@@ -43,7 +43,7 @@ class TraceWriter:
         self.run_id = run_id
         self._pending: dict[str, list[pa.Table]] = {}
         self._rows = 0
-        self._began = False
+        self._written: set[str] = set()
         self._started = self._flushed = time.monotonic()
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -96,14 +96,15 @@ class TraceWriter:
         """
         import pyarrow as pa
 
-        if self._began and not self.folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the rows written so far have vanished", str(self.folder))
-        self._began = self._began or any(self._pending.values())
+        for table in self._written:
+            if not (self.folder / table).is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the rows written so far have vanished", str(self.folder / table))
         for table, chunks in self._pending.items():
             if chunks:
                 rows = pa.concat_tables(chunks).unify_dictionaries()
                 write_part(self.folder / table, schema_of(table), rows)
                 chunks.clear()
+                self._written.add(table)
         self._rows = 0
         self._flushed = time.monotonic()
         for table in self._pending:
