@@ -80,7 +80,7 @@ def figure(name: str, batch_size: int, rounds: int) -> Figure:
 
 @click.command()
 @click.option("--batch-size", default=256, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
+@click.option("--rounds", default=31, show_default=True)
 def main(batch_size: int, rounds: int) -> None:
     """Print the ratios."""
     save("training", [figure(name, batch_size, rounds) for name in FLOORS])
