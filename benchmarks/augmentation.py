@@ -5,6 +5,7 @@
 Rounds of the two alternate. torchvision's chains work on PIL images, as the official experiments use them.
 """
 
+import itertools
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -28,24 +29,24 @@ if TYPE_CHECKING:
 _FINISH = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 
 
-def chains() -> dict[str, v2.Compose]:
-    """What the official experiments do to one image: for classification, and for the first of two views."""
-    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
-    return {
-        "crop, flip, rotation": v2.Compose(
-            [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandomRotation(15), *_FINISH]
-        ),
-        "views of Barlow Twins": v2.Compose(
+def chains() -> dict[str, list[v2.Compose]]:
+    """What the official experiments do to images, in turns: for classification, and for the two views."""
+    crop = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandomRotation(15), *_FINISH])
+    views = [
+        v2.Compose(
             [
                 v2.RandomResizedCrop(32, interpolation=v2.InterpolationMode.BICUBIC),
                 v2.RandomHorizontalFlip(),
-                jitter,
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
                 v2.RandomGrayscale(0.2),
-                v2.GaussianBlur(13, (0.1, 2.0)),
+                v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=blurred),
+                v2.RandomSolarize(128, p=solarised),
                 *_FINISH,
             ]
-        ),
-    }
+        )
+        for blurred, solarised in ((1.0, 0.0), (0.1, 0.2))
+    ]
+    return {"crop, flip, rotation": [crop], "views of Barlow Twins": views}
 
 
 def rate(work: "Callable[[], int]") -> float:
@@ -76,14 +77,14 @@ def main(batch_size: int, batches: int, rounds: int, threads: int) -> None:
         return len(order) * (1 if name.startswith("crop") else 2)
 
     def theirs(name: str) -> int:
-        for picture in pictures:
-            chains_by_name[name](picture)
+        for picture, chain in zip(pictures, itertools.cycle(chains_by_name[name]), strict=False):
+            chain(picture)
         return len(pictures)
 
     chains_by_name = chains()
     print(environment())
     for name in chains_by_name:
-        ours(name)
+        ours(name), theirs(name)
         pairs = [(rate(lambda n=name: ours(n)), rate(lambda n=name: theirs(n))) for _ in track(range(rounds), name)]  # type: ignore[misc]
         mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)

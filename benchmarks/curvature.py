@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import click
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import resnet18
 
-from benchmarks.environment import environment
+from benchmarks.environment import environment, peer
 from benchmarks.figures import Figure, interleaved, save
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.objective import Objective, supervised
@@ -77,22 +76,22 @@ def ours(
 
 def by_pyhessian(model: nn.Module, images: Tensor, labels: Tensor, top: int, seed: int) -> Found:
     """PyHessian, one batch, its graph kept."""
-    peer: Any = import_module("pyhessian.hessian")  # the package has a class of the same name
+    theirs = peer("pyhessian.hessian")  # the package has a class of the same name
 
-    products, inner = 0, peer.hessian_vector_product
+    products, inner = 0, theirs.hessian_vector_product
 
     def counted(*args: Any) -> Any:
         nonlocal products
         products += 1
         return inner(*args)
 
-    peer.hessian_vector_product = counted
+    theirs.hessian_vector_product = counted
     torch.manual_seed(seed)
     try:
-        computer = peer.hessian(model, cross_entropy, data=(images, labels), cuda=False)
+        computer = theirs.hessian(model, cross_entropy, data=(images, labels), cuda=False)
         values, _ = computer.eigenvalues(top_n=top)
     finally:
-        peer.hessian_vector_product = inner
+        theirs.hessian_vector_product = inner
         model.zero_grad(set_to_none=True)
     return [float(value) for value in values], products
 

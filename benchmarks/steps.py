@@ -3,14 +3,15 @@
     python -m benchmarks.steps
 
 Every optimizer has a copy of the model's parameters and random gradients; their steps alternate in one process. Ours
-run under a recorder that takes every norm. Peers run as their users would run them, recording nothing: torch's SGD
-multi-tensor and timm's as they come. torch's fused SGD is the floor: it does what follows once the ratio is known.
+run under a recorder that takes the norms of weights, gradients and directions and ⟨w, g⟩ (not `update_norm`). Peers
+record nothing: torch's SGD multi-tensor (on a CPU not its default, which is shown beside it), timm's Lars as it comes,
+its Lamb without the gradient clipping that ours hasn't. torch's fused SGD is the floor: it does what follows once the
+ratio is known.
 """
 
 from __future__ import annotations
 
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import click
 import torch
 from torchvision.models import resnet18, resnet50
 
+from benchmarks.environment import peer
 from benchmarks.figures import Figure, interleaved, milliseconds, paired, save
 from tvlars_probe import LAMB, LARS, TVLARS, record
 
@@ -33,18 +35,19 @@ SGD: dict[str, Any] = {**SETTINGS, "momentum": 0.9}
 
 def optimizers(model: str) -> dict[str, torch.optim.Optimizer]:
     """Ours and the peers, each with parameters of its own."""
-    timm = import_module("timm.optim")
+    timm = peer("timm.optim")
     kinds: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
         "LARS": lambda p: LARS(p, **SGD),
         "TVLARS": lambda p: TVLARS(p, **SGD),
         "SGD(foreach)": lambda p: torch.optim.SGD(p, foreach=True, **SGD),
+        "SGD": lambda p: torch.optim.SGD(p, **SGD),
         "SGD(fused)": lambda p: torch.optim.SGD(p, fused=True, **SGD),
         "timm Lars": lambda p: timm.Lars(p, **SGD),
     }
     if model == "ResNet-18":
         kinds |= {
             "LAMB": lambda p: LAMB(p, **SETTINGS),
-            "timm Lamb": lambda p: timm.Lamb(p, **SETTINGS),
+            "timm Lamb": lambda p: timm.Lamb(p, max_grad_norm=None, **SETTINGS),
             "AdamW(fused)": lambda p: torch.optim.AdamW(p, fused=True, **SETTINGS),
         }
     return {name: kind(with_gradients(model)) for name, kind in kinds.items()}
@@ -82,10 +85,10 @@ def figures_of(model: str, rounds: int) -> list[Figure]:
     )
     rows = []
     for name in ("LARS", "TVLARS"):
-        for peer, aim in (("SGD(foreach)", 0.8), ("timm Lars", 0.45)):
-            note = milliseconds(seconds, name, peer, "SGD(fused)")
-            value = paired(seconds, name, peer)
-            rows.append(Figure(what=f"{name} step over {peer}, {model}", value=value, aim=aim, floor=floor, note=note))
+        for other, aim in (("SGD(foreach)", 0.8), ("timm Lars", 0.45)):
+            note = milliseconds(seconds, name, other, "SGD", "SGD(fused)")
+            value = paired(seconds, name, other)
+            rows.append(Figure(what=f"{name} step over {other}, {model}", value=value, aim=aim, floor=floor, note=note))
     if "LAMB" in made:
         note = milliseconds(seconds, "LAMB", "timm Lamb", "AdamW(fused)")
         value = paired(seconds, "LAMB", "timm Lamb")
@@ -95,9 +98,9 @@ def figures_of(model: str, rounds: int) -> list[Figure]:
 
 
 @click.command()
-@click.option("--rounds", default=21, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=21, show_default=True, help="Steps of each, in turns.")
 def main(rounds: int) -> None:
-    """Print the ratios."""
+    """Print the ratios of ResNet-18's and ResNet-50's steps, of the threads that torch takes by itself."""
     save("steps", [figure for model in MODELS for figure in figures_of(model, rounds)])
 
 

@@ -86,3 +86,19 @@ def test_small_tensors_of_extreme_or_no_finite_values_and_of_two_types() -> None
     assert (found[2], math.isnan(found[3]), found[4]) == (math.inf, True, 0.0)
     mixed = [(torch.ones(2), torch.ones(2)), (torch.ones(3).double(), torch.ones(3).double())]
     assert [tuple(products) for products in inner_products_of_each(mixed, ((0, 1),))] == [(2.0,), (3.0,)]
+
+
+@pytest.mark.parametrize("size", [100, 200_000])
+def test_tensors_of_two_types_are_measured_in_the_wider_one(size: int) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(size)
+    for g, rel in ((torch.randn(size).bfloat16(), 1e-6), (torch.randn(size).double(), 1e-6)):
+        ww, gg, wg = next(inner_products_of_each([(w, g)], ((0, 0), (1, 1), (0, 1))))
+        assert (ww, gg) == pytest.approx((w.double().square().sum().item(), g.double().square().sum().item()), rel=rel)
+        assert wg == pytest.approx((w.double() @ g.double()).item(), abs=rel * (ww * gg) ** 0.5)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, -0.00388), (torch.float16, -0.00048)])
+def test_a_difference_of_half_precision_is_not_rounded_to_it(dtype: torch.dtype, near: float) -> None:
+    a, b = torch.full((5000,), 1.0).to(dtype), torch.full((5000,), near).to(dtype)
+    assert difference_norm(a, b) == pytest.approx((a.double() - b.double()).norm().item(), rel=1e-6)

@@ -26,6 +26,9 @@ BLOCK = 1 << 18
 
 _ROW = 1 << 10
 _ROWS_AT_ONCE = 1 << 12
+_PLAIN = (Tensor, torch.nn.Parameter)
+"""What NumPy can look into; subclasses have their own ways."""
+
 _SMALL = 1 << 11
 """Elements up to which a call costs more than what it does."""
 
@@ -73,7 +76,8 @@ def inner_products_of_each(
     """
     small = [i for i, vectors in enumerate(tuples) if 0 < vectors[0].numel() <= _SMALL]
     products: dict[int, Sequence[float]] = {}
-    if len(small) > 1 and len({(t.dtype, t.device) for i in small for t in tuples[i]}) == 1:
+    kinds = {(type(t) in _PLAIN, t.dtype, t.device) for i in small for t in tuples[i]}
+    if len(small) > 1 and len(kinds) == 1 and all(is_plain for is_plain, *_ in kinds):
         together = [torch.cat(flats).double().numpy() for flats in zip(*(tuples[i] for i in small), strict=True)]
         starts = np.cumsum([0, *(tuples[i][0].numel() for i in small[:-1])])
         with np.errstate(all="ignore"):  # what is not finite is the caller's to find
@@ -84,8 +88,10 @@ def inner_products_of_each(
 
 
 def _block_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[float]:
-    if vectors[0].dtype in (torch.bfloat16, torch.float16):
-        vectors = [v.float() for v in vectors]
+    dtypes = {v.dtype for v in vectors}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        vectors = [v.to(wide) for v in vectors]
     size = vectors[0].numel()
     whole = size // _ROW * _ROW
     values = []
@@ -161,9 +167,9 @@ def _gathered(scalars: Tensors, device: torch.device) -> Tensor:
 def difference_norm(left: Tensor, right: Tensor) -> float:
     """‖left − right‖₂ of CPU tensors, without a tensor of their size."""
     a, b = flat_views(left, right)
-    scratch = torch.empty(min(BLOCK, a.numel()), dtype=a.dtype)
+    scratch = torch.empty(min(BLOCK, a.numel()), dtype=torch.promote_types(a.dtype, torch.float32))
     total = 0.0
     for x, y in zip(torch.split(a, BLOCK), torch.split(b, BLOCK), strict=True):
-        difference = torch.sub(x, y, out=scratch[: x.numel()])
+        difference = scratch[: x.numel()].copy_(x).sub_(y)
         total += inner_products((difference,), ((0, 0),))[0]
     return math.sqrt(total)

@@ -367,3 +367,53 @@ def test_empty_tensors_do_no_harm(make: Any, foreach: bool) -> None:
 
 def test_each_is_a_layerwise_optimizer(make: Any) -> None:
     assert isinstance(make(tensors()), LayerwiseOptimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("foreach", [None, True])
+def test_lamb_in_half_precision_is_lamb_in_single(dtype: torch.dtype, foreach: bool | None) -> None:
+    torch.manual_seed(0)
+    w, g = torch.randn(256, 128), torch.randn(256, 128) * 0.01
+    found = {}
+    for kind in (torch.float32, dtype):
+        p = nn.Parameter(w.to(kind))
+        p.grad = g.to(kind)
+        optimizer = LAMB([p], lr=0.01, foreach=foreach)
+        optimizer.step()
+        assert optimizer.last_step is not None
+        found[kind] = [optimizer.last_step.adam_norm.item(), optimizer.last_step.trust_ratio.item()]
+    assert found[dtype] == pytest.approx(found[torch.float32], rel=1e-3)
+
+
+@pytest.mark.skipif(not hasattr(Tensor, "grad_dtype"), reason="this torch has no such gradients")
+def test_gradients_of_another_type_are_refused_by_name() -> None:
+    p = nn.Parameter(torch.randn(3, 3))
+    p.grad_dtype = None
+    p.grad = torch.randn(3, 3).bfloat16()
+    with pytest.raises(RuntimeError, match=r"another type \(torch.bfloat16\) .* \(torch.float32\) \(head\)"):
+        LARS([("head", p)], lr=0.1).step()
+
+
+@pytest.mark.parametrize("kind", [LARS, LAMB])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_rate_in_a_tensor_of_one_element_is_a_rate(kind: Any, foreach: bool) -> None:
+    after = []
+    for lr in (0.1, torch.tensor(0.1), torch.tensor([0.1])):
+        torch.manual_seed(0)
+        p = nn.Parameter(torch.randn(5, 5))
+        p.grad = torch.randn(5, 5)
+        kind([p], lr=lr, foreach=foreach).step()
+        after.append(p.detach())
+    assert torch.allclose(after[0], after[1])
+    assert torch.allclose(after[0], after[2])
+
+
+def test_the_state_of_a_parameter_with_gaps_stays_where_it_is() -> None:
+    p = nn.Parameter(torch.randn(40, 60)[:, ::2])
+    optimizer = LARS([p], lr=0.1)
+    places = set()
+    for _ in range(3):
+        p.grad = torch.randn(40, 30)
+        optimizer.step()
+        places.add(optimizer.state[p]["momentum_buffer"].data_ptr())
+    assert len(places) == 1

@@ -27,6 +27,7 @@ from tvlars_probe.optimizers.trust_ratio import (
     require,
     scale_each,
     where_adapted,
+    widened,
 )
 from tvlars_probe.reductions import (
     Tensors,
@@ -148,14 +149,17 @@ class LAMB(LayerwiseOptimizer):
         return direction, totals
 
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
-        grads = [p.grad for p in params if p.grad is not None]
+        grads = widened([p.grad for p in params if p.grad is not None])
         beta1, beta2 = group["betas"]
-        m = [self.state_tensor(p, "exp_avg") for p in params]
-        v = [self.state_tensor(p, "exp_avg_sq") for p in params]
+        states = [[self.state_tensor(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
+        m, v = map(widened, states)
         torch._foreach_mul_(m, beta1)
         torch._foreach_add_(m, grads, alpha=1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        for kept, new in zip(states, (m, v), strict=True):
+            if kept[0] is not new[0]:
+                torch._foreach_copy_(kept, new)
         directions: Tensors = torch._foreach_sqrt(v)
         torch._foreach_add_(directions, group["eps"])
         directions = torch._foreach_div(m, directions)

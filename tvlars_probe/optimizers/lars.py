@@ -209,8 +209,11 @@ class LARS(LayerwiseOptimizer):
         """Trust ratio and φ of every tensor, 1 where not adapted (and NaN for φ where the optimizer has none)."""
         ratio = self._factor(group) * weight_norm.clamp(max=self.norm_cap) / norm.clamp(max=self.norm_cap)
         if group["trust_clip"]:
-            lr = torch.as_tensor(group["lr"], dtype=ratio.dtype, device=ratio.device)
-            ratio = torch.where(lr > 0, (ratio / lr).clamp(max=1.0), 1.0)
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                ratio = torch.where(lr > 0, (ratio / lr).clamp(max=1.0), 1.0)
+            else:
+                ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
         positive = (weight_norm > 0) & (norm > 0)
         ratio = where_adapted(adapted, torch.where(positive, ratio, 1.0))
         phi = self.phi_of(group)

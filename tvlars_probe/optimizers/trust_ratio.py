@@ -128,7 +128,7 @@ class LayerwiseOptimizer(Optimizer):
             closure: re-evaluates the model and returns the loss, which is returned.
 
         Raises:
-            RuntimeError: a gradient is sparse or complex.
+            RuntimeError: a gradient is sparse, complex, or of another type than its parameter.
         """
         loss = None
         if closure is not None:
@@ -160,7 +160,7 @@ class LayerwiseOptimizer(Optimizer):
         state = self.state[p]
         if name not in state:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        elif state[name].stride() != p.stride():
+        elif is_dense(p) and state[name].stride() != p.stride():
             state[name] = torch.empty_like(p, memory_format=torch.preserve_format).copy_(state[name])
         tensor: Tensor = state[name]
         return tensor
@@ -218,10 +218,14 @@ class LayerwiseOptimizer(Optimizer):
     def _refuse_unsupported(self) -> None:
         for g, group in enumerate(self.param_groups):
             for k, p in enumerate(group["params"]):
-                if p.grad is not None and (p.grad.is_sparse or p.is_complex()):
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse or p.is_complex() or p.grad.dtype != p.dtype:
                     names = group.get("param_names")
                     name = names[k] if names else f"group {g}, parameter {k}"
                     what = "sparse gradients" if p.grad.is_sparse else "complex parameters"
+                    if p.grad.dtype != p.dtype:
+                        what = f"gradients of another type ({p.grad.dtype}) than their parameter's ({p.dtype})"
                     raise RuntimeError(f"{type(self).__name__} does not support {what} ({name})")
 
 
@@ -351,6 +355,11 @@ def where_adapted(adapted: list[int], values: Tensor, otherwise: float = 1.0) ->
     return torch.stack([v if i in chosen else constant for i, v in enumerate(values.unbind())])
 
 
+def widened(tensors: Tensors) -> Tensors:
+    """Half-precision tensors in float32, so that what is computed from them in several kernels is rounded once."""
+    return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
+
+
 def scale_each(tensors: Tensors, factors: Tensors) -> None:
     """Multiply each tensor in place by its own 0-dim factor, on the same device."""
     if tensors:
@@ -360,6 +369,6 @@ def scale_each(tensors: Tensors, factors: Tensors) -> None:
 def descend(params: Tensors, directions: Tensors, lr: float | Tensor) -> None:
     """w ← w − lr·d for every tensor, with ``lr`` a number or a 0-dim tensor that stays where it is."""
     if isinstance(lr, Tensor):
-        torch._foreach_add_(params, torch._foreach_mul(directions, -lr))
+        torch._foreach_add_(params, torch._foreach_mul(directions, -lr.reshape(())))
     else:
         torch._foreach_add_(params, directions, alpha=-lr)

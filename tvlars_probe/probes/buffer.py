@@ -100,7 +100,9 @@ class StepBuffer:
         """Take the open row back: its update never happened."""
         n = len(self.rows) - 1
         del self.rows[n]
-        self.values[n], self.losses[n], self.skipped[n] = math.nan, math.nan, False
+        self.values[n].fill_(math.nan)
+        self.losses[n].fill_(math.nan)
+        self.skipped[n].fill_(value=False)
 
     def put(self, offset: int, reading: Tensor, active: Sequence[bool], unread: Sequence[bool]) -> None:
         """Store an optimizer's figures in the open row."""
@@ -123,7 +125,7 @@ class StepBuffer:
         if isinstance(loss, Tensor):
             self.losses[row].copy_(loss.detach().reshape(()), non_blocking=True)
         else:
-            self.losses[row] = loss
+            self.losses[row].fill_(loss)
         self.rows[-1].loss_told = True
 
     def put_skipped(self, found_inf: Tensor | None) -> None:

@@ -232,4 +232,5 @@ def _difference_norms(new: list[Tensor], old: list[Tensor]) -> Tensor:
     new, old = [_real(t) for t in new], [_real(t) for t in old]
     if reads_are_free(new[0].device):
         return torch.tensor([difference_norm(a, b) for a, b in zip(new, old, strict=True)], dtype=torch.float64)
-    return multi_tensor_norms(torch._foreach_sub(new, old))
+    wide = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in new]
+    return multi_tensor_norms(torch._foreach_sub(wide, old))
