@@ -379,7 +379,7 @@ def test_a_trace_that_vanishes_ends_the_run_with_an_error(tmp_path: Path) -> Non
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with (
-        pytest.raises(StorageError, match=r"can't write \S+trace/\w+: the rows written so far have vanished"),
+        pytest.raises(StorageError, match=r"can't write \S+trace: the rows written so far have vanished"),
         tvlars_probe.record(model, optimizer, tmp_path / "r") as rec,
     ):
         loop(model, optimizer, rec)
@@ -387,3 +387,25 @@ def test_a_trace_that_vanishes_ends_the_run_with_an_error(tmp_path: Path) -> Non
         shutil.rmtree(tmp_path / "r" / "trace")
         loop(model, optimizer, rec)
     assert tvlars_probe.open_run(tmp_path / "r").status == "failed"
+
+
+@pytest.mark.parametrize("moment", ["before the first flush", "later"])
+def test_nothing_is_written_through_a_link_or_into_another_trace(tmp_path: Path, moment: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trace = tmp_path / "r" / "trace"
+    with (
+        pytest.raises(StorageError, match=r"trace: another folder, or a link, was put in its place"),
+        tvlars_probe.record(model, optimizer, tmp_path / "r") as rec,
+    ):
+        loop(model, optimizer, rec)
+        if moment == "later":
+            rec.flush()
+            trace.rename(tmp_path / "old")
+            shutil.copytree(tmp_path / "old", trace)
+        else:
+            trace.symlink_to(elsewhere)
+        loop(model, optimizer, rec)
+    assert not list(elsewhere.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.traces.test_parts import write
 from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.runners import checkpoints
 from tvlars_probe.runners.checking import check_run, repair_run
@@ -479,3 +481,63 @@ def test_a_manifest_of_a_run_of_ages_is_checked_at_once(run: Path) -> None:
     manifest.segments[-1]["last_step"] = manifest.phases[0]["epochs"] = 1 << 60
     manifest.save(run)
     assert any("says that step 1152921504606846976" in fault.problem for fault in check_run(run).faults)
+
+
+def test_a_name_beyond_all_numbers_is_no_part_and_its_steps_are_missing(run: Path) -> None:
+    part = parts(run, "steps")[-1]
+    part.rename(part.with_name(f"part-{part.name[5:15]}-{'9' * 23}.parquet"))
+    repair_run(run, check_run(run))
+    assert Manifest.load(run).gaps
+    assert not check_run(run).faults
+
+
+def test_a_redundant_part_that_is_set_aside_leaves_no_gap(tmp_path: Path) -> None:
+    Manifest(run_id="r", status="completed").save(tmp_path)
+    write(tmp_path / "trace", (0, 5), (6, 11), (4, 7))
+    assert [fault.repair for fault in check_run(tmp_path).faults] == ["set aside"]
+    repair_run(tmp_path, check_run(tmp_path))
+    assert Manifest.load(tmp_path).gaps == []
+    assert not check_run(tmp_path).faults
+
+
+def test_a_run_is_not_continued_on_a_part_that_is_not_what_its_name_says(run: Path) -> None:
+    manifest, last = Manifest.load(run), parts(run, "steps")[-1]
+    manifest.status = "interrupted"
+    manifest.save(run)
+    last.rename(last.with_name(last.name[:16] + "0000000099.parquet"))
+    with pytest.raises(TraceError, match=r"which is not what its name says: 'tvlars-probe check .* --repair'"):
+        resume(run, quiet=True)
+
+
+def test_what_a_kill_left_half_done_goes_when_the_run_goes_on(run: Path) -> None:
+    manifest = Manifest.load(run)
+    manifest.status = "interrupted"
+    manifest.save(run)
+    left = [run / ".run.json.77.tmp", run / "checkpoints" / ".step-8.pt.77.tmp"]
+    other = run / "checkpoints" / ".mine.tmp"
+    for path in (*left, other):
+        path.write_bytes(b"half")
+    directory = RunDirectory.take_over(run)
+    directory.cut_back(32)
+    directory.release()
+    assert not any(path.exists() for path in left)
+    assert other.exists()
+
+
+def test_a_compressed_checkpoint_is_refused_unread(run: Path) -> None:
+    path = [*checkpoints.list_checkpoints(run).values()][-1]
+    entries = {}
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(RunDirectoryError, match=r"is not a checkpoint of tvlars-probe \(it is compressed\)"):
+        checkpoints.load(path)
+
+
+def test_a_part_of_another_run_is_not_read(run: Path, other: Path) -> None:
+    part = parts(run, "steps")[0]
+    shutil.copy(next((other / "trace" / "steps").iterdir()), part)
+    with pytest.raises(TraceError, match="belongs to another run"):
+        open_run(run).steps()

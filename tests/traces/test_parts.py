@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -264,3 +265,34 @@ def test_a_library_that_cannot_exchange_folders_says_so(tmp_path: Path, monkeypa
         parts.exchange(folder, tmp_path)
     assert not parts.compact(folder, STEPS)
     assert steps_in(folder) == [*range(6)]
+
+
+def test_where_folders_cannot_be_exchanged_nothing_is_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "trace", *((step, step) for step in range(6)))
+    written: list[Path] = []
+    monkeypatch.setattr(parts, "_CAN_EXCHANGE", {})
+    monkeypatch.setattr(parts, "_write", lambda *args, **kwargs: written.append(args[0]))
+
+    def refused(*_: Path) -> None:
+        raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(parts, "exchange", refused)
+    for _ in range(3):
+        assert not parts.compact(folder, STEPS)
+    assert written == []
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["steps"]
+
+
+def test_parts_that_overlap_are_not_merged(tmp_path: Path) -> None:
+    folder = write(tmp_path / "trace", (0, 4), (3, 9))
+    assert not parts.compact(folder, STEPS)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_holes_are_what_no_span_covers() -> None:
+    assert [*parts.holes([(2, 3), (6, 9), (3, 4)], 0, 12)] == [(0, 1), (5, 5), (10, 12)]
+    assert [*parts.holes([(0, 9)], 2, 5)] == []
+    assert [*parts.holes([(7, 9)], 2, 5)] == [(2, 5)]
+    assert [*parts.holes([], 3, 2)] == []

@@ -6,10 +6,13 @@ under a temporary name, synced and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pickle
 import re
 import shlex
+import warnings
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +75,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a FIFO would be waited for
         raise RunDirectoryError(f"{path} is no plain file: {_remedy(path)}")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        _refuse_compressed(path)
+        with warnings.catch_warnings(action="ignore"):  # of what is refused anyway
+            state = torch.load(path, map_location=device, weights_only=True)
+    except RunDirectoryError:
+        raise
     except FileNotFoundError:
         raise RunDirectoryError(f"there is no checkpoint {path}") from None
     except OSError as error:
@@ -94,6 +101,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return state
 
 
+def _refuse_compressed(path: Path) -> None:
+    """Refuse what torch doesn't write: compressed, a few bytes on disk stand for any number in memory."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe (it is compressed): {_remedy(path)}")
+
+
+_MOVE_AWAY = "move it away to use an earlier one"
+
+
 def _remedy(path: Path) -> str:
     run = shlex.quote(str(path.parent.parent))
     return f"'tvlars-probe check {run} --repair' sets it aside, and an earlier one is used"
@@ -113,7 +130,7 @@ def refuse(path: Path, wrong: Iterable[str], remedy: str | None = None) -> None:
 
 def refuse_for_this_run(path: Path, wrong: Iterable[str]) -> None:
     """`refuse`, where what is wrong shows only beside the run's model and optimizer, which a check doesn't build."""
-    refuse(path, wrong, "move it away to use an earlier one")
+    refuse(path, wrong, _MOVE_AWAY)
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -> None:
@@ -150,7 +167,7 @@ def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}; {_remedy(path)}") from None
+        raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}; {_MOVE_AWAY}") from None
 
 
 def rng_state(ranks: Ranks) -> list[dict[str, Any]]:

@@ -72,9 +72,10 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
         start_method="spawn",
     )
     failures: SimpleQueue[tuple[int, str]] = multiprocessing.get_context("spawn").SimpleQueue()
-    with _forwarding() as signals:
+    with _forwarding(placement.nproc) as (signals, pass_on):
         try:
-            returned = _in_thread(lambda: elastic_launch(settings, _attempt)(failures, work, job, placement, config))
+            elastic = elastic_launch(settings, _attempt)
+            returned = _in_thread(lambda: elastic(failures, work, job, placement, config), meanwhile=pass_on)
         except ChildFailedError as error:
             if signals:
                 raise InterruptedRunError(signals[0]) from None
@@ -90,7 +91,7 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _in_thread(work: Callable[[], Any]) -> Any:
+def _in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
     """Do the work in another thread: the elastic agent, there, leaves signals to us."""
     outcome: dict[str, Any] = {}
 
@@ -105,6 +106,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
+            meanwhile()
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
@@ -125,26 +127,36 @@ def _silenced(*packages: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forwarding() -> Iterator[list[int]]:
+def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
     """Hand the first signal on to the ranks, which end in order; at a second one they are killed.
 
     Yields:
-        the signals received.
+        the signals received, and a function that hands the last one on to ranks that have been started since.
     """
     received: list[int] = []
+    told: dict[int, set[int | None]] = {1: set(), 2: set()}  # at the first signal, and at a later one
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield received, lambda: None
         return
+
+    def pass_on() -> None:
+        if not received:
+            return
+        this = told[min(len(received), 2)]
+        if len(this) < nproc:  # asking for the children takes their exit codes from whom waits for them
+            for child in multiprocessing.active_children():
+                if child.pid not in this:
+                    this.add(child.pid)
+                    child.terminate() if len(received) == 1 else child.kill()
 
     def on_signal(number: int, _: Any) -> None:
         received.append(number)
-        for child in multiprocessing.active_children():
-            child.terminate() if len(received) == 1 else child.kill()
+        pass_on()
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     os.environ[IS_CHILD] = "1"  # inherited
     try:
-        yield received
+        yield received, pass_on
     finally:
         del os.environ[IS_CHILD]
         for number, handler in before.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import traceback
 from typing import TYPE_CHECKING, Any, Self
 
 from tvlars_probe.errors import StorageError, UserError
 from tvlars_probe.traces.manifest import Manifest, environment, now
-from tvlars_probe.traces.parts import list_parts
+from tvlars_probe.traces.parts import holes, list_parts
 from tvlars_probe.traces.run_directory import LOCK_NAME, RunDirectory
 from tvlars_probe.traces.schema import EPOCHS
 from tvlars_probe.traces.writer import TraceWriter
@@ -106,9 +107,10 @@ class Journal:
         except StorageError:
             raise
         except OSError as error:
+            when = "when there is room again, " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
             raise StorageError(
                 f"can't write {error.filename or self.path}: {error.strerror or error}. What was complete stays "
-                f"readable; when there is room again, continue from the last checkpoint"
+                f"readable; {when}continue from the last checkpoint"
             ) from error
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -168,12 +170,9 @@ def _note_lost(path: Path, manifest: Manifest, step: int) -> None:
         for table in ("steps", "layers", "epochs")
     }
     known = [(gap["first_step"], gap["last_step"]) for gap in manifest.gaps if gap.get("table") == "steps"]
-    first = 0
-    for start, end in [*sorted([*spans["steps"], *known]), (step, step)]:
-        if first < start:
-            for table, held in spans.items():
-                unknown = table == "epochs" and start < step  # whether an epoch ended there
-                if not unknown and not any(low < start and high >= first for low, high in held):
-                    gap = {"table": table, "first_step": first, "last_step": start - 1}
-                    manifest.gaps.append({**gap, "reason": "not there when the run was continued"})
-        first = max(first, end + 1)
+    for first, last in [*holes([*spans["steps"], *known], 0, step - 1)]:
+        for table, held in spans.items():
+            unknown = table == "epochs" and last < step - 1  # whether an epoch ended there
+            if not unknown and not any(low <= last and high >= first for low, high in held):
+                gap = {"table": table, "first_step": first, "last_step": last}
+                manifest.gaps.append({**gap, "reason": "not there when the run was continued"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from tvlars_probe.errors import TraceError
-from tvlars_probe.traces.footers import check_footer
+from tvlars_probe.traces.footers import check_footer, remedy
 from tvlars_probe.traces.schema import TABLES
 from tvlars_probe.traces.schema import table as schema_of
 
@@ -35,9 +36,13 @@ _GROUP_BY_PARAMETER = 1 << 14
 _ROW_GROUP = 1 << 13
 """Rows of a merged part that are in memory at a time."""
 
-_PART = re.compile(r"part-(\d{10,})-(\d{10,})(?:-\d+)?\.parquet")
+_PART = re.compile(r"part-(\d{10,19})-(\d{10,19})(?:-\d+)?\.parquet")
 _TEMPORARY = re.compile(rf"\.{_PART.pattern}\.\d+\.tmp")
+_REPLACED = re.compile(r"\.(?:run\.json|step-\d+\.pt)\.\d+\.tmp")
 _SCRATCH = re.compile(rf"\.(?:{'|'.join(TABLES)})-(?:split|compact)-\d+")
+
+
+_CAN_EXCHANGE: dict[int, bool] = {}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,7 +59,17 @@ def list_parts(folder: Path) -> list[Part]:
     if not folder.is_dir():
         return []
     matches = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted(Part(int(m[1]), int(m[2]), path) for path, m in matches if m)
+    return sorted(Part(int(m[1]), int(m[2]), path) for path, m in matches if m and int(m[2]) < 1 << 63)
+
+
+def holes(spans: Iterable[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """The stretches of steps from ``first`` to ``last`` that none of the spans covers; a span's ends belong to it."""
+    for start, end in sorted(spans):
+        if first < start and first <= last:
+            yield first, min(start - 1, last)
+        first = max(first, end + 1)
+    if first <= last:
+        yield first, last
 
 
 def sync_folder(folder: Path) -> None:
@@ -94,11 +109,17 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     sync_folder(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half done in a run's ``trace``: nobody else may be writing there.
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left half done in a run: nobody else may be writing there.
 
     Only what bears a name that is made here goes, and no link is followed.
     """
+    for home in (run, run / "checkpoints"):
+        for file in [*home.iterdir()] if home.is_dir() and not home.is_symlink() else []:
+            if _REPLACED.fullmatch(file.name):
+                with suppress(OSError):
+                    file.unlink()
+    folder = run / "trace"
     if folder.is_symlink() or not folder.is_dir():
         return
     for path in [*folder.iterdir()]:
@@ -240,6 +261,10 @@ def split(folder: Path, step: int) -> None:
                 continue
             check_footer(part.path, folder.name)
             rows = pq.read_table(part.path)
+            first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
+            if (first, last) != (part.first_step, part.last_step):
+                what = f"{part.path} holds steps {first} to {last}, which is not what its name says"
+                raise TraceError(f"{what}: {remedy(part.path)}")
             schema = schema_of(folder.name)
             for side in (pc.field("step") < step, pc.field("step") >= step):
                 write_part(scratch, schema, rows.filter(side))
@@ -289,7 +314,8 @@ def compact(
         counts = [check_footer(part.path, schema.name, run_id).num_rows for part in parts]
         groups = _groups(parts, counts, boundaries, target_rows)
         kept = [len(group) == 1 and (not by_parameter or is_by_parameter(group[0])) for group in groups]
-        if all(kept):
+        overlap = any(before.last_step >= part.first_step for before, part in itertools.pairwise(parts))
+        if all(kept) or overlap or not can_exchange(folder.parent):
             return False
         scratch.mkdir()
         for group, as_it_is in zip(groups, kept, strict=True):
@@ -347,6 +373,27 @@ def _joined(tables: Sequence[pa.Table], columns: pa.Schema) -> pa.Table:
         if field.name not in joined.column_names:
             joined = joined.append_column(field, pa.nulls(len(joined), field.type))
     return joined.select(columns.names).cast(columns)
+
+
+def can_exchange(folder: Path) -> bool:
+    """Whether two folders in ``folder`` can be exchanged in one step; found out once per file system and process."""
+    device = folder.stat().st_dev
+    if device not in _CAN_EXCHANGE:
+        places = [folder / f".exchange-{side}-{os.getpid()}" for side in "ab"]
+        try:
+            for place in places:
+                place.mkdir()
+            exchange(*places)
+            _CAN_EXCHANGE[device] = True
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                return False  # that may pass
+            _CAN_EXCHANGE[device] = False
+        finally:
+            for place in places:
+                with suppress(OSError):
+                    place.rmdir()
+    return _CAN_EXCHANGE[device]
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -188,7 +188,7 @@ class Run(Frames):
             if not paths:
                 return read(None)
             try:
-                footers = [check_footer(path, table) for path in paths]
+                footers = [check_footer(path, table, self.manifest.run_id) for path in paths]
                 there = [{*footer.schema.to_arrow_schema().names} for footer in footers]
                 self._refuse_missing(table, columns, {*there[0]}.intersection(*there))
                 schema = schema_of(table).arrow_schema()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.footers import check_footer, describe, read_footer
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.parts import list_parts
+from tvlars_probe.traces.parts import holes, list_parts
 from tvlars_probe.traces.run_directory import RunDirectory, is_led_out
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[dict[st
     if home != "trace" or not name.startswith("part-") or not all(word.isdecimal() for word in words[:2]):
         return
     for first, last in {(int(words[0]), int(words[1])), *_recorded(aside / fault.path, table, run_id)}:
-        if not any(part.first_step <= first and last <= part.last_step for part in list_parts(run / home / table)):
-            yield {"table": table, "first_step": first, "last_step": last, "reason": "set aside by check --repair"}
+        spans = [(part.first_step, part.last_step) for part in list_parts(run / home / table)]
+        for start, end in holes(spans, first, last):
+            yield {"table": table, "first_step": start, "last_step": end, "reason": "set aside by check --repair"}
 
 
 def _recorded(path: Path, table: str, run_id: str) -> Iterator[tuple[int, int]]:

@@ -131,7 +131,7 @@ class RunDirectory:
             RunDirectoryError: the file system refuses; nothing is lost.
             TraceError: a part is damaged.
         """
-        remove_leftovers(self.path / "trace")
+        remove_leftovers(self.path)
         aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
         try:
             for folder in (self.path / "trace" / name for name in TABLES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class TraceWriter:
         self._pending: dict[str, list[pa.Table]] = {}
         self._rows = 0
         self._written: set[str] = set()
+        self._identity: tuple[int, int] | None = None
         self._started = self._flushed = time.monotonic()
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -96,6 +98,8 @@ class TraceWriter:
         """
         import pyarrow as pa
 
+        if self._identity is not None or any(self._pending.values()):
+            self._refuse_another_folder()
         for table in self._written:
             if not (self.folder / table).is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the rows written so far have vanished", str(self.folder / table))
@@ -110,6 +114,23 @@ class TraceWriter:
         for table in self._pending:
             if len(list_parts(self.folder / table)) > MOST_PARTS:
                 self.compact(table, boundaries)
+
+    def _refuse_another_folder(self) -> None:
+        """Refuse to write where another folder, or a link, has been put in this one's place."""
+        try:
+            about = self.folder.lstat()
+        except FileNotFoundError:
+            if not self._identity:
+                self.folder.mkdir(parents=True)
+                about = self.folder.lstat()
+            else:
+                raise FileNotFoundError(
+                    errno.ENOENT, "the rows written so far have vanished", str(self.folder)
+                ) from None
+        identity = (about.st_dev, about.st_ino)
+        if not stat.S_ISDIR(about.st_mode) or self._identity not in (None, identity):
+            raise NotADirectoryError(errno.ENOTDIR, "another folder, or a link, was put in its place", str(self.folder))
+        self._identity = identity
 
     def compact(self, table: str, boundaries: Sequence[int] = ()) -> bool:
         """Merge small parts of a table; see `tvlars_probe.traces.parts.compact`."""
