@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = "checkpoints"
+_MOVE_AWAY = "move it away to use an earlier one"
 _REFUSALS = {
     errno.EACCES,
     errno.EPERM,
@@ -106,9 +107,6 @@ def _refuse_compressed(path: Path) -> None:
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe (it is compressed): {_remedy(path)}")
-
-
-_MOVE_AWAY = "move it away to use an earlier one"
 
 
 def _remedy(path: Path) -> str:

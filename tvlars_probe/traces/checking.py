@@ -210,11 +210,8 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
         raise TraceError(
             f"{part.path} claims {footer.num_rows:,} rows: with other parts more than the run, or memory, can hold"
         )
-    kept = [
-        *dict.fromkeys(
-            (*ROW_KEYS.get(table, ()), *TABLES[table].required, *(["grad_norm"] if table == "steps" else []))
-        )
-    ]
+    compared = [*ROW_KEYS.get(table, ()), *TABLES[table].required, *(["grad_norm"] if table == "steps" else [])]
+    kept = [*dict.fromkeys(compared)]
     schema = TABLES[table].arrow_schema()
     try:
         part_alone = ds.dataset(str(part.path), schema=schema, format="parquet")
