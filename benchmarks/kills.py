@@ -29,7 +29,7 @@ from benchmarks.environment import environment
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
-from tvlars_probe.runners.modes import BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
 from tvlars_probe.traces.run_directory import is_held
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _difference(whole: Path, path: Path) -> str:
     import torch
 
     from tvlars_probe import open_run
-    from tvlars_probe.runners import checkpoints
+    from tvlars_probe.runners.checkpoints import files as checkpoints
 
     runs = open_run(whole), open_run(path)
     if runs[1].status != "completed":

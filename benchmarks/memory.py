@@ -19,8 +19,8 @@ from benchmarks.environment import environment
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.phases.loop import Training
 from tvlars_probe.runners.train import train
-from tvlars_probe.runners.training import Training
 from tvlars_probe.traces import writer
 from tvlars_probe.traces.reader import open_run
 

@@ -19,13 +19,13 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from benchmarks.figures import Figure, interleaved, milliseconds, paired, save
 from tvlars_probe import LARS, record
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.data.images import TensorImages
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners.classification import Classification
 from tvlars_probe.runners.config import TrainConfig
-from tvlars_probe.runners.ranks import Ranks
+from tvlars_probe.runners.phases.classification import Classification
 
 FLOORS = {
     "sgd": "augmentation, and norms, which torch's optimizers leave none behind; the bare loop does neither",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import multiprocessing
 
-from tvlars_probe.runners.ranks import Placement, join, leave
+from tvlars_probe.runners.launching.places import Placement
+from tvlars_probe.runners.launching.process_group import join, leave
 
 if TYPE_CHECKING:
     from collections.abc import Callable

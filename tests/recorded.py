@@ -63,8 +63,8 @@ def measured(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
     from tvlars_probe.curvature.measuring import Measures
     from tvlars_probe.runners.config import PlaceConfig
-    from tvlars_probe.runners.landscape import LandscapeJob, measure_landscape
-    from tvlars_probe.runners.sharpness import SharpnessJob, measure_run
+    from tvlars_probe.runners.posthoc.curvature import SharpnessJob, measure_run
+    from tvlars_probe.runners.posthoc.landscape import LandscapeJob, measure_landscape
 
     folder, runs = tmp_path_factory.mktemp("measured"), []
     for run in recorded:

@@ -14,8 +14,8 @@ from tests.runners.resumed import assert_same_run
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.checking import check_run, repair_run
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.train import resume, train
 from tvlars_probe.traces import run_directory, writer

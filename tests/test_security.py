@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,4 +135,4 @@ def test_the_package_opens_no_connection_but_between_ranks_and_for_downloads() -
         for path in package.rglob("*.py")
         if any(word in path.read_text() for word in speaking)
     }
-    assert found <= {"runners/ranks.py", "traces/manifest.py"}  # a free port; the host's name
+    assert found <= {"runners/launching/places.py", "traces/manifest.py"}  # a free port; the host's name

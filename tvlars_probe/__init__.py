@@ -12,22 +12,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.sharpness import sharpness
+    from tvlars_probe.optimizers.description import describe
+    from tvlars_probe.optimizers.group_description import (
+        Decay,
+        GroupDescription,
+        Momentum,
+        Phi,
+        Preconditioner,
+        Scaling,
+    )
     from tvlars_probe.optimizers.lamb import LAMB
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.tvlars import TVLARS
     from tvlars_probe.probes.rates import applied_rates
-    from tvlars_probe.probes.recorder import Recorder, record
+    from tvlars_probe.probes.record import record
+    from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.probes.sharpness import SharpnessProbe
     from tvlars_probe.traces.reader import Run, open_run, open_runs
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "describe": "tvlars_probe.optimizers.description",
+    **dict.fromkeys(
+        ("Decay", "GroupDescription", "Momentum", "Phi", "Preconditioner", "Scaling"),
+        "tvlars_probe.optimizers.group_description",
+    ),
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
     "TVLARS": "tvlars_probe.optimizers.tvlars",
     "Recorder": "tvlars_probe.probes.recorder",
-    "record": "tvlars_probe.probes.recorder",
+    "record": "tvlars_probe.probes.record",
     "Sharpness": "tvlars_probe.curvature.results",
     "SharpnessProbe": "tvlars_probe.probes.sharpness",
     "applied_rates": "tvlars_probe.probes.rates",
@@ -41,11 +56,18 @@ __all__ = [
     "LAMB",
     "LARS",
     "TVLARS",
+    "Decay",
+    "GroupDescription",
+    "Momentum",
+    "Phi",
+    "Preconditioner",
     "Recorder",
     "Run",
+    "Scaling",
     "Sharpness",
     "SharpnessProbe",
     "applied_rates",
+    "describe",
     "open_run",
     "open_runs",
     "record",

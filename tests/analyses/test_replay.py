@@ -13,6 +13,7 @@ from tvlars_probe.analyses.replay import COLUMNS, replay
 from tvlars_probe.analyses.replay_runs import replay_of
 from tvlars_probe.analyses.variants import Variant
 from tvlars_probe.errors import TraceError, UserError
+from tvlars_probe.optimizers.trust_ratios import trust_ratios
 from tvlars_probe.traces.reader import open_run
 
 if TYPE_CHECKING:
@@ -70,27 +71,30 @@ def test_a_variant_gives_what_the_optimizer_itself_would_have_taken(optimizer: s
     variant = Variant(optimizer=optimizer, **settings)
     doubles = [w.double() for w in weights]
     grads = [torch.sin(3 * w).double() * 0.1 for w in weights]
-    ratio, _ = variant.trust_ratio(
+    group, ndims = variant.description, (2, 2, 1)
+    found = trust_ratios(
+        group,
         weight_norm=np.array([[float(w.norm()) for w in doubles]]),
         direction=np.array([[float(g.norm()) for g in grads]]),
         dot=np.array([[float((w * g).sum()) for w, g in zip(doubles, grads, strict=True)]]),
         lr=np.full((1, 3), 2.0),
         updates=np.array([1]),
-        one_dimensional=np.array([False, False, True]),
+        decay=np.array([group.decay_of(ndim) for ndim in ndims]),
+        adapted=np.array([group.adapts(ndim) for ndim in ndims]),
     )
-    assert ratio[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.ratio[0].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_rows_where_the_gradient_nearly_cancels_the_decay_are_flagged() -> None:
-    variant = Variant(weight_decay=0.1)
-    _, closeness = variant.trust_ratio(
+    closeness = trust_ratios(
+        Variant(weight_decay=0.1).description,
         weight_norm=np.array([[10.0, 10.0]]),
         direction=np.array([[1.0, 1.0]]),
         dot=np.array([[-9.99, 9.99]]),
         lr=np.ones((1, 2)),
-        updates=np.array([1]),
-        one_dimensional=np.zeros(2, bool),
-    )
+        decay=np.array([0.1, 0.1]),
+        adapted=np.ones(2, bool),
+    ).closeness
     assert closeness[0, 0] < 0.05 < closeness[0, 1]
 
 

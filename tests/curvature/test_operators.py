@@ -11,10 +11,10 @@ from torch.nn import functional as F  # noqa: N812
 from tests.curvature.models import NETWORKS, chunked, network, sample
 from tests.oracles.hessians import dense_hessian
 from tests.ranked import on_ranks
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import operators
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator
-from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.errors import UserError
 
@@ -67,7 +67,7 @@ def hessians_of_a_shard(rank: int, world_size: int, sizes: list[int]) -> dict[st
     mine = [(x.split(sizes)[rank], y.split(sizes)[rank])]
     found = {}
     for mode in BN_MODES:
-        objective = Objective(model, supervised(F.cross_entropy), mine, bn_mode=mode, shards=Shards.of_process_group())
+        objective = Objective(model, supervised(F.cross_entropy), mine, bn_mode=mode, shards=Ranks.of_process_group())
         with objective.held():
             found[mode] = as_matrix(HessianOperator(objective, dict(model.named_parameters())))
     return found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tvlars_probe import LAMB, LARS, TVLARS
-from tvlars_probe.optimizers.trust_ratio import LayerwiseOptimizer
+from tvlars_probe.optimizers.layerwise import LayerwiseOptimizer
 
 MAKERS: dict[str, Any] = {
     "lars": lambda params, **kw: LARS(params, **{"lr": 1.0, **kw}),

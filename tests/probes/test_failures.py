@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tvlars_probe
 from tvlars_probe.errors import ProbeError, RunDirectoryError, StorageError, UserError
 from tvlars_probe.probes import buffer
-from tvlars_probe.probes.norms import NormProbe
+from tvlars_probe.probes.norms import NormReader
 from tvlars_probe.traces.run_directory import RunDirectory, is_held
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ def test_or_it_ends_the_run_as_asked(tmp_path: Path) -> None:
 def test_norms_that_cannot_be_read_leave_the_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    read, calls = getattr(NormProbe, method), iter(range(100))
+    read, calls = getattr(NormReader, method), iter(range(100))
 
-    def fail(self: NormProbe, *args: Any) -> Any:
+    def fail(self: NormReader, *args: Any) -> Any:
         if next(calls) == 3:
             raise RuntimeError("out of memory")
         return read(self, *args)
 
-    monkeypatch.setattr(NormProbe, method, fail)
+    monkeypatch.setattr(NormReader, method, fail)
     with pytest.warns(RuntimeWarning, match="reading the norms of SGD failed at step 3: RuntimeError: out of memory"):
         run, _ = recorded(tmp_path / "r")
     assert run.layers()["step"].unique().tolist() == [0, 1, 2]
@@ -150,7 +150,7 @@ def test_a_clock_that_jumps_disorders_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(buffer, "now", lambda: start + datetime.timedelta(hours=next(hours)))
     rows = buffer.StepRow.__dataclass_fields__["time"]
     monkeypatch.setattr(rows, "default_factory", lambda: start)
-    monkeypatch.setattr("tvlars_probe.probes.observer.now", lambda: start + datetime.timedelta(hours=next(hours)))
+    monkeypatch.setattr("tvlars_probe.probes.steps.now", lambda: start + datetime.timedelta(hours=next(hours)))
     run, _ = recorded(tmp_path / "r")
     steps = run.steps()
     assert steps["step"].tolist() == list(range(6))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import tvlars_probe
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path

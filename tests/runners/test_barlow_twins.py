@@ -19,10 +19,10 @@ from tvlars_probe.errors import UserError
 from tvlars_probe.models.backbones import MODELS, ModelConfig
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
-from tvlars_probe.runners.modes import BarlowTwinsConfig
-from tvlars_probe.runners.objectives import batch_loss, build_model, probe_batch
+from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
+from tvlars_probe.runners.phases.objectives import batch_loss, build_model, probe_batch
 from tvlars_probe.runners.train import resume, train
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tvlars_probe.errors import RunDirectoryError
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 
 
 def content(step: int) -> dict[str, object]:

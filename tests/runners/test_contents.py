@@ -14,8 +14,8 @@ from torch import nn
 from tests.runners.test_resuming import TWINS, config, interrupt
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.models import backbones
-from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.checking import check_run
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints.checking import check_run
 from tvlars_probe.runners.train import resume
 
 if TYPE_CHECKING:

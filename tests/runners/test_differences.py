@@ -15,7 +15,7 @@ from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.config import PlaceConfig, TrainConfig
-from tvlars_probe.runners.modes import BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
 from tvlars_probe.runners.train import train
 
 ROOT = Path(__file__).parents[2]

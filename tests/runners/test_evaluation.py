@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.runners.evaluation import Precision, evaluate
-from tvlars_probe.runners.ranks import Ranks
 
 CPU = torch.device("cpu")
 

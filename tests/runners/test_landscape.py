@@ -12,14 +12,14 @@ from torch import nn
 import tvlars_probe
 from tvlars_probe.errors import UserError
 from tvlars_probe.runners.config import PlaceConfig
-from tvlars_probe.runners.landscape import (
+from tvlars_probe.runners.posthoc.landscape import (
     LandscapeJob,
     _estimate_statistics,
     _set_buffers,
     filter_normalised,
     measure_landscape,
 )
-from tvlars_probe.runners.posthoc import choose_checkpoints, load_config, restore
+from tvlars_probe.runners.posthoc.run_state import choose_checkpoints, load_config, restore
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tvlars_probe.runners import launching
+from tvlars_probe.runners.launching import processes as launching
 
 if TYPE_CHECKING:
     import pytest

@@ -15,7 +15,7 @@ import torch
 
 import tvlars_probe
 from tests.conftest import run_cli
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path

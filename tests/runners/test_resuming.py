@@ -17,14 +17,15 @@ from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import DataError, InterruptedRunError, RunDirectoryError
 from tvlars_probe.models import backbones
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners import checkpoints, saving
-from tvlars_probe.runners.barlow_twins import Pretraining
-from tvlars_probe.runners.checking import check_run
-from tvlars_probe.runners.classification import Classification
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints import saver as saving
+from tvlars_probe.runners.checkpoints.checking import check_run
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
-from tvlars_probe.runners.modes import BarlowTwinsConfig
+from tvlars_probe.runners.phases.barlow_twins import Pretraining
+from tvlars_probe.runners.phases.classification import Classification
+from tvlars_probe.runners.phases.loop import Training
+from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
 from tvlars_probe.runners.train import resume, train
-from tvlars_probe.runners.training import Training
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 import tvlars_probe
 from tests.conftest import run_cli
 from tvlars_probe.data.registry import DataConfig
-from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.posthoc import load_config, restore
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.posthoc.run_state import load_config, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ import pytest
 import tvlars_probe
 from tests.conftest import run_cli
 from tests.runners.resumed import assert_same_run
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "-m")
 STEP_BY_STEP = """
 import os, pathlib, signal, time
 def patch():
-    from tvlars_probe.runners.classification import Classification
+    from tvlars_probe.runners.phases.classification import Classification
     update, here = Classification.update, pathlib.Path(os.environ["HERE"])
     made = 0
     def held(self, *args):
@@ -44,7 +44,7 @@ def patch():
     Classification.update = held
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "tvlars_probe.runners.classification":
+        if name == "tvlars_probe.runners.phases.classification":
             import sys, importlib.util
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)

@@ -14,9 +14,9 @@ from tests.commands.test_command_lines import LINES, parse, words
 from tests.runners.test_ranks import wait_for
 from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.errors import UserError
-from tvlars_probe.runners import sweeps
-from tvlars_probe.runners.grids import SHIPPED, Grid, read_grid
-from tvlars_probe.runners.sweeps import LaunchPlan, carry_out, parameters
+from tvlars_probe.runners.sweeps.grid import SHIPPED, Grid, read_grid
+from tvlars_probe.runners.sweeps.sweep import LaunchPlan, carry_out, parameters
+from tvlars_probe.runners.sweeps.sweep import sweep as sweeps
 from tvlars_probe.traces.run_directory import RunDirectory, find_runs, status
 
 QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--dv", "cpu", "--threads", 1, "--train-eval-samples", 0)

@@ -18,7 +18,7 @@ from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
 from tvlars_probe.probes.sharpness import SharpnessProbe
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.train import resume, train
 

@@ -17,8 +17,8 @@ import torch
 
 from tests.traces.test_parts import write
 from tvlars_probe.errors import RunDirectoryError, TraceError
-from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.checking import check_run, repair_run
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
 from tvlars_probe.runners.train import resume
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.reader import open_run

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tvlars_probe.optimizers.group_description import GroupDescription
+from tvlars_probe.optimizers.group_entries import from_entry
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -134,6 +137,12 @@ class RunFacts:
         place = {name: first[row.optimizer] + int(row.group) for name, row in held.iterrows()}
         known = range(len(self.groups))
         return [self.groups[place[p]] if place.get(p) in known else {} for p in parameters]
+
+    def descriptions_of(self, parameters: Sequence[str]) -> list[GroupDescription]:
+        """What each parameter's group does to it; unknown where that isn't told."""
+        known = {id(group): from_entry(group) for group in self.groups}
+        nobody = GroupDescription.unknown("")
+        return [known.get(id(group), nobody) for group in self.group_of(parameters)]
 
     def flag(self, column: str, parameters: Sequence[str]) -> list[bool | None]:
         """A yes-or-no column of the table of parameters, None where it isn't told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,11 +25,6 @@ COLUMNS = ("step", "parameter", "weight_norm", "direction_norm", "trust_ratio", 
 
 SMALLEST_RATE = 1e-30
 """Rates below this are counted, not split: lars-warm starts at 0, and TVLARS' φ dies out."""
-
-NORM_CAP = 10.0
-"""Where TVLARS clamps both norms and LAMB ‖w‖ (see `tvlars_probe.optimizers.trust_ratio`)."""
-
-_CAPS: dict[str, tuple[float, float]] = {"TVLARS": (NORM_CAP, NORM_CAP), "LAMB": (NORM_CAP, np.inf)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +126,19 @@ def highest_rate(grid: LayerGrid) -> float:
 
 def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], lr: Floats) -> dict[str, Floats]:
     """log eta, log φ, log of the norms' ratio and of the clip; 0 where no ratio is applied."""
-    groups = facts.group_of(grid.parameters)
+    scalings = [group.scaling for group in facts.descriptions_of(grid.parameters)]
     weight_norm, divisor = grid["weight_norm"].astype(np.float64), grid["direction_norm"].astype(np.float64)
     applies = adapted & (weight_norm > 0) & (divisor > 0)
-    caps = np.array([_CAPS.get(str(g.get("optimizer")), (np.inf, np.inf)) for g in groups]).reshape(-1, 2)
-    ratio = np.minimum(weight_norm, caps[:, 0]) / np.minimum(divisor, caps[:, 1])
-    eta = np.array([_number(g.get("eta")) for g in groups])
+    weight_cap, divisor_cap = (
+        np.array([np.inf if cap is None else cap for cap in caps])
+        for caps in ([s.weight_cap for s in scalings], [s.divisor_cap for s in scalings])
+    )
+    ratio = np.minimum(weight_norm, weight_cap) / np.minimum(divisor, divisor_cap)
+    eta = np.array([s.eta for s in scalings])
     phi = np.nan_to_num(grid["phi"].astype(np.float64), nan=1.0)
     scaled = eta * phi * ratio
-    clips = np.array([bool((g.get("variant") or {}).get("trust_clip")) for g in groups], bool)
-    per_rate = np.array([g.get("optimizer") != "LAMB" for g in groups], bool)
+    clips = np.array([s.clip != "none" for s in scalings], bool)
+    per_rate = np.array([s.clip == "rate" for s in scalings], bool)
     clipped = np.where(per_rate, np.minimum(np.where(lr > 0, scaled / lr, 1.0), 1.0), np.minimum(scaled, 1.0))
     raw = {
         "eta": np.broadcast_to(np.log(eta), ratio.shape),
@@ -149,8 +147,3 @@ def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], l
         "clip": np.where(clips, np.log(clipped / scaled), 0.0),
     }
     return {name: np.where(applies, term, 0.0) for name, term in raw.items()}
-
-
-def _number(value: Any) -> float:
-    """An optimizer's eta; 1 for those that have none (LAMB)."""
-    return 1.0 if value is None else float(value)

@@ -14,8 +14,11 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.grid import column_medians
+from tvlars_probe.analyses.variants import LAYERWISE
 from tvlars_probe.analyses.verdict import Figure, Verdict
 from tvlars_probe.errors import TraceError
+from tvlars_probe.optimizers.registry import OPTIMIZERS
+from tvlars_probe.optimizers.trust_ratios import trust_ratios
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 QUESTION = "What would that variant have done in each step?"
 
 COLUMNS = ("step", "parameter", "weight_norm", "grad_norm", "weight_grad_dot", "trust_ratio", "lr")
-LAMB_COLUMNS = ("adam_norm", "weight_adam_dot")
+DIRECTION_COLUMNS = ("adam_norm", "weight_adam_dot")
+"""What is needed of variants that scale a preconditioned direction."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +97,7 @@ def replay(
     """Compute the variant's trust ratio at each recorded step and tensor.
 
     Args:
-        grid: the columns `COLUMNS` of ``layers``; for LAMB also `LAMB_COLUMNS`.
+        grid: the columns `COLUMNS` of ``layers``; for LAMB also `DIRECTION_COLUMNS`.
         facts: of the run.
         variants: the settings to replay, per tensor; None leaves the recorded ratio.
         lr: learning rates under another schedule, (T, P); by default the recorded rates.
@@ -107,24 +111,29 @@ def replay(
     applied_ratio = grid["trust_ratio"].astype(np.float64)
     ratio, cancelled = applied_ratio.copy(), np.zeros(applied_ratio.shape, bool)
     shapes = dict(zip(facts.parameters["name"], facts.parameters["shape"], strict=True))
-    flat = np.array([len(shapes.get(name, (1, 1))) <= 1 for name in grid.parameters], bool)
-    adapted = np.zeros(len(flat), bool)
+    ndims = [len(shapes.get(name, (1, 1))) for name in grid.parameters]
+    adapted = np.zeros(len(ndims), bool)
     for variant in dict.fromkeys(variants):
         if variant is None:
             continue
-        own = np.array([v == variant for v in variants], bool)
+        own, group = np.array([v == variant for v in variants], bool), variant.description
         chosen = slice(None) if own.all() else own
+        sizes = [ndim for ndim, is_own in zip(ndims, own, strict=True) if is_own]
+        adapted[chosen] = [bool(group.adapts(ndim)) for ndim in sizes]
         direction, dot = _direction(grid, facts, variant, chosen)
-        ratio[:, chosen], closeness = variant.trust_ratio(
+        found = trust_ratios(
+            group,
             weight_norm=grid["weight_norm"][:, chosen].astype(np.float64),
             direction=direction,
             dot=dot,
             lr=lr[:, chosen],
+            decay=np.array([group.decay_of(ndim) for ndim in sizes]),
+            adapted=adapted[chosen],
             updates=grid.steps - facts.first_step + 1,
-            one_dimensional=flat[chosen],
         )
-        adapted[chosen] = variant.adapts(flat[chosen])
-        cancelled[:, chosen] = (closeness <= cancellation) & adapted[chosen]
+        ratio[:, chosen] = found.ratio
+        # Where ‖g + λw‖ nearly cancels, the recorded norms no longer tell it.
+        cancelled[:, chosen] = (found.closeness <= cancellation) & adapted[chosen]
     ratio, cancelled = np.where(there, ratio, np.nan), cancelled & there
     with np.errstate(over="ignore", invalid="ignore"):
         applied, replayed = recorded_lr * applied_ratio, lr * ratio
@@ -147,18 +156,30 @@ def replay(
 def _direction(
     grid: LayerGrid, facts: RunFacts, variant: Variant, chosen: slice | NDArray[np.bool_]
 ) -> tuple[Floats, Floats]:
-    names = LAMB_COLUMNS if variant.optimizer == "lamb" else ("grad_norm", "weight_grad_dot")
+    is_preconditioned = variant.description.scaling.direction == "preconditioned"
+    names = DIRECTION_COLUMNS if is_preconditioned else ("grad_norm", "weight_grad_dot")
     missing = [name for name in names if name not in grid.values or np.isnan(grid[name][:, chosen]).all()]
     if missing and len(grid.steps):
         raise TraceError(
             f"{facts.name} has no {' and '.join(missing)} in layers (recorded with {facts.optimizer}): "
-            + (
-                "lamb can be replayed from traces of LAMB only; replay lars or tvlars"
-                if variant.optimizer == "lamb"
-                else "it can't be replayed"
-            )
+            + (_only_from(variant) if is_preconditioned else "it can't be replayed")
         )
+    if is_preconditioned:
+        recorded = facts.descriptions_of(tuple(np.array(grid.parameters, object)[chosen]))
+        if any(group.direction_rule != variant.description.direction_rule for group in recorded):
+            raise TraceError(
+                f"{facts.name} holds another direction (recorded with {facts.optimizer}): {_only_from(variant)}"
+            )
     return grid[names[0]][:, chosen].astype(np.float64), grid[names[1]][:, chosen].astype(np.float64)
+
+
+def _only_from(variant: Variant) -> str:
+    """Which traces a variant can be replayed from, and what else can be."""
+    others = [name for name in LAYERWISE if OPTIMIZERS[name].describe({}).scaling.direction == "gradient"]
+    return (
+        f"{variant.optimizer} can be replayed from traces of {OPTIMIZERS[variant.optimizer].class_name} only; replay "
+        f"{' or '.join(others)}"
+    )
 
 
 def _table(

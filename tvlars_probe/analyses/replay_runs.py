@@ -9,9 +9,11 @@ import numpy as np
 
 from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.loading import facts_of, grid_of
-from tvlars_probe.analyses.replay import COLUMNS, LAMB_COLUMNS, Replay, replay
-from tvlars_probe.analyses.variants import OPTIMIZERS, Variant, takers
+from tvlars_probe.analyses.replay import COLUMNS, DIRECTION_COLUMNS, Replay, replay
+from tvlars_probe.analyses.variants import LAYERWISE, Variant, takers
 from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.group_entries import registered_name
+from tvlars_probe.optimizers.registry import OPTIMIZERS
 from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE, Schedule, ScheduleConfig
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ def replay_of(run: Run, *, phase: str | None = None, optimizer: str | None = Non
         raise UserError(f"--lr {lr:g} is outside its range (allowed: above 0)")
     facts = facts_of(run, phase)
     _refuse_without_effect(settings, _optimizers(facts, optimizer))
-    columns = [*COLUMNS, *(LAMB_COLUMNS if "lamb" in _optimizers(facts, optimizer) else ())]
+    directions = {OPTIMIZERS[name].describe({}).scaling.direction for name in _optimizers(facts, optimizer)}
+    columns = [*COLUMNS, *(DIRECTION_COLUMNS if "preconditioned" in directions else ())]
     grid = grid_of(run, facts, columns)
     groups = _groups(facts, grid.parameters)
     variants = _variants(facts, groups, optimizer, settings)
@@ -62,8 +65,8 @@ def _optimizers(facts: RunFacts, optimizer: str | None) -> list[str]:
     """The optimizers to replay: the one asked for, or those of ours that trained the run, or lars."""
     if optimizer is not None:
         return [optimizer]
-    own = [str(group.get("optimizer", "")).lower() for group in facts.groups]
-    return [name for name in OPTIMIZERS if name in own] or ["lars"]
+    own = [registered_name(group) for group in facts.groups]
+    return [name for name in LAYERWISE if name in own] or ["lars"]
 
 
 def _refuse_without_effect(settings: Mapping[str, Any], optimizers: Sequence[str]) -> None:
@@ -85,11 +88,10 @@ def _variants(
     facts: RunFacts, groups: Sequence[Mapping[str, Any]], optimizer: str | None, settings: Mapping[str, Any]
 ) -> list[Variant | None]:
     ours = _optimizers(facts, optimizer)
-    alone = optimizer is None and not any(str(g.get("optimizer", "")).lower() in OPTIMIZERS for g in facts.groups)
+    alone = optimizer is None and not any(registered_name(group) in LAYERWISE for group in facts.groups)
     variants: list[Variant | None] = []
     for group in groups:
-        own = str(group.get("optimizer", "")).lower()
-        kept = optimizer is None and not alone and own not in ours
+        kept = optimizer is None and not alone and registered_name(group) not in ours
         variants.append(None if kept else Variant.of_group(group, optimizer).with_settings(settings))
     return variants
 

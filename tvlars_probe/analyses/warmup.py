@@ -205,8 +205,8 @@ def _direction(grid: LayerGrid, split: Decomposition, window: NDArray[np.bool_])
     divisor, grad, update, lr = (
         grid[c][window].astype(np.float64) for c in ("direction_norm", "grad_norm", "update_norm", "lr")
     )
-    forms = [(g.get("momentum") or {}).get("form") for g in split.facts.group_of(split.parameters)]
-    averaged = np.array([form == "moving-average" for form in forms], bool)
+    groups = split.facts.descriptions_of(split.parameters)
+    averaged = np.array([group.momentum.form == "moving-average" for group in groups], bool)
     with np.errstate(divide="ignore", invalid="ignore"):
         plain = np.where(averaged, np.where(lr > 0, update / lr, np.nan), grad)
     return np.where(np.isnan(divisor), plain, divisor)

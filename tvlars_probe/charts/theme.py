@@ -1,7 +1,6 @@
 """What all charts share: colours that colour-blind readers can tell apart, one per optimizer, and the look of axes.
 
-The optimizers' colours are of Okabe and Ito's palette (2008), with Tol's muted tones (2021) where it ends; all of them
-are legible on white and on near-black.
+The optimizers' colours stand in their registry; all colours are legible on white and on near-black.
 """
 
 from __future__ import annotations
@@ -11,19 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
 
+from tvlars_probe.optimizers.registry import OPTIMIZERS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-OPTIMIZER_COLOURS = {
-    "LARS": "#0072B2",
-    "TVLARS": "#009E73",
-    "LAMB": "#D55E00",
-    "SGD": "#CC79A7",
-    "Adam": "#E69F00",
-    "AdamW": "#56B4E9",
-    "Adagrad": "#999933",
-    "RMSprop": "#AA4499",
-}
+OPTIMIZER_COLOURS = {entry.class_name: entry.colour for entry in OPTIMIZERS.values()}
 OTHER_COLOUR = "#888888"
 
 ROLE_COLOURS = {"adapted": "#0072B2", "not adapted": "#E69F00"}

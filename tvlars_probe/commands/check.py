@@ -28,7 +28,7 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
 
     Exit code 0: it is, or everything broken has been set aside, and what is missing noted. 1: it isn't.
     """
-    from tvlars_probe.runners.checking import check_run, repair_run
+    from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
 
     found, moved, noted, aside = check_run(run), list[str](), list[str](), None
     if repairs:

@@ -65,7 +65,7 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
 
 def _compute(paths: list[Path], values: dict[str, Any]) -> None:
     from tvlars_probe.runners.config import PlaceConfig
-    from tvlars_probe.runners.landscape import LandscapeJob, measure_landscape
+    from tvlars_probe.runners.posthoc.landscape import LandscapeJob, measure_landscape
 
     devices = values.pop("devices")
     second = paths[1] if len(paths) == 2 else None

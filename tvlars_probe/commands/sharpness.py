@@ -58,7 +58,7 @@ _LIST = click.Choice
 @click.pass_context
 def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **values: Any) -> None:
     """Measure the Hessian of the mean loss at a run's checkpoints, and keep the figures with the run."""
-    from tvlars_probe.runners.sharpness import measure_run
+    from tvlars_probe.runners.posthoc.curvature import measure_run
     from tvlars_probe.traces.reader import open_run
 
     open_run(run).curvature(["step"])  # what is there must be readable before rows are added
@@ -101,7 +101,7 @@ def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
     """The work that a command line's values say."""
     from tvlars_probe.curvature.measuring import Measures
     from tvlars_probe.runners.config import PlaceConfig
-    from tvlars_probe.runners.sharpness import SharpnessJob
+    from tvlars_probe.runners.posthoc.curvature import SharpnessJob
 
     named = ("top", "bottom", "trace", "density", "epsilon", "per_layer", "engine", "tol", "max_matvecs",
              "trace_matvecs", "density_probes", "density_steps", "seed")  # fmt: skip

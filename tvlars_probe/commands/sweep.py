@@ -12,8 +12,8 @@ from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import build_config
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.errors import RunFailedError, UserError
-from tvlars_probe.runners.grids import Grid, read_grid
-from tvlars_probe.runners.sweeps import LAUNCHERS, LaunchPlan, Outcome, Trial, sweep, trial_path
+from tvlars_probe.runners.sweeps.grid import Grid, read_grid
+from tvlars_probe.runners.sweeps.sweep import LAUNCHERS, LaunchPlan, Outcome, Trial, sweep, trial_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

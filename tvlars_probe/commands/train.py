@@ -25,13 +25,13 @@ from tvlars_probe.runners.config import (
     SharpnessConfig,
     TrainConfig,
 )
-from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import MODES, BarlowTwinsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tvlars_probe.runners.jobs import Done, Job
+    from tvlars_probe.runners.planning import Done, Job
 
 _RATES = "; ".join(f"{name} {entry.default_lr:g}" for name, entry in OPTIMIZERS.items())
 
@@ -302,7 +302,7 @@ def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, re
 
 
 def _announce(plan: Job | Done) -> None:
-    from tvlars_probe.runners.jobs import Done
+    from tvlars_probe.runners.planning import Done
 
     if isinstance(plan, Done):
         say(f"Already trained: {plan.path}")

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tvlars_probe.curvature.ranks import all_reduce_sum
+from tvlars_probe.collectives import all_reduce_sum
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tvlars_probe.curvature.ranks import Shards
+    from tvlars_probe.collectives import Ranks
 
     Measured = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
@@ -39,7 +39,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextlib.contextmanager
-def batch_norm_mode(model: nn.Module, mode: str, shards: Shards, forward: Callable[[], object]) -> Iterator[None]:
+def batch_norm_mode(model: nn.Module, mode: str, shards: Ranks, forward: Callable[[], object]) -> Iterator[None]:
     """Put the BatchNorm layers of a model, which is in evaluation mode, into ``mode``.
 
     Args:
@@ -69,7 +69,7 @@ def batch_norm_mode(model: nn.Module, mode: str, shards: Shards, forward: Callab
 
 
 @contextlib.contextmanager
-def _measured_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[Measured]:
+def _measured_statistics(layers: list[_BatchNorm], shards: Ranks) -> Iterator[Measured]:
     """In the next forward pass each layer takes its input's statistics over all ranks as its running ones.
 
     Yields:
@@ -121,7 +121,7 @@ def _eval_statistics(layers: list[_BatchNorm]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _differentiated_statistics(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
+def _differentiated_statistics(layers: list[_BatchNorm], shards: Ranks) -> Iterator[None]:
     """Each layer normalises by its input's statistics over all ranks, inside the graph.
 
     On one rank that is its own training mode (its buffers are copies here); over ranks its forward is replaced, which
@@ -149,7 +149,7 @@ def _differentiated_statistics(layers: list[_BatchNorm], shards: Shards) -> Iter
 
 
 @contextlib.contextmanager
-def _statistics_over_ranks(layers: list[_BatchNorm], shards: Shards) -> Iterator[None]:
+def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[None]:
     """Each layer's forward is replaced by one whose statistics are sums over the ranks."""
     for layer in layers:
         if type(layer).forward is not _BatchNorm.forward and not type(layer).__module__.startswith("tvlars_probe."):
@@ -175,7 +175,7 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Shards) -> Iterator
                 layer.__dict__["forward"] = forward
 
 
-def _statistics(x: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
+def _statistics(x: Tensor, shards: Ranks) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, over all ranks; differentiable."""
     axes = [axis for axis in range(x.ndim) if axis != 1]
     if shards.world_size == 1:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
-from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
 
@@ -56,12 +56,12 @@ class Objective:
         batches: Sequence[Batch],
         *,
         bn_mode: str = "eval",
-        shards: Shards | None = None,
+        shards: Ranks | None = None,
     ) -> None:
         check_bn_mode(bn_mode)
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.batches = list(batches)
-        self.shards = shards or Shards()
+        self.shards = shards or Ranks()
         mine = sum(len(batch[0]) for batch in self.batches)
         counts = self.shards.sum(torch.tensor([mine, int(mine == 0)], device=self.device))
         self.samples, idle = (int(count) for count in counts.tolist())

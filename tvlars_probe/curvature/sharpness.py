@@ -13,7 +13,7 @@ from tvlars_probe.wrappers import unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tvlars_probe.curvature.ranks import Shards
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.scaling import Rates
 
@@ -28,7 +28,7 @@ def sharpness(
     bn_mode: str = "eval",
     parameters: Callable[[str], bool] | None = None,
     rates: Rates | None = None,
-    shards: Shards | None = None,
+    shards: Ranks | None = None,
     report: Report = lambda _: None,
     **measures: Any,
 ) -> Sharpness:
@@ -43,7 +43,7 @@ def sharpness(
         bn_mode: "eval", "train" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
         parameters: which take part, by name; all that require a gradient by default.
         rates: the optimizer's, for the effective operator; see `tvlars_probe.applied_rates`.
-        shards: ranks that each hold a part of the data; ``Shards.of_process_group()`` under DDP.
+        shards: ranks that each hold a part of the data; ``Ranks.of_process_group()`` under DDP.
         report: called with a line about what is being computed.
         **measures: fields of `Measures`: ``operators``, ``top``, ``trace``, ``density``, ``per_layer``, ``tol``, ...
 

@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tvlars_probe.optimizers.trust_ratio import (
-    NAN,
-    NORM_CAP,
-    LayerwiseOptimizer,
+from tvlars_probe.optimizers.group_description import NORM_CAP
+from tvlars_probe.optimizers.kernels import (
     add_decay,
-    as_float,
     decayed_direction,
     descend,
     fused_adam_direction,
     fused_sgd,
-    require,
     scale_each,
     where_adapted,
     widened,
 )
+from tvlars_probe.optimizers.layerwise import NAN, LayerwiseOptimizer, as_float, require
 from tvlars_probe.reductions import (
     Tensors,
     flat_views,

@@ -12,32 +12,23 @@ passes, the least for a step with momentum, and all that torch's fused SGD does.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tvlars_probe.optimizers.trust_ratio import (
-    NAN,
-    LayerwiseOptimizer,
-    add_decay,
-    as_float,
-    decayed_direction,
-    descend,
-    fused_sgd,
-    require,
-    scale_each,
-    where_adapted,
-)
+from tvlars_probe.optimizers.group_description import DENOMINATORS, EXCLUSIONS
+from tvlars_probe.optimizers.kernels import add_decay, decayed_direction, descend, fused_sgd, scale_each, where_adapted
+from tvlars_probe.optimizers.layerwise import NAN, LayerwiseOptimizer, as_float, require
 from tvlars_probe.reductions import Tensors, flat_views, inner_products_of_each, multi_tensor_dots, multi_tensor_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch.optim.optimizer import ParamsT
 
-Denominator = Literal["decayed", "sum", "grad"]
-Exclusion = Literal["ndim", "undecayed"]
+    from tvlars_probe.optimizers.group_description import Denominator, Exclusion
 
 # The fused kernel takes 1 − q; below this q that difference has lost q's digits.
 _SMALLEST_FUSED_RATIO = 1e-7
@@ -89,7 +80,9 @@ class LARS(LayerwiseOptimizer):
         exclusion: Exclusion = "ndim",
         trust_clip: bool = False,
         foreach: bool | None = None,
+        _further: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        # What a subclass adds to the groups is there from the first check on.
         super().__init__(
             params,
             {
@@ -103,6 +96,7 @@ class LARS(LayerwiseOptimizer):
                 "exclusion": exclusion,
                 "trust_clip": trust_clip,
                 "foreach": foreach,
+                **_further,
             },
         )
 
@@ -111,7 +105,7 @@ class LARS(LayerwiseOptimizer):
         super().check(group)
         require("momentum", group["momentum"], "0 <= momentum < 1", 0 <= group["momentum"] < 1)
         require("eta", group["eta"], "0 <= eta < inf", 0 <= group["eta"] < math.inf)
-        for name, allowed in (("denominator", get_args(Denominator)), ("exclusion", get_args(Exclusion))):
+        for name, allowed in (("denominator", DENOMINATORS), ("exclusion", EXCLUSIONS)):
             if group[name] not in allowed:
                 raise ValueError(f"invalid {name}: {group[name]!r} (allowed: {', '.join(allowed)})")
 
@@ -122,10 +116,6 @@ class LARS(LayerwiseOptimizer):
         """What multiplies the ratio of norms in this step."""
         eta: float = group["eta"]
         return eta
-
-    def phi_of(self, group: dict[str, Any]) -> float:
-        """φ of this step, NaN for optimizers that have none."""
-        return NAN
 
     norm_cap = math.inf
 

@@ -1,68 +1,164 @@
-"""Optimizers by name, with the settings that each takes. A new one is one entry in `OPTIMIZERS`."""
+"""Optimizers that `train` knows by name: the settings that each takes, and what each does to a parameter group.
+
+A new one is one `Entry` in `OPTIMIZERS`, with its rule: a function from the settings to a `GroupDescription`, from
+which everything else follows. Needs no torch: classes are loaded when they are built.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import UserError, unknown
+from tvlars_probe.optimizers.group_description import (
+    NORM_CAP,
+    Decay,
+    GroupDescription,
+    Momentum,
+    Phi,
+    Preconditioner,
+    Scaling,
+)
+from tvlars_probe.optimizers.rules import TORCH, decay, heavy_ball, number, number_or_none
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from torch import nn
     from torch.optim import Optimizer
 
+    from tvlars_probe.optimizers.rules import Rule, Settings
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A known optimizer.
 
     Attributes:
+        path: full name of its class.
+        rule: from the settings of a parameter group to its description.
         default_lr: learning rate where the user gives none.
         settings: fields of `OptimizerConfig` that it takes, besides lr.
-        build: makes it from parameters and keyword arguments.
+        colour: in charts: of Okabe and Ito's palette (2008), with Tol's muted tones (2021) where it ends.
         fixed: keyword arguments that are always given.
     """
 
+    path: str
+    rule: Rule
     default_lr: float
     settings: tuple[str, ...]
-    build: Callable[[], type[Optimizer]]
+    colour: str
     fixed: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def class_name(self) -> str:
+        """Name of the class, by which traces and charts call the optimizer."""
+        return self.path.rpartition(".")[2]
 
-def _ours(name: str) -> Callable[[], type[Optimizer]]:
-    def load() -> type[Optimizer]:
-        import tvlars_probe
+    @property
+    def is_layerwise(self) -> bool:
+        """Whether each tensor's rate is scaled by a trust ratio, which a replay can compute again."""
+        return self.describe({}).scaling.kind == "trust-ratio"
 
-        return getattr(tvlars_probe, name)  # type: ignore[no-any-return]
+    def load(self) -> type[Optimizer]:
+        """The class."""
+        module, _, name = self.path.rpartition(".")
+        found: type[Optimizer] = getattr(import_module(module), name)
+        return found
 
-    return load
+    def describe(self, settings: Settings) -> GroupDescription:
+        """What it does to a group of these settings; those that aren't given are as `train` gives them."""
+        return self.rule({**_DEFAULTS, **dict(self.fixed), **settings})
 
 
-def _torchs(name: str) -> Callable[[], type[Optimizer]]:
-    def load() -> type[Optimizer]:
-        from torch import optim
+def _lars(settings: Settings) -> GroupDescription:
+    """LARS, and TVLARS by its φ: see `tvlars_probe.LARS` for the formula."""
+    momentum = heavy_ball({"momentum": settings["momentum"]})
+    # Without momentum ‖Δw‖ is lr·q·‖d‖, where ‖d‖ is what was divided by.
+    without = "direction" if settings["denominator"] == "decayed" else "weights"
+    return GroupDescription(
+        optimizer="LARS",
+        momentum=momentum,
+        decay=decay(settings, "coupled", spares_vectors=bool(settings["weight_decay_filter"])),
+        scaling=Scaling(
+            kind="trust-ratio",
+            eta=number(settings["eta"]),
+            divisor=settings["denominator"],
+            clip="rate" if settings["trust_clip"] else "none",
+            spares_vectors=bool(settings["lars_adaptation_filter"]),
+            spares_undecayed=settings["exclusion"] == "undecayed",
+        ),
+        norms="last_step",
+        update_norm="momentum_buffer" if momentum.beta else without,  # type: ignore[arg-type]
+    )
 
-        return getattr(optim, name)  # type: ignore[no-any-return]
 
-    return load
+def _tvlars(settings: Settings) -> GroupDescription:
+    lars = _lars(settings)
+    phi = Phi(**{name: number(settings[name]) for name in _PHI})
+    return replace(
+        lars,
+        optimizer="TVLARS",
+        scaling=replace(lars.scaling, weight_cap=NORM_CAP, divisor_cap=NORM_CAP, phi=phi),
+    )
+
+
+def _lamb(settings: Settings) -> GroupDescription:
+    """LAMB without bias correction: see `tvlars_probe.LAMB` for the formula."""
+    beta1, beta2 = settings["betas"]
+    decayed = number(settings["weight_decay"] or 0.0)
+    scaling = Scaling(
+        kind="none" if settings["adam"] else "trust-ratio",
+        direction="preconditioned",
+        weight_cap=NORM_CAP,
+        clip="one" if settings["trust_clip"] else "none",
+        spares_vectors=bool(settings["lars_adaptation_filter"]),
+    )
+    return GroupDescription(
+        optimizer="LAMB",
+        momentum=Momentum(form="moving-average", beta=number(beta1), over="gradient"),
+        decay=Decay(form="direction", value=decayed, spares_vectors=bool(settings["weight_decay_filter"]))
+        if decayed
+        else Decay(),
+        preconditioner=Preconditioner(
+            kind="adam", beta=number_or_none(beta2), eps=number(settings["eps"]), second_moment="exp_avg_sq"
+        ),
+        scaling=scaling,
+        norms="last_step",
+        update_norm="direction",
+    )
 
 
 _LARS = ("weight_decay", "momentum", "eta", "denominator", "exclusion", "trust_clip", "excluded_lr")
 _PHI = ("lmbda", "alpha", "delay", "gamma_min")
 _FILTERS = (("weight_decay_filter", True), ("lars_adaptation_filter", True))
+_HOME = "tvlars_probe.optimizers"
+
+
+def _torchs(module: str, name: str, default_lr: float, settings: tuple[str, ...], colour: str) -> Entry:
+    path = f"torch.optim.{module}.{name}"
+    return Entry(path=path, rule=TORCH[path], default_lr=default_lr, settings=settings, colour=colour)
+
 
 OPTIMIZERS: dict[str, Entry] = {
-    "lars": Entry(5.0, _LARS, _ours("LARS"), _FILTERS),
-    "tvlars": Entry(5.0, (*_LARS, *_PHI), _ours("TVLARS"), _FILTERS),
-    "lamb": Entry(0.01, ("weight_decay", "adam", "trust_clip"), _ours("LAMB")),
-    "sgd": Entry(0.1, ("weight_decay", "momentum", "nesterov"), _torchs("SGD")),
-    "adam": Entry(0.001, ("weight_decay",), _torchs("Adam")),
-    "adamw": Entry(0.001, ("weight_decay",), _torchs("AdamW")),
-    "adagrad": Entry(0.01, ("weight_decay",), _torchs("Adagrad")),
-    "rmsprop": Entry(0.001, ("weight_decay",), _torchs("RMSprop")),
-}
+    "lars": Entry(
+        path=f"{_HOME}.lars.LARS", rule=_lars, default_lr=5.0, settings=_LARS, colour="#0072B2", fixed=_FILTERS
+    ),
+    "tvlars": Entry(
+        path=f"{_HOME}.tvlars.TVLARS", rule=_tvlars, default_lr=5.0, settings=(*_LARS, *_PHI), colour="#009E73",
+        fixed=_FILTERS,
+    ),
+    "lamb": Entry(
+        path=f"{_HOME}.lamb.LAMB", rule=_lamb, default_lr=0.01, settings=("weight_decay", "adam", "trust_clip"),
+        colour="#D55E00",
+    ),
+    "sgd": _torchs("sgd", "SGD", 0.1, ("weight_decay", "momentum", "nesterov"), "#CC79A7"),
+    "adam": _torchs("adam", "Adam", 0.001, ("weight_decay",), "#E69F00"),
+    "adamw": _torchs("adamw", "AdamW", 0.001, ("weight_decay",), "#56B4E9"),
+    "adagrad": _torchs("adagrad", "Adagrad", 0.01, ("weight_decay",), "#999933"),
+    "rmsprop": _torchs("rmsprop", "RMSprop", 0.001, ("weight_decay",), "#AA4499"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +213,7 @@ class OptimizerConfig:
             raise UserError(f"--alpha {self.alpha:g} is outside its range (allowed: above 0)")
         if not abs(self.delay) < float("inf"):
             raise UserError(f"--delay {self.delay:g} is outside its range (allowed: a number of updates)")
-        if self.nesterov and self.name == "sgd" and self.momentum == 0:
+        if self.nesterov and "nesterov" in OPTIMIZERS[self.name].settings and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
 
     @property
@@ -137,7 +233,7 @@ class OptimizerConfig:
         """The optimizer of these parameters; with ``excluded_lr`` in two groups, those of one dimension last."""
         settings = self.settings()
         excluded_lr = settings.pop("excluded_lr", None)
-        build = OPTIMIZERS[self.name].build()
+        build = OPTIMIZERS[self.name].load()
         if excluded_lr is None:
             return build(params, **settings)
         everything = list(params)
@@ -146,3 +242,13 @@ class OptimizerConfig:
             {"params": [p for p in everything if p.ndim <= 1], "lr": excluded_lr},
         ]
         return build([group for group in groups if group["params"]], **settings)
+
+
+_DEFAULTS: dict[str, Any] = {
+    **{f.name: f.default for f in fields(OptimizerConfig)},
+    "betas": (0.9, 0.999),
+    "eps": 1e-6,
+    "weight_decay_filter": False,
+    "lars_adaptation_filter": False,
+}
+"""What `Entry.describe` takes for settings that a user can't choose, or hasn't."""

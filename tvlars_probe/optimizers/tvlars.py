@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.optimizers.lars import LARS, Denominator, Exclusion
+from tvlars_probe.optimizers.group_description import NORM_CAP
+from tvlars_probe.optimizers.lars import LARS
+from tvlars_probe.optimizers.layerwise import require
 from tvlars_probe.optimizers.phi import phi
-from tvlars_probe.optimizers.trust_ratio import NORM_CAP, LayerwiseOptimizer, require
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
+
+    from tvlars_probe.optimizers.group_description import Denominator, Exclusion
 
 
 class TVLARS(LARS):
@@ -69,26 +72,19 @@ class TVLARS(LARS):
         trust_clip: bool = False,
         foreach: bool | None = None,
     ) -> None:
-        LayerwiseOptimizer.__init__(
-            self,
+        super().__init__(
             params,
-            {
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "momentum": momentum,
-                "eta": eta,
-                "lmbda": lmbda,
-                "weight_decay_filter": weight_decay_filter,
-                "lars_adaptation_filter": lars_adaptation_filter,
-                "alpha": alpha,
-                "delay": delay,
-                "gamma_min": gamma_min,
-                "denominator": denominator,
-                "exclusion": exclusion,
-                "trust_clip": trust_clip,
-                "foreach": foreach,
-                "num_updates": 0,
-            },
+            lr,
+            weight_decay,
+            momentum,
+            eta,
+            weight_decay_filter,
+            lars_adaptation_filter,
+            denominator=denominator,
+            exclusion=exclusion,
+            trust_clip=trust_clip,
+            foreach=foreach,
+            _further={"lmbda": lmbda, "alpha": alpha, "delay": delay, "gamma_min": gamma_min, "num_updates": 0},
         )
 
     @classmethod

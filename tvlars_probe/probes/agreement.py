@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvlars_probe.errors import UserError
 
+if TYPE_CHECKING:
+    from tvlars_probe.collectives import Ranks
+
 _INTERVAL_SECONDS = 1.0
+_LONGEST_INTERVAL = 256
+"""Steps: a run whose steps take microseconds still learns within these of a wish to stop."""
+
 _ENTRY_TIMEOUT = timedelta(seconds=120)
 
 
@@ -32,26 +35,15 @@ class Decision(NamedTuple):
 
 @dataclass
 class Agreement:
-    """The ranks of a run. With one rank there is nothing to agree on and no collective.
+    """How the ranks of a run come to do the same; with one rank its wishes are the decision.
 
     Attributes:
-        device: where collectives of the process group want their tensors.
-        rank: this process.
-        world_size: number of processes.
+        ranks: of the run.
     """
 
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
+    ranks: Ranks
     _next: int = 0
     _last: tuple[int, float] = (0, 0.0)
-
-    @classmethod
-    def of_process_group(cls, device: torch.device, distributed: bool | None) -> Agreement:
-        """The default process group, where there is one and it isn't refused."""
-        if distributed is False or not (dist.is_available() and dist.is_initialized()):
-            return cls(device)
-        return cls(device, dist.get_rank(), dist.get_world_size())
 
     def enter(self, failed: bool) -> bool:
         """Wait until every rank is here; whether any of them failed.
@@ -59,20 +51,14 @@ class Agreement:
         Raises:
             UserError: the others don't come.
         """
-        if self.world_size == 1:
-            return failed
-        flag = torch.tensor([int(failed)], device=self.device)
         try:
-            work = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
-            assert work is not None
-            work.wait(_ENTRY_TIMEOUT)
+            return self.ranks.any_within(failed, _ENTRY_TIMEOUT)
         except RuntimeError as error:
             raise UserError(
-                f"rank {self.rank} waited for the other {self.world_size - 1} to start recording (at most "
+                f"rank {self.ranks.rank} waited for the other {self.ranks.world_size - 1} to start recording (at most "
                 f"{_ENTRY_TIMEOUT}), and one didn't or failed: call record() on every rank, or with distributed=False "
                 f"on one ({error})"
             ) from None
-        return bool(flag.item())
 
     def decide(self, step: int, wish: Decision) -> Decision:
         """Learn what all ranks do after ``step``.
@@ -80,16 +66,15 @@ class Agreement:
         Rank 0 decides flushes and checkpoints. Any rank may stop the run (a machine of several is taken away), have a
         bad loss or a failed probe.
         """
-        if self.world_size == 1:
+        if self.ranks.world_size == 1:
             return wish
         if step < self._next:
             return Decision()
-        interval = 1 if self.device.type == "cpu" else self._interval(step)
-        if self.rank > 0:
+        # On a CPU reading the answer costs nothing; on an accelerator it would make the host wait in each step.
+        interval = 1 if self.ranks.device.type == "cpu" else self._interval(step)
+        if not self.ranks.is_first:
             wish, interval = wish._replace(flush=False, checkpoint=False), 0
-        message = torch.tensor([int(value) for value in (*wish, interval)], device=self.device)
-        dist.all_reduce(message, dist.ReduceOp.MAX)
-        *flags, interval = message.tolist()
+        *flags, interval = self.ranks.agree([*wish, interval])
         self._next = step + max(interval, 1)
         return Decision(*map(bool, flags))
 
@@ -99,26 +84,4 @@ class Agreement:
         self._last = step, now
         if step <= last_step or now <= last_time:
             return 1
-        return max(1, min(256, round(_INTERVAL_SECONDS * (step - last_step) / (now - last_time))))
-
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank; all of them call it."""
-        if self.world_size == 1:
-            return flag
-        message = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(message, dist.ReduceOp.MAX)
-        return bool(message.item())
-
-    def from_first(self, flag: bool) -> bool:
-        """Rank 0's ``flag`` on every rank."""
-        if self.world_size == 1:
-            return flag
-        message = torch.tensor([int(flag)], device=self.device)
-        dist.broadcast(message, 0)
-        return bool(message.item())
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
+        return max(1, min(_LONGEST_INTERVAL, round(_INTERVAL_SECONDS * (step - last_step) / (now - last_time))))

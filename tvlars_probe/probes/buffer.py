@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvlars_probe.probes.norms import COLUMNS
+from tvlars_probe.probes.columns import COLUMNS
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.traces.manifest import now
 
@@ -174,68 +174,3 @@ class Drained:
             return self
         rows = [row for row, kept in zip(self.rows, self.kept, strict=True) if kept]
         return Drained(rows, self.values[self.kept], self.losses[self.kept], self.kept[self.kept])
-
-
-def layer_columns(
-    drained: Drained, first_step: int, names: Sequence[str], nulls: Sequence[frozenset[str]]
-) -> dict[str, Any]:
-    """The rows of the table ``layers``.
-
-    Args:
-        drained: the steps.
-        first_step: index of the first.
-        names: of the parameters.
-        nulls: per parameter, the columns that are null for it.
-    """
-    import pyarrow as pa
-
-    recorded = np.array([row.recorded for row in drained.rows], dtype=bool)
-    active = np.array([row.active for row in drained.rows], dtype=bool).reshape(len(drained.rows), len(names))
-    unread = np.array([row.unread for row in drained.rows], dtype=bool).reshape(active.shape)
-    at_row, at_parameter = np.nonzero(active & recorded[:, None])
-    columns: dict[str, Any] = {
-        "step": first_step + at_row,
-        "parameter": pa.DictionaryArray.from_arrays(at_parameter.astype(np.int32), pa.array(names, pa.string())),
-        "lr": np.array([row.lr for row in drained.rows], dtype=np.float32)[at_row, at_parameter],
-    }
-    for k, column in enumerate(COLUMNS):
-        mask = np.array([column in missing for missing in nulls], dtype=bool)[at_parameter]
-        if column == "update_norm":
-            mask |= unread[at_row, at_parameter]
-        if not mask.all():
-            values = np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter]
-            columns[column] = pa.array(values, mask=mask) if mask.any() else values
-    return columns
-
-
-def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], losses: Any) -> dict[str, Any]:
-    """The rows of the table ``steps``; ``samples`` is cumulative, −1 where unknown, and ``losses`` global means."""
-    import pyarrow as pa
-
-    rows = drained.rows
-    k = COLUMNS.index
-    whole = np.array([row.recorded and bool(row.active.any()) for row in rows], dtype=bool)
-
-    def total(column: str) -> Any:
-        squares = np.square(drained.values[:, k(column)].astype(np.float64))
-        active = np.array([row.active for row in rows]).reshape(squares.shape)
-        return pa.array(np.sqrt(np.where(active, squares, 0.0).sum(axis=1)), mask=~whole)
-
-    lr = np.array([row.lr[0] if len(row.lr) else np.nan for row in rows])
-    phi = np.array([row.phi for row in rows])
-    told = np.array([row.loss_told for row in rows], dtype=bool)
-    return {
-        "step": first_step + np.arange(len(rows)),
-        "epoch": pa.array([row.epoch for row in rows], pa.int64()),
-        "phase": pa.array([row.phase for row in rows]).dictionary_encode(),
-        "loss": pa.array(losses, mask=~told),
-        "lr": pa.array(lr, mask=np.isnan(lr)),
-        "phi": pa.array(phi, mask=np.isnan(phi)),
-        "grad_norm": total("grad_norm"),
-        "weight_norm": total("weight_norm"),
-        "clip_scale": pa.array([row.clip_scale for row in rows], pa.float64()),
-        "samples": pa.array(samples, mask=samples < 0),
-        "time": pa.array([row.time for row in rows], pa.timestamp("us", tz="UTC")),
-        "step_seconds": [row.step_seconds for row in rows],
-        "probe_seconds": [row.probe_seconds for row in rows],
-    }

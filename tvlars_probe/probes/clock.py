@@ -20,6 +20,11 @@ class StepClock:
     left_out: float = 0.0
     probes: float = 0.0
 
+    def start(self) -> None:
+        """The next step begins now."""
+        self.left_out = self.probes = 0.0
+        self.mark = time.perf_counter()
+
     def leave_out(self, seconds: float) -> None:
         """These seconds since the last step aren't the next one's."""
         self.left_out += seconds

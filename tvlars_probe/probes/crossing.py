@@ -1,23 +1,71 @@
-"""What a flush makes of the ranks' losses and counts: means over the global batch, samples seen so far."""
+"""What a flush does with the drained rows: means over the ranks, first bad tensor, tables."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from tvlars_probe.probes.findings import first_non_finite
+from tvlars_probe.probes.rows import layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tvlars_probe.probes.agreement import Agreement
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.probes.buffer import Drained
+    from tvlars_probe.probes.layout import Layout
+    from tvlars_probe.traces.journal import Journal
+
+
+class Crossing:
+    """The way of the rows from the device into the journal.
+
+    Args:
+        written: updates whose rows have crossed before.
+        samples: seen in them over all ranks; None where unknown.
+
+    Attributes:
+        alone: the other ranks may be gone: what needs them stays unknown.
+    """
+
+    def __init__(self, written: int, samples: int | None) -> None:
+        self.written, self.samples = written, samples
+        self.alone = False
+
+    def cross(self, drained: Drained, ranks: Ranks, layout: Layout, journal: Journal | None) -> float | None:
+        """Hand the rows to the journal, on the rank that has one. Every rank calls it, in the same step.
+
+        Returns:
+            the last loss told, over all ranks; None where none was.
+        """
+        losses, seen, self.samples = over_ranks(drained, ranks, self.samples)
+        first_step = self.written
+        self.written += len(drained.rows)
+        told = [i for i, row in enumerate(drained.rows) if row.loss_told]
+        last = float(losses[told[-1]]) if told else None
+        if self.alone:  # this rank's mean isn't that of all
+            for row in drained.rows:
+                row.loss_told = False
+            seen[:] = -1
+        if journal is not None and drained.rows:
+            found = first_non_finite(drained, losses, first_step, layout.names)
+            journal.manifest.finding = journal.manifest.finding or found
+            journal.append("steps", step_columns(drained, first_step, seen, losses))
+            journal.append("layers", layer_columns(drained, first_step, layout.names, layout.nulls))
+        return last
+
+
+def is_bad(loss: float | None) -> bool:
+    """Whether a loss was told and isn't finite."""
+    return loss is not None and not math.isfinite(loss)
 
 
 def over_ranks(
-    drained: Drained, ranks: Agreement, samples: int | None
+    drained: Drained, ranks: Ranks, samples: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int | None]:
     """Mean losses over all ranks' samples, and the samples seen up to each step.
 
@@ -33,6 +81,7 @@ def over_ranks(
     known = np.array([row.samples is not None for row in drained.rows], dtype=bool)
     counts = np.array([1 if row.samples is None else row.samples for row in drained.rows], dtype=np.float64)
     if ranks.world_size > 1:
+        # A rank without samples has no mean: its NaN must not reach the sum.
         sums = np.where(counts > 0, losses * counts, 0.0)
         table = torch.tensor(np.stack([sums, counts]), dtype=accumulation_dtype(ranks.device), device=ranks.device)
         sums, counts = ranks.sum(table).cpu().numpy().astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from tvlars_probe.errors import ProbeError, RunFailedError, UserError, unknown
@@ -52,6 +53,13 @@ class Probe(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Attempt:
+    """Whether something that may fail did."""
+
+    failed: bool = False
+
+
 class ProbeFailures:
     """Keeps probes from ending a run, if asked to.
 
@@ -71,14 +79,18 @@ class ProbeFailures:
         self.step: int | None = None
 
     @contextlib.contextmanager
-    def guard(self, what: str, step: int) -> Iterator[None]:
+    def attempt(self, what: str, step: int) -> Iterator[Attempt]:
         """Inside it ``what`` is measured in ``step``.
+
+        Yields:
+            what became of it.
 
         Raises:
             ProbeError: it failed and the policy is "raise".
         """
+        attempt = Attempt()
         try:
-            yield
+            yield attempt
         except (UserError, RunFailedError):
             raise
         except Exception as error:
@@ -86,7 +98,7 @@ class ProbeFailures:
             text = f"{what} failed at step {step}: {reason}"
             if self.policy == "raise":
                 raise ProbeError(f"{text} (on_probe_error 'warn' would go on without it)") from error
-            self.found, self.step = self.found or text, step
+            self.found, self.step, attempt.failed = self.found or text, step, True
 
     def announce(self, manifest: Manifest, step: int) -> None:
         """Say, once and in the manifest, that layers and curvature are recorded no longer."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvlars_probe.probes.norms import COLUMNS
+from tvlars_probe.probes.columns import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

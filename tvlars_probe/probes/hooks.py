@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
+    from tvlars_probe.probes.clock import StepClock
+    from tvlars_probe.probes.loop import LoopEvents
 
-def attach(
+
+class StepHooks:
+    """Tells a recorder of its optimizers' steps.
+
+    In a forked child, which may train on, nothing is told: the run is its parent's.
+
+    Args:
+        events: who is told.
+        clock: that the time spent in the hooks is kept out of.
+    """
+
+    def __init__(self, events: LoopEvents, clock: StepClock) -> None:
+        self._events, self._clock, self._pid = events, clock, os.getpid()
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, optimizers: Sequence[Optimizer]) -> None:
+        """Begin to tell of these optimizers' steps."""
+        for index, optimizer in enumerate(optimizers):
+            self._handles += around_step(optimizer, partial(self._before, index), partial(self._after, index))
+        self._clock.start()
+
+    def detach(self) -> None:
+        """Tell of none any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before(self, index: int) -> None:
+        if os.getpid() != self._pid:
+            return
+        start = time.perf_counter()
+        with torch.no_grad():
+            self._events.before_update(index)
+        self._clock.probed(time.perf_counter() - start)
+
+    def _after(self, index: int) -> None:
+        if os.getpid() != self._pid:
+            return
+        with torch.no_grad():
+            self._events.after_update(index, time.perf_counter())
+
+
+def around_step(
     optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]
 ) -> tuple[RemovableHandle, RemovableHandle]:
     """Call ``before`` when the step's gradients are there and its update isn't, and ``after`` after the update.

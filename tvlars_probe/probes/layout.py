@@ -1,19 +1,18 @@
-"""Which parameters the recorded optimizers hold, and the rates they last applied to them."""
+"""Which parameters the recorded optimizers hold, and what the manifest says of them."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from tvlars_probe.probes.known_optimizers import describe_group, number, trust_ratios
-from tvlars_probe.probes.norms import NormProbe
+from tvlars_probe.optimizers.description import describe
+from tvlars_probe.optimizers.group_entries import to_entry
+from tvlars_probe.probes.norms import NormReader
 from tvlars_probe.probes.parameters import optimizer_names, parameter_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -27,7 +26,7 @@ class Layout:
     Attributes:
         names: of all parameters, optimizer by optimizer.
         offsets: where each optimizer's parameters begin among them.
-        probes: an optimizer's norms.
+        readers: of each optimizer's norms.
         nulls: per parameter, the columns that are null for it.
     """
 
@@ -37,8 +36,8 @@ class Layout:
         self._members = _identities(optimizers)
         self.names = [name for some in names for name in some]
         self.offsets: list[int] = np.cumsum([0, *(len(some) for some in names)]).tolist()
-        self.probes = [NormProbe(optimizer, updates=updates) for optimizer in optimizers]
-        self.nulls = [probe.nulls for probe, some in zip(self.probes, names, strict=True) for _ in some]
+        self.readers = [NormReader(optimizer, updates=updates) for optimizer in optimizers]
+        self.nulls = [columns for reader in self.readers for columns in reader.nulls]
 
     @property
     def is_current(self) -> bool:
@@ -54,28 +53,21 @@ def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, opt
     """Put a phase's parameters and parameter groups into the manifest."""
     manifest.parameters[phase] = [info.as_dict() for info in parameter_table(model, optimizers)]
     others = [group for group in manifest.groups if group.get("phase", phase) != phase]
-    mine = [describe_group(o, group) for o in optimizers for group in o.param_groups]
+    mine = [
+        to_entry(description, group)
+        for optimizer in optimizers
+        for description, group in zip(describe(optimizer), optimizer.param_groups, strict=True)
+    ]
     manifest.groups = others + [{**group, "phase": phase} for group in mine]
 
 
-class LastRates:
-    """lr × trust_ratio of every parameter's last update, by name."""
-
-    def __init__(self, known: Mapping[str, float]) -> None:
-        self._rates = dict(known)
-        self.lrs: dict[int, list[Any]] = {}
-
-    def note(self, index: int, optimizer: Optimizer) -> None:
-        """Keep the groups' learning rates of the update that optimizer ``index`` is making."""
-        lrs = [group.get("lr", math.nan) for group in optimizer.param_groups]
-        self.lrs[index] = [lr.detach().clone() if isinstance(lr, Tensor) else lr for lr in lrs]
-
-    def read(self, layout: Layout, optimizers: Sequence[Optimizer]) -> dict[str, float]:
-        """The rates; NaN where the trust ratio isn't known."""
-        for index, lrs in self.lrs.items():
-            groups = optimizers[index].param_groups
-            spread = [number(lr) for lr, group in zip(lrs, groups, strict=False) for _ in group["params"]]
-            names, ratios = layout.names[layout.offsets[index] :], trust_ratios(optimizers[index])
-            self._rates |= {name: lr * q for name, lr, q in zip(names, spread, ratios, strict=False)}
-        self.lrs.clear()
-        return dict(self._rates)
+def unknown_optimizers(optimizers: Sequence[Optimizer]) -> str | None:
+    """What to say of optimizers of which no description is known, in a line; None where all are."""
+    names = [d.optimizer for one in optimizers for d in describe(one) if not d.is_known]
+    if not names:
+        return None
+    listed = ", ".join(dict.fromkeys(names))
+    return (
+        f"what {listed} does to a rate isn't known, so that trust_ratio and the applied rates are null; norms are "
+        f"recorded. tvlars_probe.describe.register({names[0]}) tells it (docs/optimizers.md)"
+    )

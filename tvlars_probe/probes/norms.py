@@ -1,8 +1,9 @@
 """The norms of one optimizer's step, tensor by tensor, without disturbing it.
 
 An optimizer that leaves ``last_step`` behind is believed: what is recorded is what was used, and costs no second
-pass. For any other the norms are taken just before its step. ‖Δw‖ comes from the optimizer's own state where that
-gives it, else from a copy of the weights: of a large model only in one recorded step of `SNAPSHOT_EVERY`.
+pass. For any other the norms are taken just before its step, and the trust ratio follows from them where its
+description says how. ‖Δw‖ comes from the optimizer's own state where that gives it, else from a copy of the weights: of
+a large model only in one recorded step of `SNAPSHOT_EVERY`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tvlars_probe.probes.known_optimizers import has_last_step, has_no_trust_ratio, update_source
+from tvlars_probe.optimizers.description import LiveDescription
+from tvlars_probe.optimizers.trust_ratios import trust_ratios
+from tvlars_probe.probes.columns import BEFORE_UPDATE, COLUMNS, OPTIMIZER_SPECIFIC
 from tvlars_probe.reductions import (
     accumulation_dtype,
     difference_norm,
@@ -24,22 +27,11 @@ from tvlars_probe.reductions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.optim import Optimizer
 
-COLUMNS = (
-    "weight_norm",
-    "grad_norm",
-    "weight_grad_dot",
-    "direction_norm",
-    "adam_norm",
-    "weight_adam_dot",
-    "trust_ratio",
-    "phi",
-    "update_norm",
-)
-"""The figures that come from the device, in the order of a reading's rows."""
-
-_FROM_LAST_STEP = COLUMNS[:-1]
+    from tvlars_probe.optimizers.group_description import GroupDescription
 
 SNAPSHOT_ELEMENTS = 1 << 20
 """Up to here a copy of the weights in every step costs next to nothing (4 MiB); beyond it the copies are sampled."""
@@ -48,7 +40,7 @@ SNAPSHOT_EVERY = 10
 """Recorded steps from one copy to the next."""
 
 
-class NormProbe:
+class NormReader:
     """Reads one optimizer's steps.
 
     Args:
@@ -59,54 +51,68 @@ class NormProbe:
     def __init__(self, optimizer: Optimizer, *, updates: bool) -> None:
         self.optimizer = optimizer
         self.updates = updates
-        self._believed = has_last_step(optimizer)
+        self._description = LiveDescription(optimizer)
         self._measured: Tensor | None = None
         self._snapshots: dict[int, Tensor] = {}
         self._lrs: list[Any] = []
         self._takes_snapshots = True
+        self._policies: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def leaves_norms(self) -> bool:
+        """Whether the optimizer leaves behind what it computed, so that nothing is measured before its step."""
+        groups = self._description.groups
+        return bool(groups) and all(group.norms == "last_step" for group in groups)
+
+    @property
+    def phi(self) -> float:
+        """φ of the first group's last update; NaN for optimizers that have none."""
+        if not self.leaves_norms:
+            return math.nan
+        return float(self.optimizer.phi_of(self.optimizer.param_groups[0]))  # type: ignore[attr-defined]
 
     @property
     def samples_snapshots(self) -> bool:
         """Whether so many weights would have to be copied that only some steps' are."""
-        groups = [g for g in self.optimizer.param_groups if update_source(self.optimizer, g) == "snapshot"]
-        elements: int = sum(p.numel() for group in groups for p in group["params"])
+        elements: int = sum(p.numel() for group, source in self._sources() if source == "weights" for p in group)
         return elements > SNAPSHOT_ELEMENTS
 
     @property
     def unread(self) -> list[bool]:
         """Of which parameters the last step's ‖Δw‖ was left out."""
+        left_out = self.updates and not self._takes_snapshots
+        return [left_out and source == "weights" for group, source in self._sources() for _ in group]
+
+    @property
+    def nulls(self) -> list[frozenset[str]]:
+        """Per parameter the columns that this optimizer has nothing to say about."""
+        without_updates = frozenset() if self.updates else frozenset({"update_norm"})
+        groups = zip(self._description.groups, self.optimizer.param_groups, strict=True)
         return [
-            self.updates and not self._takes_snapshots and update_source(self.optimizer, group) == "snapshot"
-            for group in self.optimizer.param_groups
+            (OPTIMIZER_SPECIFIC - description.columns) | without_updates
+            for description, group in groups
             for _ in group["params"]
         ]
 
-    @property
-    def nulls(self) -> frozenset[str]:
-        """Columns that this optimizer has nothing to say about."""
-        missing = set() if self.updates else {"update_norm"}
-        if not self._believed:
-            missing |= {"direction_norm", "adam_norm", "weight_adam_dot", "phi"}
-            if not has_no_trust_ratio(self.optimizer):
-                missing.add("trust_ratio")
-            return frozenset(missing)
-        groups = self.optimizer.param_groups
-        if not any("betas" in group for group in groups):
-            missing |= {"adam_norm", "weight_adam_dot"}
-        if not any("lmbda" in group for group in groups):
-            missing.add("phi")
-        return frozenset(missing)
+    def _sources(self) -> Iterator[tuple[list[Tensor], str]]:
+        """Each group's parameters, and where their ‖Δw‖ is read: see `GroupDescription.update_norm`."""
+        for description, group in zip(self._description.groups, self.optimizer.param_groups, strict=True):
+            params: list[Tensor] = group["params"]
+            # In half precision, the rounding of the weights is a large part of the update.
+            rounds = any(p.dtype in (torch.bfloat16, torch.float16) or p.is_complex() for p in params)
+            yield params, "weights" if rounds else description.update_norm
 
     def before(self, index: int = 0) -> None:
         """Look at the state just before the update, that of the ``index``-th recorded step."""
+        self._description.renew()
         self._takes_snapshots = index % SNAPSHOT_EVERY == 0 or not self.samples_snapshots
         self._lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
-        if not self._believed:
+        if not self.leaves_norms:
             self._measured = self._measure()
         if self.updates and self._takes_snapshots:
-            for group in self.optimizer.param_groups:
-                if update_source(self.optimizer, group) == "snapshot":
-                    self._take_snapshots([p for p in group["params"] if p.grad is not None])
+            for params, source in self._sources():
+                if source == "weights":
+                    self._take_snapshots([p for p in params if p.grad is not None])
 
     def after(self) -> tuple[Tensor, list[bool]]:
         """Look at what the update did.
@@ -114,9 +120,9 @@ class NormProbe:
         Returns:
             a tensor (len(COLUMNS), parameters of the optimizer) on their device, and which of them took part.
         """
-        if self._believed:
+        if self.leaves_norms:
             last = self.optimizer.last_step  # type: ignore[attr-defined]
-            reading = torch.stack([getattr(last, name) for name in _FROM_LAST_STEP])
+            reading = torch.stack([getattr(last, name) for name in BEFORE_UPDATE])
             active = list(last.has_grad)
         else:
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -131,7 +137,7 @@ class NormProbe:
         return torch.cat([reading, updates[None]]), active
 
     def _measure(self) -> Tensor:
-        """‖w‖, ‖g‖, ⟨w,g⟩ and a trust ratio of 1; NaN elsewhere."""
+        """‖w‖, ‖g‖, ⟨w,g⟩, and the trust ratio that the description gives for them; NaN elsewhere."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         device, table = params[0].device, self._blank()
         active = [i for i, p in enumerate(params) if p.grad is not None]
@@ -147,12 +153,54 @@ class NormProbe:
             else:
                 for column, index in zip(norms.unbind(1), active, strict=True):
                     table[:3, index] = column
-        table[COLUMNS.index("trust_ratio")] = 1.0
+        self._put_ratios(table)
         return table
+
+    def _put_ratios(self, table: Tensor) -> None:
+        """Fill the trust ratio and its divisor, group by group, where the norms of w and g give them."""
+        ratio, divisor, offset = COLUMNS.index("trust_ratio"), COLUMNS.index("direction_norm"), 0
+        for description, group, lr in zip(
+            self._description.groups, self.optimizer.param_groups, self._lrs, strict=True
+        ):
+            params: list[Tensor] = group["params"]
+            span = slice(offset, offset + len(params))
+            offset += len(params)
+            if "trust_ratio" not in description.columns:
+                continue
+            if description.scaling.kind == "none":
+                table[ratio, span] = 1.0
+            elif description.scaling.kind == "shape":
+                for k, p in enumerate(params, start=span.start):
+                    table[ratio, k] = description.shape_factor(tuple(p.shape))
+            else:
+                weight_norm, grad_norm, dot = (row[None, span] for row in table[:3])
+                decay, adapted = self._decay_and_adapted(description, params, table)
+                found = trust_ratios(
+                    description,
+                    weight_norm=weight_norm,
+                    direction=grad_norm,
+                    dot=dot,
+                    lr=lr,
+                    decay=decay,
+                    adapted=adapted,
+                )
+                table[ratio, span], table[divisor, span] = found.ratio[0], found.divisor[0]
+
+    def _decay_and_adapted(
+        self, description: GroupDescription, params: list[Tensor], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """λ of each tensor and whether it is adapted, on the device: sent there once, for the host waits for that."""
+        key = (description, tuple(p.ndim for p in params))
+        if key not in self._policies:
+            self._policies[key] = (
+                like.new_tensor([description.decay_of(p.ndim) for p in params]),
+                torch.tensor([bool(description.adapts(p.ndim)) for p in params], device=like.device),
+            )
+        return self._policies[key]
 
     def _blank(self) -> Tensor:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        shape, device = (len(_FROM_LAST_STEP), len(params)), params[0].device
+        shape, device = (len(BEFORE_UPDATE), len(params)), params[0].device
         return torch.full(shape, math.nan, dtype=accumulation_dtype(device), device=device)
 
     def _take_snapshots(self, params: list[Tensor]) -> None:
@@ -169,15 +217,13 @@ class NormProbe:
         if not self.updates:
             return norms
         offset = 0
-        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
-            params = group["params"]
+        for (params, source), lr in zip(self._sources(), self._lrs, strict=True):
             some = [k for k, _ in enumerate(params) if active[offset + k]]
-            source = update_source(self.optimizer, group)
             if source == "direction":
                 ratio, direction = (reading[COLUMNS.index(c)] for c in ("trust_ratio", "direction_norm"))
                 span = slice(offset, offset + len(params))
                 norms[span] = ratio[span] * direction[span] * lr
-            elif some and (source != "snapshot" or self._takes_snapshots):
+            elif some and (source != "weights" or self._takes_snapshots):
                 tensors = [params[k] for k in some]
                 if source == "momentum_buffer":
                     values = _norms([self.optimizer.state[p]["momentum_buffer"] for p in tensors]) * lr

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from tvlars_probe.optimizers.description import describe
 from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -121,20 +122,14 @@ def optimizer_names(model: nn.Module | None, optimizers: Sequence[Optimizer]) ->
 
 def parameter_table(model: nn.Module | None, optimizers: Sequence[Optimizer]) -> list[ParameterInfo]:
     """The table of parameters: the model's first, then those that only an optimizer holds."""
-    from tvlars_probe.probes.known_optimizers import is_adapted, is_decayed
-
     known = named_tensors(model)
     held: dict[int, dict[str, Any]] = {}
     strangers: list[ParameterInfo] = []
     for i, optimizer in enumerate(optimizers):
-        for j, group in enumerate(optimizer.param_groups):
+        for j, (group, told) in enumerate(zip(optimizer.param_groups, describe(optimizer), strict=True)):
             for k, p in enumerate(group["params"]):
-                role = {
-                    "optimizer": i,
-                    "group": j,
-                    "adapted": is_adapted(optimizer, group, p),
-                    "decayed": is_decayed(optimizer, group, p),
-                }
+                decayed = told.decay_of(p.ndim) != 0 if told.is_known else None
+                role = {"optimizer": i, "group": j, "adapted": told.adapts(p.ndim), "decayed": decayed}
                 held[id(p)] = role
                 if id(p) not in known:
                     strangers.append(_info(f"optimizer{i}.group{j}.{k}", p, **role))

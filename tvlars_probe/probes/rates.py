@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tvlars_probe.curvature.scaling import Rates, stability_limit
-from tvlars_probe.probes.known_optimizers import decay_form, has_last_step, momentum_form, number, trust_ratios
+from tvlars_probe.curvature.scaling import Rates
+from tvlars_probe.optimizers.description import describe
+from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.parameters import optimizer_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+
+    from tvlars_probe.optimizers.group_description import GroupDescription
+    from tvlars_probe.probes.layout import Layout
 
 
 def applied_rates(
@@ -41,77 +45,92 @@ def applied_rates(
         step: index of that step.
 
     Returns:
-        rates by name; NaN for optimizers that aren't known: LARS, TVLARS, LAMB, and torch's SGD, Adam, AdamW, Adagrad
-        and RMSprop are.
+        rates by name; NaN for optimizers whose description doesn't give them: see `tvlars_probe.describe`.
     """
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     rates: dict[str, Tensor] = {}
     decay: dict[str, float] = {}
-    limits: set[float] = set()
+    limits: set[float | None] = set()
     for one, names in zip(optimizers, optimizer_names(model, optimizers), strict=True):
-        rows = [(group, p) for group in one.param_groups for p in group["params"]]
-        ratios = trust_ratios(one) if scaled_lr is None else []
-        for i, (name, (group, p)) in enumerate(zip(names, rows, strict=True)):
+        ratios = trust_ratios_of(one) if scaled_lr is None else []
+        rows = [
+            (description, group, p)
+            for description, group in zip(describe(one), one.param_groups, strict=True)
+            for p in group["params"]
+        ]
+        for i, (name, (description, group, p)) in enumerate(zip(names, rows, strict=True)):
             lr = scaled_lr.get(name, math.nan) if scaled_lr is not None else number(group["lr"]) * ratios[i]
-            rates[name] = lr * _per_element(one, group, p)
-            decay[name] = _coupled_decay(one, group, p)
-            limits.add(_limit(one, group))
-    known = len(limits) == 1 and not math.isnan(next(iter(limits)))
-    return Rates(rates=rates, decay=decay, limit=next(iter(limits)) if known else None, step=step)
+            rates[name] = lr * _per_element(description, {**group, **one.state.get(p, {})})
+            is_coupled = description.is_known and description.decay.form == "coupled"
+            decay[name] = description.decay_of(p.ndim) if is_coupled else 0.0
+            limits.add(description.stability_limit)
+    return Rates(rates=rates, decay=decay, limit=limits.pop() if len(limits) == 1 else None, step=step)
 
 
-def _per_element(optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:
-    """What the rate is multiplied by beside lr and trust ratio: one number, or one per element."""
-    form, state = momentum_form(optimizer, group), optimizer.state.get(p, {})
-    name = "LAMB" if has_last_step(optimizer) and "betas" in group else type(optimizer).__name__
-    if form is None or (name in _DIVISORS and not state):
+def trust_ratios_of(optimizer: Optimizer) -> list[float]:
+    """The trust ratio of each parameter's last update; NaN where it isn't known."""
+    ratios: list[float] = []
+    left_behind: Any = None
+    for description, group in zip(describe(optimizer), optimizer.param_groups, strict=True):
+        params, scaling = group["params"], description.scaling
+        if description.is_known and description.norms == "last_step":
+            if left_behind is None and (last := getattr(optimizer, "last_step", None)) is not None:
+                left_behind = last.trust_ratio.tolist()
+            ratios += left_behind[len(ratios) :][: len(params)] if left_behind else [math.nan] * len(params)
+        elif description.is_known and scaling.kind == "none":
+            ratios += [1.0] * len(params)
+        elif description.is_known and scaling.kind == "shape":
+            ratios += [description.shape_factor(tuple(p.shape)) for p in params]
+        else:
+            ratios += [math.nan] * len(params)
+    return ratios
+
+
+def _per_element(group: GroupDescription, kept: Mapping[str, Any]) -> Tensor:
+    """What the rate is multiplied by beside lr and trust ratio: one number, or one per element.
+
+    Args:
+        group: its description.
+        kept: what the optimizer keeps of the tensor, and of its group.
+    """
+    undamped, divisor = 1.0 - group.momentum.damping, group.preconditioner
+    if not group.is_known or divisor.kind == "matrix":
         return torch.tensor(math.nan)
-    dampening = form["beta"] if form["form"] == "moving-average" else form.get("dampening", 0.0)
-    if name in ("SGD", "LARS", "TVLARS"):
-        return torch.tensor(1.0 - dampening)
-    if name not in _DIVISORS:
+    if divisor.kind == "none":
+        return torch.tensor(undamped)
+    v = kept.get(divisor.second_moment or "")
+    if v is None:  # before the first step
         return torch.tensor(math.nan)
-    divisor = _DIVISORS[name](group, state)
-    return divisor.reciprocal().mul_(1.0 - dampening)
+    if divisor.centered:
+        v = v - kept[divisor.first_moment or ""].square()
+    steps = number(kept.get("step", 1))
+    if divisor.bias_corrected:
+        v = v / (1 - number(divisor.beta) ** steps)
+    root: Tensor = v.sqrt().add_(divisor.eps)
+    if group.momentum.bias_corrected:
+        root.mul_(1 - group.momentum.beta**steps)
+    root.mul_(1 + (steps - 1) * group.rate_decay)
+    return root.reciprocal().mul_(undamped)
 
 
-def _lamb(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    return _root(state["exp_avg_sq"], group["eps"])
+class LastRates:
+    """lr × trust_ratio of every parameter's last update, by name."""
 
+    def __init__(self, known: Mapping[str, float]) -> None:
+        self._rates = dict(known)
+        self.lrs: dict[int, list[Any]] = {}
 
-def _adam(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    beta1, beta2 = (number(beta) for beta in group["betas"])
-    count = number(state["step"])
-    v: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-    return _root(v / (1 - beta2**count), group["eps"]).mul_(1 - beta1**count)
+    def note(self, index: int, optimizer: Optimizer) -> None:
+        """Keep the groups' learning rates of the update that optimizer ``index`` is making."""
+        lrs = [group.get("lr", math.nan) for group in optimizer.param_groups]
+        self.lrs[index] = [lr.detach().clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 
-
-def _adagrad(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    slowed = 1 + (number(state["step"]) - 1) * number(group["lr_decay"])
-    return _root(state["sum"], group["eps"]).mul_(slowed)
-
-
-def _rmsprop(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    v: Tensor = state["square_avg"]
-    return _root(v - state["grad_avg"].square() if group["centered"] else v, group["eps"])
-
-
-def _root(v: Tensor, eps: float) -> Tensor:
-    root: Tensor = v.sqrt()
-    return root.add_(eps)
-
-
-_DIVISORS = {"LAMB": _lamb, "Adam": _adam, "AdamW": _adam, "Adagrad": _adagrad, "RMSprop": _rmsprop}
-
-
-def _coupled_decay(optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> float:
-    """Weight decay that is added to this tensor's gradient."""
-    if decay_form(optimizer, group) != "coupled":
-        return 0.0
-    decay_of: Any = getattr(optimizer, "decay_of", None)
-    return number(decay_of(group, p) if decay_of is not None else group["weight_decay"])
-
-
-def _limit(optimizer: Optimizer, group: dict[str, Any]) -> float:
-    form = momentum_form(optimizer, group)
-    return math.nan if form is None else stability_limit(number(form["beta"]), form["form"] == "nesterov")
+    def read(self, layout: Layout, optimizers: Sequence[Optimizer]) -> dict[str, float]:
+        """The rates; NaN where the trust ratio isn't known."""
+        for index, lrs in self.lrs.items():
+            groups = optimizers[index].param_groups
+            spread = [number(lr) for lr, group in zip(lrs, groups, strict=False) for _ in group["params"]]
+            names, ratios = layout.names[layout.offsets[index] :], trust_ratios_of(optimizers[index])
+            self._rates |= {name: lr * q for name, lr, q in zip(names, spread, ratios, strict=False)}
+        self.lrs.clear()
+        return dict(self._rates)

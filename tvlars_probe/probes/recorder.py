@@ -1,122 +1,113 @@
-"""The recorder: hooks on any torch optimizer that fill a run's trace.
+"""The recorder: puts together what watches a loop's steps, what reads them, and what writes them down.
 
-::
-
-    with tvlars_probe.record(model, optimizer, "runs/mine") as rec:
-        for x, y in batches:
-            loss = criterion(model(x), y)
-            loss.backward()
-            optimizer.step()                        # hooks record
-            rec.log(loss=loss, samples=len(x))      # what isn't told is null
-
-A step of the trace is one update of every optimizer: a new one begins when an optimizer steps that already has.
+`tvlars_probe.probes.loop` shows the loop and its events. `StepHooks` tells of them, `StepRows` fills the rows of a
+buffer on the device, `Probing` calls the probes, `Agreement` lets the ranks do the same in the same step, and
+`Crossing` hands the rows to the `Journal`, which a `Session` holds. What the numbers are is decided there; here, only
+in which order these are called.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import os
 import time
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
-from tvlars_probe.probes import state
-from tvlars_probe.probes.agreement import Agreement
-from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
-from tvlars_probe.probes.known_optimizers import count, scalar
-from tvlars_probe.probes.layout import LastRates, note_parameters
-from tvlars_probe.probes.observer import Detail, StepObserver
+from tvlars_probe.collectives import Ranks
+from tvlars_probe.errors import UserError
+from tvlars_probe.probes.agreement import Agreement, Decision
+from tvlars_probe.probes.crossing import Crossing, is_bad
+from tvlars_probe.probes.hooks import StepHooks
+from tvlars_probe.probes.layout import note_parameters, unknown_optimizers
+from tvlars_probe.probes.opening import open_journal
+from tvlars_probe.probes.probing import Probing
+from tvlars_probe.probes.rates import applied_rates
+from tvlars_probe.probes.session import Session
 from tvlars_probe.probes.signals import children_may_wait
-from tvlars_probe.traces.journal import Journal
-from tvlars_probe.traces.manifest import Manifest
-from tvlars_probe.traces.run_directory import new_run_id
+from tvlars_probe.probes.steps import Detail, StepRows
+from tvlars_probe.probes.told import count, mean_loss, scalar
+from tvlars_probe.traces.schema import ONLY_PHASE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
-    from tvlars_probe.probes.failures import Probe
+    from torch import Tensor, nn
+
+    from tvlars_probe.curvature.scaling import Rates
+    from tvlars_probe.probes.failures import Probe, ProbeFailures
+    from tvlars_probe.traces.journal import Journal
+    from tvlars_probe.traces.manifest import Manifest
 
 
-def record(
-    model: nn.Module | None,
-    optimizer: Optimizer | Sequence[Optimizer],
-    path: str | os.PathLike[str],
-    *,
-    config: Mapping[str, Any] | None = None,
-    total_steps: int | None = None,
-    detail: Detail = "full",
-    every: int = 1,
-    probes: Sequence[Probe] = (),
-    on_probe_error: OnProbeError = "warn",
-    manifest: Manifest | None = None,
-    resume: Mapping[str, Any] | None = None,
-    distributed: bool | None = None,
-) -> Recorder:
-    """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
+class Recorder:
+    """Records a training loop; made by `tvlars_probe.record`.
 
-    Args:
-        model: whose parameters give the rows their names; DDP and compiled wrappers are seen through.
-        optimizer: one optimizer or several; parameters added later are followed.
-        path: a folder that doesn't exist yet (or, with ``resume``, the run to continue).
-        config: settings of yours to keep in the manifest.
-        total_steps: updates that the run is going to make, if known.
-        detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
-        every: record the layers in every so many steps.
-        probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
-        on_probe_error: when a probe or the reading of norms raises, "warn" goes on recording only what the loop tells,
-            with a warning and a note in the manifest; "raise" ends the run.
-        manifest: further facts to keep in the manifest.
-        resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
-        distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
-            are averaged over ranks; False records this process alone.
-
-    Raises:
-        RunDirectoryError: on entering, if the folder holds something already or can't be written.
-        UserError: a setting outside its range.
+    Attributes:
+        path: the run directory.
+        phase: written into each row: train, pretrain or linear.
+        manifest: what stands in run.json; saved with each flush.
+        diverged: whether the last loss told was not finite (on accelerators: known after a flush).
+        stop_agreed: whether all ranks have learned of `request_stop`.
+        checkpoint_agreed: whether all ranks have learned of `request_checkpoint`; until the next `state_dict`.
+        interrupted: set it before leaving early: the status is then interrupted, not completed.
     """
-    if detail not in get_args(Detail):
-        raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
-    if resume is not None:
-        wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {resume!r:.60}"]
-        if wrong:
-            raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
-    if every < 1:
-        raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
-    optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
-        given = ", ".join(type(one).__name__ for one in optimizers) or "none"
-        raise UserError(
-            f"record() needs a torch.optim.Optimizer or a list of them, got {given} (give a wrapper's inner optimizer)"
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        optimizers: Sequence[Optimizer],
+        path: Path,
+        manifest: Manifest,
+        *,
+        detail: Detail,
+        every: int,
+        probes: Sequence[Probe],
+        failures: ProbeFailures,
+        resume: Mapping[str, Any] | None,
+        distributed: bool | None,
+    ) -> None:
+        begun = resume or {"step": 0, "samples": 0, "phase": ONLY_PHASE, "rates": {}}
+        self.path, self.manifest, self.phase = path, manifest, begun["phase"]
+        self.diverged = self.stop_agreed = self.checkpoint_agreed = self.interrupted = False
+        self._model, self._optimizers, self._resume = model, optimizers, resume
+        self._device = next(p.device for o in optimizers for g in o.param_groups for p in g["params"])
+        self._ranks = Ranks(self._device) if distributed is False else Ranks.of_process_group(self._device)
+        self._agreement = Agreement(self._ranks)
+        self._failures = failures
+        self._rows = StepRows(
+            self._device,
+            detail=detail,
+            every=every,
+            reads=self._ranks.is_first,
+            failures=failures,
+            rates=begun["rates"],
         )
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (a user unknown is no error)
-    facts = manifest or Manifest(run_id=new_run_id(path))
-    facts.config = dict(config) if config is not None else facts.config
-    facts.total_steps = total_steps if total_steps is not None else facts.total_steps
-    return Recorder(
-        model,
-        optimizers,
-        path,
-        facts,
-        detail=detail,
-        every=every,
-        probes=probes,
-        failures=ProbeFailures(on_probe_error),
-        resume=resume,
-        distributed=distributed,
-    )
+        self._hooks = StepHooks(self, self._rows.clock)
+        self._crossing = Crossing(begun["step"], begun["samples"])
+        self._probing = Probing(probes, failures)
+        for probe, state in zip(probes, begun.get("probes", ()), strict=False):
+            probe.load_state_dict(state)
+        self._last_epoch: int | None = begun.get("last_epoch")
+        self._stop_wish = self._checkpoint_wish = self._flush_wish = False
+        self._session = Session(path)
 
+    @property
+    def journal(self) -> Journal | None:
+        """The writing side, None on ranks other than 0."""
+        return self._session.journal
 
-class Recorder(StepObserver):
-    """Records a training loop; made by `record`. What it knows stands on `StepObserver`."""
+    @property
+    def step(self) -> int:
+        """Number of updates so far: the next step's index."""
+        return self._crossing.written + len(self._rows)
+
+    def last_rates(self) -> dict[str, float]:
+        """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
+        return self._rows.last_rates()
 
     # What the loop calls.
 
@@ -136,25 +127,12 @@ class Recorder(StepObserver):
             epoch: counted from 0.
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
         """
-        self._refuse_idle()
-        if isinstance(loss, Tensor) and (loss.numel() != 1 or loss.is_complex()):
-            what = f"{'complex ' if loss.is_complex() else ''}tensor of {tuple(loss.shape)}"
-            raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a {what}")
-        loss = loss if loss is None or isinstance(loss, Tensor) else scalar("loss", loss)
+        self._session.refuse_idle()
+        loss = mean_loss(loss)
         told: dict[str, Any] = {"samples": count("samples", samples), "epoch": count("epoch", epoch)}
         told["clip_scale"] = None if clip_scale is None else scalar("clip_scale", clip_scale)
-        told = {name: value for name, value in told.items() if value is not None}
-        row = self._open
-        if row is None or row.steps_told == len(row.stepped):
-            # No update since the last call: a gradient scaler skipped it, or log() stands before step().
-            self._logs_without_step += row is None
-            return
-        row.steps_told = len(row.stepped)
-        for name, value in told.items():
-            setattr(row, name, value)
-        if loss is not None:
-            self._buffer.put_loss(loss)
-        self._agree(loss)
+        if self._rows.tell(loss, {name: value for name, value in told.items() if value is not None}):
+            self._agree(loss)
 
     def log_epoch(self, *, epoch: int, **figures: float | None) -> None:
         """Add a row to the table ``epochs``, for the state after the updates made so far.
@@ -166,7 +144,7 @@ class Recorder(StepObserver):
         Raises:
             UserError: the table has no such column, or a value is no number.
         """
-        self._refuse_idle()
+        self._session.refuse_idle()
         if "step" in figures:
             raise UserError("log_epoch() describes the state after the updates made so far: step isn't told")
         number = count("epoch", epoch)
@@ -182,7 +160,7 @@ class Recorder(StepObserver):
         try:
             yield
         finally:
-            self._clock.leave_out(time.perf_counter() - start)
+            self._rows.clock.leave_out(time.perf_counter() - start)
 
     def begin_phase(
         self,
@@ -201,14 +179,14 @@ class Recorder(StepObserver):
             probes: likewise.
         """
         self.flush()
-        self._detach()
+        self._hooks.detach()
         self._model = model
         self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        self._curvature = list(probes) if self._probing else []
-        self._rates = LastRates({})
+        self._probing.replace(probes)
+        self._rows.forget_rates()
         self.phase = phase
-        self._lay_out()
-        self._attach()
+        self._rows.lay_out(model, self._optimizers)
+        self._hooks.attach(self._optimizers)
 
     def request_stop(self) -> None:
         """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Any rank's wish counts.
@@ -228,14 +206,14 @@ class Recorder(StepObserver):
 
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""
-        self._refuse_idle()
+        self._session.refuse_idle()
         self._close_row()
         with children_may_wait():
             self._cross()
             self._flush_wish = False
             if self.journal is not None:
-                note_parameters(self.manifest, self.phase, self._model, self._optimizers)
-                self.journal.flush(self._written)
+                self._note_parameters()
+                self.journal.flush(self._crossing.written)
 
     def state_dict(self) -> dict[str, Any]:
         """What `record` needs to continue (``resume=``); flushes first. Every rank calls it."""
@@ -243,134 +221,136 @@ class Recorder(StepObserver):
         if self.journal is not None:
             self.journal.end_parts_at(self.step)
         self._checkpoint_wish = self.checkpoint_agreed = False
-        return {
+        state = {
             "run_id": None if self.journal is None else self.manifest.run_id,
             "step": self.step,
             "last_epoch": self._last_epoch,
-            "samples": self._samples,
+            "samples": self._crossing.samples,
             "phase": self.phase,
             "rates": self.last_rates(),
-            "probes": self._probes_state(),
         }
-
-    def _probes_state(self) -> list[dict[str, Any]]:
-        before, states = self._failures.found, []
-        for probe in self._curvature:
-            with self._failures.guard(f"{type(probe).__name__}.state_dict", self.step):
-                states.append(probe.state_dict())
-        if self._curvature and self._ranks.any(self._failures.found is not before):
+        probes = self._probing.states(self.step, self._ranks)
+        if probes is None:
             self._stop_probing()
-            return []
-        return states
+        return {**state, "probes": probes or []}
+
+    # The events of the loop: see `tvlars_probe.probes.loop.LoopEvents`.
+
+    def before_update(self, index: int) -> None:
+        if self._rows.begins_another(index):
+            self._begin_row()
+        self._rows.before(index, self.step - 1)
+
+    def after_update(self, index: int, started: float) -> None:
+        if self._rows.begins_another(index):
+            # An optimizer that never called its closure: nothing was seen before its update.
+            self._begin_row()
+            self._rows.note_rates(index)
+        self._rows.after(index, self.step - 1, started)
+
+    def _begin_row(self) -> None:
+        self._close_row()
+        if not self._rows.layout.is_current:
+            with children_may_wait():
+                self._cross()
+            self._rows.lay_out(self._model, self._optimizers)
+        elif self._flush_wish or self._rows.buffer.full:
+            self.flush()
+        if not self._probing.measure(self.step, self.phase, self._applied_rates, self._ranks, self.journal):
+            self._stop_probing()
+        self._rows.begin(self.step, self.phase)
+
+    def _close_row(self) -> None:
+        if self._rows.close():
+            self._agree(None)  # the ranks agree in every step, told of or not
+
+    def _applied_rates(self) -> Rates | None:
+        scaled_lr = self.last_rates()
+        if not scaled_lr:
+            return None
+        return applied_rates(self._model, self._optimizers, scaled_lr=scaled_lr, step=self.step - 1)
+
+    def _agree(self, loss: Tensor | float | None) -> None:
+        """Let the ranks learn of each other's wishes, once the loop has told of its step."""
+        on_host = not hasattr(loss, "device") or loss.device.type == "cpu"  # type: ignore[union-attr]
+        wish = Decision(
+            flush=self.journal is not None and self.journal.due,
+            checkpoint=self._checkpoint_wish,
+            stop=self._stop_wish,
+            bad_loss=on_host and is_bad(None if loss is None else float(loss)),
+            probe_failed=self._probing.has_failed_here,
+        )
+        decision = self._agreement.decide(self.step, wish)
+        self._flush_wish |= decision.flush
+        self.stop_agreed |= decision.stop
+        self.checkpoint_agreed |= decision.checkpoint
+        if decision.probe_failed:
+            self._stop_probing()
+        if on_host and loss is not None:
+            self.diverged = decision.bad_loss
+
+    def _stop_probing(self) -> None:
+        """A probe has failed on some rank: nothing but what the loop tells is recorded from now on, on any."""
+        self._probing.stop()
+        self._rows.measures_layers = False
+        if self._ranks.is_first:
+            self._failures.announce(self.manifest, self.step)
+
+    def _cross(self) -> None:
+        """Take the rows to the host and hand them to the journal."""
+        last = self._crossing.cross(self._rows.drain(), self._ranks, self._rows.layout, self.journal)
+        if last is not None:
+            self.diverged = is_bad(last)
+
+    def _note_parameters(self) -> None:
+        note_parameters(self.manifest, self.phase, self._model, self._optimizers)
 
     # Attaching and letting go.
 
-    def _refuse_idle(self) -> None:
-        """Refuse to write where this recorder doesn't record: before and after its block, and in a forked child."""
-        if os.getpid() != self._pid:
-            raise UserError("this process was forked from the one that records the run: record() another one here")
-        if not self._is_recording:
-            raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
-
     def __enter__(self) -> Self:
-        if self._is_laid_out:
+        if self._rows.is_laid_out:
             raise UserError("this recorder has been entered before: record() makes another")
-        self._lay_out()
-        failure: Exception | None = None
-        if self._ranks.rank == 0:
-            try:
-                self._open_journal()
-            except Exception as error:
-                failure = error
-        if self._ranks.enter(failure is not None):
-            raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
-        self._attach()
-        self._is_recording = True
-        atexit.register(self._leave_at_exit)
+        text = unknown_optimizers(self._optimizers)
+        if text is not None and self._ranks.is_first:
+            warnings.warn(text, stacklevel=2)  # before anything is made: a warning may be an error
+        self._rows.lay_out(self._model, self._optimizers)
+        self._session.enter(self._open_journal, self._agreement)
+        if text is not None and text not in self.manifest.notes:
+            self.manifest.notes.append(text)
+        self._hooks.attach(self._optimizers)
+        self._session.begin(self._leave)
         return self
+
+    def _open_journal(self) -> Journal:
+        return open_journal(
+            self.path,
+            self.manifest,
+            self._resume,
+            device=self._device,
+            world_size=self._ranks.world_size,
+            note=self._note_parameters,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if os.getpid() != self._pid:
-            return  # a forked child leaves the block: the run is its parent's
-        with children_may_wait():
-            self._leave(kind, error)
-
-    def _leave_at_exit(self) -> None:
-        """Write what a recorder holds that was never left, when the interpreter ends."""
-        if os.getpid() == self._pid:
-            warnings.warn(f"the recorder of {self.path} was never left: use it as a context manager", stacklevel=1)
-            self._leave(SystemExit, None)
+        if not self._session.is_forked:
+            with children_may_wait():
+                self._leave(kind, error)
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        atexit.unregister(self._leave_at_exit)
-        self._detach()
-        if self._logs_without_step == 1 and self.step > 1 and self._open is not None and not self._open.steps_told:
-            warnings.warn(
-                "rec.log() was called before the first optimizer.step(), and not after the last: each call told of the "
-                "step before. Call it after step()",
-                stacklevel=3,
-            )
-        if self._logs_without_step and not self.step:
-            warnings.warn(
-                "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
-                "called (of a wrapper the inner one), and call rec.log() after it",
-                stacklevel=3,
-            )
-        status = "failed" if kind is not None and issubclass(kind, Exception) else "interrupted"
-        try:
-            if kind is None:
-                self.flush()
-                status = "diverged" if self.diverged else "interrupted" if self.interrupted else "completed"
-            else:
-                self._salvage()
-        except BaseException as failure:
-            status, error = "failed" if isinstance(failure, Exception) else "interrupted", failure
-            raise
-        finally:
-            self._is_recording = False
-            self._finish(status, error)
+        self._hooks.detach()
+        if (text := self._rows.misplaced_telling(self.step)) is not None:
+            warnings.warn(text, stacklevel=3)
+        self._session.leave(kind, error, write=self._write_all, salvage=self._salvage)
 
-    def _finish(self, status: str, error: BaseException | None) -> None:
-        """Note how it ended; where even that can't be written, the error that is on its way stands."""
-        if self.journal is None:
-            return
-        try:
-            with children_may_wait():
-                self.journal.finish(status, error if status == "failed" else None)
-        except StorageError:
-            if error is None:
-                raise
-
-    def _open_journal(self) -> None:
-        step = 0
-        if self._resume is None:
-            self.journal = Journal.create(self.path, self.manifest)
-        else:
-            step, run_id = self._resume["step"], self._resume.get("run_id")
-            if run_id is not None and run_id != (there := Manifest.load(self.path).run_id):
-                raise RunDirectoryError(
-                    f"{self.path} holds the run {there}, and resume= is a state of the run {run_id}"
-                )
-            told = (-1 if self._last_epoch is None else self._last_epoch) + 1 if "last_epoch" in self._resume else None
-            self.journal = Journal.resume(self.path, self.manifest, step, told)
-        world_size = self._ranks.world_size
-        self.manifest.world_size = self.manifest.world_size or world_size
-        note_parameters(self.manifest, self.phase, self._model, self._optimizers)
-        threads = torch.get_num_threads()
-        try:
-            self.journal.begin_segment(step, device=str(self._device), threads=threads, world_size=world_size)
-        except BaseException:
-            self.journal.abandon() if self._resume is None else self.journal.release()
-            self.journal = None
-            raise
+    def _write_all(self) -> str:
+        self.flush()
+        return "diverged" if self.diverged else "interrupted" if self.interrupted else "completed"
 
     def _salvage(self) -> None:
         """Write what this rank has without the others, which may be gone."""
-        self._lonely = self._ranks.world_size > 1
-        self._ranks = Agreement(self._device, self._ranks.rank)
-        for _ in range(2):  # what a data loader's signal handler has to say may come in the middle of the first
-            with contextlib.suppress(Exception):
-                self.flush()
-                return
+        self._crossing.alone |= self._ranks.world_size > 1
+        self._ranks = Ranks(self._device, self._ranks.rank)
+        self._agreement = Agreement(self._ranks)
+        self.flush()

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
-from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.probes.cadence import cadence
 from tvlars_probe.traces.manifest import now
@@ -71,7 +71,7 @@ class SharpnessProbe:
         seed: int = 0,
         sample_id: str | None = None,
         compute: Compute | None = None,
-        shards: Shards | None = None,
+        shards: Ranks | None = None,
     ) -> None:
         if budget is not None and not 0 < budget <= 1:
             raise UserError(f"a probe's budget of {budget:g} is no share of the run (allowed: above 0, at most 1)")
@@ -84,7 +84,7 @@ class SharpnessProbe:
         is_pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
         batches: list[tuple[Tensor, ...]] = [data] if is_pair else list(data)  # type: ignore[list-item, arg-type]
         self._objective = Objective(
-            self._model, compute, batches, bn_mode=bn_mode, shards=shards or Shards.of_process_group()
+            self._model, compute, batches, bn_mode=bn_mode, shards=shards or Ranks.of_process_group()
         )
         self._budget, self._sample_id = budget, sample_id
         self._vectors: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
-from tvlars_probe.runners.modes import MODES, BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import MODES, BarlowTwinsConfig
 from tvlars_probe.traces.plain_types import mismatches, shown
 
 Precision = Literal["float32", "bf16", "float64"]

@@ -17,8 +17,8 @@ from tvlars_probe.reductions import accumulation_dtype
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.data.images import TensorImages
-    from tvlars_probe.runners.ranks import Ranks
 
 PIECE = 1024
 """Samples evaluated at once."""

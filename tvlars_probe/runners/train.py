@@ -6,12 +6,14 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
-from tvlars_probe.runners.barlow_twins import train_barlow_twins
-from tvlars_probe.runners.classification import train_classifier
-from tvlars_probe.runners.jobs import Done, Job, check_fit, check_same_data, plan_resume, plan_run
-from tvlars_probe.runners.launching import launch
-from tvlars_probe.runners.ranks import join, launched_by_torchrun, leave, place, seat
-from tvlars_probe.runners.stopping import advice
+from tvlars_probe.runners.launching.places import place
+from tvlars_probe.runners.launching.process_group import join, leave
+from tvlars_probe.runners.launching.processes import launch
+from tvlars_probe.runners.launching.stop_signals import advice
+from tvlars_probe.runners.launching.torchrun import launched_by_torchrun, seat
+from tvlars_probe.runners.phases.barlow_twins import train_barlow_twins
+from tvlars_probe.runners.phases.classification import train_classifier
+from tvlars_probe.runners.planning import Done, Job, check_fit, check_same_data, plan_resume, plan_run
 from tvlars_probe.traces.run_directory import note_failure
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.runners.config import TrainConfig
-    from tvlars_probe.runners.ranks import Placement
+    from tvlars_probe.runners.launching.places import Placement
 
 _WORK = {"clf": train_classifier, "bt": train_barlow_twins}
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+ONLY_PHASE = "train"
+"""The phase of a loop that knows no phases."""
+
 Type = Literal["int64", "float32", "float64", "name", "bool", "time"]
 
 

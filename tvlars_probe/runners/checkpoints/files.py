@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.errors import RunDirectoryError, UnreadableError
-from tvlars_probe.runners import contents
+from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.traces.parts import replace_file
 from tvlars_probe.traces.plain_types import fits
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from tvlars_probe.runners.ranks import Ranks
+    from tvlars_probe.collectives import Ranks
 
 FORMAT = 1
 FOLDER = "checkpoints"

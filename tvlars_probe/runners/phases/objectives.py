@@ -1,7 +1,7 @@
 """The model and the loss of each phase of a run, from its configuration alone: for training, and for probes afterwards.
 
-A phase is one of `tvlars_probe.runners.modes.MODES`: train (a classifier), pretrain (Barlow Twins), linear (the linear
-probe).
+A phase is one of `tvlars_probe.runners.phases.modes.MODES`: train (a classifier), pretrain (Barlow Twins), linear (the
+linear probe).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
-from torch.optim import SGD
 
 from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.data.views import TwinViews
 from tvlars_probe.models.barlow_twins import LinearProbe, barlow_twins_loss, build_barlow_twins, build_linear_probe
 from tvlars_probe.models.batch_norm import synchronize_batch_norm
+from tvlars_probe.optimizers.registry import OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, phase: str) -> Optimi
     groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr": config.barlow.lr_classifier}]
     if not model.frozen:
         groups.append({"params": list(model.backbone.parameters()), "lr": config.barlow.lr_backbone})
-    return SGD(groups, lr=0.0, momentum=PROBE_MOMENTUM, weight_decay=PROBE_WEIGHT_DECAY)
+    return OPTIMIZERS["sgd"].load()(groups, lr=0.0, momentum=PROBE_MOMENTUM, weight_decay=PROBE_WEIGHT_DECAY)
 
 
 def batch_loss(config: TrainConfig, phase: str) -> Callable[[nn.Module, Batch], Tensor]:

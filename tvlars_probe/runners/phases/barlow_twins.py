@@ -10,20 +10,20 @@ from tvlars_probe.data.augmentation import augmentation
 from tvlars_probe.data.views import TwinViews
 from tvlars_probe.models.barlow_twins import barlow_twins_loss
 from tvlars_probe.optimizers.schedules import ScheduleConfig
-from tvlars_probe.runners import checkpoints
-from tvlars_probe.runners.classification import Classification
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints.saver import note_other_ranks
 from tvlars_probe.runners.evaluation import Tally
-from tvlars_probe.runners.saving import note_other_ranks
-from tvlars_probe.runners.stopping import StopSignals
-from tvlars_probe.runners.training import Training
+from tvlars_probe.runners.launching.stop_signals import StopSignals
+from tvlars_probe.runners.phases.classification import Classification
+from tvlars_probe.runners.phases.loop import Training
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.data.batches import Share
     from tvlars_probe.runners.config import TrainConfig
-    from tvlars_probe.runners.jobs import Job
-    from tvlars_probe.runners.ranks import Ranks
+    from tvlars_probe.runners.planning import Job
 
 
 def train_barlow_twins(ranks: Ranks, job: Job) -> int | None:

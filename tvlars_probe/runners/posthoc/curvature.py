@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
-from tvlars_probe.curvature.ranks import Shards
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.rates import applied_rates
 from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
-from tvlars_probe.runners import objectives
 from tvlars_probe.runners.config import PlaceConfig
-from tvlars_probe.runners.launching import launch
-from tvlars_probe.runners.posthoc import (
+from tvlars_probe.runners.launching.places import place
+from tvlars_probe.runners.launching.processes import launch
+from tvlars_probe.runners.phases import objectives
+from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample
+from tvlars_probe.runners.posthoc.run_state import (
     State,
     choose_checkpoints,
     import_function,
@@ -27,8 +29,6 @@ from tvlars_probe.runners.posthoc import (
     restore,
 )
 from tvlars_probe.runners.progress import status_line
-from tvlars_probe.runners.ranks import place
-from tvlars_probe.runners.samples import PIECE, ProbeSample
 from tvlars_probe.traces.manifest import Manifest, now
 from tvlars_probe.traces.run_directory import refuse_links
 from tvlars_probe.traces.writer import TraceWriter
@@ -36,9 +36,9 @@ from tvlars_probe.traces.writer import TraceWriter
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.results import Density, Sharpness
     from tvlars_probe.runners.config import TrainConfig
-    from tvlars_probe.runners.ranks import Ranks
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -159,12 +159,11 @@ def _measure(
     mode: str,
     say: Any,
 ) -> Sharpness:
-    shards = Shards(ranks.world_size)
     whole = mode == "train" or not objectives.is_sum_over_samples(state.phase)
     make = partial(objectives.probe_batch, config, state.phase)
     batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=make)
     compute = objectives.batch_loss(config, state.phase)
-    objective = Objective(state.model, compute, batches, bn_mode=mode, shards=shards)
+    objective = Objective(state.model, compute, batches, bn_mode=mode, shards=ranks)
     rates = None
     if "effective" in job.measures.operators and state.step and state.optimizer is not None:
         rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)

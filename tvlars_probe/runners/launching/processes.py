@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.errors import InterruptedRunError, RunDirectoryError, RunFailedError
-from tvlars_probe.runners.ranks import Placement, join, launched_by_torchrun, leave
-from tvlars_probe.runners.stopping import IS_CHILD, SIGNALS
+from tvlars_probe.runners.launching.process_group import join, leave
+from tvlars_probe.runners.launching.stop_signals import IS_CHILD, SIGNALS
+from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.queues import SimpleQueue
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.runners.config import PlaceConfig
-    from tvlars_probe.runners.ranks import Ranks
+    from tvlars_probe.runners.launching.places import Placement
 
 _POLL_SECONDS = 0.1
 

@@ -11,7 +11,8 @@ from typing import Any, NotRequired, TypedDict
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tvlars_probe.runners.modes import MODES
+from tvlars_probe.optimizers.description import describe
+from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.manifest_entries import Best
 from tvlars_probe.traces.plain_types import fits, mismatches, shown
@@ -163,7 +164,7 @@ def unlike_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterator
     kept = [saved["state"].get(number, {}) for number in numbers]
     if len({frozenset(entry) for entry, p in zip(kept, parameters, strict=True) if p.requires_grad}) > 1:
         yield "its optimizer keeps other things of some parameters than of others"
-    remembers = any(group.get("momentum") or "betas" in group for group in groups)
+    remembers = any(group.keeps_state for group in describe(optimizer))
     if {*saved["state"]} - {*numbers} or (remembers and not saved["state"]):
         yield "its optimizer's state is of other parameters"
     for entry, p in zip(kept, parameters, strict=True):

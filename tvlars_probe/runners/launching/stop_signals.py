@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from tvlars_probe.runners.ranks import launched_by_torchrun
+from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 from tvlars_probe.traces.manifest import FILE_NAME
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_SIGNAL_SECONDS = 1.0
 
 IS_CHILD = "TVLARS_PROBE_CHILD"
-"""Set in the environment of ranks that `tvlars_probe.runners.launching` started."""
+"""Set in the environment of ranks that `tvlars_probe.runners.launching.processes` started."""
 
 
 class StopSignals:

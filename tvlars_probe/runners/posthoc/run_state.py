@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.errors import RunDirectoryError, UserError
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import TrainConfig
-from tvlars_probe.runners.objectives import build_model, build_optimizer
+from tvlars_probe.runners.phases.objectives import build_model, build_optimizer
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.sharpness import new_measurement_id
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.evaluation import loss_sum
-from tvlars_probe.runners.posthoc import State, choose_checkpoints, load_config, part_of, restore
+from tvlars_probe.runners.launching.places import place
+from tvlars_probe.runners.phases.probe_sample import ProbeSample
+from tvlars_probe.runners.posthoc.run_state import State, choose_checkpoints, load_config, part_of, restore
 from tvlars_probe.runners.progress import status_line
-from tvlars_probe.runners.ranks import Ranks, place
-from tvlars_probe.runners.samples import ProbeSample
 from tvlars_probe.traces.manifest import Manifest, now
 from tvlars_probe.traces.run_directory import refuse_links
 from tvlars_probe.traces.writer import TraceWriter

@@ -7,17 +7,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.runners import checkpoints, contents
+from tvlars_probe.runners.checkpoints import contents
+from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.traces.plain_types import fits, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.runners.config import RecordConfig
-    from tvlars_probe.runners.ranks import Ranks
-    from tvlars_probe.runners.training import Training
+    from tvlars_probe.runners.phases.loop import Training
 
 
 @dataclass(frozen=True, kw_only=True)

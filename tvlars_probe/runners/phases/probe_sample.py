@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.data.batches import Indices
     from tvlars_probe.data.images import TensorImages
-    from tvlars_probe.runners.ranks import Ranks
 
 PIECE = 256
 """Samples whose graph is built at once."""

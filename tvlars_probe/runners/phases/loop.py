@@ -13,13 +13,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from tvlars_probe.probes.recorder import record
+from tvlars_probe.probes.record import record
 from tvlars_probe.probes.sharpness import SharpnessProbe
-from tvlars_probe.runners import objectives
+from tvlars_probe.runners.checkpoints.saver import Position, Saver, restore
 from tvlars_probe.runners.evaluation import Precision
+from tvlars_probe.runners.phases import objectives
+from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.progress import reporter
-from tvlars_probe.runners.samples import ProbeSample
-from tvlars_probe.runners.saving import Position, Saver, restore
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.data.augmentation import Augmentation
     from tvlars_probe.data.batches import BatchPlan, Share
     from tvlars_probe.data.images import ImageData, TensorImages
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.evaluation import Tally
-    from tvlars_probe.runners.jobs import Job
+    from tvlars_probe.runners.planning import Job
     from tvlars_probe.runners.progress import Silent
-    from tvlars_probe.runners.ranks import Ranks
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,7 @@ from tvlars_probe.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SHIPPED = Path(__file__).parents[1] / "grids"
+SHIPPED = Path(__file__).parents[2] / "grids"
 """Folder of the grids that come with the package: the official experiments'."""
 
 Words = tuple[str, ...]

@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tvlars_probe.data.augmentation import augmentation
-from tvlars_probe.runners import checkpoints
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints.saver import note_other_ranks
 from tvlars_probe.runners.evaluation import Tally, evaluate, loss_sum
-from tvlars_probe.runners.saving import note_other_ranks
-from tvlars_probe.runners.stopping import StopSignals
-from tvlars_probe.runners.training import Training
+from tvlars_probe.runners.launching.stop_signals import StopSignals
+from tvlars_probe.runners.phases.loop import Training
 
 if TYPE_CHECKING:
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.data.batches import Share
     from tvlars_probe.data.images import TensorImages
     from tvlars_probe.runners.config import TrainConfig
-    from tvlars_probe.runners.jobs import Job
-    from tvlars_probe.runners.ranks import Ranks
+    from tvlars_probe.runners.planning import Job
 
 
 def train_classifier(ranks: Ranks, job: Job) -> int | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError, UserError
-from tvlars_probe.runners import checkpoints, contents
+from tvlars_probe.runners.checkpoints import contents
+from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
-from tvlars_probe.runners.modes import MODES
-from tvlars_probe.runners.ranks import restarted
+from tvlars_probe.runners.launching.torchrun import restarted
+from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
 
@@ -76,7 +77,7 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
     Raises:
         UserError: they don't.
     """
-    from tvlars_probe.runners.objectives import batch_plan
+    from tvlars_probe.runners.phases.objectives import batch_plan
 
     samples = len(data.train)
     if config.batch_size > samples:
@@ -94,7 +95,7 @@ def _check_phase(config: TrainConfig, data: ImageData, phase: str, plan: BatchPl
     """Pass the smallest piece of a batch through the phase's model."""
     import torch
 
-    from tvlars_probe.runners.objectives import build_model
+    from tvlars_probe.runners.phases.objectives import build_model
 
     option = "--probe-batch-size" if phase == "linear" else "--batch-size"
     if plan.batch_size < plan.world_size:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError, UnreadableError
-from tvlars_probe.runners import checkpoints, contents
+from tvlars_probe.runners.checkpoints import contents
+from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.repairing import repair, run_ids

@@ -1,0 +1,198 @@
+"""Optimizers of other packages, as descriptions. Needs neither those packages nor torch.
+
+Rules as in `tvlars_probe.optimizers.rules`. Those of timm (1.0) and pytorch_optimizer (4) are tested against the
+packages, those of apex, which needs a CUDA compiler, against its documented formulas. An option of theirs that a
+description has no words for (timm's ``caution``, say) makes the group unknown.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.optimizers.group_description import (
+    NORM_CAP,
+    GroupDescription,
+    Momentum,
+    Preconditioner,
+    Scaling,
+)
+from tvlars_probe.optimizers.rules import adam, decay, heavy_ball, number
+
+if TYPE_CHECKING:
+    from tvlars_probe.optimizers.rules import Rule, Settings
+
+
+def _timm_lars(settings: Settings) -> GroupDescription:
+    """timm's LARS adapts where there is weight decay, divides by ‖g‖ + λ‖w‖ + eps, and clips as LARC does."""
+    adapts = settings["weight_decay"] != 0 or settings["always_adapt"]
+    scaling = Scaling(
+        kind="trust-ratio",
+        eta=number(settings["trust_coeff"]),
+        divisor="sum",
+        eps=number(settings["eps"]),
+        clip="rate" if settings["trust_clip"] else "none",
+        idle_without="gradient",
+    )
+    return GroupDescription(
+        optimizer="Lars",
+        momentum=heavy_ball(settings, starts_whole=True),
+        decay=decay(settings, "coupled"),
+        scaling=scaling if adapts else Scaling(),
+    )
+
+
+def _timm_lamb(settings: Settings) -> GroupDescription | None:
+    """timm's LAMB corrects the bias, adapts where there is weight decay, and clips the gradient of all its groups."""
+    if settings["caution"] or settings.get("decoupled_decay") or not settings["grad_averaging"]:
+        return None
+    adapts = settings["weight_decay"] != 0 or settings["always_adapt"]
+    return _lamb(
+        "Lamb",
+        settings,
+        bias_corrected=bool(settings["bias_correction"]),
+        adapts=bool(adapts),
+        clip="one" if settings["trust_clip"] else "none",
+        idle_without="gradient",
+    )
+
+
+def _apex_lamb(settings: Settings) -> GroupDescription | None:
+    """apex's FusedLAMB is timm's LAMB in one kernel; ``use_nvlamb`` adapts without decay, too."""
+    if not settings["adam_w_mode"] or not settings["grad_averaging"]:
+        return None
+    adapts = settings["weight_decay"] != 0 or settings.get("use_nvlamb", False)
+    return _lamb("FusedLAMB", settings, bias_corrected=bool(settings["bias_correction"]), adapts=bool(adapts))
+
+
+def _lamb(
+    optimizer: str, settings: Settings, *, bias_corrected: bool, adapts: bool, **scaling: Any
+) -> GroupDescription:
+    beta1, beta2 = settings["betas"]
+    clipped = settings.get("max_grad_norm")
+    ratio = Scaling(kind="trust-ratio", direction="preconditioned", **scaling)
+    return GroupDescription(
+        optimizer=optimizer,
+        momentum=Momentum(form="moving-average", beta=number(beta1), over="gradient", bias_corrected=bias_corrected),
+        decay=decay(settings, "direction"),
+        preconditioner=Preconditioner(
+            kind="adam",
+            beta=number(beta2),
+            eps=number(settings["eps"]),
+            bias_corrected=bias_corrected,
+            second_moment="exp_avg_sq",
+        ),
+        scaling=ratio if adapts else Scaling(),
+        max_grad_norm=number(clipped) if clipped else None,
+    )
+
+
+def _timm_sgdw(settings: Settings) -> GroupDescription | None:
+    """SGD with decoupled decay."""
+    if settings.get("caution") or settings.get("corrected_weight_decay"):
+        return None
+    return GroupDescription(
+        optimizer="SGDW",
+        momentum=heavy_ball(settings, starts_whole=True),
+        decay=decay(settings, "decoupled"),
+        maximize=bool(settings.get("maximize")),
+    )
+
+
+def _timm_adamw(settings: Settings) -> GroupDescription | None:
+    """timm's own AdamW, from before torch had one."""
+    if any(settings.get(name) for name in ("caution", "corrected_weight_decay", "clipping_threshold")):
+        return None
+    return adam(settings, optimizer="AdamWLegacy", form="decoupled")
+
+
+def _kozistr_lars(settings: Settings) -> GroupDescription:
+    """pytorch_optimizer's LARS leaves vectors out of decay and adaptation, and divides by ‖g‖ + λ‖w‖."""
+    momentum = heavy_ball(settings)
+    return GroupDescription(
+        optimizer="LARS",
+        momentum=momentum,
+        decay=decay(settings, "coupled", spares_vectors=True),
+        scaling=Scaling(
+            kind="trust-ratio", eta=number(settings["trust_coefficient"]), divisor="sum", spares_vectors=True
+        ),
+        maximize=bool(settings.get("maximize")),
+        update_norm="momentum_buffer" if momentum.form == "heavy-ball" else "weights",
+    )
+
+
+def _kozistr_lamb(settings: Settings) -> GroupDescription | None:
+    """pytorch_optimizer's LAMB corrects the bias of the first moment only, and adds eps to the divisor, too."""
+    further = ("rectify", "adanorm", "adam_debias", "pre_norm")
+    decays_apart = settings["weight_decay"] and settings["weight_decouple"]  # it takes ‖w‖ after the decay
+    if any(settings.get(name) for name in further) or decays_apart or not settings["grad_averaging"]:
+        return None
+    beta1, beta2 = settings["betas"]
+    eps = number(settings["eps"])
+    scaling = Scaling(kind="trust-ratio", direction="preconditioned", weight_cap=NORM_CAP, eps=eps)
+    return GroupDescription(
+        optimizer="Lamb",
+        momentum=Momentum(form="moving-average", beta=number(beta1), over="gradient", bias_corrected=True),
+        decay=decay(settings, "direction"),
+        preconditioner=Preconditioner(kind="adam", beta=number(beta2), eps=eps, second_moment="exp_avg_sq"),
+        scaling=Scaling() if settings["adam"] else scaling,
+        maximize=bool(settings.get("maximize")),
+    )
+
+
+def _apex_adam(settings: Settings) -> GroupDescription | None:
+    if not settings["bias_correction"]:
+        return None
+    return adam(settings, optimizer="FusedAdam", form="decoupled" if settings["adam_w_mode"] else "coupled")
+
+
+def _apex_sgd(settings: Settings) -> GroupDescription | None:
+    if settings["wd_after_momentum"]:
+        return None
+    return GroupDescription(
+        optimizer="FusedSGD",
+        momentum=heavy_ball(settings, starts_whole=True),
+        decay=decay(settings, "coupled"),
+    )
+
+
+def _apex_adagrad(settings: Settings) -> GroupDescription:
+    decays_apart = bool(settings["adagrad_w_mode"])
+    return GroupDescription(
+        optimizer="FusedAdagrad",
+        decay=decay(settings, "direction" if decays_apart else "coupled"),
+        preconditioner=Preconditioner(kind="adagrad", eps=number(settings["eps"]), second_moment="sum"),
+    )
+
+
+FOREIGN: dict[str, Rule] = {
+    "timm.optim.lars.Lars": _timm_lars,
+    "timm.optim.lamb.Lamb": _timm_lamb,
+    "timm.optim.sgdw.SGDW": _timm_sgdw,
+    "timm.optim.adamw.AdamWLegacy": _timm_adamw,
+    "pytorch_optimizer.optimizer.lars.LARS": _kozistr_lars,
+    "pytorch_optimizer.optimizer.lamb.Lamb": _kozistr_lamb,
+    "apex.optimizers.fused_lamb.FusedLAMB": _apex_lamb,
+    "apex.optimizers.fused_adam.FusedAdam": _apex_adam,
+    "apex.optimizers.fused_sgd.FusedSGD": _apex_sgd,
+    "apex.optimizers.fused_adagrad.FusedAdagrad": _apex_adagrad,
+}
+"""By the class's full name."""
+
+_DESCRIBED_VERSIONS = {"pytorch_optimizer": "4."}
+"""Packages whose earlier versions computed something else under the same names."""
+
+WRAPPERS = {"accelerate.optimizer.AcceleratedOptimizer": "optimizer"}
+"""Optimizers that only pass on what another one does, and the attribute that holds that one."""
+
+
+def is_described_version(path: str) -> bool:
+    """Whether the installed version of the package that ``path`` is in is one that the rules are of."""
+    package = path.partition(".")[0]
+    wanted = _DESCRIBED_VERSIONS.get(package)
+    if wanted is None:
+        return True
+    try:
+        return metadata.version(package).startswith(wanted)
+    except metadata.PackageNotFoundError:
+        return False

@@ -1,0 +1,92 @@
+"""Parameter groups in a manifest: what is written of one, and what is read of one, also from older manifests.
+
+An entry holds the settings by their own names, and the whole description. Older entries hold the settings alone:
+today's rules tell from class and settings what the description would have been. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.optimizers.foreign_rules import FOREIGN
+from tvlars_probe.optimizers.group_description import GroupDescription
+from tvlars_probe.optimizers.registry import OPTIMIZERS
+from tvlars_probe.optimizers.rules import TORCH, number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tvlars_probe.optimizers.group_description import Momentum
+
+_VARIANT = (
+    "denominator", "exclusion", "trust_clip", "adam", "weight_decay_filter", "lars_adaptation_filter",
+)  # fmt: skip
+_PHI = ("lmbda", "alpha", "delay", "gamma_min")
+
+_OURS = {entry.class_name: entry for entry in OPTIMIZERS.values()}
+_BY_PATH = {**TORCH, **FOREIGN}
+
+
+def to_entry(description: GroupDescription, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a parameter group: its settings, and what its optimizer makes of them."""
+    decay = description.decay.form
+    return {
+        "optimizer": description.optimizer,
+        "module": description.module,
+        "lr": number(group.get("lr")),
+        "eta": group.get("eta"),
+        "momentum": _momentum(description.momentum) if description.is_known else None,
+        "weight_decay": group.get("weight_decay"),
+        "decay_form": None if decay == "none" else "coupled" if decay == "coupled" else "decoupled",
+        "eps": group.get("eps"),
+        "variant": {name: group[name] for name in _VARIANT if name in group},
+        "phi": {name: group[name] for name in _PHI if name in group} or None,
+        "parameters": len(group["params"]),
+        "description": description.as_dict(),
+    }
+
+
+def _momentum(momentum: Momentum) -> dict[str, Any]:
+    if momentum.form in ("heavy-ball", "nesterov"):
+        return {"form": momentum.form, "beta": momentum.beta, "dampening": momentum.dampening}
+    return {"form": momentum.form, "beta": momentum.beta}
+
+
+def from_entry(entry: Mapping[str, Any]) -> GroupDescription:
+    """The description of a group in a manifest: as it is stored there, or in older ones by class and settings."""
+    name, module = str(entry.get("optimizer") or ""), str(entry.get("module") or "")
+    ours = _OURS.get(name)
+    try:
+        if entry.get("description") is not None:
+            return GroupDescription.from_dict(entry["description"])
+        if ours is not None and (not module or ours.path == f"{module}.{name}"):
+            found: GroupDescription | None = ours.describe(_settings(entry))
+        else:
+            rule = _BY_PATH.get(f"{module}.{name}")
+            found = None if rule is None else rule(_settings(entry))
+    except (KeyError, ValueError):  # an entry that lacks what the rule asks for, or holds what it can't be
+        found = None
+    return GroupDescription.unknown(name, module) if found is None else replace(found, optimizer=name, module=module)
+
+
+def registered_name(entry: Mapping[str, Any]) -> str | None:
+    """The name by which `train` knows the optimizer of a manifest's group; None where it doesn't."""
+    module, name = str(entry.get("module") or ""), str(entry.get("optimizer") or "")
+    for known, registered in OPTIMIZERS.items():
+        if registered.class_name == name and (not module or registered.path == f"{module}.{name}"):
+            return known
+    return None
+
+
+def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An older entry's settings by the names that classes give them."""
+    momentum = entry.get("momentum") or {}
+    form, beta = momentum.get("form"), momentum.get("beta", 0.0)
+    told = {name: entry[name] for name in ("eta", "weight_decay", "eps") if entry.get(name) is not None}
+    told |= {**(entry.get("variant") or {}), **(entry.get("phi") or {})}
+    if form == "moving-average":
+        told["betas"] = (beta, None)
+    elif form is not None:
+        told |= {"momentum": beta, "dampening": momentum.get("dampening", 0.0), "nesterov": form == "nesterov"}
+    return told | {"decoupled_weight_decay": entry.get("decay_form") == "decoupled"}

@@ -1,0 +1,35 @@
+"""The events of a recorded training loop."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class LoopEvents(Protocol):
+    """What happens in a recorded loop, and who is called then.
+
+    ::
+
+        with record(model, optimizer, path) as rec:     # the journal is opened, hooks are attached
+            for x, y in batches:
+                loss = criterion(model(x), y)
+                loss.backward()
+                optimizer.step()
+                |   before_update(0)                    # gradients g are there, the weights are still w:
+                |                                       #   a row is opened, probes measure, ‖w‖ ‖g‖ ⟨w,g⟩ are read
+                |   w ← w + Δw
+                |   after_update(0)                     # the weights are w + Δw:
+                |                                       #   rates and ‖Δw‖ are read, the row gets its figures
+                rec.log(loss=loss)                      # the row gets the loss, the ranks agree on what comes next
+            ...                                         # a flush, when it is due: rows cross to the journal
+                                                        # the last rows are flushed, the journal is closed
+
+    With several optimizers a row is one update of each: the next row begins when one steps that already has. A step
+    with a closure computes its gradients itself; ``before_update`` then comes after the closure's first call.
+    """
+
+    def before_update(self, index: int) -> None:
+        """Optimizer ``index`` is about to update its weights."""
+
+    def after_update(self, index: int, started: float) -> None:
+        """Optimizer ``index`` has updated them; the hook was entered at ``started`` (`time.perf_counter`)."""

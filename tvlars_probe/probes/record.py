@@ -1,0 +1,106 @@
+"""`record`: attach a recorder to any training loop.
+
+::
+
+    with tvlars_probe.record(model, optimizer, "runs/mine") as rec:
+        for x, y in batches:
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()                        # hooks record
+            rec.log(loss=loss, samples=len(x))      # what isn't told is null
+
+A step of the trace is one update of every optimizer: a new one begins when an optimizer steps that already has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from torch.optim import Optimizer
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.probes import state
+from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
+from tvlars_probe.probes.recorder import Recorder
+from tvlars_probe.probes.steps import Detail
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.run_directory import new_run_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from tvlars_probe.probes.failures import Probe
+
+
+def record(
+    model: nn.Module | None,
+    optimizer: Optimizer | Sequence[Optimizer],
+    path: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any] | None = None,
+    total_steps: int | None = None,
+    detail: Detail = "full",
+    every: int = 1,
+    probes: Sequence[Probe] = (),
+    on_probe_error: OnProbeError = "warn",
+    manifest: Manifest | None = None,
+    resume: Mapping[str, Any] | None = None,
+    distributed: bool | None = None,
+) -> Recorder:
+    """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
+
+    Args:
+        model: whose parameters give the rows their names; DDP and compiled wrappers are seen through.
+        optimizer: one optimizer or several; parameters added later are followed.
+        path: a folder that doesn't exist yet (or, with ``resume``, the run to continue).
+        config: settings of yours to keep in the manifest.
+        total_steps: updates that the run is going to make, if known.
+        detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
+        every: record the layers in every so many steps.
+        probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
+        on_probe_error: when a probe or the reading of norms raises, "warn" goes on recording only what the loop tells,
+            with a warning and a note in the manifest; "raise" ends the run.
+        manifest: further facts to keep in the manifest.
+        resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
+        distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
+            are averaged over ranks; False records this process alone.
+
+    Raises:
+        RunDirectoryError: on entering, if the folder holds something already or can't be written.
+        UserError: a setting outside its range.
+    """
+    if detail not in get_args(Detail):
+        raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
+    if resume is not None:
+        wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {resume!r:.60}"]
+        if wrong:
+            raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
+    if every < 1:
+        raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
+    optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
+        given = ", ".join(type(one).__name__ for one in optimizers) or "none"
+        raise UserError(
+            f"record() needs a torch.optim.Optimizer or a list of them, got {given} (give a wrapper's inner optimizer)"
+        )
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (a user unknown is no error)
+    facts = manifest or Manifest(run_id=new_run_id(path))
+    facts.config = dict(config) if config is not None else facts.config
+    facts.total_steps = total_steps if total_steps is not None else facts.total_steps
+    return Recorder(
+        model,
+        optimizers,
+        path,
+        facts,
+        detail=detail,
+        every=every,
+        probes=probes,
+        failures=ProbeFailures(on_probe_error),
+        resume=resume,
+        distributed=distributed,
+    )

@@ -1,0 +1,48 @@
+"""What a loop tells of a step, as the numbers that a row takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.rules import number
+
+
+def mean_loss(loss: Any) -> Tensor | float | None:
+    """A mean loss as told: a tensor of one element stays where it is, anything else becomes a float.
+
+    Raises:
+        UserError: it is no real number.
+    """
+    if isinstance(loss, Tensor) and (loss.numel() != 1 or loss.is_complex()):
+        what = f"{'complex ' if loss.is_complex() else ''}tensor of {tuple(loss.shape)}"
+        raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a {what}")
+    return loss if loss is None or isinstance(loss, Tensor) else scalar("loss", loss)
+
+
+def scalar(name: str, value: Any) -> float:
+    """A figure that a loop told, as a float, also if it is a tensor or an array of one element.
+
+    Raises:
+        UserError: it is no number.
+    """
+    try:
+        return number(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"{name}={value!r:.60} is no number: give one number, or a tensor of one element") from None
+
+
+def count(name: str, value: Any) -> int | None:
+    """A count that a loop told, None where it told none.
+
+    Raises:
+        UserError: it is no whole number from 0 on.
+    """
+    if value is None:
+        return None
+    told = scalar(name, value)
+    if not 0 <= told < 1 << 63 or told != int(told):
+        raise UserError(f"{name}={told:g} is no count: give a whole number from 0 to 2**63 - 1")
+    return int(value)

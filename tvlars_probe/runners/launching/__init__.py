@@ -1,0 +1,1 @@
+"""Starting and ending a run's processes: devices, ranks, torchrun, signals."""

@@ -1,0 +1,38 @@
+"""Joining the other processes of a run, and letting them go."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401  torch imports it at need: once a group exists, its defaults keep that to the end
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from tvlars_probe.collectives import Ranks, is_distributed
+from tvlars_probe.runners.launching.places import Placement, device_of
+from tvlars_probe.runners.launching.torchrun import launched_by_torchrun, seat
+
+_MEETING_TIMEOUT = timedelta(minutes=30)
+
+
+def join(placement: Placement) -> Ranks:
+    """Take this process's place among the ranks; with one there is no process group."""
+    if not launched_by_torchrun():
+        return Ranks(device_of(placement, 0))
+    rank, world_size = seat()
+    device = device_of(placement, int(os.environ.get("LOCAL_RANK", "0")))
+    if world_size > 1 and not dist.is_initialized():
+        store, *_ = next(rendezvous("env://", timeout=_MEETING_TIMEOUT))
+        # torchrun keeps one store over its restarts: under a fresh prefix the addresses of dead ranks aren't found.
+        attempt = PrefixStore(f"tvlars_probe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
+    return Ranks(device, rank, world_size)
+
+
+def leave() -> None:
+    """Let the other ranks go."""
+    if is_distributed():
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Many runs: grids, and where their runs are trained."""
