@@ -21,8 +21,8 @@ from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
 from tvlars_probe.runners.phases.loop import Training
 from tvlars_probe.runners.train import train
+from tvlars_probe.runs import open_run
 from tvlars_probe.traces import writer
-from tvlars_probe.traces.reader import open_run
 
 BATCH, STEPS_PER_EPOCH = 4, 250
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from scipy import stats
 
 from tvlars_probe import open_run
+from tvlars_probe.analyses.source import Source
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
@@ -119,7 +120,7 @@ def write_report(peak: float, folder: Path) -> Path:
     for method, name in track(list(zip(METHODS, names, strict=True)), "Measuring sharpness"):
         train(method.config(peak, SEEDS[0], SHARPNESS), folder / name, quiet=True)
     page = folder / "report.html"
-    page.write_text(render(gather([open_run(folder / name) for name in names])), encoding="utf-8")
+    page.write_text(render(gather([Source(open_run(folder / name)) for name in names])), encoding="utf-8")
     return page
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.record import record
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.probes.sharpness import SharpnessProbe
-    from tvlars_probe.traces.reader import Run, open_run, open_runs
+    from tvlars_probe.runs import Run, open_run, open_runs
 
 __version__ = "0.1.0"
 
@@ -47,9 +47,9 @@ _HOMES = {
     "SharpnessProbe": "tvlars_probe.probes.sharpness",
     "applied_rates": "tvlars_probe.probes.rates",
     "sharpness": "tvlars_probe.curvature.sharpness",
-    "Run": "tvlars_probe.traces.reader",
-    "open_run": "tvlars_probe.traces.reader",
-    "open_runs": "tvlars_probe.traces.reader",
+    "Run": "tvlars_probe.runs",
+    "open_run": "tvlars_probe.runs",
+    "open_runs": "tvlars_probe.runs",
 }
 
 __all__ = [

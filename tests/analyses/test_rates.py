@@ -7,9 +7,9 @@ import pytest
 
 from tests.analyses.synthetic import ETA, lars_facts, layers
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.loading import facts_of, grid_of
 from tvlars_probe.analyses.rates import COLUMNS, TERMS, decompose
-from tvlars_probe.traces.reader import open_run
+from tvlars_probe.analyses.source import Source
+from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,9 @@ def test_the_terms_sum_to_the_log_of_the_recorded_rate(
     optimizer: str, schedule: str, trained: Callable[..., Path]
 ) -> None:
     run = open_run(trained(optimizer, schedule))
-    facts = facts_of(run)
-    split = decompose(grid_of(run, facts, COLUMNS), facts)
+    source = Source(run)
+    facts = source.facts
+    split = decompose(source.layers(COLUMNS), facts)
     recorded = run.layers(["step", "parameter", "lr", "trust_ratio"])
     rate = (recorded["lr"].astype(float) * recorded["trust_ratio"].astype(float)).to_numpy()
     total = sum(split.terms[name] for name in TERMS)
@@ -41,8 +42,9 @@ def test_they_do_so_for_the_variants_of_other_libraries(
     optimizer: str, settings: dict[str, Any], trained: Callable[..., Path]
 ) -> None:
     run = open_run(trained(optimizer, "lars-warm", **settings))
-    facts = facts_of(run)
-    assert decompose(grid_of(run, facts, COLUMNS), facts).remainder < 1e-5
+    source = Source(run)
+    facts = source.facts
+    assert decompose(source.layers(COLUMNS), facts).remainder < 1e-5
 
 
 def test_each_term_is_its_own_factor_and_excluded_tensors_have_the_last_four_at_zero() -> None:
@@ -62,8 +64,9 @@ def test_each_term_is_its_own_factor_and_excluded_tensors_have_the_last_four_at_
 
 def test_optimizers_without_a_trust_ratio_have_a_schedule_only(trained: Callable[..., Path]) -> None:
     run = open_run(trained("sgd", "cosine"))
-    facts = facts_of(run)
-    split = decompose(grid_of(run, facts, COLUMNS), facts)
+    source = Source(run)
+    facts = source.facts
+    split = decompose(source.layers(COLUMNS), facts)
     assert not split.adapted.any()
     assert split.remainder < 1e-5
     assert all(np.nanmax(np.abs(split.terms[name])) == 0 for name in ("eta", "phi", "norm_ratio", "clip"))

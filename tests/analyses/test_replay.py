@@ -8,13 +8,13 @@ import torch
 
 import tvlars_probe
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.loading import facts_of, grid_of
 from tvlars_probe.analyses.replay import COLUMNS, replay
-from tvlars_probe.analyses.replay_runs import replay_of
+from tvlars_probe.analyses.replay_of_run import replay_of
+from tvlars_probe.analyses.source import Source
 from tvlars_probe.analyses.variants import Variant
 from tvlars_probe.errors import TraceError, UserError
 from tvlars_probe.optimizers.trust_ratios import trust_ratios
-from tvlars_probe.traces.reader import open_run
+from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def test_the_runs_own_settings_reproduce_its_trust_ratios(
     optimizer: str, settings: dict[str, Any], trained: Callable[..., Path]
 ) -> None:
-    result = replay_of(open_run(trained(optimizer, "lars-warm", **settings)))
+    result = replay_of(Source(open_run(trained(optimizer, "lars-warm", **settings))))
     off = np.abs(result.replayed_ratio / result.applied_ratio - 1)
     assert off[~result.cancelled].max() < 1e-4
     assert result.verdict.answer == "the same"
@@ -100,16 +100,16 @@ def test_rows_where_the_gradient_nearly_cancels_the_decay_are_flagged() -> None:
 
 def test_a_denominator_of_a_sum_is_smaller_in_rate_and_eta_scales_it(trained: Callable[..., Path]) -> None:
     run = open_run(trained("lars"))
-    twenty = replay_of(run, eta=0.02)
+    twenty = replay_of(Source(run), eta=0.02)
     adapted = twenty.table[twenty.table["parameter"].str.endswith("weight")]
     assert adapted["rate_quotient"].to_numpy() == pytest.approx(20.0, rel=1e-4)
-    summed = replay_of(run, denominator="sum").table
+    summed = replay_of(Source(run), denominator="sum").table
     assert (summed["highest_quotient"] <= 1 + 1e-6).all()
 
 
 def test_another_schedule_changes_the_rate_by_its_factor(trained: Callable[..., Path]) -> None:
     run = open_run(trained("lars"))
-    result = replay_of(run, schedule="cosine")
+    result = replay_of(Source(run), schedule="cosine")
     steps = np.arange(32)
     expected = 0.5 * (1 + np.cos(np.pi * steps / 32))
     assert result.replayed[:, 0] / result.applied[:, 0] == pytest.approx(expected, abs=1e-6)
@@ -117,19 +117,19 @@ def test_another_schedule_changes_the_rate_by_its_factor(trained: Callable[..., 
 
 def test_lamb_is_replayed_from_traces_of_lamb_only(trained: Callable[..., Path]) -> None:
     with pytest.raises(TraceError, match="has no adam_norm and weight_adam_dot in layers"):
-        replay_of(open_run(trained("lars")), optimizer="lamb")
+        replay_of(Source(open_run(trained("lars"))), optimizer="lamb")
 
 
 def test_settings_outside_their_range_are_refused(trained: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="--eta -1 is outside its range"):
-        replay_of(open_run(trained("lars")), eta=-1.0)
+        replay_of(Source(open_run(trained("lars"))), eta=-1.0)
     with pytest.raises(UserError, match="unknown --denominator 'max'"):
-        replay_of(open_run(trained("lars")), denominator="max")
+        replay_of(Source(open_run(trained("lars"))), denominator="max")
 
 
 def test_sgd_is_replayed_as_lars_and_rows_are_one_per_step_and_tensor(trained: Callable[..., Path]) -> None:
     run = open_run(trained("sgd"))
-    result = replay_of(run, optimizer="lars")
+    result = replay_of(Source(run), optimizer="lars")
     assert len(result.rows()) == len(run.layers(["step"]))
     assert "one-step counterfactual" in result.verdict.reason
 
@@ -155,7 +155,7 @@ def grouped(tmp_path: Path) -> Path:
 
 
 def test_each_parameter_group_is_replayed_with_its_own_settings(grouped: Path) -> None:
-    result = replay_of(open_run(grouped))
+    result = replay_of(Source(open_run(grouped)))
     off = np.abs(result.replayed_ratio / result.applied_ratio - 1)
     assert off[~result.cancelled].max() < 1e-4
     assert result.verdict.answer == "the same"
@@ -166,7 +166,7 @@ def test_each_parameter_group_is_replayed_with_its_own_settings(grouped: Path) -
 
 
 def test_a_given_setting_is_for_all_groups_and_the_others_stay(grouped: Path) -> None:
-    result = replay_of(open_run(grouped), eta=0.5)
+    result = replay_of(Source(open_run(grouped)), eta=0.5)
     settings = dict(zip(result.parameters, result.variants, strict=True))
     told = [(v.eta, v.weight_decay) for name in ("0.weight", "2.weight") if (v := settings[name])]
     assert told == [(0.5, 5e-4), (0.5, 0.1)]
@@ -175,11 +175,11 @@ def test_a_given_setting_is_for_all_groups_and_the_others_stay(grouped: Path) ->
 def test_a_learning_rate_is_that_of_the_first_group_and_a_rate_of_ones_own_is_kept(
     grouped: Path, trained: Callable[..., Path]
 ) -> None:
-    rates = replay_of(open_run(grouped), lr=4.0).table.set_index("parameter")["rate_quotient"]
+    rates = replay_of(Source(open_run(grouped)), lr=4.0).table.set_index("parameter")["rate_quotient"]
     assert rates[["0.weight", "0.bias"]].tolist() == pytest.approx([4, 4])
     assert rates[["3.weight", "3.bias"]].tolist() == pytest.approx([1, 1])
     run = open_run(trained("lars", excluded_lr=0.01))
-    result = replay_of(run, lr=64.0, schedule="cosine")
+    result = replay_of(Source(run), lr=64.0, schedule="cosine")
     factors = 0.5 * (1 + np.cos(np.pi * np.arange(32) / 32))
     for name, lr in (("0.weight", 64.0), ("8.bias", 0.01)):
         at = result.parameters.index(name)
@@ -187,7 +187,7 @@ def test_a_learning_rate_is_that_of_the_first_group_and_a_rate_of_ones_own_is_ke
 
 
 def test_the_rate_that_lars_warm_scaled_is_not_scaled_twice(trained: Callable[..., Path]) -> None:
-    result = replay_of(open_run(trained("lars", "lars-warm", lr=None)), schedule="lars-warm")
+    result = replay_of(Source(open_run(trained("lars", "lars-warm", lr=None))), schedule="lars-warm")
     assert result.verdict.answer == "the same"
 
 
@@ -197,7 +197,7 @@ def test_the_rate_that_lars_warm_scaled_is_not_scaled_twice(trained: Callable[..
 def test_a_rate_that_becomes_zero_or_was_zero_is_a_difference(
     settings: dict[str, Any], trained: Callable[..., Path]
 ) -> None:
-    verdict = replay_of(open_run(trained("lars", "lars-warm")), **settings).verdict
+    verdict = replay_of(Source(open_run(trained("lars", "lars-warm"))), **settings).verdict
     assert verdict.answer not in ("the same", "nothing to compare")
     assert "rows" in verdict.reason
     if "schedule" not in settings:
@@ -207,7 +207,7 @@ def test_a_rate_that_becomes_zero_or_was_zero_is_a_difference(
 @pytest.mark.parametrize("lr", [0.0, -5.0, np.nan, np.inf])
 def test_a_learning_rate_that_is_none_is_refused(lr: float, trained: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=r"--lr \S+ is outside its range \(allowed: above 0\)"):
-        replay_of(open_run(trained("lars")), lr=lr)
+        replay_of(Source(open_run(trained("lars"))), lr=lr)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +226,14 @@ def test_settings_without_effect_are_refused(
     settings: dict[str, Any], message: str, trained: Callable[..., Path]
 ) -> None:
     with pytest.raises(UserError, match=message):
-        replay_of(open_run(trained("lars")), **settings)
+        replay_of(Source(open_run(trained("lars"))), **settings)
 
 
 def test_a_trace_without_known_ratios_gives_nothing_to_compare(grouped: Path) -> None:
     run = open_run(grouped)
-    facts = facts_of(run)
-    grid = grid_of(run, facts, COLUMNS)
+    source = Source(run)
+    facts = source.facts
+    grid = source.layers(COLUMNS)
     unknown = LayerGrid(grid.steps, grid.parameters, {**grid.values, "trust_ratio": grid["trust_ratio"] * np.nan})
     verdict = replay(unknown, facts, [Variant()] * len(grid.parameters)).verdict
     assert verdict.answer == "nothing to compare"
@@ -247,7 +248,7 @@ def test_norms_of_a_run_that_diverged_are_replayed_without_warnings(tmp_path: Pa
         for value in (1.0, 1.0, 1e-42, 1e30, float("inf"), 1.0):
             p.grad = torch.full_like(p, value)
             optimizer.step()
-    result = replay_of(open_run(tmp_path / "diverged"), eta=0.1)
+    result = replay_of(Source(open_run(tmp_path / "diverged")), eta=0.1)
     assert result.verdict.answer == "100 times the rate"
     row = result.table.iloc[0]  # the medians of both are of the same rows
     assert row["replayed_ratio"] / row["applied_ratio"] == pytest.approx(100)

@@ -16,7 +16,8 @@ import pytest
 
 from tests.charts.specs import data_sets, encodings
 from tvlars_probe.analyses.facts import RunFacts
-from tvlars_probe.analyses.minimizer_runs import minimizer_of
+from tvlars_probe.analyses.of_runs import minimizer_of
+from tvlars_probe.analyses.source import Source
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS
 from tvlars_probe.charts.comparisons import _with_interval
@@ -24,15 +25,19 @@ from tvlars_probe.charts.export import file_content, spec_of
 from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out
 from tvlars_probe.charts.sharpness import layer_blocks, sharpness_curves, spectral_density
 from tvlars_probe.errors import TraceError, UserError
-from tvlars_probe.traces.reader import open_run
+from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def source_of(run: Path) -> Source:
+    return Source(open_run(run))
+
+
 def chart(name: str, runs: list[Path]) -> Any:
     kind = KINDS[name]
-    return draw(name, [open_run(run) for run in (runs if kind.several and kind.needs != "spectrum" else runs[:1])])
+    return draw(name, [source_of(run) for run in (runs if kind.several and kind.needs != "spectrum" else runs[:1])])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -86,11 +91,11 @@ def test_an_optimizer_has_its_one_colour(name: str, measured: list[Path]) -> Non
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.several])
 def test_a_kind_for_one_run_refuses_two(name: str, measured: list[Path]) -> None:
     with pytest.raises(UserError, match=f"chart {name} shows one run, 2 were given"):
-        draw(name, [open_run(run) for run in measured[:2]])
+        draw(name, [source_of(run) for run in measured[:2]])
 
 
 def test_what_a_run_has_no_data_for_is_refused_with_the_remedy(trained: Callable[..., Path]) -> None:
-    run = open_run(trained("lars"))
+    run = source_of(trained("lars"))
     assert lacking("sharpness", run) is not None
     assert lacking("trust-ratio", run) is None
     with pytest.raises(TraceError, match="--sharpness-every, or tvlars-probe sharpness"):
@@ -103,7 +108,7 @@ def test_what_a_run_has_no_data_for_is_refused_with_the_remedy(trained: Callable
 
 def test_bn_modes_are_never_joined_in_one_chart(measured: list[Path]) -> None:
     """The first run was measured in two: train on the way, eval after it."""
-    run = open_run(measured[0])
+    run = source_of(measured[0])
     assert {*run.curvature(["bn_mode"]).bn_mode} == {"train", "eval"}
     for name in ("sharpness", "blocks"):
         spec = spec_of(draw(name, [run]))
@@ -116,7 +121,7 @@ def test_bn_modes_are_never_joined_in_one_chart(measured: list[Path]) -> None:
 
 
 def test_runs_of_another_bn_mode_are_left_out_by_name(measured: list[Path]) -> None:
-    result = minimizer_of(open_run(measured[0]))
+    result = minimizer_of(source_of(measured[0]))
     other = dataclasses.replace(result, bn_mode="eval", facts=dataclasses.replace(result.facts, name="odd"))
     subtitle = spec_of(sharpness_curves([result, other]))["title"]["subtitle"]
     assert subtitle.endswith("BatchNorm mode train; left out, as measured in another mode: odd")
@@ -125,7 +130,7 @@ def test_runs_of_another_bn_mode_are_left_out_by_name(measured: list[Path]) -> N
 
 @pytest.mark.parametrize("operators", [("relative",), ("effective",), ("hessian", "relative")])
 def test_a_density_of_any_operator_is_drawn_each_in_a_panel(measured: list[Path], operators: tuple[str, ...]) -> None:
-    result = minimizer_of(open_run(measured[0]))
+    result = minimizer_of(source_of(measured[0]))
     spectrum = pd.concat([result.spectrum.assign(operator=operator) for operator in operators])
     spec = spec_of(spectral_density([dataclasses.replace(result, spectrum=spectrum)]))
     rows = next(data_sets(spec))
@@ -135,7 +140,7 @@ def test_a_density_of_any_operator_is_drawn_each_in_a_panel(measured: list[Path]
 
 
 def test_a_density_and_blocks_that_are_nan_are_drawn_as_nothing(measured: list[Path]) -> None:
-    result = minimizer_of(open_run(measured[0]))
+    result = minimizer_of(source_of(measured[0]))
     empty = dataclasses.replace(
         result, spectrum=result.spectrum.assign(density=np.nan), blocks=result.blocks.assign(value=np.nan)
     )
@@ -145,7 +150,7 @@ def test_a_density_and_blocks_that_are_nan_are_drawn_as_nothing(measured: list[P
 
 @pytest.mark.parametrize("runs", [1_000, 1_700])
 def test_sharpness_of_many_runs_fits_the_chart(measured: list[Path], runs: int) -> None:
-    result = minimizer_of(open_run(measured[0]))
+    result = minimizer_of(source_of(measured[0]))
     many = [dataclasses.replace(result, facts=RunFacts(name=f"run{i}", optimizer="LARS")) for i in range(runs)]
     assert len(next(data_sets(spec_of(sharpness_curves(many))))) <= MOST_ROWS
 
@@ -157,9 +162,9 @@ def test_runs_without_an_epoch_spoil_no_chart_of_the_others(
     good, bad = trained("lars"), tmp_path / "bad"
     shutil.copytree(good, bad)
     shutil.rmtree(bad / "trace" / "epochs")
-    runs = [open_run(bad), open_run(good)]
+    runs = [source_of(bad), source_of(good)]
     ((run, reason),) = left_out(name, runs)
-    assert (run.name, reason) == ("bad", "no epoch is finished yet")
+    assert (run.trace.name, reason) == ("bad", "no epoch is finished yet")
     rows = next(data_sets(spec_of(draw(name, runs))))
     assert "bad" not in {row.get("run") for row in rows}
     if counted > 1:
@@ -170,7 +175,7 @@ def test_runs_without_an_epoch_spoil_no_chart_of_the_others(
 
 @pytest.mark.parametrize("name", ["comparison", "learning-rates"])
 def test_intervals_of_accuracies_stay_within_what_an_accuracy_can_be(name: str, trained: Callable[..., Path]) -> None:
-    runs = [open_run(trained("lars", seed=seed)) for seed in (0, 1)]
+    runs = [source_of(trained("lars", seed=seed)) for seed in (0, 1)]
     rows = next(data_sets(spec_of(draw(name, runs))))
     assert rows
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 100 for row in rows)
@@ -180,7 +185,7 @@ def test_intervals_of_accuracies_stay_within_what_an_accuracy_can_be(name: str, 
 
 @pytest.mark.parametrize("name", ["comparison", "learning-rates"])
 def test_one_run_is_one(name: str, measured: list[Path]) -> None:
-    assert spec_of(draw(name, [open_run(measured[0])]))["title"]["subtitle"].startswith("1 run;")
+    assert spec_of(draw(name, [source_of(measured[0])]))["title"]["subtitle"].startswith("1 run;")
 
 
 def test_the_documentation_shows_every_kind_with_the_command_that_made_it() -> None:

@@ -10,9 +10,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import tvlars_probe
 from tests.report.browser import chromium, open_page, why_not
+from tvlars_probe.analyses.source import Source
 from tvlars_probe.report.content import gather
 from tvlars_probe.report.page import render
-from tvlars_probe.traces.reader import open_run
+from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason
 @pytest.fixture(scope="module")
 def page(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(gather([open_run(run) for run in recorded])), encoding="utf-8")
+    path.write_text(render(gather([Source(open_run(run)) for run in recorded])), encoding="utf-8")
     return path
 
 
@@ -146,7 +147,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
             loss.backward()
             optimizer.step()
             recorder.log(loss=loss.detach())
-    (folder / "report.html").write_text(render(gather([open_run(folder / "run")])), encoding="utf-8")
+    (folder / "report.html").write_text(render(gather([Source(open_run(folder / "run"))])), encoding="utf-8")
     return folder / "report.html"
 
 

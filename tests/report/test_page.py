@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tvlars_probe.analyses.source import Source
 from tvlars_probe.report.content import MOST_DETAILED, gather
 from tvlars_probe.report.definitions import DEFINITIONS
 from tvlars_probe.report.page import render
-from tvlars_probe.traces.reader import open_run
+from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(recorded: list[Path]) -> Page:
-    return Page(render(gather([open_run(run) for run in recorded])))
+    return Page(render(gather([Source(open_run(run)) for run in recorded])))
 
 
 def test_verdicts_come_first_then_charts_tables_configuration_and_definitions(page: Page) -> None:
@@ -100,7 +101,7 @@ def test_what_a_manifest_or_a_layer_is_called_is_text_and_nothing_else(recorded:
     manifest["data"]["name"] = HOSTILE
     (run / "run.json").write_text(json.dumps(manifest))
     with_layer = rename_a_layer(run, "0.weight", HOSTILE)
-    report = render(gather([open_run(run)]))
+    report = render(gather([Source(open_run(run))]))
     page = Page(report)
     assert page.named("img") == []
     assert len(page.named("script")) == 3
@@ -133,7 +134,7 @@ def test_runs_beyond_the_detailed_ones_stand_in_the_tables(trained: Callable[...
     for index in range(MOST_DETAILED + 2):
         runs.append(tmp_path / f"run-{index}")
         shutil.copytree(source, runs[-1])
-    report = gather([open_run(run) for run in runs])
+    report = gather([Source(open_run(run)) for run in runs])
     assert report.left_out == 2
     assert len(report.runs.frame) == MOST_DETAILED + 2
     assert sum(section.anchor.startswith("warmup-") for section in report.sections) == MOST_DETAILED
@@ -147,7 +148,7 @@ def test_an_unfinished_and_an_empty_run_make_a_page(trained: Callable[..., Path]
         manifest = json.loads((path / "run.json").read_text())
         (path / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
     shutil.rmtree(empty / "trace")
-    page = Page(render(gather([open_run(killed), open_run(empty)])))
+    page = Page(render(gather([Source(open_run(killed)), Source(open_run(empty))])))
     assert page.text.count("killed") >= 2
     assert "No layer was recorded" in page.text
 
@@ -163,7 +164,7 @@ def test_a_density_of_another_operator_and_curvature_of_nan_make_a_page(measured
             rows = pq.read_table(path)
             place, field = rows.schema.get_field_index(column), rows.schema.field(column)
             pq.write_table(rows.set_column(place, field, pa.array([value] * len(rows)).cast(field.type)), path)
-    assert "relative Hessian" in render(gather([open_run(run)]))
+    assert "relative Hessian" in render(gather([Source(open_run(run))]))
 
 
 def test_every_chart_says_its_title_to_a_screen_reader(page: Page) -> None:
@@ -175,4 +176,4 @@ def test_one_run_beyond_the_detailed_ones_is_one(trained: Callable[..., Path], t
     runs = [tmp_path / f"run-{index}" for index in range(MOST_DETAILED + 1)]
     for run in runs:
         shutil.copytree(trained("lars"), run)
-    assert "1 further run stands in" in Page(render(gather([open_run(run) for run in runs]))).text
+    assert "1 further run stands in" in Page(render(gather([Source(open_run(run)) for run in runs]))).text

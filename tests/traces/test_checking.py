@@ -20,8 +20,8 @@ from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
 from tvlars_probe.runners.train import resume
+from tvlars_probe.runs import open_run
 from tvlars_probe.traces.manifest import Manifest
-from tvlars_probe.traces.reader import open_run
 from tvlars_probe.traces.run_directory import RunDirectory
 from tvlars_probe.traces.writer import TraceWriter
 

@@ -13,10 +13,10 @@ import pytest
 
 from tests.traces.test_parts import write
 from tvlars_probe.errors import TraceError, UnreadableError
-from tvlars_probe.traces.checking import check_trace
+from tvlars_probe.runs import open_run
+from tvlars_probe.traces.checking.trace import check_trace
 from tvlars_probe.traces.footers import check_footer, describe, read_footer, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
-from tvlars_probe.traces.reader import open_run
 from tvlars_probe.traces.schema import STEPS
 from tvlars_probe.traces.writer import TraceWriter
 

@@ -25,6 +25,9 @@ QUESTION = "Do sharper minima generalise worse here?"
 
 OUTCOMES = ("generalisation_gap", "test_error")
 
+EPOCH_COLUMNS = ("step", "train_eval_acc1", "test_acc1")
+"""What of the table ``epochs`` is needed."""
+
 _MOST_NAMED = 4
 """Runs left out that a verdict names."""
 

@@ -122,7 +122,7 @@ def write_output(path: Path, content: bytes) -> None:
     Raises:
         UserError: there is no such folder, or it can't be written.
     """
-    from tvlars_probe.traces.parts import replace_file
+    from tvlars_probe.traces.files import replace_file
 
     check_output(path)
     try:

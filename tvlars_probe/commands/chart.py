@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -33,27 +33,30 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
         raise UserError("chart takes a kind and a run: tvlars-probe chart trust-ratio RUN -o FILE (--list lists kinds)")
     if out is None:
         raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
+    from tvlars_probe.analyses.source import Source
     from tvlars_probe.charts.export import file_content
     from tvlars_probe.charts.kinds import draw, kind, left_out
     from tvlars_probe.commands.analysis import check_output, write_output
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.runs import open_runs
 
     chosen = kind(words[0])
     check_output(out)
-    runs = open_runs(words[1:]).runs
-    write_output(out, file_content(draw(words[0], runs), out))
-    for run, reason in left_out(words[0], runs):
-        say(f"{run.path} {'counts without a value' if chosen.counts_all else 'is left out'}: {reason}", err=True)
+    sources = [Source(run) for run in open_runs(words[1:])]
+    write_output(out, file_content(draw(words[0], sources), out))
+    for source, reason in left_out(words[0], sources):
+        path = source.trace.path
+        say(f"{path} {'counts without a value' if chosen.counts_all else 'is left out'}: {reason}", err=True)
     say(f"Written: {out}")
 
 
 def _listing(words: tuple[str, ...]) -> Iterator[str]:
+    from tvlars_probe.analyses.source import Source
     from tvlars_probe.charts.kinds import KINDS, lacking
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.runs import open_runs
 
-    runs: tuple[Any, ...] = open_runs(words).runs if words else ()
+    sources = [Source(run) for run in open_runs(words)] if words else []
     width = max(map(len, KINDS))
     for name, chosen in KINDS.items():
-        reasons = [reason for run in runs if (reason := lacking(name, run)) is not None]
-        mark = "" if not runs else f"  [{reasons[0]}]" if len(reasons) == len(runs) else ""
+        reasons = [reason for source in sources if (reason := lacking(name, source)) is not None]
+        mark = "" if not sources else f"  [{reasons[0]}]" if len(reasons) == len(sources) else ""
         yield f"{name:{width}}  {chosen.about}{mark}"

@@ -14,7 +14,7 @@ from tvlars_probe.commands.text import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tvlars_probe.traces.checking import Findings
+    from tvlars_probe.traces.checking.faults import Findings
 
 
 @click.command(cls=Command, name="check")

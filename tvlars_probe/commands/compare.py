@@ -33,16 +33,13 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
     Each cell at its best learning rate: mean and Student's 95 % interval over seeds, epochs to a target accuracy, and
     how many runs diverged. The rate is chosen on held-out data (train --val) where every run has some.
     """
-    from tvlars_probe.analyses.comparison import compare, epoch_columns, run_row
-    from tvlars_probe.analyses.loading import epochs_of, facts_of
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.analyses.of_runs import comparison_of
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.runs import open_runs
 
-    needed, found = epoch_columns(metric), []
-    for run in open_runs(runs):
-        facts = facts_of(run)
-        found.append(run_row(facts, epochs_of(run, needed), metric=metric, target=target))
+    sources = [Source(run) for run in open_runs(runs)]
     fields = [tuple(name.strip() for name in names.split(",") if name.strip()) for names in (rows, columns)]
-    result = compare(found, metric=metric, rows=fields[0], columns=fields[1], target=target)
+    result = comparison_of(sources, metric=metric, rows=fields[0], columns=fields[1], target=target)
     emit(output, result, result.table, lambda c: render(c, result))
 
 

@@ -40,9 +40,10 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
     RUN: filter-normalised slices around a checkpoint. RUN RUN2: the straight line between both runs' checkpoints.
     What is computed is kept with the first run, in the table landscape.
     """
-    from tvlars_probe.analyses.landscape import COLUMNS, analyse_landscape
-    from tvlars_probe.analyses.loading import facts_of
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.analyses.landscape import COLUMNS
+    from tvlars_probe.analyses.of_runs import landscape_of
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.runs import open_runs
 
     opened = open_runs(runs)
     if len(opened) > 2:
@@ -52,13 +53,14 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
     if not stored:
         opened[0].frame("landscape", ["step"])  # what is there must be readable before rows are added
         _compute([run.path for run in opened], values)
-    rows = opened[0].frame("landscape", COLUMNS)
+    source = Source(opened[0])
+    rows = source.landscape(COLUMNS)
     if len(opened) == 2:
         rows = rows[rows["run2"] == opened[1].manifest.run_id]
     if not len(rows):
         what = f"line to {opened[1].path}" if len(opened) == 2 else "slice"
         raise TraceError(f"{opened[0].path} has no {what} on record: leave out --stored to compute one")
-    result = analyse_landscape(rows, facts_of(opened[0]))
+    result = landscape_of(source, rows)
     table = result.plane if len(result.plane) else result.line
     emit(output, result, table, lambda console: render(console, result))
 

@@ -49,23 +49,20 @@ def command(
     Reads the sharpness on record (train --sharpness-every, or tvlars-probe sharpness): early peak, end state, trapped
     or escaped. Over several runs: rank correlation of sharpness with the generalisation gap and the test error.
     """
-    from tvlars_probe.analyses.correlation import correlate
-    from tvlars_probe.analyses.loading import epochs_of
     from tvlars_probe.analyses.minimizer import SharpnessRule
-    from tvlars_probe.analyses.minimizer_runs import minimizer_of
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.analyses.of_runs import correlation_of, minimizer_of
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.runs import open_runs
 
     rule = SharpnessRule(escaped=escaped)
-    results = []
-    for run in open_runs(runs):
-        result = minimizer_of(run, phase=phase, bn_mode=bn_mode, rule=rule)
-        results.append((result, epochs_of(run, ["step", "train_eval_acc1", "test_acc1"])))
+    sources = [Source(run, phase) for run in open_runs(runs)]
+    results = [(source, minimizer_of(source, bn_mode=bn_mode, rule=rule)) for source in sources]
     if len(results) == 1:
-        one = results[0][0]
+        one = results[0][1]
         emit(output, one, one.curves, lambda c: render(c, one))
         return
-    over = correlate(results, seed=seed)
-    everything = {"correlation": over, "runs": [result for result, _ in results]}
+    over = correlation_of(results, seed=seed)
+    everything = {"correlation": over, "runs": [result for _, result in results]}
     emit(output, everything, over.runs, lambda c: render_runs(c, over))
 
 

@@ -69,14 +69,15 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
     computed anew. Settings that aren't given are those of each tensor's parameter group. Rows where g nearly cancels
     wd·w are flagged. lamb is replayed from traces of lamb only.
     """
-    from tvlars_probe.analyses.replay_runs import replay_of
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.analyses.replay_of_run import replay_of
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.runs import open_runs
 
     opened = open_runs(runs)
     if len(opened) != 1:
         raise UserError(f"replay takes one run, {len(opened)} were given: call it for each")
     given = {name: value for name, value in settings.items() if value is not None}
-    result = replay_of(opened[0], phase=phase, **given)
+    result = replay_of(Source(opened[0], phase), **given)
     summary = {
         "run": result.facts.name,
         "verdict": result.verdict,

@@ -18,13 +18,14 @@ def command(runs: tuple[str, ...], out: Path) -> None:
 
     It opens without a network, can be sent as it is, and prints. A click on a layer selects it in every chart.
     """
+    from tvlars_probe.analyses.source import Source
     from tvlars_probe.commands.analysis import check_output, write_output
     from tvlars_probe.report.content import gather
     from tvlars_probe.report.page import render
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.runs import open_runs
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a report is an HTML page: name {out.name} with the suffix .html")
     check_output(out)  # before anything is analysed
-    write_output(out, render(gather(open_runs(runs).runs)).encode())
+    write_output(out, render(gather([Source(run) for run in open_runs(runs)])).encode())
     click.echo(f"Report: {out}")

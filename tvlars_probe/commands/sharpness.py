@@ -59,7 +59,7 @@ _LIST = click.Choice
 def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **values: Any) -> None:
     """Measure the Hessian of the mean loss at a run's checkpoints, and keep the figures with the run."""
     from tvlars_probe.runners.posthoc.curvature import measure_run
-    from tvlars_probe.traces.reader import open_run
+    from tvlars_probe.runs import open_run
 
     open_run(run).curvature(["step"])  # what is there must be readable before rows are added
     if audit:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tvlars_probe.traces.reader import Run
+    from tvlars_probe.runs import Run
 
 EXTREMES = 5
 """Layers shown at either end of the trust ratios."""
@@ -25,7 +25,7 @@ EXTREMES = 5
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 def command(run: Path, as_json: bool) -> None:
     """Show a run: configuration, progress, last metrics, and the layers with the highest and lowest trust ratio."""
-    from tvlars_probe.traces.reader import open_run
+    from tvlars_probe.runs import open_run
 
     facts = describe(open_run(run))
     if as_json:

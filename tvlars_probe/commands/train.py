@@ -321,7 +321,7 @@ def _announce(plan: Job | Done) -> None:
 
 def _summarise(path: Path) -> None:
     from tvlars_probe.commands.show import summary_lines
-    from tvlars_probe.traces.reader import open_run
+    from tvlars_probe.runs import open_run
 
     for line in summary_lines(open_run(path)):
         say(line)

@@ -55,13 +55,14 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: s
     Splits every layer's effective rate into its terms, dates explosions, measures redundant scaling, and says whether
     warm-up was needed. Several runs are shown side by side, paired by peak rate and seed.
     """
+    from tvlars_probe.analyses.of_runs import warmup_of
+    from tvlars_probe.analyses.source import Source
     from tvlars_probe.analyses.warmup_pairs import pair_warmups
     from tvlars_probe.analyses.warmup_rule import Thresholds
-    from tvlars_probe.analyses.warmup_runs import warmup_of
-    from tvlars_probe.traces.reader import open_runs
+    from tvlars_probe.runs import open_runs
 
     thresholds = dataclasses.replace(Thresholds(), **lines)
-    results = [warmup_of(run, phase=phase, thresholds=thresholds) for run in open_runs(runs)]
+    results = [warmup_of(Source(run, phase), thresholds) for run in open_runs(runs)]
     if len(results) == 1:
         result = results[0][0]
         emit(output, result, result.layers, lambda c: render(c, result))

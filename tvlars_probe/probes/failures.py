@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from tvlars_probe.errors import ProbeError, RunFailedError, UserError, unknown
+from tvlars_probe.traces.gaps import Gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,8 +106,5 @@ class ProbeFailures:
         text = f"{self.found or 'a probe of another rank failed'}; layers and curvature are not recorded from there on"
         first = step if self.step is None else self.step
         manifest.notes.append(text)
-        manifest.gaps += [
-            {"table": table, "first_step": first, "last_step": None, "reason": self.found or text}
-            for table in ("layers", "curvature")
-        ]
+        manifest.gaps += [Gap(table, first, None, self.found or text) for table in ("layers", "curvature")]
         warnings.warn(text, RuntimeWarning, stacklevel=2)

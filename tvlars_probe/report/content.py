@@ -9,8 +9,7 @@ from tvlars_probe.analyses import headings
 from tvlars_probe.analyses.comparison import compare, run_row
 from tvlars_probe.analyses.correlation import correlate
 from tvlars_probe.analyses.grid import norm_ratio
-from tvlars_probe.analyses.loading import epochs_of, facts_of, grid_of, steps_of
-from tvlars_probe.analyses.minimizer_runs import minimizer_of
+from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of
 from tvlars_probe.analyses.rates import decompose
 from tvlars_probe.analyses.warmup import COLUMNS, analyse_warmup
 from tvlars_probe.analyses.warmup_pairs import pair_warmups
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.grid import LayerGrid
     from tvlars_probe.analyses.minimizer import Minimizer
+    from tvlars_probe.analyses.source import Source
     from tvlars_probe.analyses.verdict import Verdict
     from tvlars_probe.analyses.warmup import Warmup
 
@@ -93,15 +93,15 @@ class _Gathered:
     own: list[Section] = field(default_factory=list)
 
 
-def gather(runs: Sequence[Any]) -> Report:
+def gather(sources: Sequence[Source]) -> Report:
     """Analyse the runs one after the other and collect what the page shows.
 
     Args:
-        runs: of `tvlars_probe.open_runs`.
+        sources: the runs.
     """
     found = _Gathered()
-    for index, run in enumerate(runs):
-        _analyse(run, found, detailed=index < MOST_DETAILED)
+    for index, source in enumerate(sources):
+        _analyse(source, found, detailed=index < MOST_DETAILED)
     sections = [*_over_runs(found), *found.own]
     names: dict[str, None] = {}
     for result, _ in found.warmups[:MOST_DETAILED]:
@@ -109,24 +109,24 @@ def gather(runs: Sequence[Any]) -> Report:
     return Report(
         runs=_run_table(found),
         sections=tuple(sections),
-        manifests={run.name: _environment(run) for run in runs},
+        manifests={source.facts.name: _environment(source) for source in sources},
         layers=tuple(names),
-        left_out=max(len(runs) - MOST_DETAILED, 0),
+        left_out=max(len(sources) - MOST_DETAILED, 0),
     )
 
 
-def _analyse(run: Any, found: _Gathered, *, detailed: bool) -> None:
-    facts = facts_of(run)
-    grid, steps = grid_of(run, facts, COLUMNS), steps_of(run, facts, ["step", "loss"])
+def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
+    # The grid is read once, for the analysis and for the charts, and let go with the run.
+    facts = source.facts
+    grid, steps = source.layers(COLUMNS), source.steps(["step", "loss"])
     warmup = analyse_warmup(grid, steps, facts)
-    epochs = epochs_of(run)
-    accuracy = epochs["test_acc1"].dropna()
+    epochs = source.epochs()
     found.facts.append(facts)
-    found.warmups.append((warmup, float(accuracy.iloc[-1]) if len(accuracy) else None))
+    found.warmups.append((warmup, last_accuracy(epochs)))
     found.rows.append(run_row(facts, epochs, metric="test_acc1", target=None))
     found.epochs.append((facts, epochs[["epoch", "test_acc1"]]))
     found.losses.append((facts, curves.loss_bins(steps)))
-    minimizer = minimizer_of(run)
+    minimizer = minimizer_of(source)
     found.minimizers.append((minimizer, epochs))
     if not detailed:
         return
@@ -139,7 +139,7 @@ def _analyse(run: Any, found: _Gathered, *, detailed: bool) -> None:
     found.own.append(
         Section(f"warmup-{len(found.facts)}", f"{facts.name}: {facts.method}", warmup.verdict, tuple(specs), tables)
     )
-    found.own += list(_minimizer_sections(run, minimizer, len(found.facts)))
+    found.own += list(_minimizer_sections(source, minimizer, len(found.facts)))
 
 
 _INK = "currentColor"
@@ -150,7 +150,7 @@ def _heat(grid: LayerGrid, facts: RunFacts, quantity: str) -> dict[str, Any]:
     return spec_of(layers.heat_map(quantity, values, grid.steps, grid.parameters, facts), _INK)
 
 
-def _minimizer_sections(run: Any, result: Minimizer, number: int) -> Iterator[Section]:
+def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Iterator[Section]:
     specs = []
     if len(result.curves):
         specs.append(spec_of(sharpness.sharpness_curves([result]), _INK))
@@ -162,10 +162,8 @@ def _minimizer_sections(run: Any, result: Minimizer, number: int) -> Iterator[Se
     title = f"{result.facts.name}: {result.facts.method}"
     if specs:
         yield Section(f"minimizer-{number}", title, result.verdict, tuple(specs), tables)
-    if lacking("landscape", run) is None:
-        from tvlars_probe.analyses.landscape import COLUMNS, analyse_landscape
-
-        slice_ = analyse_landscape(run.frame("landscape", COLUMNS), result.facts)
+    if lacking("landscape", source) is None:
+        slice_ = landscape_of(source)
         drawn = [spec_of(landscape.landscape_line(slice_), _INK)]
         if len(slice_.plane):
             drawn.append(spec_of(landscape.landscape_map(slice_), _INK))
@@ -239,15 +237,15 @@ def _run_table(found: _Gathered) -> Table:
     return Table("Runs", pd.DataFrame(rows), RUNS)
 
 
-def _environment(run: Any) -> dict[str, Any]:
-    m = run.manifest
+def _environment(source: Source) -> dict[str, Any]:
+    m = source.trace.manifest
     return {
         "command": " ".join(m.command) if m.command else None,
         "configuration": m.config,
         "data": m.data,
         "parameter groups": m.groups,
         "segments": m.segments,
-        "status": run.status,
+        "status": source.facts.status,
         "notes": m.notes,
     }
 

@@ -8,8 +8,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, Self
 
 from tvlars_probe.errors import StorageError, UserError
+from tvlars_probe.traces.gaps import Gap, holes
 from tvlars_probe.traces.manifest import Manifest, environment, now
-from tvlars_probe.traces.parts import holes, list_parts
+from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import LOCK_NAME, RunDirectory
 from tvlars_probe.traces.schema import EPOCHS
 from tvlars_probe.traces.writer import TraceWriter
@@ -169,10 +170,9 @@ def _note_lost(path: Path, manifest: Manifest, step: int) -> None:
         table: [(part.first_step, part.last_step) for part in list_parts(path / "trace" / table)]
         for table in ("steps", "layers", "epochs")
     }
-    known = [(gap["first_step"], gap["last_step"]) for gap in manifest.gaps if gap.get("table") == "steps"]
+    known = [(gap.first_step, gap.end) for gap in manifest.gaps if gap.table == "steps"]
     for first, last in [*holes([*spans["steps"], *known], 0, step - 1)]:
         for table, held in spans.items():
             unknown = table == "epochs" and last < step - 1  # whether an epoch ended there
             if not unknown and not any(low <= last and high >= first for low, high in held):
-                gap = {"table": table, "first_step": first, "last_step": last}
-                manifest.gaps.append({**gap, "reason": "not there when the run was continued"})
+                manifest.gaps.append(Gap(table, first, last, "not there when the run was continued"))

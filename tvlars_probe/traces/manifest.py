@@ -17,8 +17,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import LaterVersionError, RunDirectoryError, UnreadableError
+from tvlars_probe.traces.files import replace_file
+from tvlars_probe.traces.gaps import Gap
 from tvlars_probe.traces.manifest_entries import Entries
-from tvlars_probe.traces.parts import replace_file
 from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
 from tvlars_probe.traces.schema import SCHEMA_VERSION
 
@@ -65,7 +66,7 @@ class Manifest:
         segments: per uninterrupted stretch, its steps, times and environment.
         finding: a non-finite loss: first bad step and first bad tensor.
         notes: what else a reader of the numbers should know.
-        gaps: stretches that a table lacks, and why: table, first_step, last_step (None: to the end), reason.
+        gaps: stretches that a table lacks, and why.
         best: step, metric and value of the best checkpoint.
         best_test_acc1: highest top-1 test accuracy of any epoch.
         final: the last epoch's metrics.
@@ -94,7 +95,7 @@ class Manifest:
     segments: list[dict[str, Any]] = field(default_factory=list)
     finding: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
-    gaps: list[dict[str, Any]] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
     best: dict[str, Any] | None = None
     best_test_acc1: float | None = None
     final: dict[str, Any] = field(default_factory=dict)
@@ -105,10 +106,7 @@ class Manifest:
         for f in dataclasses.fields(self):
             if f.name in history or getattr(self, f.name) in (None, {}, []):
                 setattr(self, f.name, getattr(before, f.name))
-        self.gaps = [gap for gap in self.gaps if gap.get("first_step", 0) < step]
-        for gap in self.gaps:
-            last = gap.get("last_step")
-            gap["last_step"] = step - 1 if last is None else min(last, step - 1)
+        self.gaps = [early for gap in self.gaps if (early := gap.before(step)) is not None]
         if self.finding is not None and self.finding.get("step", 0) >= step:
             self.finding = None
 
@@ -169,10 +167,12 @@ class Manifest:
             raise LaterVersionError(
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
-        if wrong := mismatches(cls, content) or mismatches(Entries, content):
+        stored = {name: value for name, value in content.items() if name != "gaps"}
+        if wrong := mismatches(cls, stored) or mismatches(Entries, content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         known = {f.name for f in dataclasses.fields(cls)}
         values = {name: value for name, value in content.items() if name in known}
+        values["gaps"] = [Gap.from_dict(gap) for gap in values.get("gaps", [])]
         return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
 
 

@@ -15,8 +15,9 @@ import time
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.compaction import cut
+from tvlars_probe.traces.leftovers import remove_leftovers
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.parts import cut, remove_leftovers
 from tvlars_probe.traces.schema import TABLES
 
 try:

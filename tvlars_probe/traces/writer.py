@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvlars_probe.traces.parts import compact, list_parts, write_part
+from tvlars_probe.traces.compaction import compact
+from tvlars_probe.traces.files import Exchange
+from tvlars_probe.traces.parts import list_parts, write_part
 from tvlars_probe.traces.schema import TABLES
 from tvlars_probe.traces.schema import table as schema_of
 
@@ -46,6 +48,7 @@ class TraceWriter:
         self._rows = 0
         self._written: set[str] = set()
         self._identity: tuple[int, int] | None = None
+        self._places = Exchange(folder)
         self._started = self._flushed = time.monotonic()
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -133,15 +136,17 @@ class TraceWriter:
         self._identity = identity
 
     def compact(self, table: str, boundaries: Sequence[int] = ()) -> bool:
-        """Merge small parts of a table; see `tvlars_probe.traces.parts.compact`."""
-        return compact(self.folder / table, schema_of(table), _edges(table, boundaries), run_id=self.run_id)
+        """Merge small parts of a table; see `tvlars_probe.traces.compaction.compact`."""
+        edges = _edges(table, boundaries)
+        return compact(self.folder / table, schema_of(table), edges, run_id=self.run_id, places=self._places)
 
     def settle(self, boundaries: Sequence[int] = ()) -> None:
         """Put a finished run's tables in the order in which they are read: few parts, ``layers`` by parameter."""
         for name, schema in TABLES.items():
             if (folder := self.folder / name).is_dir() and not folder.is_symlink():
                 edges = _edges(name, boundaries)
-                compact(folder, schema, edges, by_parameter=name == "layers", run_id=self.run_id)
+                by_parameter = name == "layers"
+                compact(folder, schema, edges, by_parameter=by_parameter, run_id=self.run_id, places=self._places)
 
 
 def _edges(table: str, boundaries: Sequence[int]) -> Sequence[int]:

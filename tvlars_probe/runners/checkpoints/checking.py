@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from tvlars_probe.errors import RunDirectoryError, UnreadableError
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.traces.checking import Fault, Findings, check_trace, problem
+from tvlars_probe.traces.checking.faults import Fault, Findings, problem
+from tvlars_probe.traces.checking.repairing import repair
+from tvlars_probe.traces.checking.trace import check_trace
 from tvlars_probe.traces.manifest import Manifest
-from tvlars_probe.traces.repairing import repair, run_ids
+from tvlars_probe.traces.parts import run_ids
 from tvlars_probe.traces.run_directory import is_led_out
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def _wrong(path: Path, manifest: Manifest | None) -> str | None:
 
 def _last_manifest(run: Path) -> Manifest | None:
     """The manifest as the last readable checkpoint holds it: of the run that most parts of the trace are of."""
-    ids = run_ids(run)
+    ids = run_ids(run / "trace")
     for path in reversed(checkpoints.list_checkpoints(run).values()):
         try:
             manifest = Manifest.from_json(checkpoints.load(path).get("manifest") or "", path)

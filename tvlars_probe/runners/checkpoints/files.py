@@ -19,7 +19,7 @@ import torch
 
 from tvlars_probe.errors import RunDirectoryError, UnreadableError
 from tvlars_probe.runners.checkpoints import contents
-from tvlars_probe.traces.parts import replace_file
+from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.plain_types import fits
 
 if TYPE_CHECKING:

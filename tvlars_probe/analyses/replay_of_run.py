@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.analyses.grid import column_medians
-from tvlars_probe.analyses.loading import facts_of, grid_of
 from tvlars_probe.analyses.replay import COLUMNS, DIRECTION_COLUMNS, Replay, replay
 from tvlars_probe.analyses.variants import LAYERWISE, Variant, takers
 from tvlars_probe.errors import UserError
@@ -23,17 +22,16 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.grid import LayerGrid
-    from tvlars_probe.traces.reader import Run
+    from tvlars_probe.analyses.source import Source
 
     Floats = NDArray[np.float64]
 
 
-def replay_of(run: Run, *, phase: str | None = None, optimizer: str | None = None, **given: Any) -> Replay:
+def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> Replay:
     """Replay a run under the settings given; each tensor keeps those of its parameter group where none are.
 
     Args:
-        run: which.
-        phase: of the run.
+        source: which run, and which phase of it.
         optimizer: lars, tvlars or lamb; by default each tensor's own. A run that none of these trained is replayed as
             lars; beside them, tensors of other optimizers keep their recorded ratio.
         **given: fields of `Variant`, for all groups, and ``lr``, ``schedule``, ``warmup_epochs``. ``lr`` is for the
@@ -51,11 +49,11 @@ def replay_of(run: Run, *, phase: str | None = None, optimizer: str | None = Non
     lr = rates.get("lr")
     if lr is not None and not 0 < lr < np.inf:
         raise UserError(f"--lr {lr:g} is outside its range (allowed: above 0)")
-    facts = facts_of(run, phase)
+    facts = source.facts
     _refuse_without_effect(settings, _optimizers(facts, optimizer))
     directions = {OPTIMIZERS[name].describe({}).scaling.direction for name in _optimizers(facts, optimizer)}
     columns = [*COLUMNS, *(DIRECTION_COLUMNS if "preconditioned" in directions else ())]
-    grid = grid_of(run, facts, columns)
+    grid = source.layers(columns)
     groups = _groups(facts, grid.parameters)
     variants = _variants(facts, groups, optimizer, settings)
     return replay(grid, facts, variants, lr=_rates(grid, facts, groups, **rates))

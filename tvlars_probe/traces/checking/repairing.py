@@ -6,16 +6,17 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError
-from tvlars_probe.traces.footers import check_footer, describe, read_footer
+from tvlars_probe.traces.footers import check_footer
+from tvlars_probe.traces.gaps import Gap, holes
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.parts import holes, list_parts
+from tvlars_probe.traces.parts import list_parts, run_ids
 from tvlars_probe.traces.run_directory import RunDirectory, is_led_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from tvlars_probe.traces.checking import Fault
+    from tvlars_probe.traces.checking.faults import Fault
 
 
 def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None) -> Path | None:
@@ -44,20 +45,14 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
             manifest.notes.append(f"check --repair set {fault.path} aside: {fault.problem}")
             manifest.gaps += _gaps(run, fault, aside, manifest.run_id)
         for gap in (fault.gap for fault in wanted if fault.gap is not None):
-            if not any(_covers(known, gap) for known in manifest.gaps):
-                manifest.gaps.append({**gap, "reason": "missing, as check --repair found"})
+            if not any(known.covers(gap) for known in manifest.gaps):
+                manifest.gaps.append(Gap(gap.table, gap.first_step, gap.last_step, "missing, as check --repair found"))
         manifest.save(run)
     except OSError as error:
         raise RunDirectoryError(f"{run} can't be repaired: {error.strerror or error} ({error.filename})") from None
     finally:
         directory.release()
     return aside if aside.exists() else None
-
-
-def _covers(known: Mapping[str, Any], gap: Mapping[str, Any]) -> bool:
-    last = known.get("last_step")
-    starts = known.get("table") == gap["table"] and known.get("first_step", 0) <= gap["first_step"]
-    return starts and (last is None or last >= gap["last_step"])
 
 
 def _move(run: Path, fault: Fault, aside: Path) -> None:
@@ -68,7 +63,7 @@ def _move(run: Path, fault: Fault, aside: Path) -> None:
     source.rename(target)
 
 
-def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[dict[str, Any]]:
+def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[Gap]:
     """What the trace lacks once a part is gone, by its name and by its rows, and no other part holds."""
     home, _, rest = fault.path.partition("/")
     table, _, name = rest.partition("/")
@@ -78,7 +73,7 @@ def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[dict[st
     for first, last in {(int(words[0]), int(words[1])), *_recorded(aside / fault.path, table, run_id)}:
         spans = [(part.first_step, part.last_step) for part in list_parts(run / home / table)]
         for start, end in holes(spans, first, last):
-            yield {"table": table, "first_step": start, "last_step": end, "reason": "set aside by check --repair"}
+            yield Gap(table, start, end, "set aside by check --repair")
 
 
 def _recorded(path: Path, table: str, run_id: str) -> Iterator[tuple[int, int]]:
@@ -102,23 +97,10 @@ def _new_manifest(run: Path, saved: Manifest | None) -> Manifest:
     if saved is not None:
         saved.status = "interrupted"
         return saved
-    ids = run_ids(run)
+    ids = run_ids(run / "trace")
     if not ids:
         raise RunDirectoryError(
             f"{run / FILE_NAME} can't be made anew: no readable part of the trace and no checkpoint tells what the run "
             f"was; nothing was changed"
         )
     return Manifest(run_id=max({*ids}, key=ids.count), status="interrupted")
-
-
-def run_ids(run: Path) -> list[str]:
-    """The run of each part of the trace, as its footer tells it; of parts that can be read."""
-    found: list[str] = []
-    for part in (part for folder in sorted((run / "trace").glob("[!.]*")) for part in list_parts(folder)):
-        try:
-            about = describe(read_footer(part.path)) or {}
-        except (OSError, ValueError):
-            continue
-        if isinstance(run_id := about.get("run_id"), str):
-            found.append(run_id)
-    return found

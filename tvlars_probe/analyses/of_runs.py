@@ -1,0 +1,61 @@
+"""Each analysis of recorded runs: reads the columns that it needs, keeps no matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvlars_probe.analyses.comparison import Comparison, compare, epoch_columns, run_row
+from tvlars_probe.analyses.correlation import EPOCH_COLUMNS, SharpnessCorrelation, correlate
+from tvlars_probe.analyses.landscape import COLUMNS as LANDSCAPE_COLUMNS
+from tvlars_probe.analyses.landscape import Landscape, analyse_landscape
+from tvlars_probe.analyses.minimizer import COLUMNS as CURVATURE_COLUMNS
+from tvlars_probe.analyses.minimizer import SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
+from tvlars_probe.analyses.warmup import COLUMNS as WARMUP_COLUMNS
+from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    import pandas as pd
+
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.analyses.warmup_rule import Thresholds
+
+
+def warmup_of(source: Source, thresholds: Thresholds | None = None) -> tuple[Warmup, float | None]:
+    """Was warm-up needed? With the run's last test accuracy in percent."""
+    grid, steps = source.layers(WARMUP_COLUMNS), source.steps(["step", "loss"])
+    result = analyse_warmup(grid, steps, source.facts, thresholds)
+    return result, last_accuracy(source.epochs(["test_acc1"]))
+
+
+def last_accuracy(epochs: pd.DataFrame) -> float | None:
+    """The last test accuracy on record, in percent."""
+    accuracy = epochs["test_acc1"].dropna()
+    return float(accuracy.iloc[-1]) if len(accuracy) else None
+
+
+def minimizer_of(source: Source, *, bn_mode: str | None = None, rule: SharpnessRule | None = None) -> Minimizer:
+    """Trapped in a sharp minimum, or escaped?"""
+    curvature, spectrum = source.curvature(CURVATURE_COLUMNS), source.spectrum(SPECTRUM_COLUMNS)
+    return analyse_minimizer(curvature, spectrum, source.facts, bn_mode=bn_mode, rule=rule)
+
+
+def comparison_of(
+    sources: Sequence[Source], *, metric: str = "test_acc1", target: float | None = None, **table: Any
+) -> Comparison:
+    """Which setting is best? ``table``: rows and columns, as of `compare`."""
+    needed = epoch_columns(metric)
+    rows = [run_row(s.facts, s.epochs(needed), metric=metric, target=target) for s in sources]
+    return compare(rows, metric=metric, target=target, **table)
+
+
+def correlation_of(results: Sequence[tuple[Source, Minimizer]], *, seed: int = 0) -> SharpnessCorrelation:
+    """Do sharper minima generalise worse here?"""
+    return correlate([(result, source.epochs(EPOCH_COLUMNS)) for source, result in results], seed=seed)
+
+
+def landscape_of(source: Source, rows: pd.DataFrame | None = None) -> Landscape:
+    """How wide is the minimum? Of the last slice stored, or the last one among ``rows``."""
+    return analyse_landscape(source.landscape(LANDSCAPE_COLUMNS) if rows is None else rows, source.facts)

@@ -1,0 +1,118 @@
+"""What the analyses read of a run: facts, grids and frames of one of its phases, columns projected.
+
+Commands, charts and the report all load runs by a `Source`, so that they agree on what belongs to a phase.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvlars_probe.analyses.facts import RunFacts
+from tvlars_probe.analyses.grid import LayerGrid, Rows
+from tvlars_probe.errors import unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from tvlars_probe.traces.reader import Trace
+
+
+class Source:
+    """One phase of a recorded run. Tables are read when they are asked for, and not kept.
+
+    Args:
+        trace: of the run.
+        phase: which; the first by default.
+
+    Attributes:
+        trace: of the run.
+        facts: what its manifest says of the phase.
+
+    Raises:
+        UserError: the run has no such phase.
+    """
+
+    def __init__(self, trace: Trace, phase: str | None = None) -> None:
+        phases = trace.manifest.parameters
+        if phase is not None and phases and phase not in phases:
+            raise unknown(f"phase of {trace.path}", phase, phases)
+        self.trace = trace
+        self.facts = RunFacts.from_manifest(trace.manifest, name=trace.name, status=trace.status, phase=phase)
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether the run has several phases, so that rows must be chosen by theirs."""
+        return len(self.trace.manifest.parameters) > 1
+
+    def lacks(self, table: str) -> bool:
+        """Whether the run has no row of a table, in any phase."""
+        return not len(self.trace.frame(table, ["step"]))
+
+    def steps(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Rows of ``steps`` of the phase."""
+        rows = self._of_phase(self.trace.frame("steps", [*dict.fromkeys((*columns, "phase"))]))
+        return rows.reset_index(drop=True)
+
+    def epochs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Rows of ``epochs``, of all phases: accuracies of a pretrained model are those of its linear probe."""
+        return self.trace.epochs(columns)
+
+    def curvature(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Rows of ``curvature`` of the phase."""
+        return self._of_phase(self.trace.frame("curvature", columns))
+
+    def spectrum(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Rows of ``spectrum`` of the phase: the densities of the whole model."""
+        rows = self.trace.frame("spectrum", columns)
+        return self._of_phase(rows[rows["scope"].astype(str) == "all"])
+
+    def landscape(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Rows of ``landscape``: slices are of a checkpoint, whichever phase it ended."""
+        return self.trace.frame("landscape", columns)
+
+    def layers(self, columns: Sequence[str]) -> LayerGrid:
+        """Rows of ``layers`` of the phase, as matrices in the order of the table of parameters.
+
+        Raises:
+            TraceError: a column isn't in the trace.
+        """
+        limits = None
+        if self.has_phases:
+            steps = self.steps(["step"])["step"]
+            limits = (int(steps.min()), int(steps.max())) if len(steps) else (0, -1)
+        wanted = [*dict.fromkeys(("step", "parameter", *columns))]
+        order = [str(name) for name in self.facts.parameters["name"]]
+
+        def arrange(batches: Iterator[pa.RecordBatch]) -> LayerGrid:
+            return LayerGrid.from_rows(map(_rows, batches), recorded, order, wanted[2:])
+
+        recorded = self.trace.batches("layers", ["step"], _distinct_steps, steps=limits)
+        # A run that is being recorded goes on meanwhile: what came after is left out.
+        until_now = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, -1)
+        return self.trace.batches("layers", wanted, arrange, steps=until_now)
+
+    def _of_phase(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows["phase"].astype(str) == self.facts.phase] if self.has_phases else rows
+
+
+def _distinct_steps(batches: Iterator[pa.RecordBatch]) -> NDArray[np.int64]:
+    found = [np.unique(batch.column(0).to_numpy()) for batch in batches]
+    return np.unique(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64)
+
+
+def _rows(batch: pa.RecordBatch) -> Rows:
+    """A batch as numbers; null becomes NaN."""
+    names: Any = batch.column("parameter")
+    others = [name for name in batch.schema.names if name not in ("step", "parameter")]
+    return Rows(
+        batch.column("step").to_numpy(),
+        names.indices.to_numpy(),
+        names.dictionary.to_pylist(),
+        {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others},
+    )

@@ -1,0 +1,127 @@
+"""Whether the tables hold what the manifest says: steps without gap, layers and epochs with them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvlars_probe.traces.checking.faults import Fault
+from tvlars_probe.traces.checking.tables import steps_of
+from tvlars_probe.traces.gaps import Stretch
+from tvlars_probe.traces.manifest import FILE_NAME
+from tvlars_probe.traces.run_directory import status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from tvlars_probe.traces.checking.faults import Findings
+    from tvlars_probe.traces.checking.tables import Steps
+    from tvlars_probe.traces.manifest import Manifest
+
+_CUT = re.compile(r"from-(\d{1,18})-\w+")
+"""A folder of rows set aside when a run was cut back to so many steps."""
+
+
+def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]], found: Findings) -> None:
+    """Whether steps are without gap, and the manifest says what the trace does."""
+    steps = steps_of(tables.get("steps", []))
+    found.faults += _gaps(manifest, steps)
+    state = status(run, manifest)
+    if state == "running":
+        found.notes.append("the run is being written by another process")
+    if state == "killed":
+        found.notes.append("the run was killed; the same command, or --resume, continues it")
+    gaps = [gap for gap in manifest.gaps if gap.table == "steps"]
+    total, there = manifest.total_steps, len(steps)
+    if state == "completed" and total is not None and there + sum(gap.length(total) for gap in gaps) < total:
+        what = f"says completed, but {there} of {total} steps are there"
+        found.faults.append(_missing(FILE_NAME, what, "steps", int(steps[-1]) + 1 if there else 0, total - 1))
+    ended = _last_saved(manifest)
+    last_step = int(steps[-1]) if there else -1
+    cuts = [int(m[1]) for folder in (run / "aside").glob("from-*") if (m := _CUT.fullmatch(folder.name))]
+    # A run may have been killed after a cut, before its manifest said so.
+    ended = min([ended, *(cut - 1 for cut in cuts if cut > last_step)])
+    beyond = _uncovered(np.array([last_step + 1, ended]), manifest, "steps") if ended > last_step else steps[:0]
+    if state != "running" and len(beyond):
+        last = f"the last one is {last_step}" if there else "none is there"
+        what = f"says that step {ended} is recorded; {last}"
+        found.faults.append(_missing(FILE_NAME, what, "steps", last_step + 1, ended))
+    if state != "running":
+        found.faults += _absent_layers(manifest, tables, ended)
+        found.faults += _absent_epochs(manifest, tables, min(ended, last_step) + (state == "completed"))
+    names = {str(entry.get("name")) for entries in manifest.parameters.values() for entry in entries}
+    recorded = {str(name) for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()}
+    if names and recorded - names:
+        strange = ", ".join(sorted(recorded - names)[:5])
+        found.faults.append(Fault(FILE_NAME, f"doesn't know the recorded tensors {strange}"))
+
+
+def _last_saved(manifest: Manifest) -> int:
+    """The last step whose rows of all tables were written before the manifest was; -1 for none."""
+    segment = manifest.segments[-1] if manifest.segments else {}
+    last = segment.get("last_step")
+    return int(segment.get("first_step") or 0) - 1 if last is None else int(last)
+
+
+def _uncovered(steps: Steps, manifest: Manifest, table: str) -> Steps:
+    """Those of ``steps`` that the manifest doesn't say are lacking."""
+    for gap in (gap for gap in manifest.gaps if gap.table == table):
+        steps = steps[(steps < gap.first_step) | (steps > gap.end)]
+    return steps
+
+
+def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
+    """Steps in which layers were recorded, as the table ``steps`` tells, and of which ``layers`` holds no row."""
+    rows = [np.asarray(rows["step"])[~np.asarray(rows["grad_norm"].is_null())] for rows in tables.get("steps", [])]
+    recorded = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+    recorded = recorded[recorded <= ended]
+    absent = _uncovered(np.setdiff1d(recorded, steps_of(tables.get("layers", []))), manifest, "layers")
+    if len(absent):
+        places = np.searchsorted(recorded, absent)
+        for stretch in np.split(absent, np.flatnonzero(np.diff(places) > 1) + 1):
+            yield _absent("layers", int(stretch[0]), int(stretch[-1]))
+
+
+def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
+    """Epochs after which training went on, or ended as it should, and that have no row."""
+    if "recording" not in manifest.config:
+        return  # another program's loop: whether it tells of epochs is its own affair
+    ends = list[int]()
+    for phase in manifest.phases:
+        first, epochs, length = (phase.get(name) for name in ("first_step", "epochs", "steps_per_epoch"))
+        if isinstance(first, int) and isinstance(epochs, int) and isinstance(length, int) and length > 0:
+            count = min(epochs, max(0, (ended - first) // length))
+            ends += [first + (epoch + 1) * length for epoch in range(count)]
+    absent = np.setdiff1d(np.array(ends, dtype=np.int64), steps_of(tables.get("epochs", [])))
+    for step in _uncovered(absent, manifest, "epochs"):
+        what = f"the epoch that ended after {step} updates is missing"
+        yield _missing("trace/epochs", what, "epochs", int(step), int(step))
+
+
+def _absent(table: str, first: int, last: int) -> Fault:
+    what = f"step {first} is missing" if first == last else f"steps {first} to {last} are missing"
+    return _missing(f"trace/{table}", what, table, first, last)
+
+
+def _missing(path: str, what: str, table: str, first: int, last: int) -> Fault:
+    return Fault(path, what, "note the gap", Stretch(table, first, last))
+
+
+def _gaps(manifest: Manifest, steps: Steps) -> Iterator[Fault]:
+    """Stretches of steps that are missing and that the manifest doesn't account for."""
+    known = sorted((gap.first_step, gap.end) for gap in manifest.gaps if gap.table == "steps")
+    before = np.concatenate(([-1], steps[:-1])) if len(steps) else steps
+    for place in np.flatnonzero(steps != before + 1):
+        first, end = int(before[place]) + 1, int(steps[place])
+        for lacking, last in known:
+            if lacking > first and lacking <= end:
+                yield _absent("steps", first, min(lacking, end) - 1)
+            if lacking <= end and last >= first:
+                first = end if last >= end else last + 1
+        if first < end:
+            yield _absent("steps", first, end - 1)

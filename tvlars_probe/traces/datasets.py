@@ -1,0 +1,113 @@
+"""What a reader does with the parts of a table as one Arrow dataset: choose rows, and name the part that is damaged."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import TraceError
+from tvlars_probe.traces.footers import refuse_unreadable, remedy
+from tvlars_probe.traces.schema import table as schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+
+def condition_of(
+    where: pc.Expression | None, steps: tuple[int, int] | None, parameters: Sequence[str] | None
+) -> pc.Expression | None:
+    """All of these conditions; None for none."""
+    import pyarrow.compute as pc
+
+    conditions = [] if where is None else [where]
+    if steps is not None:
+        conditions += [pc.field("step") >= steps[0], pc.field("step") <= steps[1]]
+    if parameters is not None:
+        conditions.append(pc.field("parameter").isin(list(parameters)))
+    return functools.reduce(operator.and_, conditions) if conditions else None
+
+
+def without_nulls(table: str, batches: Iterator[pa.RecordBatch], dataset: ds.Dataset) -> Iterator[pa.RecordBatch]:
+    """The batches, each checked by `refuse_nulls` before it is handed on."""
+    for batch in batches:
+        refuse_nulls(table, batch, dataset)
+        yield batch
+
+
+def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> None:
+    """Refuse rows that lack what no row is without, and name the part."""
+    for name in schema_of(table).required:
+        if name not in rows.schema.names or not rows.column(name).null_count:
+            continue
+        for fragment in dataset.get_fragments():
+            if fragment.to_table(columns=[name], schema=dataset.schema).column(name).null_count:
+                what = f"a part of the table {table} is damaged: {fragment.path} (rows without {name})"
+                raise TraceError(f"{what}; {remedy(Path(fragment.path))}")
+
+
+def row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
+    """The row groups that can hold one of ``parameters`` (Arrow itself passes over statistics of dictionaries)."""
+    import pyarrow.dataset as ds
+
+    fragments = []
+    for fragment in dataset.get_fragments():
+        metadata = fragment.metadata
+        column = metadata.schema.names.index("parameter")
+        spans = [metadata.row_group(g).column(column).statistics for g in range(metadata.num_row_groups)]
+        groups = [g for g, span in enumerate(spans) if _may_hold(span, parameters)]
+        if groups:
+            fragments.append(fragment.subset(row_group_ids=groups))
+    return ds.FileSystemDataset(fragments, schema=dataset.schema, format=dataset.format)
+
+
+def _may_hold(span: Any, parameters: Sequence[str]) -> bool:
+    if span is None or not span.has_min_max:
+        return True
+    return any(span.min <= name <= span.max for name in parameters)
+
+
+def by_step(rows: pa.Table) -> pa.Table:
+    """Rows in order of steps: the parts of a finished run are in order of parameters."""
+    import numpy as np
+
+    steps = rows["step"].to_numpy()
+    if (steps[1:] >= steps[:-1]).all():
+        return rows
+    return rows.take(np.argsort(steps, kind="stable"))
+
+
+def unfound(table: str, paths: Sequence[Path]) -> str:
+    """Which part it is that is listed and yet can't be opened: a link that leads nowhere."""
+    path = next((path for path in paths if not path.exists()), paths[0])
+    return f"a part of the table {table} leads to a file that isn't there: {path}; {remedy(path)}"
+
+
+def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -> str:
+    """Which part it is that can't be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = schema_of(table).arrow_schema()
+    for path in paths:
+        try:
+            pq.read_table(path, schema=schema)
+        except (pa.ArrowException, OSError, OverflowError) as reason:
+            refuse_unreadable(path, reason)
+            return f"a part of the table {table} is damaged: {path} ({_first_line(reason)}); {remedy(path)}"
+    return f"a part of the table {table} of {run} is damaged: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:
+    """The table without rows, some of its columns or all."""
+    schema = schema_of(table)
+    return schema.arrow_schema().empty_table().select(list(columns or schema.names))

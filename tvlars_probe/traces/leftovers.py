@@ -1,0 +1,42 @@
+"""What killed processes left half done in a run, by the names that are given to it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from tvlars_probe.traces.parts import TEMPORARY_PART
+from tvlars_probe.traces.schema import TABLES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_REPLACED = re.compile(r"\.(?:run\.json|step-\d+\.pt)\.\d+\.tmp")
+_SCRATCH = re.compile(rf"\.(?:{'|'.join(TABLES)})-(?:split|compact)-\d+")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left half done in a run: nobody else may be writing there.
+
+    Only what bears a name that is made here goes, and no link is followed.
+    """
+    for home in (run, run / "checkpoints"):
+        for file in [*home.iterdir()] if home.is_dir() and not home.is_symlink() else []:
+            if _REPLACED.fullmatch(file.name):
+                with suppress(OSError):
+                    file.unlink()
+    folder = run / "trace"
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in [*folder.iterdir()]:
+        if path.is_symlink() or not path.is_dir():
+            continue
+        if _SCRATCH.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name in TABLES:
+            for file in [*path.iterdir()]:
+                if TEMPORARY_PART.fullmatch(file.name):
+                    with suppress(OSError):
+                        file.unlink()
