@@ -29,7 +29,7 @@ from benchmarks.environment import environment
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
-from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.traces.run_directory import is_held
 
 if TYPE_CHECKING:

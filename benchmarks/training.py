@@ -9,6 +9,7 @@ Ours cuts, augments, schedules, counts and records; the bare loop gets its batch
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.config import TrainConfig
-from tvlars_probe.runners.phases.classification import Classification
+from tvlars_probe.runners.phases.running import build_trainings
 
 FLOORS = {
     "sgd": "augmentation, and norms, which torch's optimizers leave none behind; the bare loop does neither",
@@ -41,19 +42,20 @@ def figure(name: str, batch_size: int, rounds: int) -> Figure:
         optimizer=OptimizerConfig(name=name, lr=0.01),
         batch_size=batch_size,
     )
-    training = Classification.build(Ranks(torch.device("cpu")), config)
-    small = torch.rand(len(training.train_images), 1, 8, 8)
+    (training,) = build_trainings(Ranks(torch.device("cpu")), config, config.data.load())
+    small = torch.rand(len(training.data.train), 1, 8, 8)
     pictures = (interpolate(small, size=32, mode="bilinear") * 255).to(torch.uint8)
     labels = torch.randint(10, (len(pictures),))
-    training.train_images = TensorImages(pictures, labels, 255.0, (0.5,), (0.25,))
+    images = TensorImages(pictures, labels, 255.0, (0.5,), (0.25,))
+    replica = training.replica = dataclasses.replace(training.replica, images=images)
     model = copy.deepcopy(training.model)
     kind = {"sgd": torch.optim.SGD, "lars": LARS}[name]
     optimizer = kind(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     full = [share for share in training.plan.epoch(0) if share.size == batch_size]
-    ready = [training.augment(training.train_images, share.pieces[0], 0, torch.float32) for share in full]
+    ready = [replica.augment(images, share.pieces[0], 0, torch.float32) for share in full]
     epochs = (share for epoch in range(10_000) for share in training.plan.epoch(epoch) if share.size == batch_size)
     shares, batches = iter(epochs), chain.from_iterable(ready for _ in range(10_000))
-    tally = training.tally()
+    tally = training.phase.tally(replica.ranks.device)
 
     def bare() -> None:
         x, y = next(batches)

@@ -8,7 +8,7 @@ import resource
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.traces import parts
+from tvlars_probe.traces import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ class Writes:
     def __init__(self, patches: pytest.MonkeyPatch, disk: SmallDisk, full_at: int | None) -> None:
         self.names: list[str] = []
         self.failed: str | None = None
-        write = parts.replace_file
+        write = files.replace_file
 
         def counted(path: Path, fill: Any) -> None:
             if len(self.names) == full_at:
@@ -95,5 +95,5 @@ class Writes:
             self.names.append(path.name)
             write(path, fill)
 
-        for module in ("traces.parts", "traces.manifest", "runners.checkpoints"):
+        for module in ("traces.parts", "traces.manifest", "runners.checkpoints.files"):
             patches.setattr(f"tvlars_probe.{module}.replace_file", counted)

@@ -8,12 +8,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tvlars_probe
-from tests.probes.test_recorder import OPTIMIZERS, loop, net
+from tests.probes.small_loop import OPTIMIZERS, UNKNOWN, loop, net, observed
 from tvlars_probe.probes import norms
 from tvlars_probe.traces.schema import LAYERS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tvlars_probe import Run
 
 
 class CountReads(TorchDispatchMode):
@@ -88,11 +90,149 @@ def test_a_sparse_momentum_buffer_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
-def test_what_muon_made_of_a_rate_is_not_claimed(tmp_path: Path) -> None:
-    model = nn.Linear(6, 4, bias=False)
-    optimizer = torch.optim.Muon(model.parameters(), lr=0.1)
+@pytest.mark.parametrize(
+    ("adjust", "factor"), [(None, (10 / 4) ** 0.5), ("original", (10 / 4) ** 0.5), ("match_rms_adamw", 0.2 * 10**0.5)]
+)
+def test_the_trust_ratio_of_muon_is_its_factor_of_the_shape(adjust: str | None, factor: float, tmp_path: Path) -> None:
+    model = nn.Linear(4, 10, bias=False)
+    optimizer = torch.optim.Muon(model.parameters(), lr=0.1, adjust_lr_fn=adjust)
     with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
-        model(torch.randn(3, 6)).sum().backward()
+        model(torch.randn(3, 4)).sum().backward()
         optimizer.step()
         rec.log()
-    assert tvlars_probe.open_run(rec.path).layers().trust_ratio.isna().all()
+    assert tvlars_probe.open_run(rec.path).layers().trust_ratio.tolist() == pytest.approx([factor])
+
+
+def assert_observed(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int) -> None:
+    """The rows are those that the same loop, made by hand, shows in float64."""
+    frame = run.layers().set_index(["step", "parameter"])
+    for step in range(steps):
+        for parameter, figures in observed(model, optimizer, step).items():
+            row = frame.loc[(step, parameter)]
+            for column, value in figures.items():
+                assert row[column] == pytest.approx(value, rel=3e-5, abs=1e-7), (step, parameter, column)
+            assert row["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_recorded_is_what_happened(name: str, tmp_path: Path) -> None:
+    recorded, watched = net(), net()
+    optimizer, other = OPTIMIZERS[name](recorded.parameters()), OPTIMIZERS[name](watched.parameters())
+    with tvlars_probe.record(recorded, optimizer, tmp_path / "r") as rec:
+        loop(recorded, optimizer, range(4), rec)
+    assert_observed(tvlars_probe.open_run(tmp_path / "r"), watched, other, steps=4)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_of_an_unknown_optimizer_norms_are_recorded_and_nothing_is_assumed(name: str, tmp_path: Path) -> None:
+    recorded, watched = net(), net()
+    optimizer, other = UNKNOWN[name](recorded.parameters()), UNKNOWN[name](watched.parameters())
+    kind = type(optimizer).__name__
+    with (
+        pytest.warns(UserWarning, match=rf"what {kind} does .* tvlars_probe.describe.register\({kind}\)") as told,
+        tvlars_probe.record(recorded, optimizer, tmp_path / "r") as rec,
+    ):
+        loop(recorded, optimizer, range(4), rec)
+    assert len(told) == 1
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert_observed(run, watched, other, steps=4)
+    assert run.layers()[["trust_ratio", "direction_norm", "adam_norm", "phi"]].isna().all(axis=None)
+    assert run.parameters()[["adapted", "decayed"]].isna().all(axis=None)
+    assert all(rate != rate for rate in rec.last_rates().values())
+    assert [note for note in run.manifest.notes if f"tvlars_probe.describe.register({kind})" in note]
+
+
+def test_trust_ratio_is_what_is_known_of_it(tmp_path: Path) -> None:
+    ratios = {}
+    for name in ("lars", "sgd"):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        with tvlars_probe.record(model, optimizer, tmp_path / name) as rec:
+            loop(model, optimizer, range(1), rec)
+        ratios[name] = tvlars_probe.open_run(tmp_path / name).layers().set_index("parameter")["trust_ratio"]
+    assert ratios["lars"]["1.weight"] == ratios["lars"]["4.bias"] == 1.0  # excluded
+    assert 0 < ratios["lars"]["0.weight"] < 1
+    assert (ratios["sgd"] == 1).all()
+
+
+def test_columns_that_an_optimizer_lacks_are_null(tmp_path: Path) -> None:
+    filled = {}
+    for name in ("lars", "tvlars", "lamb", "sgd"):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        with tvlars_probe.record(model, optimizer, tmp_path / name) as rec:
+            loop(model, optimizer, range(2), rec)
+        frame = tvlars_probe.open_run(tmp_path / name).layers()
+        filled[name] = {c for c in ("direction_norm", "adam_norm", "weight_adam_dot", "phi") if frame[c].notna().all()}
+        assert all(frame[c].isna().all() for c in {"direction_norm", "adam_norm", "phi"} - filled[name])
+    assert filled == {
+        "lars": {"direction_norm"},
+        "tvlars": {"direction_norm", "phi"},
+        "lamb": {"direction_norm", "adam_norm", "weight_adam_dot"},
+        "sgd": set(),
+    }
+
+
+def test_update_norm_in_bfloat16_is_of_the_update_that_was_applied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    before = model.weight.detach().double().clone()
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loss = model(torch.randn(8, 64, dtype=torch.bfloat16)).square().mean()
+        loss.backward()
+        optimizer.step()
+        rec.log(loss=loss)
+    rows = tvlars_probe.open_run(tmp_path / "run").layers().set_index("parameter")
+    applied = (model.weight.detach().double() - before).norm().item()
+    assert rows.update_norm["weight"] == pytest.approx(applied, rel=1e-3)
+
+
+def test_a_foreign_attribute_called_last_step_is_not_believed(tmp_path: Path) -> None:
+    class Counting(torch.optim.SGD):
+        last_step = 0
+
+    model = net()
+    optimizer = Counting(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+    assert tvlars_probe.open_run(tmp_path / "run").layers().weight_norm.notna().all()
+
+
+def test_sparse_gradients_and_complex_weights_are_measured(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(10, 4, sparse=True)
+    phase = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    optimizers = [torch.optim.SGD(table.parameters(), lr=0.1), torch.optim.Adam([phase], lr=0.1)]
+    weight, value = table.weight.detach().clone(), phase.detach().clone()
+    with tvlars_probe.record(table, optimizers, tmp_path / "run") as rec:
+        loss = table(torch.tensor([1, 1, 3])).sum() + phase.abs().square().sum()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        rec.log(loss=loss)
+    rows = tvlars_probe.open_run(tmp_path / "run").layers().set_index("parameter")
+    assert rows.grad_norm["weight"] == pytest.approx((4 * 4 + 4) ** 0.5)
+    assert rows.weight_norm["optimizer1.group0.0"] == pytest.approx(value.abs().norm().item())
+    assert rows.update_norm["weight"] == pytest.approx((table.weight - weight).norm().item(), rel=1e-5)
+
+
+def test_of_a_large_model_the_copies_that_update_norm_needs_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norms, "SNAPSHOT_ELEMENTS", 3)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    applied = {}
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", every=2) as rec:
+        for step in range(41):
+            before = model.weight.detach().clone()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            applied[step] = (model.weight.detach() - before).norm().item()
+            assert not rec._rows.layout.readers[0]._snapshots
+    rows = tvlars_probe.open_run(tmp_path / "r").layers(["step", "weight_norm", "update_norm"], parameters=["weight"])
+    assert rows.weight_norm.notna().all()
+    read = rows[rows.update_norm.notna()]
+    assert read.step.tolist() == [0, 20, 40]
+    assert read.update_norm.tolist() == pytest.approx([applied[step] for step in (0, 20, 40)], rel=1e-5)

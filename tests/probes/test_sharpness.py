@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import tvlars_probe
-from tests.probes.test_recorder import OPTIMIZERS, batch, loop, net
+from tests.probes.small_loop import OPTIMIZERS, batch, loop, net
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator

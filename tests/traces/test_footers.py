@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.traces.test_parts import write
+from tests.traces.table_parts import write
 from tvlars_probe.errors import TraceError, UnreadableError
 from tvlars_probe.runs import open_run
 from tvlars_probe.traces.checking.trace import check_trace
@@ -142,7 +142,7 @@ def test_many_parts_that_claim_more_rows_than_memory_holds_are_refused(
     assert len(open_run(run).steps(steps=(0, 2))) == 3
     seen = open_run(run).batches("steps", list(STEPS.names), lambda batches: sum(map(len, batches)))
     assert seen == there
-    monkeypatch.setattr("tvlars_probe.traces.checking.rows_in_memory", lambda row_bytes: there - 1)
+    monkeypatch.setattr("tvlars_probe.traces.checking.tables.rows_in_memory", lambda row_bytes: there - 1)
     assert any("or memory, can hold" in fault.problem for fault in check_trace(run).faults)
 
 

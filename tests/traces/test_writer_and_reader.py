@@ -16,8 +16,8 @@ import pytest
 import tvlars_probe
 from tvlars_probe.errors import RunDirectoryError, TraceError, UserError
 from tvlars_probe.traces import parts as parts_module
-from tvlars_probe.traces import reader as reader_module
 from tvlars_probe.traces import writer as writer_module
+from tvlars_probe.traces.datasets import row_groups_of
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.parts import list_parts
@@ -245,5 +245,5 @@ def test_a_finished_run_is_read_in_order_of_steps_and_one_layer_from_few_row_gro
     (part,) = list_parts(tmp_path / "r" / "trace" / "layers")
     assert pq.read_metadata(part.path).num_row_groups == 15
     dataset = ds.dataset([str(part.path)], schema=LAYERS.arrow_schema())
-    (few,) = reader_module._row_groups_of(dataset, ["body"]).get_fragments()
+    (few,) = row_groups_of(dataset, ["body"]).get_fragments()
     assert few.num_row_groups == 5

@@ -8,6 +8,8 @@ import click
 
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.curvature.results import SLICE_BN_MODES
+from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
 
 if TYPE_CHECKING:
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.landscape import Landscape
 
-_BN = ("interpolated", "re-estimated")
-
 
 @click.command(cls=Command, name="landscape")
 @analysis_options
@@ -26,9 +26,9 @@ _BN = ("interpolated", "re-estimated")
 @option("--dimensions", section="Slice", type=int, default=1, help="Random directions, 1 or 2.")
 @option("--points", section="Slice", type=int, default=31, help="Points along each.")
 @option("--span", section="Slice", type=float, show_default="1; 0.25 beyond both ends of a line", help="How far.")
-@option("--bn", "bn_mode", section="Slice", type=click.Choice(_BN), default="interpolated", help=
+@option("--bn", "bn_mode", section="Slice", type=click.Choice(SLICE_BN_MODES), default="interpolated", help=
         "BatchNorm statistics: the checkpoint's (on a line in between), or from the sample at each point.")  # fmt: skip
-@option("--split", section="Loss", type=click.Choice(("train", "val", "test")), default="train", help="Part of data.")
+@option("--split", section="Loss", type=click.Choice(SPLITS), default="train", help="Part of data.")
 @option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
 @option("--seed", section="Slice", type=int, default=0, help="Of the directions.")
 @option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=

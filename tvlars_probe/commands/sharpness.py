@@ -11,6 +11,7 @@ import click
 from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
+from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _LIST = click.Choice
         "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm.")  # fmt: skip
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
-@option("--split", section="Loss", type=_LIST(("train", "val", "test")), default="train", help="Part of the data.")
+@option("--split", section="Loss", type=_LIST(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
 @option("--bn", "bn_mode", section="Loss", type=_LIST(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip

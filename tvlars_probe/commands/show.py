@@ -81,7 +81,8 @@ def _extremes(run: Run) -> dict[str, Any] | None:
         return None
     step = parts[-1].last_step
     rows = run.layers(["parameter", "trust_ratio", "lr", "weight_norm", "grad_norm"], steps=(step, step))
-    adapted = {p["name"] for p in run.manifest.parameters.get("train", []) if p.get("adapted")}
+    phases = run.manifest.parameters
+    adapted = {p["name"] for p in next(reversed(phases.values()), []) if p.get("adapted")}  # of the running phase
     rows = rows[rows["parameter"].astype(str).isin(adapted) & rows["trust_ratio"].notna()]
     if rows.empty:
         return None

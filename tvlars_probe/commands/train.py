@@ -25,7 +25,8 @@ from tvlars_probe.runners.config import (
     SharpnessConfig,
     TrainConfig,
 )
-from tvlars_probe.runners.phases.modes import MODES, BarlowTwinsConfig
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,6 +19,9 @@ OPERATORS = ("hessian", "effective", "relative")
 ENGINES = ("lanczos", "pyhessian")
 BN_MODES = ("eval", "train", "frozen-batch")
 
+SLICE_BN_MODES = ("interpolated", "re-estimated")
+"""Whose running statistics BatchNorm has at the points of a slice through the loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Eigenvalue:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from tvlars_probe.data.images import ImageData
 
 
+SPLITS = ("train", "val", "test")
+"""Parts of a data set."""
+
+
 class DataModule(Protocol):
     """What the module of a data set offers."""
 
@@ -46,7 +50,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DatasetEntry:
     """A known data set.
 
     Attributes:
@@ -77,23 +81,27 @@ AUGMENTATIONS = ("auto", "standard", "none")
 
 _PHOTOS = {"is_augmented": True, "flips": True}
 
-DATASETS: dict[str, Entry] = {
-    "digits": Entry("digits", "8x8 handwritten digits, 10 classes", "comes with scikit-learn", included=True),
-    "fashion-mnist": Entry(
+DATASETS: dict[str, DatasetEntry] = {
+    "digits": DatasetEntry("digits", "8x8 handwritten digits, 10 classes", "comes with scikit-learn", included=True),
+    "fashion-mnist": DatasetEntry(
         "fashion_mnist",
         "28x28 grey images of clothes, 10 classes",
         "apt-get install dataset-fashion-mnist, or train with --download",
         flips=True,
     ),
-    "cifar10": Entry("cifar", "32x32 photographs, 10 classes", "train with --download", downloads=True, **_PHOTOS),
-    "cifar100": Entry("cifar", "32x32 photographs, 100 classes", "train with --download", downloads=True, **_PHOTOS),
-    "tinyimagenet": Entry(
+    "cifar10": DatasetEntry(
+        "cifar", "32x32 photographs, 10 classes", "train with --download", downloads=True, **_PHOTOS
+    ),
+    "cifar100": DatasetEntry(
+        "cifar", "32x32 photographs, 100 classes", "train with --download", downloads=True, **_PHOTOS
+    ),
+    "tinyimagenet": DatasetEntry(
         "tiny_imagenet",
         "64x64 photographs, 200 classes",
         "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) in data/, or tvlars-probe data import-tiny-imagenet",
         **_PHOTOS,
     ),
-    "imagefolder": Entry(
+    "imagefolder": DatasetEntry(
         "image_folder", "your own: train/<class>/* and test/<class>/*", "give its folder with --data-dir", **_PHOTOS
     ),
 }

@@ -18,7 +18,7 @@ class Checked:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for name, expected in _types_of(type(self)).items():
+        for name, expected in _types_of(type(self)).items():  # type: ignore[arg-type]  # a class can be hashed
             if not _fits(value := getattr(self, name), expected):
                 allowed = f" (allowed: {', '.join(map(repr, get_args(expected)))})" if _is_literal(expected) else ""
                 raise ValueError(f"{type(self).__name__}.{name} is {value!r:.60}{allowed}")

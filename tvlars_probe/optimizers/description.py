@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 RULES: Mapping[str, Rule] = {**TORCH, **FOREIGN, **{entry.path: entry.rule for entry in OPTIMIZERS.values()}}
 """By the full name of the class, so that no package is imported to be known."""
 
+MOVING = {"params", "lr", "initial_lr", "num_updates", "step"}
+"""Entries of a parameter group that schedules and steps change; no description depends on them."""
+
 _HARMLESS = {name for name in vars(Optimizer) if name != "step"}
 """Methods that a subclass may override without changing what a step does."""
 
@@ -98,6 +101,12 @@ def _overrides(kind: type[Any], parent: type[Any]) -> bool:
     )
 
 
+def updates_made(group: Mapping[str, Any]) -> int | None:
+    """How many updates a parameter group has been through, where its optimizer counts them in it."""
+    count: int | None = group.get("num_updates")
+    return count
+
+
 class LiveDescription:
     """An optimizer's descriptions, made again when a setting has changed: schedules change decay and momentum, too.
 
@@ -118,11 +127,9 @@ class LiveDescription:
 
     def _read(self) -> list[list[Any]]:
         return [
-            [value if isinstance(value, _PLAIN) else id(value) for name, value in group.items() if name not in _MOVING]
+            [value if isinstance(value, _PLAIN) else id(value) for name, value in group.items() if name not in MOVING]
             for group in self._optimizer.param_groups
         ]
 
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
-_MOVING = {"params", "lr", "initial_lr", "num_updates", "step"}
-"""What changes from step to step, and no description depends on."""

@@ -1,7 +1,7 @@
 """Optimizers that `train` knows by name: the settings that each takes, and what each does to a parameter group.
 
-A new one is one `Entry` in `OPTIMIZERS`, with its rule: a function from the settings to a `GroupDescription`, from
-which everything else follows. Needs no torch: classes are loaded when they are built.
+A new one is one `OptimizerEntry` in `OPTIMIZERS`, with its rule: a function from the settings to a `GroupDescription`.
+Everything else follows from that. Needs no torch: classes are loaded when they are built.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class OptimizerEntry:
     """A known optimizer.
 
     Attributes:
@@ -69,7 +69,8 @@ class Entry:
 
     def describe(self, settings: Settings) -> GroupDescription:
         """What it does to a group of these settings; those that aren't given are as `train` gives them."""
-        return self.rule({**_DEFAULTS, **dict(self.fixed), **settings})
+        found = self.rule({**_DEFAULTS, **dict(self.fixed), **settings})
+        return found or GroupDescription.unknown(self.class_name, self.path.rpartition(".")[0])
 
 
 def _lars(settings: Settings) -> GroupDescription:
@@ -136,20 +137,20 @@ _FILTERS = (("weight_decay_filter", True), ("lars_adaptation_filter", True))
 _HOME = "tvlars_probe.optimizers"
 
 
-def _torchs(module: str, name: str, default_lr: float, settings: tuple[str, ...], colour: str) -> Entry:
+def _torchs(module: str, name: str, default_lr: float, settings: tuple[str, ...], colour: str) -> OptimizerEntry:
     path = f"torch.optim.{module}.{name}"
-    return Entry(path=path, rule=TORCH[path], default_lr=default_lr, settings=settings, colour=colour)
+    return OptimizerEntry(path=path, rule=TORCH[path], default_lr=default_lr, settings=settings, colour=colour)
 
 
-OPTIMIZERS: dict[str, Entry] = {
-    "lars": Entry(
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "lars": OptimizerEntry(
         path=f"{_HOME}.lars.LARS", rule=_lars, default_lr=5.0, settings=_LARS, colour="#0072B2", fixed=_FILTERS
     ),
-    "tvlars": Entry(
+    "tvlars": OptimizerEntry(
         path=f"{_HOME}.tvlars.TVLARS", rule=_tvlars, default_lr=5.0, settings=(*_LARS, *_PHI), colour="#009E73",
         fixed=_FILTERS,
     ),
-    "lamb": Entry(
+    "lamb": OptimizerEntry(
         path=f"{_HOME}.lamb.LAMB", rule=_lamb, default_lr=0.01, settings=("weight_decay", "adam", "trust_clip"),
         colour="#D55E00",
     ),
@@ -251,4 +252,4 @@ _DEFAULTS: dict[str, Any] = {
     "weight_decay_filter": False,
     "lars_adaptation_filter": False,
 }
-"""What `Entry.describe` takes for settings that a user can't choose, or hasn't."""
+"""What `OptimizerEntry.describe` takes for settings that a user can't choose, or hasn't."""

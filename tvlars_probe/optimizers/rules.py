@@ -145,7 +145,7 @@ TORCH: dict[str, Rule] = {
     "torch.optim.adamw.AdamW": _adamw,
     "torch.optim.adagrad.Adagrad": _adagrad,
     "torch.optim.rmsprop.RMSprop": _rmsprop,
-    "torch.optim._muon.Muon": _muon,
+    "torch.optim.Muon": _muon,
 }
 """By the class's full name. torch's others (Adadelta, Adafactor, Adamax, ASGD, LBFGS, NAdam, RAdam, Rprop, SparseAdam)
 do what a description has no words for."""

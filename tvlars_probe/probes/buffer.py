@@ -123,7 +123,7 @@ class StepBuffer:
         """Store the open row's loss without waiting for the device."""
         row = len(self.rows) - 1
         if isinstance(loss, Tensor):
-            self.losses[row].copy_(loss.detach().reshape(()), non_blocking=True)
+            self.losses[row].copy_(loss.reshape(()), non_blocking=True)
         else:
             self.losses[row].fill_(loss)
         self.rows[-1].loss_told = True

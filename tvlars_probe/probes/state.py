@@ -1,14 +1,27 @@
-"""What a recorder needs to continue, checked before a run is touched. Annotations are evaluated in this module, as in
-`tvlars_probe.traces.manifest_entries`.
+"""What a recorder and its probes need to continue, checked before a run is touched.
+
+Annotations are evaluated in this module, as in `tvlars_probe.traces.manifest_entries`.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, TypedDict
 
+from torch import Tensor
+
 from tvlars_probe.traces.plain_types import mismatches, shown
 
 
-class State(TypedDict):
+class SharpnessState(TypedDict):
+    """A sharpness probe's state: eigenvectors, and seconds of the run and of its measurements."""
+
+    vectors: dict[str, Tensor]
+    count: NotRequired[int]
+    elapsed: NotRequired[float]
+    spent: NotRequired[float]
+    last: NotRequired[float]
+
+
+class RecorderState(TypedDict):
     """The recorder's state after ``step`` updates."""
 
     step: int
@@ -22,10 +35,10 @@ class State(TypedDict):
 
 def faults(state: Mapping[str, Any]) -> Iterator[str]:
     """What of a state can't be what ``state_dict()`` gave."""
-    if lacking := sorted(State.__required_keys__ - state.keys()):
+    if lacking := sorted(RecorderState.__required_keys__ - state.keys()):
         yield f"it lacks {', '.join(lacking)}"
         return
-    if wrong := mismatches(State, state):
+    if wrong := mismatches(RecorderState, state):
         yield from wrong
         return
     for name in ("step", "samples", "last_epoch"):

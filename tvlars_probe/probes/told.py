@@ -19,7 +19,9 @@ def mean_loss(loss: Any) -> Tensor | float | None:
     if isinstance(loss, Tensor) and (loss.numel() != 1 or loss.is_complex()):
         what = f"{'complex ' if loss.is_complex() else ''}tensor of {tuple(loss.shape)}"
         raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a {what}")
-    return loss if loss is None or isinstance(loss, Tensor) else scalar("loss", loss)
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    return None if loss is None else scalar("loss", loss)
 
 
 def scalar(name: str, value: Any) -> float:
@@ -29,7 +31,7 @@ def scalar(name: str, value: Any) -> float:
         UserError: it is no number.
     """
     try:
-        return number(value)
+        return number(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(f"{name}={value!r:.60} is no number: give one number, or a tensor of one element") from None
 

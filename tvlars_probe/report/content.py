@@ -34,7 +34,7 @@ MOST_DETAILED = 8
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table of the page: headings by column; the column ``parameter`` takes part in selecting a layer."""
 
     title: str
@@ -58,7 +58,7 @@ class Section:
     title: str
     verdict: Verdict | None = None
     specs: tuple[dict[str, Any], ...] = ()
-    tables: tuple[Table, ...] = ()
+    tables: tuple[ReportTable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Report:
         left_out: runs without charts of their own.
     """
 
-    runs: Table
+    runs: ReportTable
     sections: tuple[Section, ...]
     manifests: dict[str, dict[str, Any]]
     layers: tuple[str, ...]
@@ -158,7 +158,7 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
         specs.append(spec_of(sharpness.spectral_density([result]), _INK))
     if len(result.blocks):
         specs.append(spec_of(sharpness.layer_blocks(result), _INK))
-    tables = (Table("Sharpness", result.summary, SUMMARY),) if len(result.summary) else ()
+    tables = (ReportTable("Sharpness", result.summary, SUMMARY),) if len(result.summary) else ()
     title = f"{result.facts.name}: {result.facts.method}"
     if specs:
         yield Section(f"minimizer-{number}", title, result.verdict, tuple(specs), tables)
@@ -185,13 +185,17 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
         "All runs",
         comparison.verdict,
         tuple(plain),
-        (Table("Settings", comparison.table, cells | COMPARISON),),
+        (ReportTable("Settings", comparison.table, cells | COMPARISON),),
     )
     pairs = pair_warmups(found.warmups)
     if len(pairs.pairs):
         chart = spec_of(comparisons.warmup_pairs_chart(pairs), _INK)
         yield Section(
-            "pairs", "Pairs of runs", pairs.verdict, (chart,), (Table("Pairs", pairs.pairs, headings.pairs("run")),)
+            "pairs",
+            "Pairs of runs",
+            pairs.verdict,
+            (chart,),
+            (ReportTable("Pairs", pairs.pairs, headings.pairs("run")),),
         )
     measured = [pair for pair in found.minimizers if len(pair[0].curves)]
     if len(measured) > 1:
@@ -203,18 +207,18 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
             "All runs",
             over.verdict,
             tuple(drawn),
-            (Table("Rank correlations", over.table, headings.CORRELATION),),
+            (ReportTable("Rank correlations", over.table, headings.CORRELATION),),
         )
 
 
-def _warmup_tables(result: Warmup) -> Iterator[Table]:
-    yield Table("Layers", result.layers, headings.LAYERS)
+def _warmup_tables(result: Warmup) -> Iterator[ReportTable]:
+    yield ReportTable("Layers", result.layers, headings.LAYERS)
     exploded = result.explosions[result.explosions["exploded"]].sort_values("first_step", kind="stable")
     if len(exploded):
-        yield Table("Explosions", exploded, headings.EXPLOSIONS)
+        yield ReportTable("Explosions", exploded, headings.EXPLOSIONS)
 
 
-def _run_table(found: _Gathered) -> Table:
+def _run_table(found: _Gathered) -> ReportTable:
     import pandas as pd
 
     rows = [
@@ -234,7 +238,7 @@ def _run_table(found: _Gathered) -> Table:
         }
         for f, (w, accuracy), (m, _) in zip(found.facts, found.warmups, found.minimizers, strict=True)
     ]
-    return Table("Runs", pd.DataFrame(rows), RUNS)
+    return ReportTable("Runs", pd.DataFrame(rows), RUNS)
 
 
 def _environment(source: Source) -> dict[str, Any]:

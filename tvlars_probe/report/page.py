@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tvlars_probe.analyses.verdict import Figure, Verdict
-    from tvlars_probe.report.content import Report, Section, Table
+    from tvlars_probe.report.content import Report, ReportTable, Section
 
 MOST_TABLE_ROWS = 400
 """Rows of a table on the page; the commands print and export all."""
@@ -138,7 +138,7 @@ def _figures(verdict: Verdict) -> str:
     )
 
 
-def _table(table: Table, *, folded: bool = False) -> str:
+def _table(table: ReportTable, *, folded: bool = False) -> str:
     heads = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings.values())
     shown = table.frame.head(MOST_TABLE_ROWS)
     rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))

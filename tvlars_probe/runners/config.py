@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import DataConfig
@@ -15,11 +16,11 @@ from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
-from tvlars_probe.runners.phases.modes import MODES, BarlowTwinsConfig
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.traces.plain_types import mismatches, shown
 
-Precision = Literal["float32", "bf16", "float64"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PRECISIONS = ("float32", "bf16", "float64")
 MOST_SEEDS, MOST_THREADS = 2**32, 1024
 DETAILS = ("full", "norms", "none")
 ON_PROBE_ERROR = ("warn", "raise")
@@ -195,12 +196,12 @@ class TrainConfig:
             raise UserError(f"--seed {self.seed} is no seed (allowed: 0 to {MOST_SEEDS - 1})")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if self.mode == "bt" and self.micro_batch is not None:
+        if MODES[self.mode].joins_samples and self.micro_batch is not None:
             raise UserError(
-                "--micro-batch can't be used with --mode bt: its loss joins all samples of a batch (spread them over "
-                "more ranks, or use a smaller --batch-size)"
+                f"--micro-batch can't be used with --mode {self.mode}: its loss joins all samples of a batch (spread "
+                "them over more ranks, or use a smaller --batch-size)"
             )
-        warmup, option = self.schedule.warmup_epochs, "--cl-epochs" if self.mode == "bt" else "--epochs"
+        warmup, option = self.schedule.warmup_epochs, MODES[self.mode].epochs_option
         if warmup is not None and warmup >= self.scheduled_epochs:
             raise UserError(
                 f"--warmup-epochs {warmup:g} leaves no epoch after the warm-up (use fewer than {option} "
@@ -210,12 +211,13 @@ class TrainConfig:
     @property
     def scheduled_epochs(self) -> int:
         """Epochs of the phase that the optimizer and the schedule are for."""
-        return self.barlow.epochs if self.mode == "bt" else self.epochs
+        epochs: int = operator.attrgetter(MODES[self.mode].epochs)(self)
+        return epochs
 
     @property
     def joins_ranks(self) -> bool:
         """Whether layers sum over the ranks, so that all must compute in step."""
-        return self.sync_bn or self.mode == "bt"
+        return self.sync_bn or MODES[self.mode].joins_samples
 
     def config_id(self, *, fingerprint: str, world_size: int) -> str:
         """Hash of what changes the numbers: not ports, workers, recording or paths.
@@ -232,9 +234,9 @@ class TrainConfig:
             "training": [self.batch_size, self.micro_batch, self.epochs, self.seed, self.precision, world_size],
         }
         # What later versions added is left out where it isn't used, so that a configuration keeps its hash.
-        if self.mode == "bt":
-            numbers["barlow"] = dataclasses.asdict(self.barlow)
-        if self.sync_bn and self.mode != "bt":
+        if (own := MODES[self.mode].settings) is not None:
+            numbers[own] = dataclasses.asdict(getattr(self, own))
+        if self.sync_bn and not MODES[self.mode].joins_samples:
             numbers["sync_bn"] = True
         if self.data.augments:
             numbers["augmentation"] = "standard"
@@ -247,7 +249,7 @@ class TrainConfig:
     def default_name(self, config_id: str) -> str:
         """Data, model, optimizer, batch, rate, schedule, seed and the first characters of the config_id."""
         optimizer = f"{self.optimizer.name}-bs{self.batch_size}-lr{self.optimizer.peak:g}"
-        data = self.data.name if self.mode == "clf" else f"{self.mode}-{self.data.name}"
+        data = f"{MODES[self.mode].prefix}{self.data.name}"
         return f"{data}-{self.model.name}-{optimizer}-{self.schedule.name}-seed{self.seed}-{config_id[:6]}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
 from tvlars_probe.runners.launching.torchrun import restarted
 from tvlars_probe.runners.phases.modes import MODES
+from tvlars_probe.runners.phases.phase import phases_of
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.data.batches import BatchPlan
     from tvlars_probe.data.images import ImageData
+    from tvlars_probe.runners.phases.phase import Phase
 
 RUNS_FOLDER = Path("runs")
 
@@ -54,7 +56,7 @@ class Job:
     @property
     def blank_state(self) -> dict[str, Any] | None:
         """The recorder's state where a run is continued that was ended before its first checkpoint."""
-        first = MODES[self.config.mode][0]
+        first = next(iter(MODES[self.config.mode].phases))
         return {"step": 0, "samples": 0, "phase": first, "rates": {}} if self.continues else None
 
 
@@ -77,43 +79,39 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
     Raises:
         UserError: they don't.
     """
-    from tvlars_probe.runners.phases.objectives import batch_plan
-
     samples = len(data.train)
     if config.batch_size > samples:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the training data: {data.name} has {samples} samples"
         )
-    first, *_ = MODES[config.mode]
-    steps_per_epoch = batch_plan(config, samples, first, world_size=world_size).steps_per_epoch
-    config.schedule.build(epochs=config.scheduled_epochs, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size)
-    for phase in MODES[config.mode]:
-        _check_phase(config, data, phase, batch_plan(config, samples, phase, world_size=world_size))
+    for phase in phases_of(config):
+        plan = phase.plan(samples, world_size=world_size)
+        phase.schedule.build(epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
+        _check_phase(phase, data, plan)
 
 
-def _check_phase(config: TrainConfig, data: ImageData, phase: str, plan: BatchPlan) -> None:
+def _check_phase(phase: Phase, data: ImageData, plan: BatchPlan) -> None:
     """Pass the smallest piece of a batch through the phase's model."""
     import torch
 
-    from tvlars_probe.runners.phases.objectives import build_model
-
-    option = "--probe-batch-size" if phase == "linear" else "--batch-size"
     if plan.batch_size < plan.world_size:
-        raise UserError(f"{option} {plan.batch_size} is smaller than the number of ranks, {plan.world_size}")
+        raise UserError(
+            f"{phase.batch_option} {plan.batch_size} is smaller than the number of ranks, {plan.world_size}"
+        )
     with torch.random.fork_rng(devices=()), torch.no_grad():
         try:
-            model = build_model(config, data, phase)
+            model = phase.build_model(data)
         except (RuntimeError, MemoryError) as error:
-            what = f"--projector {config.barlow.projector}" if phase == "pretrain" else f"--model {config.model.name}"
             reason = str(error).splitlines()[0] if str(error) else "out of memory"
-            raise UserError(f"{what} can't be built on this machine: {reason}") from None
+            raise UserError(f"{phase.model_option} can't be built on this machine: {reason}") from None
         x, _ = data.train.batch(torch.arange(min(plan.smallest_piece, 2)))
         try:
-            model(*[x] * (2 if phase == "pretrain" else 1))
+            model(*[x] * phase.views)
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"--model {config.model.name} can't be trained on {data.name} in batches of which the smallest piece "
-                f"on a rank is {plan.smallest_piece} of {plan.samples} samples ({option} {plan.batch_size}): {error}"
+                f"--model {phase.config.model.name} can't be trained on {data.name} in batches of which the smallest "
+                f"piece on a rank is {plan.smallest_piece} of {plan.samples} samples ({phase.batch_option} "
+                f"{plan.batch_size}): {error}"
             ) from None
 
 

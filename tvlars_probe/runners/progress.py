@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from torch import Tensor
@@ -32,17 +32,24 @@ class Silent:
     def step(self, *, epoch: int, step: int, samples: int, lr: float, loss: Tensor, tally: Tally) -> None:
         """One update is made; ``loss`` and ``tally`` are read only where that doesn't make the host wait."""
 
-    def epoch(self, *, epoch: int, line: str) -> None:
-        """One epoch is finished and evaluated."""
+    def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
+        """One epoch is finished and evaluated; ``figures`` as in the table ``epochs``."""
 
 
 class _Speaking(Silent, ABC):
-    """Counts what the others show."""
+    """Counts what the others show.
+
+    Args:
+        total_steps: updates of the phase.
+        epochs: of the phase.
+        first_step: updates that were made before.
+        label: what each epoch's line begins with.
+    """
 
     interval: float
 
-    def __init__(self, total_steps: int, epochs: int, first_step: int = 0) -> None:
-        self.total_steps, self.epochs, self.first_step = total_steps, epochs, first_step
+    def __init__(self, total_steps: int, epochs: int, first_step: int = 0, label: str | None = None) -> None:
+        self.total_steps, self.epochs, self.first_step, self.label = total_steps, epochs, first_step, label
         self._samples = 0
         self._started = self._shown = time.monotonic()
 
@@ -62,6 +69,16 @@ class _Speaking(Silent, ABC):
     def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
         """Show where the run is."""
 
+    def line(self, epoch: int, figures: Mapping[str, float | None]) -> str:
+        """An epoch in one line."""
+        parts = [self.label] if self.label else []
+        for name in ("train", "val", "test"):
+            loss, accuracy = figures.get(f"{name}_loss"), figures.get(f"{name}_acc1")
+            if loss is not None:
+                parts.append(f"{name} loss {loss:.4f}" + ("" if accuracy is None else f"  acc {accuracy:.2f} %"))
+        parts.append(f"{figures['seconds']:.1f} s")
+        return f"epoch {epoch + 1}/{self.epochs}  {'   '.join(parts)}"
+
 
 class Lines(_Speaking):
     """A line per epoch, and one every half minute within long epochs."""
@@ -73,9 +90,9 @@ class Lines(_Speaking):
             where = f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.total_steps}"
             say(f"{where}  {figures}  {clock(seconds_left)} left")
 
-    def epoch(self, *, epoch: int, line: str) -> None:
+    def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
         self._shown = time.monotonic()
-        say(f"epoch {epoch + 1}/{self.epochs}  {line}")
+        say(self.line(epoch, figures))
 
 
 def say(line: str) -> None:
@@ -91,11 +108,11 @@ class Bar(_Speaking):
 
     interval = 0.1
 
-    def __init__(self, total_steps: int, epochs: int, first_step: int = 0) -> None:
+    def __init__(self, total_steps: int, epochs: int, first_step: int = 0, label: str | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        super().__init__(total_steps, epochs, first_step)
+        super().__init__(total_steps, epochs, first_step, label)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
@@ -119,16 +136,16 @@ class Bar(_Speaking):
         figures = f"{figures}  {clock(seconds_left)} left"
         self._progress.update(self._task, completed=step + 1, epoch=epoch + 1, figures=figures)
 
-    def epoch(self, *, epoch: int, line: str) -> None:
-        self._progress.console.print(f"epoch {epoch + 1}/{self.epochs}  {line}", highlight=False)
+    def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
+        self._progress.console.print(self.line(epoch, figures), highlight=False)
 
 
-def reporter(*, speaks: bool, total_steps: int, epochs: int, first_step: int) -> Silent:
+def reporter(*, speaks: bool, total_steps: int, epochs: int, first_step: int, label: str | None = None) -> Silent:
     """The reporter for this process and its terminal."""
     if not speaks:
         return Silent()
     kind = Bar if sys.stderr.isatty() else Lines
-    return kind(total_steps, epochs, first_step)
+    return kind(total_steps, epochs, first_step, label)
 
 
 def clock(seconds: float) -> str:

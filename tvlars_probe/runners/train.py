@@ -11,8 +11,7 @@ from tvlars_probe.runners.launching.process_group import join, leave
 from tvlars_probe.runners.launching.processes import launch
 from tvlars_probe.runners.launching.stop_signals import advice
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun, seat
-from tvlars_probe.runners.phases.barlow_twins import train_barlow_twins
-from tvlars_probe.runners.phases.classification import train_classifier
+from tvlars_probe.runners.phases.running import run_phases
 from tvlars_probe.runners.planning import Done, Job, check_fit, check_same_data, plan_resume, plan_run
 from tvlars_probe.traces.run_directory import note_failure
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.launching.places import Placement
-
-_WORK = {"clf": train_classifier, "bt": train_barlow_twins}
 
 
 def train(
@@ -119,7 +116,7 @@ def _train(job: Job, placement: Placement, *, speaks: bool = True) -> None:
         RunFailedError: it failed; the run says so.
     """
     try:
-        number = launch(_WORK[job.config.mode], job, placement, job.config.place)
+        number = launch(run_phases, job, placement, job.config.place)
     except InterruptedRunError as error:
         raise InterruptedRunError(error.signal, advice(job.path)) from None
     except KeyboardInterrupt:  # before training began, or in the middle of a long operation

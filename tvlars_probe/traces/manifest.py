@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.errors import LaterVersionError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.gaps import Gap
-from tvlars_probe.traces.manifest_entries import Entries
+from tvlars_probe.traces.manifest_entries import ManifestEntries
 from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
 from tvlars_probe.traces.schema import SCHEMA_VERSION
 
@@ -168,7 +168,7 @@ class Manifest:
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
         stored = {name: value for name, value in content.items() if name != "gaps"}
-        if wrong := mismatches(cls, stored) or mismatches(Entries, content):
+        if wrong := mismatches(cls, stored) or mismatches(ManifestEntries, content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         known = {f.name for f in dataclasses.fields(cls)}
         values = {name: value for name, value in content.items() if name in known}

@@ -7,7 +7,7 @@ are evaluated in this module: as strings they would hide from `TypedDict` what i
 from typing import Any, NotRequired, TypedDict
 
 
-class Data(TypedDict):
+class DataEntry(TypedDict):
     """The data set: its name, and the number of samples in each part."""
 
     name: str
@@ -17,14 +17,14 @@ class Data(TypedDict):
     fingerprint: NotRequired[str | None]
 
 
-class Model(TypedDict):
+class ModelEntry(TypedDict):
     """The model: its name, and the number of its parameters."""
 
     name: str
     parameters: int
 
 
-class Phase(TypedDict):
+class PhaseEntry(TypedDict):
     """A phase of training."""
 
     phase: str
@@ -36,28 +36,29 @@ class Phase(TypedDict):
     peak_lr: NotRequired[float | None]
 
 
-class Momentum(TypedDict):
+class MomentumEntry(TypedDict):
     """An optimizer's momentum."""
 
     form: str
     beta: float
 
 
-class Group(TypedDict):
+class GroupEntry(TypedDict):
     """A parameter group: what its optimizer does to it."""
 
     optimizer: str
     phase: NotRequired[str]
     lr: NotRequired[float | None]
     eta: NotRequired[float | None]
-    momentum: NotRequired[Momentum | None]
+    momentum: NotRequired[MomentumEntry | None]
     weight_decay: NotRequired[float | None]
     variant: NotRequired[dict[str, Any] | None]
     phi: NotRequired[dict[str, float] | None]
+    description: NotRequired[dict[str, Any] | None]
     parameters: NotRequired[int]
 
 
-class Parameter(TypedDict):
+class ParameterEntry(TypedDict):
     """A row of the table of parameters."""
 
     name: str
@@ -72,7 +73,7 @@ class Parameter(TypedDict):
     trainable: NotRequired[bool | None]
 
 
-class Segment(TypedDict):
+class SegmentEntry(TypedDict):
     """An uninterrupted stretch of the run."""
 
     first_step: int
@@ -80,7 +81,7 @@ class Segment(TypedDict):
     start: NotRequired[str]
 
 
-class Finding(TypedDict):
+class FindingEntry(TypedDict):
     """What was not finite."""
 
     step: int
@@ -89,7 +90,7 @@ class Finding(TypedDict):
     quantity: str | None
 
 
-class Gap(TypedDict):
+class GapEntry(TypedDict):
     """A stretch that a table lacks."""
 
     table: str
@@ -98,7 +99,7 @@ class Gap(TypedDict):
     reason: str
 
 
-class Best(TypedDict):
+class BestEntry(TypedDict):
     """The best checkpoint."""
 
     step: int
@@ -106,16 +107,16 @@ class Best(TypedDict):
     value: float
 
 
-class Entries(TypedDict, total=False):
+class ManifestEntries(TypedDict, total=False):
     """The manifest's fields that have entries."""
 
-    data: Data | None
-    model: Model | None
-    phases: list[Phase]
-    groups: list[Group]
-    parameters: dict[str, list[Parameter]]
-    segments: list[Segment]
-    finding: Finding | None
-    gaps: list[Gap]
-    best: Best | None
+    data: DataEntry | None
+    model: ModelEntry | None
+    phases: list[PhaseEntry]
+    groups: list[GroupEntry]
+    parameters: dict[str, list[ParameterEntry]]
+    segments: list[SegmentEntry]
+    finding: FindingEntry | None
+    gaps: list[GapEntry]
+    best: BestEntry | None
     final: dict[str, float | str | None]

@@ -12,52 +12,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tvlars_probe.optimizers.description import describe
-from tvlars_probe.runners.phases.modes import MODES
+from tvlars_probe.probes import state as recorder_state
+from tvlars_probe.probes.state import RecorderState, SharpnessState
+from tvlars_probe.runners.phases.modes import PHASES
 from tvlars_probe.traces.manifest import Manifest
-from tvlars_probe.traces.manifest_entries import Best
+from tvlars_probe.traces.manifest_entries import BestEntry
 from tvlars_probe.traces.plain_types import fits, mismatches, shown
 
 _SUMS = 4
 """Numbers that a rank's tally keeps of an epoch."""
 
 
-class Tallied(TypedDict):
+class TallyState(TypedDict):
     """What the running epoch's batches scored: every rank's sums."""
 
     sums: list[list[float]]
     has_five: bool
 
 
-class Probed(TypedDict):
-    """A sharpness probe's state."""
-
-    vectors: dict[str, Tensor]
-    count: NotRequired[int]
-    elapsed: NotRequired[float]
-    spent: NotRequired[float]
-    last: NotRequired[float]
-
-
-class Recorded(TypedDict):
-    """The recorder's state."""
-
-    step: int
-    samples: int
-    phase: str
-    rates: dict[str, float]
-    run_id: NotRequired[str | None]
-    last_epoch: NotRequired[int | None]
-    probes: NotRequired[list[Probed]]
-
-
-class Optimized(TypedDict):
+class OptimizerState(TypedDict):
     """An optimizer's state, by the parameters' numbers."""
 
     state: dict[int, dict[str, Any]]
     param_groups: list[dict[str, Any]]
 
 
-class State(TypedDict):
+class CheckpointState(TypedDict):
     """The whole state after ``step`` updates."""
 
     format: int
@@ -66,24 +46,26 @@ class State(TypedDict):
     epochs: int
     batches: NotRequired[int]
     seconds: NotRequired[float]
-    tally: NotRequired[Tallied | None]
+    tally: NotRequired[TallyState | None]
     model: dict[str, Tensor]
-    optimizer: Optimized
+    optimizer: OptimizerState
     scheduler: dict[str, Any]
-    recorder: Recorded
+    recorder: RecorderState
     rng: list[dict[str, Tensor]]
-    best: Best | None
+    best: BestEntry | None
     config: NotRequired[dict[str, Any]]
     manifest: NotRequired[str]
 
 
 def faults(state: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a checkpoint, told from it alone."""
-    lacking = sorted(State.__required_keys__ - state.keys())
+    lacking = sorted(CheckpointState.__required_keys__ - state.keys())
     if lacking:
         yield f"it lacks {', '.join(lacking)}"
         return
-    wrong = mismatches(State, state)
+    wrong = mismatches(CheckpointState, state)
+    wrong = wrong or [f"in its recorder's state {fault}" for fault in recorder_state.faults(state["recorder"])]
+    wrong = wrong or [*_probe_faults(state["recorder"].get("probes", []))]
     if wrong:
         yield from wrong
         return
@@ -91,9 +73,16 @@ def faults(state: Mapping[str, Any]) -> Iterator[str]:
     yield from _out_of_range(state)
 
 
+def _probe_faults(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """``train`` has no probes but those of sharpness."""
+    for probe in probes:
+        if not fits(probe, SharpnessState):
+            yield f"a probe's state is {shown(probe)}"
+
+
 def _disagreements(state: Mapping[str, Any]) -> Iterator[str]:
     step, batches, recorder, tally = state["step"], state.get("batches", 0), state["recorder"], state.get("tally")
-    if state["phase"] not in {phase for phases in MODES.values() for phase in phases}:
+    if state["phase"] not in PHASES:
         yield f"its phase is {shown(state['phase'])}"
     if recorder["step"] != step or recorder["phase"] != state["phase"]:
         yield f"its recorder is in step {recorder['step']} of {shown(recorder['phase'])}"
@@ -112,8 +101,9 @@ def _disagreements(state: Mapping[str, Any]) -> Iterator[str]:
 def _out_of_range(state: Mapping[str, Any]) -> Iterator[str]:
     recorder, tally, probes = state["recorder"], state.get("tally"), state["recorder"].get("probes", [])
     counts = {"step": state["step"], "epochs": state["epochs"], "batches": state.get("batches", 0)}
-    counts |= {"samples": recorder["samples"]}
     yield from (f"its {name} is {shown(count)}" for name, count in counts.items() if not 0 <= count < 1 << 63)
+    if recorder["samples"] is None:
+        yield "its recorder doesn't know how many samples were seen"
     times = [probe.get(name, 0.0) for probe in probes for name in ("elapsed", "spent", "last")]
     numbers = {"seconds": [state.get("seconds", 0.0), *times]}
     numbers |= {"scores": [number for sums in tally["sums"] for number in sums] if tally else []}
@@ -121,9 +111,6 @@ def _out_of_range(state: Mapping[str, Any]) -> Iterator[str]:
         for value in values:
             if isinstance(value, str) or not 0 <= value < math.inf:
                 yield f"{shown(value)} stands among its {name}"
-    for name, rate in recorder["rates"].items():
-        if isinstance(rate, str) or rate < 0:
-            yield f"its rate of {name} is {shown(rate)}"
 
 
 def misplaced(state: Mapping[str, Any], *, first_step: int, steps_per_epoch: int, epochs: int) -> Iterator[str]:

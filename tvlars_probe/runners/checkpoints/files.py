@@ -26,14 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from tvlars_probe.collectives import Ranks
 
 FORMAT = 1
 FOLDER = "checkpoints"
-_MOVE_AWAY = "move it away to use an earlier one"
+MOVE_AWAY = "move it away to use an earlier one"
 _REFUSALS = {
     errno.EACCES,
     errno.EPERM,
@@ -44,8 +40,6 @@ _REFUSALS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-_MOVING = ("lr", "initial_lr", "num_updates")
-"""Entries of an optimizer's groups that schedules and steps change."""
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -128,23 +122,7 @@ def refuse(path: Path, wrong: Iterable[str], remedy: str | None = None) -> None:
 
 def refuse_for_this_run(path: Path, wrong: Iterable[str]) -> None:
     """`refuse`, where what is wrong shows only beside the run's model and optimizer, which a check doesn't build."""
-    refuse(path, wrong, _MOVE_AWAY)
-
-
-def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint's optimizer state into ``optimizer``.
-
-    Raises:
-        RunDirectoryError: it is another optimizer's.
-    """
-    try:
-        refuse_for_this_run(path, contents.unlike_optimizer(optimizer, state["optimizer"]))
-        before = [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizer"])
-        for mine, loaded in zip(before, optimizer.param_groups, strict=True):
-            refuse_for_this_run(path, contents.unlike_options(mine, loaded, moving=_MOVING))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        refuse_for_this_run(path, [f"its optimizer's state is another's: {error}"])
+    refuse(path, wrong, MOVE_AWAY)
 
 
 def keep_only(run: Path, steps: Iterable[int]) -> None:
@@ -153,34 +131,3 @@ def keep_only(run: Path, steps: Iterable[int]) -> None:
     for step, path in list_checkpoints(run).items():
         if step not in kept:
             path.unlink()
-
-
-def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint's weights and buffers into ``model``.
-
-    Raises:
-        RunDirectoryError: they are another model's.
-    """
-    try:
-        model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}; {_MOVE_AWAY}") from None
-
-
-def rng_state(ranks: Ranks) -> list[dict[str, Any]]:
-    """The state of torch's random generators on every rank."""
-    generators = {"cpu": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        generators["cuda"] = torch.cuda.get_rng_state(ranks.device)
-    gathered = {name: ranks.gather(state) for name, state in generators.items()}
-    return [{name: states[rank] for name, states in gathered.items()} for rank in range(ranks.world_size)]
-
-
-def restore_rng(states: list[dict[str, Any]], ranks: Ranks) -> None:
-    """Put this rank's generators back; ranks that the checkpoint doesn't know keep their own."""
-    if ranks.rank >= len(states):
-        return
-    torch.set_rng_state(states[ranks.rank]["cpu"].cpu())
-    if ranks.device.type == "cuda" and "cuda" in states[ranks.rank]:
-        torch.cuda.set_rng_state(states[ranks.rank]["cuda"].cpu(), ranks.device)

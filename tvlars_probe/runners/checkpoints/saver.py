@@ -1,45 +1,22 @@
-"""When a run is checkpointed, what a checkpoint holds, and which of them are kept."""
+"""When a run is checkpointed, and which checkpoints are kept."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.traces.plain_types import fits, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Mapping
 
-    from tvlars_probe.collectives import Ranks
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.runners.config import RecordConfig
-    from tvlars_probe.runners.phases.loop import Training
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """How far a phase has come.
-
-    Attributes:
-        epoch: the running one, from 0.
-        batches: of it that are done: the sampler's position.
-        seconds: of it that have passed.
-        tally: what its batches scored so far, as `Tally.state_dict` gives it.
-    """
-
-    epoch: int = 0
-    batches: int = 0
-    seconds: float = 0.0
-    tally: Mapping[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
-class Best:
+class BestSoFar:
     """The best checkpoint so far: its step, and what makes it so."""
 
     entry: dict[str, Any] | None = None
@@ -62,7 +39,7 @@ class Saver:
 
     config: RecordConfig
     phase_start: int = 0
-    best: Best = field(default_factory=Best)
+    best: BestSoFar = field(default_factory=BestSoFar)
     _last: float = field(default_factory=lambda: time.monotonic())
 
     def after_epoch(self, epoch: int, epochs: int) -> bool:
@@ -81,26 +58,18 @@ class Saver:
         steps = self.config.checkpoint_steps
         return recorder.checkpoint_agreed or (steps is not None and recorder.step % steps == 0)
 
-    def save(self, training: Training, position: Position, recorder: Recorder) -> None:
-        """Save the state after the updates made so far, and remove what isn't kept. Every rank calls it."""
-        state = {
-            "phase": training.phase,
-            "epochs": position.epoch,
-            "batches": position.batches,
-            "seconds": position.seconds,
-            "tally": position.tally,
-            "model": training.model.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "scheduler": training.scheduler.state_dict(),
-            "recorder": recorder.state_dict(),
-            "rng": checkpoints.rng_state(training.ranks),
-            "best": self.best.entry,
-            "config": training.config.as_dict(),
-            "manifest": recorder.manifest.to_json(),
-        }
+    def save(self, state: Mapping[str, Any], recorder: Recorder) -> None:
+        """Save a state after the updates made so far, and remove what isn't kept. Every rank calls it.
+
+        Args:
+            state: of the training, as `tvlars_probe.runners.phases.loop.Training.state_dict` gives it.
+            recorder: of the run; its own state is saved beside it.
+        """
+        recorded = recorder.state_dict()
         if recorder.journal is not None:
+            whole = {**state, "recorder": recorded, "best": self.best.entry, "manifest": recorder.manifest.to_json()}
             with recorder.journal.writing():
-                checkpoints.save(recorder.path, recorder.step, state)
+                checkpoints.save(recorder.path, recorder.step, whole)
                 recorder.journal.boundaries = kept = self._kept(recorder)
                 recorder.manifest.best = self.best.entry
                 recorder.manifest.save(recorder.path)
@@ -112,72 +81,3 @@ class Saver:
         latest = there[-self.config.keep_checkpoints :]  # 0: all
         best = [] if self.best.entry is None else [self.best.entry["step"]]
         return sorted({*latest, *best, recorder.step} | ({self.phase_start} - {0}))
-
-
-def restore(training: Training, state: dict[str, Any], path: Path) -> Position:
-    """Put a checkpoint's state into the parts of a phase; returns where the phase goes on.
-
-    Raises:
-        RunDirectoryError: it is another model's or optimizer's, or of another place in the run.
-    """
-    if state["phase"] != training.phase:
-        checkpoints.refuse_for_this_run(path, [f"it is in the phase {state['phase']}, the run in {training.phase}"])
-    checkpoints.refuse(
-        path,
-        contents.misplaced(
-            state,
-            first_step=training.first_step,
-            steps_per_epoch=training.plan.steps_per_epoch,
-            epochs=training.epochs,
-        ),
-    )
-    checkpoints.restore_model(training.model, state, path)
-    checkpoints.restore_optimizer(training.optimizer, state, path)
-    checkpoints.refuse_for_this_run(path, _restore_schedule(training, state))
-    try:
-        checkpoints.restore_rng(state["rng"], training.ranks)
-    except (TypeError, RuntimeError) as error:
-        checkpoints.refuse_for_this_run(path, [f"its random generator's state isn't one: {error}"])
-    training.saver.best.entry = state["best"]
-    return Position(
-        epoch=state["epochs"],
-        batches=state.get("batches", 0),
-        seconds=state.get("seconds", 0.0),
-        tally=state.get("tally"),
-    )
-
-
-def _restore_schedule(training: Training, state: dict[str, Any]) -> Iterator[str]:
-    """Put the schedule where it was; says what is wrong with that."""
-    scheduler, made, saved = (
-        training.scheduler,
-        state["step"] - training.first_step,
-        state["scheduler"].get("last_epoch"),
-    )
-    if not fits(saved, int) or saved != made:
-        yield f"its schedule is in step {shown(saved)}, not {made}"
-        return
-    lrs = [group["lr"] for group in training.optimizer.param_groups]
-    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": made, "_step_count": made + 1, "_last_lr": lrs})
-    for group, base in zip(training.optimizer.param_groups, scheduler.base_lrs, strict=True):
-        lr, due = group["lr"], base * training.schedule.factor(made)
-        if not math.isclose(lr, due, rel_tol=1e-6, abs_tol=0):
-            yield f"its lr is {lr:g}, and the schedule's {due:g}"
-        if group.get("num_updates", made) != made:
-            yield f"its optimizer has made {group['num_updates']} updates of {made}"
-
-
-def note_other_ranks(recorder: Recorder, state: Mapping[str, Any] | None, ranks: Ranks) -> None:
-    """Note in the manifest that a run is continued on another number of ranks, or of threads."""
-    if state is None or recorder.journal is None:
-        return
-    notes, step, before = recorder.manifest.notes, state["step"], len(state["rng"])
-    if before != ranks.world_size:
-        notes.append(
-            f"continued at step {step} on {ranks.world_size} rank(s) instead of {before}: sums are in another order "
-            f"from there on"
-        )
-    segments = recorder.manifest.segments[-2:]
-    threads = [segment.get("threads") for segment in segments]
-    if before == ranks.world_size and len({*threads}) > 1:
-        notes.append(f"continued at step {step} with {threads[1]} thread(s) a rank instead of {threads[0]}")

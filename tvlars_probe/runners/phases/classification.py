@@ -1,107 +1,112 @@
-"""Training a classifier, on one rank or under DDP."""
+"""Training a classifier."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from tvlars_probe.data.augmentation import augmentation
-from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.checkpoints.saver import note_other_ranks
+from tvlars_probe.data.batches import BatchPlan
+from tvlars_probe.models.batch_norm import synchronize_batch_norm
 from tvlars_probe.runners.evaluation import Tally, evaluate, loss_sum
-from tvlars_probe.runners.launching.stop_signals import StopSignals
-from tvlars_probe.runners.phases.loop import Training
+from tvlars_probe.runners.phases.phase import Phase
 
 if TYPE_CHECKING:
-    from tvlars_probe.collectives import Ranks
-    from tvlars_probe.data.batches import Share
-    from tvlars_probe.data.images import TensorImages
-    from tvlars_probe.runners.config import TrainConfig
-    from tvlars_probe.runners.planning import Job
+    from torch import nn
+
+    from tvlars_probe.data.augmentation import Augmentation
+    from tvlars_probe.data.batches import Indices, Share
+    from tvlars_probe.data.images import ImageData, TensorImages
+    from tvlars_probe.runners.phases.phase import Batch
+    from tvlars_probe.runners.phases.replica import Replica
 
 
-def train_classifier(ranks: Ranks, job: Job) -> int | None:
-    """Make the run that ``job`` describes; every rank calls it.
-
-    Returns:
-        the signal that ended it early, if one did.
-    """
-    training = Classification.build(ranks, job.config)
-    state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
-    if state:
-        training.restore(state, job)
-    recorder = training.recorder(job, state, training.manifest(job), training.schedule.total_steps)
-    with StopSignals(recorder) as stop, recorder:
-        note_other_ranks(recorder, state, ranks)
-        training.run(job, recorder)
-    return stop.number if recorder.interrupted else None
-
-
-class Classification(Training):
+class Classification(Phase):
     """Cross-entropy by the optimizer and schedule of the run."""
 
-    phase: ClassVar[str] = "train"
+    @property
+    def epochs(self) -> int:
+        return self.config.epochs
 
-    @classmethod
-    def build(cls, ranks: Ranks, config: TrainConfig) -> Classification:
-        """Load the data and make everything, the same on every rank."""
-        data = config.data.load(config.place.workers)
-        return cls.assemble(ranks, config, data, augmentation(config.data, config.seed), epochs=config.epochs)
+    def plan(self, samples: int, *, rank: int = 0, world_size: int = 1) -> BatchPlan:
+        config = self.config
+        return BatchPlan(
+            samples=samples,
+            batch_size=config.batch_size,
+            micro_batch=config.micro_batch,
+            rank=rank,
+            world_size=world_size,
+            seed=config.seed,
+            in_step=config.joins_ranks,
+        )
 
-    def tally(self) -> Tally:
-        return Tally(self.ranks.device)
+    def build_model(self, data: ImageData) -> nn.Module:
+        model = self.config.model.build(channels=data.channels, num_classes=data.num_classes)
+        return synchronize_batch_norm(model) if self.config.sync_bn else model
 
-    def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), dtype=self.precision.dtype, device=self.ranks.device)
+    def augmentation(self) -> Augmentation:
+        return augmentation(self.config.data, self.config.seed)
+
+    def tally(self, device: torch.device) -> Tally:
+        return Tally(device)
+
+    def backward(self, replica: Replica, share: Share, epoch: int, tally: Tally) -> Tensor:
+        total = torch.zeros((), dtype=replica.precision.dtype, device=replica.ranks.device)
         for index, piece in enumerate(share.pieces):
-            x, y = self.augment(self.train_images, piece, epoch, self.precision.dtype)
-            with self._reducing(index == len(share.pieces) - 1):
-                with self.precision.context():
-                    logits = self.ddp(x)
+            x, y = replica.augment(replica.images, piece, epoch, replica.precision.dtype)
+            with _reducing(replica, now=index == len(share.pieces) - 1):
+                with replica.precision.context():
+                    logits = replica.ddp(x)
                 loss = loss_sum(logits, y)
                 # DDP averages over ranks: with this factor the average is the mean over the global batch.
-                (loss * (self.ranks.world_size / share.batch_size)).backward()
+                (loss * (replica.ranks.world_size / share.batch_size)).backward()
             total += loss.detach()
             tally.add(logits.detach(), y, loss.detach())
         if not share.pieces:
-            self._reduce_nothing()
-        self.optimizer.step()
-        self.scheduler.step()
+            _reduce_nothing(replica)
         return total / max(share.size, 1)
 
-    def _reduce_nothing(self) -> None:
-        """Join the other ranks' reduction with a gradient of zero: the batch has fewer samples than ranks."""
-        some = torch.arange(min(2, len(self.train_images)), device=self.ranks.device)
-        x, _ = self.train_images.batch(some, self.precision.dtype)
-        with self.precision.context():
-            (self.ddp(x).sum() * 0.0).backward()
-
-    def _reducing(self, now: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients are reduced over the ranks with the last piece of a batch only."""
-        if now or not isinstance(self.ddp, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.ddp.no_sync()
-
-    def evaluate(self, tally: Tally) -> dict[str, float | None]:
-        """The epoch's row: scores in training, and of the model as it is now on each part of the data."""
-        self.ranks.broadcast(self.model.buffers())
-        figures = tally.scores(self.ranks).named("train")
-        parts = (("train_eval", self._train_eval_sample()), ("val", self.data.val), ("test", self.data.test))
+    def evaluate(self, replica: Replica, data: ImageData, tally: Tally) -> dict[str, float | None]:
+        figures = tally.scores(replica.ranks).named("train")
+        parts = (("train_eval", self._train_eval_sample(data)), ("val", data.val), ("test", data.test))
         for name, images in parts:
             if images is not None:
-                scores = evaluate(self.model, images.to(self.ranks.device), self.ranks, self.precision)
-                figures |= scores.named(name)
+                there = images.to(replica.ranks.device)
+                figures |= evaluate(replica.model, there, replica.ranks, replica.precision).named(name)
         return figures
 
-    def _train_eval_sample(self) -> TensorImages | None:
+    def _train_eval_sample(self, data: ImageData) -> TensorImages | None:
         """The same training samples after each epoch and for every seed."""
-        wanted, there = self.config.recording.train_eval_samples, len(self.data.train)
+        wanted, there = self.config.recording.train_eval_samples, len(data.train)
         if not wanted:
             return None
         order = torch.randperm(there, generator=torch.Generator().manual_seed(0))
-        return self.data.train if wanted >= there else self.data.train.subset(order[:wanted])
+        return data.train if wanted >= there else data.train.subset(order[:wanted])
+
+    def probe_batch(self, images: TensorImages, indices: Indices, dtype: torch.dtype) -> Batch:
+        """Images and labels."""
+        return images.batch(torch.as_tensor(indices, device=images.images.device), dtype)
+
+    def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs, labels = batch
+        return F.cross_entropy(model(inputs), labels)
+
+
+def _reducing(replica: Replica, *, now: bool) -> contextlib.AbstractContextManager[object]:
+    """Gradients are reduced over the ranks with the last piece of a batch only."""
+    if now or not isinstance(replica.ddp, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return replica.ddp.no_sync()
+
+
+def _reduce_nothing(replica: Replica) -> None:
+    """Join the other ranks' reduction with a gradient of zero: the batch has fewer samples than ranks."""
+    some = torch.arange(min(2, len(replica.images)), device=replica.ranks.device)
+    x, _ = replica.images.batch(some, replica.precision.dtype)
+    with replica.precision.context():
+        (replica.ddp(x).sum() * 0.0).backward()

@@ -1,213 +1,175 @@
-"""The training loop of a phase of a run, on one rank or under DDP: what classification and Barlow Twins share."""
+"""The training loop of a phase of a run, on one rank or under DDP: the same for every phase."""
 
 from __future__ import annotations
 
-import inspect
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from tvlars_probe.probes.record import record
 from tvlars_probe.probes.sharpness import SharpnessProbe
-from tvlars_probe.runners.checkpoints.saver import Position, Saver, restore
+from tvlars_probe.runners.checkpoints import contents, restoring
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints.saver import Saver
 from tvlars_probe.runners.evaluation import Precision
-from tvlars_probe.runners.phases import objectives
 from tvlars_probe.runners.phases.probe_sample import ProbeSample
+from tvlars_probe.runners.phases.replica import Replica, distribute, seed_rank
 from tvlars_probe.runners.progress import reporter
-from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from tvlars_probe.collectives import Ranks
-    from tvlars_probe.data.augmentation import Augmentation
     from tvlars_probe.data.batches import BatchPlan, Share
     from tvlars_probe.data.images import ImageData, TensorImages
-    from tvlars_probe.optimizers.schedules import Schedule, ScheduleConfig
+    from tvlars_probe.optimizers.schedules import Schedule
     from tvlars_probe.probes.recorder import Recorder
-    from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.evaluation import Tally
-    from tvlars_probe.runners.planning import Job
+    from tvlars_probe.runners.phases.phase import Phase
     from tvlars_probe.runners.progress import Silent
 
 
-@dataclass(kw_only=True)
-class Training(ABC):
-    """One rank's parts of a phase of a run. Subclasses say what an update is, and what is told of an epoch.
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far a phase has come.
 
     Attributes:
-        config: what was asked for.
-        ranks: this process among the others.
+        epoch: the running one, from 0.
+        batches: of it that are done: the sampler's position.
+        seconds: of it that have passed.
+        tally: what its batches scored so far, as `Tally.state_dict` gives it.
+    """
+
+    epoch: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    tally: Mapping[str, Any] | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Training:
+    """One rank's training of a phase: the loop around what the phase says.
+
+    Attributes:
+        phase: what is trained, on what, and what is told of it.
         data: data set, on the host.
-        train_images: its training part, on the device.
         plan: how epochs are cut into batches.
-        precision: how the model computes.
-        model: the model itself.
-        ddp: the model as it is called in training.
+        replica: this rank's copy of the model.
         optimizer: its optimizer.
         schedule: learning rate of each step.
         scheduler: applies the schedule.
-        augment: makes the training batches.
-        epochs: passes over the data in this phase.
         saver: its checkpoints.
         first_step: updates of the run before it.
         position: where it begins, or goes on.
     """
 
-    phase: ClassVar[str]
-
-    config: TrainConfig
-    ranks: Ranks
+    phase: Phase
     data: ImageData
-    train_images: TensorImages
     plan: BatchPlan
-    precision: Precision
-    model: nn.Module
-    ddp: nn.Module
+    replica: Replica
     optimizer: Optimizer
     schedule: Schedule
     scheduler: LambdaLR
-    augment: Augmentation
-    epochs: int
     saver: Saver
     first_step: int = 0
     position: Position = field(default_factory=Position)
 
     @classmethod
-    def assemble(
-        cls,
-        ranks: Ranks,
-        config: TrainConfig,
-        data: ImageData,
-        augment: Augmentation,
-        *,
-        epochs: int,
-        schedule: ScheduleConfig | None = None,
-        after: Training | None = None,
-    ) -> Self:
+    def build(cls, phase: Phase, ranks: Ranks, data: ImageData, images: TensorImages, *, first_step: int = 0) -> Self:
         """Make everything, the same on every rank.
 
         Args:
+            phase: of the run.
             ranks: this process among the others.
-            config: what was asked for.
             data: the data set.
-            augment: makes the training batches.
-            epochs: passes over the data.
-            schedule: of the rate; the configuration's by default.
-            after: the phase before this one, whose images on the device are used.
+            images: its training part, on the device.
+            first_step: updates of the run before this phase.
         """
-        precision = Precision(config.precision, ranks.device)
-        plan = objectives.batch_plan(config, len(data.train), cls.phase, rank=ranks.rank, world_size=ranks.world_size)
-        model = seeded_model(config, data, cls.phase, ranks, precision)
-        optimizer = objectives.build_optimizer(config, model, cls.phase)
-        rates = (schedule or config.schedule).build(
-            epochs=epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size
+        plan = phase.plan(len(data.train), rank=ranks.rank, world_size=ranks.world_size)
+        replica = _replica(phase, ranks, data, images)
+        optimizer = phase.build_optimizer(replica.model)
+        schedule = phase.schedule.build(
+            epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size
         )
-        first_step = after.schedule.total_steps if after else 0
         return cls(
-            config=config,
-            ranks=ranks,
+            phase=phase,
             data=data,
-            train_images=after.train_images if after else data.train.to(ranks.device),
             plan=plan,
-            precision=precision,
-            model=model,
-            ddp=distribute(model, ranks),
+            replica=replica,
             optimizer=optimizer,
-            schedule=rates,
-            scheduler=LambdaLR(optimizer, rates.factor),
-            augment=augment,
-            epochs=epochs,
-            saver=Saver(config.recording, phase_start=first_step),
+            schedule=schedule,
+            scheduler=LambdaLR(optimizer, schedule.factor),
+            saver=Saver(phase.config.recording, phase_start=first_step),
             first_step=first_step,
         )
 
-    @abstractmethod
-    def tally(self) -> Tally:
-        """Counts what an epoch's batches score."""
+    @property
+    def ranks(self) -> Ranks:
+        """This process among the others."""
+        return self.replica.ranks
 
-    @abstractmethod
-    def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
-        """One update by this rank's share of a batch; returns the share's mean loss."""
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        return self.replica.model
 
-    @abstractmethod
-    def evaluate(self, tally: Tally) -> dict[str, float | None]:
-        """The epoch's row."""
+    def follow(self, before: Training) -> None:
+        """Take over what the phase before has learned."""
+        self.phase.take_over(self.model, before.model)
+        # As after any build: what this phase draws doesn't depend on what the one before it drew.
+        seed_rank(self.phase.config.seed, self.ranks)
 
-    def recorder(self, job: Job, state: Mapping[str, Any] | None, manifest: Manifest, total_steps: int) -> Recorder:
-        """The run's recorder, which begins, or goes on, with this phase."""
-        recording = job.config.recording
-        recorder = record(
-            self.model,
-            self.optimizer,
-            job.path,
-            config=job.config.as_dict(),
-            total_steps=total_steps,
-            detail=recording.detail,  # type: ignore[arg-type]
-            every=recording.every,
-            probes=self.probes(),
-            on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
-            manifest=manifest,
-            resume=state["recorder"] if state else job.blank_state,
-        )
-        recorder.phase = self.phase
-        return recorder
+    def state_dict(self, position: Position) -> dict[str, Any]:
+        """The state at ``position``, as a checkpoint holds it; every rank calls it."""
+        return {
+            "phase": self.phase.name,
+            "epochs": position.epoch,
+            "batches": position.batches,
+            "seconds": position.seconds,
+            "tally": position.tally,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": restoring.rng_state(self.ranks),
+            "config": self.phase.config.as_dict(),
+        }
 
-    def restore(self, state: dict[str, Any], job: Job) -> None:
-        """Go on from a checkpoint."""
-        assert job.checkpoint is not None
-        self.position = restore(self, state, job.checkpoint)
+    def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from the checkpoint at ``path``.
 
-    def run(self, job: Job, recorder: Recorder) -> None:
-        """Train the phase's epochs from `position` on, until the end, a loss that isn't finite, or a signal."""
-        done = self.position.epoch * self.plan.steps_per_epoch + self.position.batches
-        progress = reporter(
-            speaks=self.ranks.is_first and not job.quiet,
-            total_steps=self.schedule.total_steps,
-            epochs=self.epochs,
-            first_step=done,
-        )
-        with progress:
-            for epoch in range(self.position.epoch, self.epochs):
-                self.epoch(epoch, recorder, progress)
-                if recorder.diverged or recorder.interrupted:
-                    break
-                self.position = Position(epoch=epoch + 1)
-
-    def manifest(self, job: Job) -> Manifest:
-        """What is known of the run before it begins."""
-        config, share = self.config, -(-self.config.batch_size // self.ranks.world_size)
-        return Manifest(
-            run_id=job.run_id,
-            config_id=job.config_id,
-            command=list(job.command),
-            seed=config.seed,
-            data=self.data.describe(),
-            model={"name": config.model.name, "parameters": sum(p.numel() for p in self.model.parameters())},
-            batch_size=config.batch_size,
-            micro_batches=self.plan.micro_batches,
-            world_size=self.ranks.world_size,
-            bn_batch_size=config.batch_size if config.joins_ranks else -(-share // self.plan.micro_batches),
-            steps_per_epoch=self.plan.steps_per_epoch,
-            peak_lr=config.optimizer.peak * self.schedule.peak_factor,
-            phases=[self.describe()],
+        Raises:
+            RunDirectoryError: it is another model's or optimizer's, or of another place in the run.
+        """
+        phase, plan, made = self.phase, self.plan, state["step"] - self.first_step
+        if state["phase"] != phase.name:
+            where = f"it is in the phase {state['phase']}, the run in {phase.name}"
+            checkpoints.refuse_for_this_run(path, [where])
+        place = {"first_step": self.first_step, "steps_per_epoch": plan.steps_per_epoch, "epochs": phase.epochs}
+        checkpoints.refuse(path, contents.misplaced(state, **place))
+        restoring.restore_model(self.model, state, path)
+        restoring.restore_optimizer(self.optimizer, state, path)
+        restoring.restore_schedule(self.scheduler, self.schedule, state, made, path)
+        restoring.restore_rng(state["rng"], self.ranks, path)
+        self.saver.best.entry = state["best"]
+        self.position = Position(
+            epoch=state["epochs"],
+            batches=state.get("batches", 0),
+            seconds=state.get("seconds", 0.0),
+            tally=state.get("tally"),
         )
 
     def describe(self) -> dict[str, Any]:
         """This phase as it stands in the manifest."""
         return {
-            "phase": self.phase,
+            "phase": self.phase.name,
             "first_step": self.first_step,
-            "epochs": self.epochs,
+            "epochs": self.phase.epochs,
             "steps_per_epoch": self.plan.steps_per_epoch,
             "batch_size": self.plan.batch_size,
             "schedule": self.schedule.name,
@@ -216,18 +178,18 @@ class Training(ABC):
 
     def probes(self) -> list[SharpnessProbe]:
         """What is measured before updates."""
-        asked = self.config.sharpness
+        phase, asked = self.phase, self.phase.config.sharpness
         if asked.every is None:
             return []
         sample = ProbeSample.draw(self.data.train, min(asked.samples, len(self.data.train)))
-        bn_mode = "eval" if self.phase == "linear" and self.config.barlow.lr_backbone == 0 else asked.bn_mode
-        whole = bn_mode == "train" or not objectives.is_sum_over_samples(self.phase)
-        make = partial(objectives.probe_batch, self.config, self.phase)
+        bn_mode = phase.probe_bn_mode(asked.bn_mode)
+        whole = bn_mode == "train" or not phase.is_sum_over_samples
+        batches = sample.batches(self.ranks, self.replica.precision.dtype, whole=whole, make=phase.probe_batch)
         probe = SharpnessProbe(
             self.model,
             None,
-            sample.batches(self.ranks, self.precision.dtype, whole=whole, make=make),
-            compute=objectives.batch_loss(self.config, self.phase),
+            batches,
+            compute=phase.probe_loss,
             every=asked.every,
             operators=asked.operators,
             bn_mode=bn_mode,
@@ -237,15 +199,38 @@ class Training(ABC):
         )
         return [probe]
 
+    def run(self, recorder: Recorder, *, label: str | None = None, quiet: bool = False) -> None:
+        """Train the phase's epochs from `position` on, until the end, a loss that isn't finite, or a signal.
+
+        Args:
+            recorder: of the run.
+            label: what each epoch's line begins with.
+            quiet: say nothing.
+        """
+        done = self.position.epoch * self.plan.steps_per_epoch + self.position.batches
+        progress = reporter(
+            speaks=self.ranks.is_first and not quiet,
+            total_steps=self.schedule.total_steps,
+            epochs=self.phase.epochs,
+            first_step=done,
+            label=label,
+        )
+        with progress:
+            for epoch in range(self.position.epoch, self.phase.epochs):
+                self.epoch(epoch, recorder, progress)
+                if recorder.diverged or recorder.interrupted:
+                    break
+                self.position = Position(epoch=epoch + 1)
+
     def epoch(self, epoch: int, recorder: Recorder, progress: Silent) -> None:
         """Train an epoch from `position` on, evaluate and checkpoint.
 
         Returns early after a loss that is not finite, or, interrupted, with a checkpoint.
         """
-        started, tally = time.perf_counter() - self.position.seconds, self.tally()
+        started, tally = time.perf_counter() - self.position.seconds, self.phase.tally(self.ranks.device)
         if self.position.tally is not None:
             tally.load_state_dict(self.position.tally, self.ranks)
-        self.ddp.train()
+        self.replica.ddp.train()
         first = self.position.batches
         for batches, share in enumerate(self.plan.epoch(epoch, first), start=first + 1):
             lr = self.optimizer.param_groups[0]["lr"]
@@ -262,51 +247,46 @@ class Training(ABC):
                 with recorder.untimed():
                     counted = tally.state_dict(self.ranks)
                     here = Position(epoch=epoch, batches=batches, seconds=seconds, tally=counted)
-                    self.saver.save(self, here, recorder)
+                    self.saver.save(self.state_dict(here), recorder)
             if recorder.interrupted:
                 return
         with recorder.untimed():
             self.end_epoch(epoch, tally, started, recorder, progress)
 
+    def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
+        """One update by this rank's share of a batch; returns the share's mean loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.phase.backward(self.replica, share, epoch, tally)
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss
+
     def end_epoch(self, epoch: int, tally: Tally, started: float, recorder: Recorder, progress: Silent) -> None:
         """Evaluate, and checkpoint where it is time or the run is to stop."""
-        figures = self.evaluate(tally)
+        # Each rank's statistics are of its own samples: the first rank's are those that count.
+        self.ranks.broadcast(self.model.buffers())
+        figures = self.phase.evaluate(self.replica, self.data, tally)
         figures["seconds"] = time.perf_counter() - started
         recorder.log_epoch(epoch=epoch, **figures)
-        progress.epoch(epoch=epoch, line=_line(self.phase, figures))
-        recorder.interrupted = epoch + 1 < self.epochs and recorder.agree_to_stop()
-        if recorder.interrupted or recorder.checkpoint_agreed or self.saver.after_epoch(epoch, self.epochs):
+        progress.epoch(epoch=epoch, figures=figures)
+        recorder.interrupted = epoch + 1 < self.phase.epochs and recorder.agree_to_stop()
+        if recorder.interrupted or recorder.checkpoint_agreed or self.saver.after_epoch(epoch, self.phase.epochs):
             metric = "val_acc1" if self.data.val is not None else "test_acc1"
             self.saver.best.compare(recorder.step, metric, figures.get(metric))
-            self.saver.save(self, Position(epoch=epoch + 1), recorder)
+            self.saver.save(self.state_dict(Position(epoch=epoch + 1)), recorder)
 
 
-def seeded_model(config: TrainConfig, data: ImageData, phase: str, ranks: Ranks, precision: Precision) -> nn.Module:
-    """A phase's model on its device, the same on every rank; what is drawn afterwards differs from rank to rank."""
-    torch.manual_seed(config.seed)
-    model = objectives.build_model(config, data, phase).to(ranks.device, precision.dtype)
-    torch.manual_seed((config.seed << 20) + ranks.rank + 1)
-    return model
-
-
-def distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as it is called in training: under DDP where there are several ranks."""
-    if ranks.world_size == 1:
-        return model
-    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
-    # Buffers are broadcast where they are read (evaluation, probes, checkpoints), not in every forward pass. torch has
-    # renamed the switch.
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True, **switch)
-
-
-def _line(phase: str, figures: dict[str, float | None]) -> str:
-    """An epoch in one line."""
-    parts = [] if phase == "train" else [phase]
-    for name in ("train", "val", "test"):
-        loss, accuracy = figures.get(f"{name}_loss"), figures.get(f"{name}_acc1")
-        if loss is not None:
-            parts.append(f"{name} loss {loss:.4f}" + ("" if accuracy is None else f"  acc {accuracy:.2f} %"))
-    parts.append(f"{figures['seconds']:.1f} s")
-    return "   ".join(parts)
+def _replica(phase: Phase, ranks: Ranks, data: ImageData, images: TensorImages) -> Replica:
+    """This rank's copy of the model: the same on every rank; what is drawn afterwards differs from rank to rank."""
+    precision = Precision(phase.config.precision, ranks.device)
+    torch.manual_seed(phase.config.seed)
+    model = phase.build_model(data).to(ranks.device, precision.dtype)
+    seed_rank(phase.config.seed, ranks)
+    return Replica(
+        ranks=ranks,
+        precision=precision,
+        images=images,
+        augment=phase.augmentation(),
+        model=model,
+        ddp=distribute(model, ranks),
+    )

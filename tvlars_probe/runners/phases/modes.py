@@ -1,54 +1,54 @@
-"""What a run does: classification, or Barlow Twins and then a linear probe."""
+"""What a run does, by name: the modes of ``train``, and the phases of each.
+
+Needs no torch: `tvlars_probe.runners.phases.phase` loads the classes.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import UserError
-
-MODES: dict[str, tuple[str, ...]] = {"clf": ("train",), "bt": ("pretrain", "linear")}
-"""Each mode's phases, in order."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
-@dataclass(frozen=True, kw_only=True)
-class BarlowTwinsConfig:
-    """Barlow Twins as chosen by a user; the optimizer and schedule of the run are those of the pretraining.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """A kind of run.
 
     Attributes:
-        epochs: of pretraining.
-        lmbda: weight λ of the redundancy term.
-        projector: widths of the projector's layers, joined by "-".
-        lr_classifier: peak learning rate of the linear probe, falling as a cosine over its epochs.
-        lr_backbone: that of the backbone meanwhile; 0 freezes it.
-        probe_batch_size: global batch of the linear probe.
+        phases: the phases in order: their names in the trace, and the full names of their classes.
+        epochs: where a configuration keeps the epochs of the first phase, whose optimizer and schedule are the run's;
+            names joined by dots.
+        epochs_option: the option that sets them.
+        joins_samples: whether the loss joins all samples of a batch: the ranks compute in step, and a batch can't be
+            cut into pieces.
+        settings: the part of a configuration that no other mode reads.
+        prefix: what the default name of a run directory begins with.
     """
 
-    epochs: int = 1000
-    lmbda: float = 0.005
-    projector: str = "4096-4096-4096"
-    lr_classifier: float = 0.3
-    lr_backbone: float = 0.0
-    probe_batch_size: int = 256
+    phases: Mapping[str, str]
+    epochs: str = "epochs"
+    epochs_option: str = "--epochs"
+    joins_samples: bool = False
+    settings: str | None = None
+    prefix: str = ""
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"--cl-epochs {self.epochs} is too few (allowed: 1 or more)")
-        if self.probe_batch_size < 1:
-            raise UserError(f"--probe-batch-size {self.probe_batch_size} is too few (allowed: 1 or more)")
-        for option, value in (
-            ("btlmbda", self.lmbda),
-            ("lr-classifier", self.lr_classifier),
-            ("lr-backbone", self.lr_backbone),
-        ):
-            if not 0 <= value < math.inf:
-                raise UserError(f"--{option} {value:g} is outside its range (allowed: 0 or more)")
-        self.widths  # noqa: B018 (refuses a projector that is none)
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Widths of the projector's layers."""
-        words = self.projector.split("-")
-        if not all(word.isdecimal() and int(word) > 0 for word in words):
-            raise UserError(f"--projector {self.projector!r}: give the widths of its layers, such as 4096-4096-4096")
-        return tuple(int(word) for word in words)
+MODES: dict[str, Mode] = {
+    "clf": Mode(phases={"train": "tvlars_probe.runners.phases.classification.Classification"}),
+    "bt": Mode(
+        phases={
+            "pretrain": "tvlars_probe.runners.phases.barlow_twins.Pretraining",
+            "linear": "tvlars_probe.runners.phases.linear_evaluation.LinearEvaluation",
+        },
+        epochs="barlow.epochs",
+        epochs_option="--cl-epochs",
+        joins_samples=True,
+        settings="barlow",
+        prefix="bt-",
+    ),
+}
+
+PHASES: dict[str, str] = {name: path for mode in MODES.values() for name, path in mode.phases.items()}
+"""Every phase: its name, and the full name of its class."""

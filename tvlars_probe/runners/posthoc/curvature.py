@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.errors import UserError
@@ -18,19 +17,19 @@ from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.processes import launch
-from tvlars_probe.runners.phases import objectives
 from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample
-from tvlars_probe.runners.posthoc.run_state import (
-    State,
+from tvlars_probe.runners.posthoc.restored_state import (
+    RestoredState,
     choose_checkpoints,
-    import_function,
     load_config,
     part_of,
-    restore,
+    restore_state,
 )
+from tvlars_probe.runners.posthoc.user_model import made_by
 from tvlars_probe.runners.progress import status_line
 from tvlars_probe.traces.manifest import Manifest, now
 from tvlars_probe.traces.run_directory import refuse_links
+from tvlars_probe.traces.schema import ONLY_PHASE
 from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.results import Density, Sharpness
-    from tvlars_probe.runners.config import TrainConfig
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -77,6 +75,15 @@ class SharpnessJob:
 DEFAULT_SAMPLES = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured after ``step`` updates, in a phase."""
+
+    step: int
+    phase: str
+    sharpness: Sharpness
+
+
 def measure_run(job: SharpnessJob) -> str:
     """Measure, and append rows below the run's ``sharpness/``; returns the rows' measurement_id.
 
@@ -107,7 +114,7 @@ def _check(job: SharpnessJob, nproc: int) -> None:
             f"--engine pyhessian with {nproc} ranks: it runs on one only; use --nproc 1, or --engine lanczos"
         )
     cpu = torch.device("cpu")
-    model = restore(config, data, paths[0], device=cpu, dtype=torch.float32).model
+    model = restore_state(config, data, paths[0], device=cpu, dtype=torch.float32).model
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     asked = job.measures.top + job.measures.bottom
     if asked > size:
@@ -127,7 +134,7 @@ def _work(ranks: Ranks, job: SharpnessJob) -> None:
         for measured in states:
             if ranks.is_first:
                 _write(job, measured)
-            left_out |= dict.fromkeys(name for _, sharpness in measured for name in sharpness.left_out)
+            left_out |= dict.fromkeys(name for each in measured for name in each.sharpness.left_out)
     if ranks.is_first and left_out:
         print(f"left out, frozen or without effect on the loss: {', '.join(left_out)}", file=sys.stderr, flush=True)
 
@@ -137,9 +144,9 @@ def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
     data = config.data.load()
     sample, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
     for path in choose_checkpoints(job.run, job.checkpoint):
-        state = restore(config, data, path, device=ranks.device, dtype=dtype)
+        state = restore_state(config, data, path, device=ranks.device, dtype=dtype)
         yield [
-            (state, _measure(ranks, job, config, state, sample, engine, mode, partial(_say, say, path)))
+            _measure(ranks, job, state, sample, engine, mode, partial(_say, say, path))
             for mode in job.bn_modes
             for engine in job.engines
         ]
@@ -152,22 +159,20 @@ def _say(say: Any, path: Path, text: str) -> None:
 def _measure(
     ranks: Ranks,
     job: SharpnessJob,
-    config: TrainConfig,
-    state: State,
+    state: RestoredState,
     sample: ProbeSample,
     engine: str,
     mode: str,
     say: Any,
-) -> Sharpness:
-    whole = mode == "train" or not objectives.is_sum_over_samples(state.phase)
-    make = partial(objectives.probe_batch, config, state.phase)
-    batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=make)
-    compute = objectives.batch_loss(config, state.phase)
-    objective = Objective(state.model, compute, batches, bn_mode=mode, shards=ranks)
+) -> Measured:
+    phase = state.phase
+    whole = mode == "train" or not phase.is_sum_over_samples
+    batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=phase.probe_batch)
+    objective = Objective(state.model, phase.probe_loss, batches, bn_mode=mode, shards=ranks)
     rates = None
-    if "effective" in job.measures.operators and state.step and state.optimizer is not None:
+    if "effective" in job.measures.operators and state.step:
         rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)
-    return measure(
+    sharpness = measure(
         objective,
         dict(state.model.named_parameters()),
         replace(job.measures, engine=engine),
@@ -175,13 +180,14 @@ def _measure(
         sample_id=sample.sample_id,
         report=say,
     )
+    return Measured(state.step, phase.name, sharpness)
 
 
-def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State, Sharpness]]:
+def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
     """A run from another loop, by the function that knows its model."""
     manifest = Manifest.load(job.run)
     assert job.model is not None
-    model, loss_fn, (inputs, targets) = _made_by(job.model, manifest.config)
+    model, loss_fn, (inputs, targets) = made_by(job.model, manifest.config)
     if "effective" in job.measures.operators:
         raise UserError(
             "--operator effective needs the optimizer's rates, which --model doesn't give: call tvlars_probe.sharpness("
@@ -196,7 +202,6 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State,
     )
     made_steps = [segment["last_step"] for segment in manifest.segments if segment["last_step"] is not None]
     last = max(made_steps, default=-1) + 1
-    state = State(step=last, phase="train", model=model, optimizer=None, scaled_lr={})
     found = []
     for mode in job.bn_modes:
         size = count if mode == "train" else PIECE
@@ -204,29 +209,17 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[tuple[State,
         objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode)
         for engine in job.engines:
             chosen = dict(model.named_parameters())
-            found.append((state, measure(objective, chosen, replace(job.measures, engine=engine), report=say)))
+            sharpness = measure(objective, chosen, replace(job.measures, engine=engine), report=say)
+            found.append(Measured(last, ONLY_PHASE, sharpness))
     return found
 
 
-def _made_by(target: str, config: dict[str, Any]) -> tuple[torch.nn.Module, Any, tuple[torch.Tensor, torch.Tensor]]:
-    """What a user's function returns, if it is what it should be."""
-    try:
-        made = import_function(target)(config)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--model {target} failed: {type(error).__name__}: {error}") from error
-    is_right = isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], torch.nn.Module)
-    if is_right and isinstance(made[2], tuple | list) and [isinstance(x, torch.Tensor) for x in made[2]] == [True] * 2:
-        return made[0], made[1], (made[2][0], made[2][1])
-    raise UserError(f"--model {target} must return (model, loss_fn, (inputs, targets)), got {type(made).__name__}")
-
-
-def _write(job: SharpnessJob, found: list[tuple[State, Sharpness]]) -> None:
+def _write(job: SharpnessJob, found: list[Measured]) -> None:
     """Append the rows; the trace itself is left alone."""
     writer = TraceWriter(job.run / "sharpness", Manifest.load(job.run).run_id)
-    for state, sharpness in found:
-        where = {"step": state.step, "phase": state.phase, "split": job.split if job.model is None else None}
+    for measured in found:
+        sharpness = measured.sharpness
+        where = {"step": measured.step, "phase": measured.phase, "split": job.split if job.model is None else None}
         columns = curvature_columns(sharpness.measurements, **where)  # type: ignore[arg-type]
         if columns:
             columns["measurement_id"] = [job.name] * len(columns["step"])

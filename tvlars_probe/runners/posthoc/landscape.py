@@ -11,13 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from tvlars_probe.collectives import Ranks
-from tvlars_probe.errors import UserError
+from tvlars_probe.curvature.results import SLICE_BN_MODES
+from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.probes.sharpness import new_measurement_id
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.evaluation import loss_sum
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.phases.probe_sample import ProbeSample
-from tvlars_probe.runners.posthoc.run_state import State, choose_checkpoints, load_config, part_of, restore
+from tvlars_probe.runners.posthoc.restored_state import (
+    RestoredState,
+    choose_checkpoints,
+    load_config,
+    part_of,
+    restore_state,
+)
 from tvlars_probe.runners.progress import status_line
 from tvlars_probe.traces.manifest import Manifest, now
 from tvlars_probe.traces.run_directory import refuse_links
@@ -28,7 +35,6 @@ if TYPE_CHECKING:
 
     Named = dict[str, Tensor]
 
-BN_CHOICES = ("interpolated", "re-estimated")
 DEFAULT_SAMPLES = 1000
 _REMEDY = "Slices can be computed of runs that tvlars-probe train made"
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -72,6 +78,8 @@ class LandscapeJob:
             raise UserError(f"--dimensions {self.dimensions} can't be drawn (allowed: 1 or 2)")
         if self.run2 is not None and self.dimensions == 2:
             raise UserError("between two runs there is a line: leave out --dimensions 2, or the second run")
+        if self.bn_mode not in SLICE_BN_MODES:
+            raise unknown("--bn", self.bn_mode, SLICE_BN_MODES)
         if not 3 <= self.points <= 1000:
             raise UserError(f"--points {self.points} is outside its range (allowed: 3 to 1000)")
         if self.span is not None and not 0 <= self.span < math.inf:
@@ -142,7 +150,9 @@ def measure_landscape(job: LandscapeJob) -> str:
     return job.name
 
 
-def _prepare(job: LandscapeJob, device: torch.device) -> tuple[State, State | None, list[tuple[Tensor, Tensor]]]:
+def _prepare(
+    job: LandscapeJob, device: torch.device
+) -> tuple[RestoredState, RestoredState | None, list[tuple[Tensor, Tensor]]]:
     """The ends and the data, everything checked before anything is computed."""
     config = load_config(job.run, remedy=_REMEDY)
     data = config.data.load()
@@ -150,14 +160,18 @@ def _prepare(job: LandscapeJob, device: torch.device) -> tuple[State, State | No
     count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
     drawn = ProbeSample.draw(images, count).batches(Ranks(device), torch.float32, whole=False)
     batches = [(x, y) for x, y in drawn]
-    state = restore(config, data, choose_checkpoints(job.run, job.checkpoint)[-1], device=device, dtype=torch.float32)
-    if state.phase == "pretrain":
-        raise UserError(f"{job.run} stopped in pretraining: its loss is of batches, not of samples; finish the run")
+    state = restore_state(
+        config, data, choose_checkpoints(job.run, job.checkpoint)[-1], device=device, dtype=torch.float32
+    )
+    if not state.phase.is_sum_over_samples:
+        raise UserError(
+            f"{job.run} stopped in the phase {state.phase.name}: its loss is of batches, not of samples; finish the run"
+        )
     if job.run2 is None:
         return state, None, batches
     config2 = load_config(job.run2, remedy=_REMEDY)
     path2 = choose_checkpoints(job.run2, job.checkpoint)[-1]
-    other = restore(config2, config2.data.load(), path2, device=device, dtype=torch.float32)
+    other = restore_state(config2, config2.data.load(), path2, device=device, dtype=torch.float32)
     shapes = [{name: tuple(p.shape) for name, p in s.model.named_parameters()} for s in (state, other)]
     if shapes[0] != shapes[1]:
         raise UserError(f"{job.run} and {job.run2} hold different models: a line needs two of one shape")
@@ -223,14 +237,18 @@ def _scores(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[flo
 
 
 def _write(
-    job: LandscapeJob, state: State, rows: list[tuple[float, float | None, float, float]], samples: int, seconds: float
+    job: LandscapeJob,
+    state: RestoredState,
+    rows: list[tuple[float, float | None, float, float]],
+    samples: int,
+    seconds: float,
 ) -> None:
     alpha, beta, loss, acc1 = (list(column) for column in zip(*rows, strict=True))
     common = {
         "step": state.step,
         "measurement_id": job.name,
         "created_at": now(),
-        "phase": state.phase,
+        "phase": state.phase.name,
         "samples": samples,
         "split": job.split,
         "bn_mode": job.bn_mode,

@@ -16,7 +16,6 @@ from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.errors import UserError
 from tvlars_probe.runners.sweeps.grid import SHIPPED, Grid, read_grid
 from tvlars_probe.runners.sweeps.sweep import LaunchPlan, carry_out, parameters
-from tvlars_probe.runners.sweeps.sweep import sweep as sweeps
 from tvlars_probe.traces.run_directory import RunDirectory, find_runs, status
 
 QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--dv", "cpu", "--threads", 1, "--train-eval-samples", 0)
@@ -113,7 +112,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
         manifest.save(trial.path)
         other.release()
 
-    monkeypatch.setattr(sweeps.time, "sleep", finish_meanwhile)
+    monkeypatch.setattr("tvlars_probe.runners.sweeps.sweep.time.sleep", finish_meanwhile)
     assert carry_out(config, trial.path).status == "completed"
     assert polls == ["running"]
     assert len(tvlars_probe.open_run(trial.path).manifest.segments) == 1

@@ -14,7 +14,7 @@ import tvlars_probe
 from tests.conftest import run_cli
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.posthoc.run_state import load_config, restore
+from tvlars_probe.runners.posthoc.restored_state import load_config, restore_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_a_checkpoint_is_restored_as_it_was(tmp_path: Path, cli: Callable[..., A
     path = [*checkpoints.list_checkpoints(tmp_path / "a").values()][-1]
     config = load_config(tmp_path / "a")
     data = config.data.load()
-    state = restore(config, data, path, device=torch.device("cpu"), dtype=torch.float32)
+    state = restore_state(config, data, path, device=torch.device("cpu"), dtype=torch.float32)
     stored = checkpoints.load(path)["model"]
     assert all(torch.equal(value, stored[name]) for name, value in state.model.state_dict().items())
     assert state.step == 4

@@ -19,7 +19,7 @@ from tvlars_probe.runners.posthoc.landscape import (
     filter_normalised,
     measure_landscape,
 )
-from tvlars_probe.runners.posthoc.run_state import choose_checkpoints, load_config, restore
+from tvlars_probe.runners.posthoc.restored_state import choose_checkpoints, load_config, restore_state
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def loss_by_hand(run: Path, move: Callable[[nn.Module], None] | None = None) -> 
     config = load_config(run)
     data = config.data.load()
     path = choose_checkpoints(run, "last")[-1]
-    model = restore(config, data, path, device=torch.device("cpu"), dtype=torch.float64).model.eval()
+    model = restore_state(config, data, path, device=torch.device("cpu"), dtype=torch.float64).model.eval()
     if move is not None:
         move(model)
     x, y = data.train.batch(torch.arange(WHOLE), torch.float64)

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints import restoring
 from tvlars_probe.runners.config import TrainConfig
-from tvlars_probe.runners.phases.objectives import build_model, build_optimizer
+from tvlars_probe.runners.phases.phase import Phase, phase_named
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
     from torch.optim import Optimizer
 
     from tvlars_probe.data.images import ImageData, TensorImages
 
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class RestoredState:
     """What a run was after some updates.
 
     Attributes:
         step: number of updates: the state before update ``step``.
-        phase: of training.
+        phase: of the run.
         model: with that state's weights and buffers.
-        optimizer: likewise, None if it isn't known.
+        optimizer: likewise.
         scaled_lr: lr × trust_ratio of each parameter in the last update; empty before the first.
     """
 
     step: int
-    phase: str
+    phase: Phase
     model: nn.Module
-    optimizer: Optimizer | None
+    optimizer: Optimizer
     scaled_lr: dict[str, float]
 
 
@@ -100,7 +99,7 @@ def part_of(data: ImageData, split: str) -> TensorImages:
     Raises:
         UserError: there is no such part.
     """
-    parts = {"train": data.train, "val": data.val, "test": data.test}
+    parts: dict[str, TensorImages | None] = {name: getattr(data, name) for name in SPLITS}
     part = parts.get(split)
     if part is None:
         there = ", ".join(name for name, images in parts.items() if images is not None)
@@ -108,9 +107,9 @@ def part_of(data: ImageData, split: str) -> TensorImages:
     return part
 
 
-def restore(
+def restore_state(
     config: TrainConfig, data: ImageData, checkpoint: Path, *, device: torch.device, dtype: torch.dtype
-) -> State:
+) -> RestoredState:
     """The state in a checkpoint.
 
     Args:
@@ -124,35 +123,13 @@ def restore(
         RunDirectoryError: the checkpoint is damaged, or another model's.
     """
     stored = checkpoints.load(checkpoint)
-    phase = stored["recorder"]["phase"]
+    phase = phase_named(stored["phase"], config)
     with torch.random.fork_rng(devices=()):
-        model = build_model(config, data, phase)
-    checkpoints.restore_model(model, stored, checkpoint)
+        model = phase.build_model(data)
+    restoring.restore_model(model, stored, checkpoint)
     model.to(device, dtype)
-    optimizer = build_optimizer(config, model, phase)
-    checkpoints.restore_optimizer(optimizer, stored, checkpoint)
-    recorder = stored["recorder"]
-    return State(
-        step=stored["step"],
-        phase=phase,
-        model=model,
-        optimizer=optimizer,
-        scaled_lr=dict(recorder["rates"]),
+    optimizer = phase.build_optimizer(model)
+    restoring.restore_optimizer(optimizer, stored, checkpoint)
+    return RestoredState(
+        step=stored["step"], phase=phase, model=model, optimizer=optimizer, scaled_lr=stored["recorder"]["rates"]
     )
-
-
-def import_function(target: str) -> Any:
-    """The function that ``package.module:function`` names; the working directory is on the path.
-
-    Raises:
-        UserError: there is none.
-    """
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise UserError(f"--model {target}: write it as package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--model {target} can't be imported: {error}") from None

@@ -21,8 +21,8 @@ from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
-from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
-from tvlars_probe.runners.phases.objectives import batch_loss, build_model, probe_batch
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
+from tvlars_probe.runners.phases.phase import phase_named
 from tvlars_probe.runners.train import resume, train
 
 if TYPE_CHECKING:
@@ -177,15 +177,14 @@ def test_sharpness_is_measured_at_the_checkpoints_of_both_phases(cli: Any, tmp_p
     assert np.isfinite(frame["value"]).all()
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "linear"])
-def test_model_and_loss_are_rebuilt_from_the_manifest(tmp_path: Path, phase: str) -> None:
+@pytest.mark.parametrize(("name", "step"), [("pretrain", 9), ("linear", 13)])
+def test_model_and_loss_are_rebuilt_from_the_manifest(tmp_path: Path, name: str, step: int) -> None:
     result = run(tmp_path / "r")
     stored = TrainConfig.from_dict(result.manifest.config)
-    data = stored.data.load()
-    model = build_model(stored, data, phase)
-    step = 9 if phase == "pretrain" else 13
+    phase, data = phase_named(name, stored), stored.data.load()
+    model = phase.build_model(data)
     model.load_state_dict(checkpoints.load(checkpoints.list_checkpoints(result.path)[step])["model"])
-    loss = batch_loss(stored, phase)(model, probe_batch(stored, phase, data.train, np.arange(20)))
+    loss = phase.probe_loss(model, phase.probe_batch(data.train, np.arange(20), torch.float32))
     assert loss.ndim == 0
     assert torch.isfinite(loss)
 

@@ -21,10 +21,8 @@ from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints import saver as saving
 from tvlars_probe.runners.checkpoints.checking import check_run
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
-from tvlars_probe.runners.phases.barlow_twins import Pretraining
-from tvlars_probe.runners.phases.classification import Classification
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.phases.loop import Training
-from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
 from tvlars_probe.runners.train import resume, train
 
 if TYPE_CHECKING:
@@ -73,9 +71,7 @@ def signalling(patches: pytest.MonkeyPatch, method: str, at: int | None, number:
 
         return called
 
-    for kind in (Training, Classification, Pretraining):
-        if method in vars(kind):
-            patches.setattr(kind, method, before(vars(kind)[method]))
+    patches.setattr(Training, method, before(getattr(Training, method)))
 
 
 def interrupt(
@@ -89,7 +85,7 @@ def interrupt(
     """Train until the signal comes; returns the updates that are recorded."""
     with pytest.MonkeyPatch.context() as patches:
         signalling(patches, "update", update, number)
-        signalling(patches, "evaluate", evaluation, number)
+        signalling(patches, "end_epoch", evaluation, number)
         with pytest.raises(InterruptedRunError, match=f"--resume {path}") as caught:
             train(settings, path, quiet=True)
     run = tvlars_probe.open_run(path)
@@ -253,7 +249,5 @@ def test_a_part_missing_in_the_middle_is_a_gap_of_the_run_that_goes_on(tmp_path:
     resume(tmp_path / "cut", quiet=True)
     run = tvlars_probe.open_run(tmp_path / "cut")
     gone = sorted({*range(12)} - {*run.steps()["step"]})
-    assert [(gap["table"], gap["first_step"], gap["last_step"]) for gap in run.manifest.gaps] == [
-        ("steps", gone[0], gone[-1])
-    ]
+    assert [(gap.table, gap.first_step, gap.last_step) for gap in run.manifest.gaps] == [("steps", gone[0], gone[-1])]
     assert not check_run(tmp_path / "cut").faults

@@ -29,8 +29,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "-m")
 STEP_BY_STEP = """
 import os, pathlib, signal, time
 def patch():
-    from tvlars_probe.runners.phases.classification import Classification
-    update, here = Classification.update, pathlib.Path(os.environ["HERE"])
+    from tvlars_probe.runners.phases.loop import Training
+    update, here = Training.update, pathlib.Path(os.environ["HERE"])
     made = 0
     def held(self, *args):
         nonlocal made
@@ -41,10 +41,10 @@ def patch():
             time.sleep(0.01)
         made += 1
         return update(self, *args)
-    Classification.update = held
+    Training.update = held
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "tvlars_probe.runners.phases.classification":
+        if name == "tvlars_probe.runners.phases.loop":
             import sys, importlib.util
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)

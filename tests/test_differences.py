@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import tvlars_probe
-from tests.runners.test_barlow_twins import config as twins
+from tests.runners.phases.test_barlow_twins import config as twins
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.config import PlaceConfig, TrainConfig
-from tvlars_probe.runners.phases.modes import BarlowTwinsConfig
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.train import train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
 
 

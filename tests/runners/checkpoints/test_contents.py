@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.runners.test_resuming import TWINS, config, interrupt
+from tests.runners.checkpoints.test_resuming import TWINS, config, interrupt
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.models import backbones
 from tvlars_probe.runners.checkpoints import files as checkpoints

@@ -9,6 +9,7 @@ from torch import nn
 
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.checkpoints import restoring
 
 
 def content(step: int) -> dict[str, object]:
@@ -82,4 +83,4 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 def test_another_models_weights_are_refused(tmp_path: Path) -> None:
     state = {"model": nn.Linear(3, 4).state_dict()}
     with pytest.raises(RunDirectoryError, match="holds another model's weights"):
-        checkpoints.restore_model(nn.Linear(3, 5), state, tmp_path / "step-1.pt")
+        restoring.restore_model(nn.Linear(3, 5), state, tmp_path / "step-1.pt")

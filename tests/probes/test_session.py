@@ -1,0 +1,176 @@
+"""How a recording begins and ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import tvlars_probe
+from tests.probes.small_loop import OPTIMIZERS, loop, net
+from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.runners.checkpoints.checking import check_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_exception_keeps_the_trace_and_lets_go_of_the_optimizer(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with (
+        pytest.raises(ZeroDivisionError),
+        tvlars_probe.record(model, optimizer, tmp_path / "r") as rec,
+    ):
+        loop(model, optimizer, range(3), rec)
+        raise ZeroDivisionError("mine")
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.status == "failed"
+    assert run.manifest.notes == ["ZeroDivisionError: mine"]
+    assert len(run.steps()) == 3
+    loop(model, optimizer, range(3, 5))
+    assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 3
+
+
+def test_a_keyboard_interrupt_is_an_interruption(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with pytest.raises(KeyboardInterrupt), tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        raise KeyboardInterrupt
+    assert tvlars_probe.open_run(tmp_path / "r").status == "interrupted"
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r"):
+        pass
+    with (
+        pytest.raises(RunDirectoryError, match="already holds a run: choose another folder"),
+        tvlars_probe.record(model, optimizer, tmp_path / "r"),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_a_failure_at_the_last_flush_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(OSError, match="No space"), tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+        monkeypatch.setattr("tvlars_probe.traces.writer.write_part", full)
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert run.status == "failed"
+    assert "No space left" in run.manifest.notes[-1]
+
+
+def test_the_lock_is_let_go_though_a_forked_process_holds_it_too(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        loop(model, optimizer, range(2), rec)
+        state = rec.state_dict()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.close(reader)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run", resume=state) as rec:
+        assert rec.step == 2
+    os.close(writer)
+    os.waitpid(child, 0)
+
+
+def test_a_recorder_is_entered_once(tmp_path: Path) -> None:
+    model = net()
+    with tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r") as rec:
+        for _ in range(2):
+            with pytest.raises(UserError, match="entered before"):
+                rec.__enter__()
+    assert tvlars_probe.open_run(tmp_path / "r").status == "completed"
+
+
+def test_a_recorder_that_is_never_left_loses_no_row(tmp_path: Path) -> None:
+    script = (
+        "import torch, tvlars_probe\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "rec = tvlars_probe.record(model, optimizer, 'r').__enter__()\n"
+        "for _ in range(5):\n"
+        "    model(torch.ones(1, 2)).sum().backward()\n"
+        "    optimizer.step()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "was never left: use it as a context manager" in done.stderr
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert (run.status, len(run.steps())) == ("interrupted", 5)
+
+
+def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, "~/r") as rec:
+        loop(model, optimizer, range(2), rec)
+    assert (tmp_path / "r" / "run.json").is_file()
+    assert len(tvlars_probe.open_run("~/r").steps()) == len(tvlars_probe.open_runs("~/r*").steps()) == 2
+
+
+def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(3), rec)
+        child = os.fork()
+        if not child:
+            refused = 0
+            loop(model, optimizer, range(3, 6))
+            for call in (rec.flush, rec.state_dict, lambda: rec.log(loss=1.0), lambda: rec.log_epoch(epoch=0)):
+                try:
+                    call()
+                except UserError:
+                    refused += 1
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        loop(model, optimizer, range(3, 5), rec)
+    assert tvlars_probe.open_run(tmp_path / "r").steps()["step"].tolist() == list(range(5))
+    assert not check_run(tmp_path / "r").faults
+
+
+def test_a_loop_may_change_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, "r") as rec:
+        loop(model, optimizer, range(2), rec)
+        os.chdir("elsewhere")
+        rec.flush()
+        loop(model, optimizer, range(2, 4), rec)
+    assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 4
+
+
+def test_before_and_after_its_block_a_recorder_refuses(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    recorder = tvlars_probe.record(model, optimizer, tmp_path / "r")
+    calls = (recorder.flush, recorder.state_dict, lambda: recorder.log(loss=1.0), lambda: recorder.log_epoch(epoch=0))
+    for call in calls:
+        with pytest.raises(UserError, match="isn't recording"):
+            call()
+    with recorder:
+        loop(model, optimizer, range(2), recorder)
+    for call in calls:
+        with pytest.raises(UserError, match="isn't recording"):
+            call()
+    assert tvlars_probe.open_run(tmp_path / "r").epochs().empty

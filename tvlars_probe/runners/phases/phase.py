@@ -1,0 +1,126 @@
+"""What a phase of a run is: all that differs between classification, pretraining and a linear evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
+
+from tvlars_probe.runners.phases.modes import MODES, PHASES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from tvlars_probe.data.augmentation import Augmentation
+    from tvlars_probe.data.batches import BatchPlan, Indices, Share
+    from tvlars_probe.data.images import ImageData, TensorImages
+    from tvlars_probe.optimizers.schedules import ScheduleConfig
+    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.evaluation import Tally
+    from tvlars_probe.runners.phases.replica import Replica
+
+    Batch = tuple[Tensor, ...]
+
+
+class Phase(ABC):
+    """A phase of a run, known from the configuration alone: its data, model, optimizer, loss and scores.
+
+    The training loop, the checks before a run and the measurements after it ask a phase, and never for its name. A new
+    phase is one subclass, and one line in `tvlars_probe.runners.phases.modes.MODES`.
+
+    Args:
+        config: of the run.
+        name: of the phase, as its rows in the trace have it.
+
+    Attributes:
+        views: how many views of each sample the model takes.
+        is_sum_over_samples: whether the loss of a batch is the mean of its samples' losses, so that it may be computed
+            in pieces.
+        batch_option: the option that sets the batch size.
+    """
+
+    views: ClassVar[int] = 1
+    is_sum_over_samples: ClassVar[bool] = True
+    batch_option: ClassVar[str] = "--batch-size"
+
+    def __init__(self, config: TrainConfig, name: str) -> None:
+        self.config, self.name = config, name
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int:
+        """Passes over the training data."""
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """Of the learning rate: the run's own, unless a phase has another."""
+        return self.config.schedule
+
+    @property
+    def model_option(self) -> str:
+        """The option that says how large the model is, with its value, for error messages."""
+        return f"--model {self.config.model.name}"
+
+    @abstractmethod
+    def plan(self, samples: int, *, rank: int = 0, world_size: int = 1) -> BatchPlan:
+        """How a rank's epochs are cut into batches."""
+
+    @abstractmethod
+    def build_model(self, data: ImageData) -> nn.Module:
+        """The model, with fresh weights from torch's global generator."""
+
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer of its model: the run's own, unless a phase has another."""
+        return self.config.optimizer.build(model.parameters())
+
+    @abstractmethod
+    def augmentation(self) -> Augmentation:
+        """Makes the training batches."""
+
+    def take_over(self, model: nn.Module, trained: nn.Module) -> None:
+        """Copy into ``model`` what it shares with the model that the phase before this one has trained."""
+        raise NotImplementedError(f"{type(self).__name__} is a first phase")
+
+    @abstractmethod
+    def tally(self, device: torch.device) -> Tally:
+        """Counts what an epoch's batches score."""
+
+    @abstractmethod
+    def backward(self, replica: Replica, share: Share, epoch: int, tally: Tally) -> Tensor:
+        """Add the gradient of the global batch's mean loss to the parameters, from this rank's share of the batch.
+
+        Under DDP the mean over ranks of what each adds is that gradient. The batch is counted in ``tally``.
+
+        Returns:
+            the mean loss of the share, a scalar on the device.
+        """
+
+    @abstractmethod
+    def evaluate(self, replica: Replica, data: ImageData, tally: Tally) -> dict[str, float | None]:
+        """The epoch's row in the table ``epochs``: scores in training, and of the model as it is now."""
+
+    @abstractmethod
+    def probe_batch(self, images: TensorImages, indices: Indices, dtype: torch.dtype) -> Batch:
+        """The samples on which the loss is probed, the same for every run: without augmentation that varies."""
+
+    @abstractmethod
+    def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss of a batch from `probe_batch`."""
+
+    def probe_bn_mode(self, asked: str) -> str:
+        """BatchNorm's mode while the loss is probed in training."""
+        return asked
+
+
+def phase_named(name: str, config: TrainConfig) -> Phase:
+    """The phase of that name, in a run of that configuration."""
+    module, _, kind = PHASES[name].rpartition(".")
+    phase: Phase = getattr(import_module(module), kind)(config, name)
+    return phase
+
+
+def phases_of(config: TrainConfig) -> list[Phase]:
+    """The phases of a run of that configuration, in order."""
+    return [phase_named(name, config) for name in MODES[config.mode].phases]

@@ -1,0 +1,116 @@
+"""A run, on one of its ranks: its phases one after the other, recorded into one trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.probes.record import record
+from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.launching.stop_signals import StopSignals
+from tvlars_probe.runners.phases.loop import Training
+from tvlars_probe.runners.phases.phase import phases_of
+from tvlars_probe.traces.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tvlars_probe.collectives import Ranks
+    from tvlars_probe.data.images import ImageData
+    from tvlars_probe.probes.recorder import Recorder
+    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.planning import Job
+
+
+def run_phases(ranks: Ranks, job: Job) -> int | None:
+    """Make the run that ``job`` describes; every rank calls it.
+
+    Returns:
+        the signal that ended it early, if one did.
+    """
+    state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
+    trainings = build_trainings(ranks, job.config, job.config.data.load(job.config.place.workers))
+    first = next((t for t in trainings if state and t.phase.name == state["phase"]), trainings[0])
+    if state:
+        assert job.checkpoint is not None
+        first.load_state_dict(state, job.checkpoint)
+    recorder = _recorder(job, state, first, trainings)
+    with StopSignals(recorder) as stop, recorder:
+        _note_other_ranks(recorder, state, ranks)
+        before: Training | None = None
+        for training in trainings[trainings.index(first) :]:
+            if before is not None:
+                training.follow(before)
+                name, model, optimizer = training.phase.name, training.model, training.optimizer
+                recorder.begin_phase(name, model, optimizer, probes=training.probes())
+            training.run(recorder, label=training.phase.name if len(trainings) > 1 else None, quiet=job.quiet)
+            if recorder.diverged or recorder.interrupted:
+                break
+            before = training
+    return stop.number if recorder.interrupted else None
+
+
+def build_trainings(ranks: Ranks, config: TrainConfig, data: ImageData) -> list[Training]:
+    """The training of each phase, in order; images are put on the device once."""
+    images, trainings, first_step = data.train.to(ranks.device), [], 0
+    for phase in phases_of(config):
+        trainings.append(Training.build(phase, ranks, data, images, first_step=first_step))
+        first_step += trainings[-1].schedule.total_steps
+    return trainings
+
+
+def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, trainings: Sequence[Training]) -> Recorder:
+    """The run's recorder, which begins, or goes on, with the phase of ``training``."""
+    recording = job.config.recording
+    recorder = record(
+        training.model,
+        training.optimizer,
+        job.path,
+        config=job.config.as_dict(),
+        total_steps=sum(each.schedule.total_steps for each in trainings),
+        detail=recording.detail,  # type: ignore[arg-type]
+        every=recording.every,
+        probes=training.probes(),
+        on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
+        manifest=_manifest(job, trainings),
+        resume=state["recorder"] if state else job.blank_state,
+    )
+    recorder.phase = training.phase.name
+    return recorder
+
+
+def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
+    """What is known of the run before it begins; sizes and rates are those of its first phase."""
+    config, first = job.config, trainings[0]
+    world_size, micro_batches = first.ranks.world_size, first.plan.micro_batches
+    share = -(-config.batch_size // world_size)
+    return Manifest(
+        run_id=job.run_id,
+        config_id=job.config_id,
+        command=list(job.command),
+        seed=config.seed,
+        data=first.data.describe(),
+        model={"name": config.model.name, "parameters": sum(p.numel() for p in first.model.parameters())},
+        batch_size=config.batch_size,
+        micro_batches=micro_batches,
+        world_size=world_size,
+        bn_batch_size=config.batch_size if config.joins_ranks else -(-share // micro_batches),
+        steps_per_epoch=first.plan.steps_per_epoch,
+        peak_lr=config.optimizer.peak * first.schedule.peak_factor,
+        phases=[training.describe() for training in trainings],
+    )
+
+
+def _note_other_ranks(recorder: Recorder, state: Mapping[str, Any] | None, ranks: Ranks) -> None:
+    """Note in the manifest that a run is continued on another number of ranks, or of threads."""
+    if state is None or recorder.journal is None:
+        return
+    notes, step, before = recorder.manifest.notes, state["step"], len(state["rng"])
+    if before != ranks.world_size:
+        notes.append(
+            f"continued at step {step} on {ranks.world_size} rank(s) instead of {before}: sums are in another order "
+            f"from there on"
+        )
+    segments = recorder.manifest.segments[-2:]
+    threads = [segment.get("threads") for segment in segments]
+    if before == ranks.world_size and len({*threads}) > 1:
+        notes.append(f"continued at step {step} with {threads[1]} thread(s) a rank instead of {threads[0]}")

@@ -1,0 +1,53 @@
+"""The model, loss and data of a run from another loop: those that a user's own function makes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tvlars_probe.errors import UserError
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def made_by(target: str, config: dict[str, Any]) -> tuple[nn.Module, LossFunction, tuple[Tensor, Tensor]]:
+    """Call the function that ``package.module:function`` names with the run's configuration.
+
+    Returns:
+        its model, loss function, and data (inputs, targets).
+
+    Raises:
+        UserError: there is no such function, it fails, or it returns something else.
+    """
+    try:
+        made = _import_function(target)(config)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--model {target} failed: {type(error).__name__}: {error}") from error
+    is_right = isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module)
+    if is_right and isinstance(made[2], tuple | list) and [isinstance(x, Tensor) for x in made[2]] == [True] * 2:
+        return made[0], made[1], (made[2][0], made[2][1])
+    raise UserError(f"--model {target} must return (model, loss_fn, (inputs, targets)), got {type(made).__name__}")
+
+
+def _import_function(target: str) -> Any:
+    """The function that ``package.module:function`` names; the working directory is on the path.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"--model {target}: write it as package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--model {target} can't be imported: {error}") from None
