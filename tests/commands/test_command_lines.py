@@ -11,8 +11,8 @@ import torch
 
 import tvlars_probe
 from tests.data.cifar import write_cifar10
-from tvlars_probe.commands.train import build_config
 from tvlars_probe.commands.train import command as train_command
+from tvlars_probe.commands.training_options import build_config
 
 if TYPE_CHECKING:
     from tvlars_probe.runners.config import TrainConfig

@@ -301,10 +301,7 @@ class Fragile(torch.optim.SGD):
 def test_a_step_that_raises_leaves_no_row(tmp_path: Path) -> None:
     model = net()
     optimizer = Fragile(model.parameters(), lr=0.1)
-    with (
-        pytest.warns(UserWarning, match="what Fragile does"),
-        tvlars_probe.record(model, optimizer, tmp_path / "run") as rec,
-    ):
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
         for step in range(6):
             optimizer.fails = step in (2, 5)
             try:
@@ -321,10 +318,7 @@ def test_a_subclass_that_calls_its_parents_step_makes_one_update(tmp_path: Path)
     model = net()
     torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer = Fragile(model.parameters(), lr=0.1)
-    with (
-        pytest.warns(UserWarning, match="what Fragile does"),
-        tvlars_probe.record(model, optimizer, tmp_path / "run") as rec,
-    ):
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
         loop(model, optimizer, rec, steps=5)
         assert rec.step == 5
     assert len(tvlars_probe.open_run(tmp_path / "run").steps()) == 5

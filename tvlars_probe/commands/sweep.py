@@ -9,8 +9,8 @@ import click
 
 from tvlars_probe.commands.options import Command, FilePath, Option, option
 from tvlars_probe.commands.text import say
-from tvlars_probe.commands.train import build_config
 from tvlars_probe.commands.train import command as train_command
+from tvlars_probe.commands.training_options import build_config
 from tvlars_probe.errors import RunFailedError, UserError
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runners.sweeps.sweep import LAUNCHERS, LaunchPlan, Outcome, Trial, sweep, trial_path

@@ -117,7 +117,7 @@ def _kozistr_lars(settings: Settings) -> GroupDescription:
             kind="trust-ratio", eta=number(settings["trust_coefficient"]), divisor="sum", spares_vectors=True
         ),
         maximize=bool(settings.get("maximize")),
-        update_norm="momentum_buffer" if momentum.form == "heavy-ball" else "weights",
+        update_norm="buffer" if momentum.form == "heavy-ball" else "weights",
     )
 
 

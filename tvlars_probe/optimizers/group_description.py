@@ -54,6 +54,7 @@ class Momentum(Checked):
         lookahead: a moving average in Nesterov's form: (1 − β)·u + β·m is the direction.
         bias_corrected: the direction is divided by 1 − βᵗ.
         starts_whole: the first m is u, without dampening (torch's SGD).
+        buffer: name of m in the optimizer's state, where a `GroupDescription.update_norm` is read from it.
     """
 
     form: Literal["none", "heavy-ball", "nesterov", "moving-average"] = "none"
@@ -63,6 +64,7 @@ class Momentum(Checked):
     lookahead: bool = False
     bias_corrected: bool = False
     starts_whole: bool = False
+    buffer: str | None = None
 
     @property
     def damping(self) -> float:
@@ -199,8 +201,8 @@ class GroupDescription(Checked):
         rate_decay: the rate falls with the number of updates (Adagrad's lr_decay).
         norms: where the recorder finds the norms: in the "last_step" that the optimizer leaves behind, or at the
             "gradient" just before the step.
-        update_norm: where ‖Δw‖ can be read without a copy of the weights: "momentum_buffer", lr times its norm;
-            "direction", lr·q times the divisor; "weights": only from the weights before and after.
+        update_norm: where ‖Δw‖ can be read without a copy of the weights: "buffer", lr times the norm of
+            `Momentum.buffer`; "direction", lr·q times the divisor; "weights": only from the weights before and after.
     """
 
     optimizer: str
@@ -214,7 +216,7 @@ class GroupDescription(Checked):
     maximize: bool = False
     rate_decay: float = 0.0
     norms: Literal["last_step", "gradient"] = "gradient"
-    update_norm: Literal["momentum_buffer", "direction", "weights"] = "weights"
+    update_norm: Literal["buffer", "direction", "weights"] = "weights"
 
     @classmethod
     def unknown(cls, optimizer: str, module: str = "") -> GroupDescription:

@@ -91,7 +91,7 @@ def _lars(settings: Settings) -> GroupDescription:
             spares_undecayed=settings["exclusion"] == "undecayed",
         ),
         norms="last_step",
-        update_norm="momentum_buffer" if momentum.beta else without,  # type: ignore[arg-type]
+        update_norm="buffer" if momentum.beta else without,  # type: ignore[arg-type]
     )
 
 

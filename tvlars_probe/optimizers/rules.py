@@ -44,7 +44,7 @@ def heavy_ball(settings: Settings, **further: Any) -> Momentum:
     if not beta:
         return Momentum()
     form: Any = "nesterov" if settings.get("nesterov") else "heavy-ball"
-    return Momentum(form=form, beta=beta, dampening=dampening, **further)
+    return Momentum(form=form, beta=beta, dampening=dampening, buffer="momentum_buffer", **further)
 
 
 def _plain(value: Any) -> float:
@@ -59,7 +59,7 @@ def _sgd(settings: Settings) -> GroupDescription:
         momentum=momentum,
         decay=decay(settings, "coupled"),
         maximize=bool(settings.get("maximize")),
-        update_norm="momentum_buffer" if momentum.form == "heavy-ball" else "weights",
+        update_norm="buffer" if momentum.form == "heavy-ball" else "weights",
     )
 
 

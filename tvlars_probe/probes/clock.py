@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(slots=True)
@@ -25,9 +30,14 @@ class StepClock:
         self.left_out = self.probes = 0.0
         self.mark = time.perf_counter()
 
-    def leave_out(self, seconds: float) -> None:
-        """These seconds since the last step aren't the next one's."""
-        self.left_out += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside isn't the next step's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.left_out += time.perf_counter() - start
 
     def probed(self, seconds: float) -> None:
         """These seconds since the last step were a probe's."""

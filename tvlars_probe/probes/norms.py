@@ -217,7 +217,8 @@ class NormReader:
         if not self.updates:
             return norms
         offset = 0
-        for (params, source), lr in zip(self._sources(), self._lrs, strict=True):
+        sources = zip(self._sources(), self._description.groups, self._lrs, strict=True)
+        for (params, source), description, lr in sources:
             some = [k for k, _ in enumerate(params) if active[offset + k]]
             if source == "direction":
                 ratio, direction = (reading[COLUMNS.index(c)] for c in ("trust_ratio", "direction_norm"))
@@ -225,8 +226,8 @@ class NormReader:
                 norms[span] = ratio[span] * direction[span] * lr
             elif some and (source != "weights" or self._takes_snapshots):
                 tensors = [params[k] for k in some]
-                if source == "momentum_buffer":
-                    values = _norms([self.optimizer.state[p]["momentum_buffer"] for p in tensors]) * lr
+                if source == "buffer":
+                    values = _norms([self.optimizer.state[p][description.momentum.buffer] for p in tensors]) * lr
                 else:
                     values = _difference_norms(tensors, [self._snapshots[id(p)] for p in tensors])
                 if len(some) == len(params):

@@ -1,15 +1,13 @@
 """The recorder: puts together what watches a loop's steps, what reads them, and what writes them down.
 
 `tvlars_probe.probes.loop` shows the loop and its events. `StepHooks` tells of them, `StepRows` fills the rows of a
-buffer on the device, `Probing` calls the probes, `Agreement` lets the ranks do the same in the same step, and
-`Crossing` hands the rows to the `Journal`, which a `Session` holds. What the numbers are is decided there; here, only
-in which order these are called.
+buffer on the device, `Probing` calls the probes, `Wishes` let the ranks do the same in the same step, and `Crossing`
+hands the rows to the `Journal`, which a `Session` holds. What the numbers are is decided there; here, only in which
+order these are called.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +15,6 @@ from torch.optim import Optimizer
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.probes.agreement import Agreement, Decision
 from tvlars_probe.probes.crossing import Crossing, is_bad
 from tvlars_probe.probes.hooks import StepHooks
 from tvlars_probe.probes.layout import note_parameters, unknown_optimizers
@@ -27,11 +24,13 @@ from tvlars_probe.probes.rates import applied_rates
 from tvlars_probe.probes.session import Session
 from tvlars_probe.probes.signals import children_may_wait
 from tvlars_probe.probes.steps import Detail, StepRows
-from tvlars_probe.probes.told import count, mean_loss, scalar
+from tvlars_probe.probes.told import count, mean_loss, scalar, step_figures
+from tvlars_probe.probes.wishes import Wishes
 from tvlars_probe.traces.schema import ONLY_PHASE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -48,11 +47,9 @@ class Recorder:
 
     Attributes:
         path: the run directory.
-        phase: written into each row: train, pretrain or linear.
+        phase: its name, written into each row.
         manifest: what stands in run.json; saved with each flush.
         diverged: whether the last loss told was not finite (on accelerators: known after a flush).
-        stop_agreed: whether all ranks have learned of `request_stop`.
-        checkpoint_agreed: whether all ranks have learned of `request_checkpoint`; until the next `state_dict`.
         interrupted: set it before leaving early: the status is then interrupted, not completed.
     """
 
@@ -72,11 +69,11 @@ class Recorder:
     ) -> None:
         begun = resume or {"step": 0, "samples": 0, "phase": ONLY_PHASE, "rates": {}}
         self.path, self.manifest, self.phase = path, manifest, begun["phase"]
-        self.diverged = self.stop_agreed = self.checkpoint_agreed = self.interrupted = False
+        self.diverged = self.interrupted = False
         self._model, self._optimizers, self._resume = model, optimizers, resume
         self._device = next(p.device for o in optimizers for g in o.param_groups for p in g["params"])
         self._ranks = Ranks(self._device) if distributed is False else Ranks.of_process_group(self._device)
-        self._agreement = Agreement(self._ranks)
+        self._wishes = Wishes(self._ranks)
         self._failures = failures
         self._rows = StepRows(
             self._device,
@@ -92,7 +89,6 @@ class Recorder:
         for probe, state in zip(probes, begun.get("probes", ()), strict=False):
             probe.load_state_dict(state)
         self._last_epoch: int | None = begun.get("last_epoch")
-        self._stop_wish = self._checkpoint_wish = self._flush_wish = False
         self._session = Session(path)
 
     @property
@@ -104,6 +100,16 @@ class Recorder:
     def step(self) -> int:
         """Number of updates so far: the next step's index."""
         return self._crossing.written + len(self._rows)
+
+    @property
+    def stop_agreed(self) -> bool:
+        """Whether all ranks have learned of `request_stop`."""
+        return self._wishes.stop_agreed
+
+    @property
+    def checkpoint_agreed(self) -> bool:
+        """Whether all ranks have learned of `request_checkpoint`; until the next `state_dict`."""
+        return self._wishes.checkpoint_agreed
 
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
@@ -129,9 +135,7 @@ class Recorder:
         """
         self._session.refuse_idle()
         loss = mean_loss(loss)
-        told: dict[str, Any] = {"samples": count("samples", samples), "epoch": count("epoch", epoch)}
-        told["clip_scale"] = None if clip_scale is None else scalar("clip_scale", clip_scale)
-        if self._rows.tell(loss, {name: value for name, value in told.items() if value is not None}):
+        if self._rows.tell(loss, step_figures(samples=samples, epoch=epoch, clip_scale=clip_scale)):
             self._agree(loss)
 
     def log_epoch(self, *, epoch: int, **figures: float | None) -> None:
@@ -153,14 +157,9 @@ class Recorder:
             told = {name: None if value is None else scalar(name, value) for name, value in figures.items()}
             self.journal.append_epoch({"step": self.step, "epoch": number, "phase": self.phase, **told})
 
-    @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
+    def untimed(self) -> AbstractContextManager[None]:
         """Leave what happens inside (evaluation, checkpoints) out of step_seconds."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._rows.clock.leave_out(time.perf_counter() - start)
+        return self._rows.clock.paused()
 
     def begin_phase(
         self,
@@ -173,7 +172,7 @@ class Recorder:
         """Go on with another model and optimizer in the same trace; steps run on. Every rank calls it.
 
         Args:
-            phase: its name: train, pretrain or linear.
+            phase: its name, as its rows have it.
             model: as for `record`.
             optimizer: likewise.
             probes: likewise.
@@ -193,16 +192,15 @@ class Recorder:
 
         It only sets a flag, so that a signal handler may call it.
         """
-        self._stop_wish = True
+        self._wishes.stop = True
 
     def request_checkpoint(self) -> None:
         """Ask all ranks to checkpoint in the same step: `checkpoint_agreed` becomes true. Rank 0's wish counts."""
-        self._checkpoint_wish = True
+        self._wishes.checkpoint = True
 
     def agree_to_stop(self) -> bool:
         """Learn of `request_stop` between two steps, after an evaluation, say. Every rank calls it."""
-        self.stop_agreed = self.stop_agreed or self._ranks.any(self._stop_wish)
-        return self.stop_agreed
+        return self._wishes.agree_to_stop()
 
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""
@@ -210,7 +208,7 @@ class Recorder:
         self._close_row()
         with children_may_wait():
             self._cross()
-            self._flush_wish = False
+            self._wishes.flush_agreed = False
             if self.journal is not None:
                 self._note_parameters()
                 self.journal.flush(self._crossing.written)
@@ -220,7 +218,7 @@ class Recorder:
         self.flush()
         if self.journal is not None:
             self.journal.end_parts_at(self.step)
-        self._checkpoint_wish = self.checkpoint_agreed = False
+        self._wishes.forget_checkpoint()
         state = {
             "run_id": None if self.journal is None else self.manifest.run_id,
             "step": self.step,
@@ -254,7 +252,7 @@ class Recorder:
             with children_may_wait():
                 self._cross()
             self._rows.lay_out(self._model, self._optimizers)
-        elif self._flush_wish or self._rows.buffer.full:
+        elif self._wishes.flush_agreed or self._rows.buffer.full:
             self.flush()
         if not self._probing.measure(self.step, self.phase, self._applied_rates, self._ranks, self.journal):
             self._stop_probing()
@@ -273,17 +271,12 @@ class Recorder:
     def _agree(self, loss: Tensor | float | None) -> None:
         """Let the ranks learn of each other's wishes, once the loop has told of its step."""
         on_host = not hasattr(loss, "device") or loss.device.type == "cpu"  # type: ignore[union-attr]
-        wish = Decision(
+        decision = self._wishes.agree(
+            self.step,
             flush=self.journal is not None and self.journal.due,
-            checkpoint=self._checkpoint_wish,
-            stop=self._stop_wish,
             bad_loss=on_host and is_bad(None if loss is None else float(loss)),
             probe_failed=self._probing.has_failed_here,
         )
-        decision = self._agreement.decide(self.step, wish)
-        self._flush_wish |= decision.flush
-        self.stop_agreed |= decision.stop
-        self.checkpoint_agreed |= decision.checkpoint
         if decision.probe_failed:
             self._stop_probing()
         if on_host and loss is not None:
@@ -314,7 +307,7 @@ class Recorder:
         if text is not None and self._ranks.is_first:
             warnings.warn(text, stacklevel=2)  # before anything is made: a warning may be an error
         self._rows.lay_out(self._model, self._optimizers)
-        self._session.enter(self._open_journal, self._agreement)
+        self._session.enter(self._open_journal, self._wishes.agreement)
         if text is not None and text not in self.manifest.notes:
             self.manifest.notes.append(text)
         self._hooks.attach(self._optimizers)
@@ -352,5 +345,5 @@ class Recorder:
         """Write what this rank has without the others, which may be gone."""
         self._crossing.alone |= self._ranks.world_size > 1
         self._ranks = Ranks(self._device, self._ranks.rank)
-        self._agreement = Agreement(self._ranks)
+        self._wishes.go_alone(self._ranks)
         self.flush()

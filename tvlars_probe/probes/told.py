@@ -24,6 +24,17 @@ def mean_loss(loss: Any) -> Tensor | float | None:
     return None if loss is None else scalar("loss", loss)
 
 
+def step_figures(*, samples: Any, epoch: Any, clip_scale: Any) -> dict[str, Any]:
+    """What was told of a step besides its loss, by column of the table ``steps``.
+
+    Raises:
+        UserError: one is no number, or no count.
+    """
+    told = {"samples": count("samples", samples), "epoch": count("epoch", epoch)}
+    figures = {name: value for name, value in told.items() if value is not None}
+    return figures if clip_scale is None else {**figures, "clip_scale": scalar("clip_scale", clip_scale)}
+
+
 def scalar(name: str, value: Any) -> float:
     """A figure that a loop told, as a float, also if it is a tensor or an array of one element.
 

@@ -1,0 +1,285 @@
+"""What to train, as options of a command line, and the configuration that they make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import FilePath, option
+from tvlars_probe.curvature.results import BN_MODES, OPERATORS
+from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
+from tvlars_probe.errors import UserError
+from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
+from tvlars_probe.models.initialization import INITIALIZATIONS
+from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
+from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
+from tvlars_probe.runners.config import (
+    DETAILS,
+    ON_PROBE_ERROR,
+    PRECISIONS,
+    PlaceConfig,
+    RecordConfig,
+    SharpnessConfig,
+    TrainConfig,
+)
+from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
+from tvlars_probe.runners.phases.modes import MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_RATES = "; ".join(f"{name} {entry.default_lr:g}" for name, entry in OPTIMIZERS.items())
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+# Where each option's value goes in `TrainConfig`: the part, its class, and the field of each option. The others concern
+# the run directory.
+_PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
+    "data": (
+        DataConfig,
+        {"dataset": "name", "data_dir": "folder", **_same("download", "val", "limit", "image_size", "augmentation")},
+    ),
+    "model": (ModelConfig, {"model": "name", **_same("stem", "winit")}),
+    "optimizer": (
+        OptimizerConfig,
+        {
+            "optimizer": "name",
+            **_same(
+                "lr", "weight_decay", "momentum", "nesterov", "eta", "lmbda", "alpha", "delay", "gamma_min",
+                "denominator", "exclusion", "trust_clip", "adam", "excluded_lr",
+            ),
+        },
+    ),
+    "schedule": (ScheduleConfig, {"schedule": "name", **_same("warmup_epochs")}),
+    "place": (PlaceConfig, _same("devices", "nproc", "threads", "port", "workers")),
+    "recording": (
+        RecordConfig,
+        {
+            "record": "detail",
+            "record_every": "every",
+            **_same(
+                "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
+                "train_eval_samples", "on_probe_error",
+            ),
+        },
+    ),
+    "barlow": (
+        BarlowTwinsConfig,
+        {
+            "cl_epochs": "epochs",
+            "btlmbda": "lmbda",
+            **_same("projector", "lr_classifier", "lr_backbone", "probe_batch_size"),
+        },
+    ),
+    "sharpness": (
+        SharpnessConfig,
+        {
+            "sharpness_every": "every",
+            "sharpness_operators": "operators",
+            "sharpness_samples": "samples",
+            "sharpness_bn": "bn_mode",
+            "sharpness_tol": "tol",
+            "probe_budget": "budget",
+        },
+    ),
+}  # fmt: skip
+_PLAIN = ("mode", "batch_size", "micro_batch", "epochs", "seed", "precision", "sync_bn")
+
+
+def _choice(names: Any) -> click.Choice[str]:
+    return click.Choice(list(names), case_sensitive=False)
+
+
+_DATA, _TRAINING, _BARLOW, _OPTIMIZER = "Data and model", "Training", "Barlow Twins", "Optimizer"
+_RECORDING, _SHARPNESS, _DEVICES = "Recording", "Sharpness", "Devices"
+
+_OPTIONS = (
+    option("--dataset", "--ds", section=_DATA, type=_choice(DATASETS), default="digits", help="Data set."),
+    option("--data-dir", section=_DATA, type=FilePath(path_type=str), help="Its folder, if not in the usual places."),
+    option(
+        "--download/--no-download", section=_DATA, default=None, show_default="cifar10 and cifar100 only",
+        help="Let torchvision download it if missing.",
+    ),
+    option("--val", section=_DATA, type=float, default=0.0, help="Fraction of the training data to hold out."),
+    option("--limit", section=_DATA, type=int, help="Use only so many training and test samples."),
+    option(
+        "--image-size", section=_DATA, type=int, show_default="as they are",
+        help="Side to which the images of an imagefolder are brought.",
+    ),
+    option(
+        "--augmentation", section=_DATA, type=_choice(AUGMENTATIONS), default="auto",
+        help="Of a classifier's training images: crop, mirror, rotation; auto: as the data set has it.",
+    ),
+    option("--model", section=_DATA, type=_choice(MODELS), default="cnn", help="Model."),
+    option(
+        "--stem", section=_DATA, type=_choice(STEMS), default="imagenet",
+        help="First layers of a ResNet: 7x7 with stride and pooling, or 3x3.",
+    ),
+    option(
+        "--winit", section=_DATA, type=_choice(INITIALIZATIONS), default="default",
+        help="How the weights of convolutions and linear layers are drawn; default: as the layers do it.",
+    ),
+    option(
+        "--mode", section=_TRAINING, type=_choice(MODES), default="clf",
+        help="clf: classification. bt: Barlow Twins, then a linear probe.",
+    ),
+    option(
+        "--batch-size", "--bs", section=_TRAINING, type=int, default=512,
+        help="Batch of one update, over all ranks.",
+    ),
+    option(
+        "--micro-batch", section=_TRAINING, type=int,
+        help="Most samples a rank computes at once; gradients accumulate to the same update (BatchNorm apart: its "
+        "statistics are the micro-batch's).",
+    ),
+    option("--epochs", section=_TRAINING, type=int, default=20, help="Passes over the training data; bt: the probe's."),
+    option(
+        "--schedule", "--sd", section=_TRAINING, type=_choice(SCHEDULES), default="none",
+        help="Schedule of the rate.",
+    ),
+    option(
+        "--warmup-epochs", section=_TRAINING, type=float, show_default="20 or a fifth of the epochs, whichever is less",
+        help="Length of lars-warm's warm-up, fractions allowed.",
+    ),
+    option("--seed", section=_TRAINING, type=int, default=0, help="Seed of everything random."),
+    option("--precision", section=_TRAINING, type=_choice(PRECISIONS), default="float32", help="bf16 is by autocast."),
+    option(
+        "--sync-bn", section=_TRAINING, is_flag=True,
+        help="BatchNorm over the samples of all ranks; bt always has it.",
+    ),
+    option(
+        "--cl-epochs", "--cl_epochs", section=_BARLOW, type=int, default=1000,
+        help="Passes over the data of pretraining.",
+    ),
+    option("--btlmbda", section=_BARLOW, type=float, default=0.005, help="Weight of the redundancy term."),
+    option("--projector", section=_BARLOW, default="4096-4096-4096", help="Widths of the projector's layers."),
+    option(
+        "--lr-classifier", "--lr_classifier", section=_BARLOW, type=float, default=0.3,
+        help="Learning rate of the linear probe: SGD, cosine.",
+    ),
+    option(
+        "--lr-backbone", "--lr_backbone", section=_BARLOW, type=float, default=0.0,
+        help="That of the backbone meanwhile; 0 freezes it.",
+    ),
+    option("--probe-batch-size", section=_BARLOW, type=int, default=256, help="Batch of the linear probe."),
+    option("--optimizer", "--opt", section=_OPTIMIZER, type=_choice(OPTIMIZERS), default="lars", help="Optimizer."),
+    option("--lr", section=_OPTIMIZER, type=float, show_default=_RATES, help="Learning rate."),
+    option("--weight-decay", "--wd", section=_OPTIMIZER, type=float, default=5e-4, help="Weight decay."),
+    option("--momentum", section=_OPTIMIZER, type=float, default=0.9, help="Momentum of lars, tvlars and sgd."),
+    option("--nesterov", section=_OPTIMIZER, is_flag=True, help="Nesterov momentum for sgd."),
+    option("--eta", section=_OPTIMIZER, type=float, default=0.001, help="Trust coefficient of lars and tvlars."),
+    option("--lmbda", section=_OPTIMIZER, type=float, default=0.001, help="TVLARS' delay factor, per update."),
+    option("--alpha", section=_OPTIMIZER, type=float, default=0.1, help="TVLARS' alpha."),
+    option("--delay", section=_OPTIMIZER, type=float, default=0.0, help="TVLARS' d_e, in updates."),
+    option("--gamma-min", section=_OPTIMIZER, type=float, default=0.0, help="TVLARS' gamma_min."),
+    option(
+        "--denominator", section=_OPTIMIZER, type=_choice(("decayed", "sum", "grad")), default="decayed",
+        help="What lars and tvlars divide by: |g + wd w|, |g| + wd |w|, or |g|.",
+    ),
+    option(
+        "--exclusion", section=_OPTIMIZER, type=_choice(("ndim", "undecayed")), default="ndim",
+        help="What lars and tvlars don't adapt: tensors of one dimension, or also any that are not decayed.",
+    ),
+    option(
+        "--trust-clip", section=_OPTIMIZER, is_flag=True,
+        help="Clip the trust ratio: lars, tvlars to lr; lamb to 1.",
+    ),
+    option("--adam", section=_OPTIMIZER, is_flag=True, help="Switch lamb's trust ratio off."),
+    option(
+        "--excluded-lr", section=_OPTIMIZER, type=float, show_default="--lr",
+        help="Learning rate of what lars and tvlars exclude: biases and normalisation.",
+    ),
+    option(
+        "--record", section=_RECORDING, type=_choice(DETAILS), default="full",
+        help="Which norms of the layers: all, all but the update's, or none.",
+    ),
+    option("--record-every", section=_RECORDING, type=int, default=1, help="Record the layers every so many steps."),
+    option(
+        "--checkpoint-every", section=_RECORDING, type=int, default=1,
+        help="Epochs between checkpoints (the last and the best are kept); 0 writes only the last.",
+    ),
+    option(
+        "--checkpoint-steps", section=_RECORDING, type=int, show_default="at epochs' ends only",
+        help="Updates between further checkpoints.",
+    ),
+    option(
+        "--checkpoint-minutes", section=_RECORDING, type=float, show_default="at epochs' ends only",
+        help="Minutes between further checkpoints.",
+    ),
+    option(
+        "--keep-checkpoints", section=_RECORDING, type=int, default=1,
+        help="How many of the latest are kept, beside the best; 0 keeps all.",
+    ),
+    option(
+        "--on-probe-error", section=_RECORDING, type=_choice(ON_PROBE_ERROR), default="warn",
+        help="When a probe raises: go on training without the probes, or end the run.",
+    ),
+    option(
+        "--train-eval-samples", section=_RECORDING, type=int, default=10_000,
+        help="Training samples evaluated at each epoch's end; 0 for none.",
+    ),
+    option(
+        "--sharpness-every", section=_SHARPNESS,
+        help="Measure the Hessian's top eigenvalue every so many steps, or 'log': dense early.",
+    ),
+    option(
+        "--sharpness-operators", section=_SHARPNESS, greedy=True, type=_choice(OPERATORS), default=OPERATORS,
+        help="Of the Hessian itself, as the optimizer's rates scale it, and relative to each tensor's norm.",
+    ),
+    option(
+        "--sharpness-samples", section=_SHARPNESS, type=int, default=256,
+        help="Training samples it is measured on.",
+    ),
+    option("--sharpness-bn", section=_SHARPNESS, type=_choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
+    option("--sharpness-tol", section=_SHARPNESS, type=float, default=1e-3, help="Relative error of the eigenvalue."),
+    option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for it, such as 10%."),
+    option(
+        "--devices", "--dv", section=_DEVICES, greedy=True, default=("auto",),
+        show_default="first CUDA device, else cpu",
+        help="cpu, or numbers of CUDA devices, one rank each.",
+    ),
+    option("--nproc", section=_DEVICES, type=int, show_default="1", help="Ranks on the CPU."),
+    option("--threads", section=_DEVICES, type=int, show_default="cores / ranks", help="torch threads per rank."),
+    option(
+        "--port", section=_DEVICES, type=int, default=0, show_default="a free one",
+        help="Port for the ranks to meet.",
+    ),
+    option("--workers", section=_DEVICES, type=int, default=4, help="Threads that decode image files."),
+)  # fmt: skip
+"""All options that say what to train, in the order of the help."""
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all options that say what to train."""
+    for add in reversed(_OPTIONS):
+        command = add(command)
+    return command
+
+
+def build_config(values: dict[str, Any]) -> TrainConfig:
+    """The configuration that a command line's values say."""
+    parts = {
+        name: kind(**{field: values[given] for given, field in fields.items()})
+        for name, (kind, fields) in _PARTS.items()
+    }
+    return TrainConfig(**parts, **{name: values[name] for name in _PLAIN})
+
+
+def changes_on_resume(ctx: click.Context) -> dict[str, Any]:
+    """The options given beside --resume, which may only be such as don't change a run's numbers."""
+    allowed = {**_PARTS["place"][1], **_PARTS["recording"][1]}
+    changes = {}
+    for name, value in ctx.params.items():
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE or name == "resume":
+            continue
+        if name not in allowed:
+            raise UserError(
+                f"--{name.replace('_', '-')} can't be changed in a run that is resumed (only devices, processes and "
+                f"recording can); leave it out, or start a new run"
+            )
+        changes[allowed[name]] = value
+    return changes
