@@ -36,7 +36,9 @@ ALLOWED = {
     "charts": {"analyses", "optimizers"},
     "report": {"analyses", "charts"},
     "runs": {"analyses", "charts", "report", "traces"},
-    "commands": {"analyses", "charts", "curvature", "data", "models", "optimizers", "report", "runners", "runs", "traces"},
+    "commands": {
+        "analyses", "charts", "curvature", "data", "models", "optimizers", "report", "runners", "runs", "traces",
+    },
     "cli": {"commands"},
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "runs"},
@@ -69,10 +71,15 @@ def test_no_two_files_import_one_another() -> None:
 
 @pytest.mark.parametrize(
     "back",
-    ["from planted.a import A", "import planted.a", "from planted import a", "if TYPE_CHECKING:\n    from planted.a import A",
-     "def f():\n    from planted.a import A"],
+    [
+        "from planted.a import A",
+        "import planted.a",
+        "from planted import a",
+        "if TYPE_CHECKING:\n    from planted.a import A",
+        "def f():\n    from planted.a import A",
+    ],
     ids=["of a name", "of a module", "from the package", "for typing", "in a function"],
-)  # fmt: skip
+)
 def test_a_planted_circle_is_found(back: str, tmp_path: Path) -> None:
     package = tmp_path / "planted"
     package.mkdir()
@@ -145,8 +152,13 @@ def test_only_the_optimizers_know_what_an_optimizer_is(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["if 'betas' in group: pass", "x = name == 'TVLARS'", "isinstance(optimizer, (LARS, LAMB))", "kind.__name__ in ('Muon',)"],
-)  # fmt: skip
+    [
+        "if 'betas' in group: pass",
+        "x = name == 'TVLARS'",
+        "isinstance(optimizer, (LARS, LAMB))",
+        "kind.__name__ in ('Muon',)",
+    ],
+)
 def test_a_planted_question_is_found(text: str, tmp_path: Path) -> None:
     (tmp_path / "planted.py").write_text(text, encoding="utf-8")
     assert [*asks_what_an_optimizer_is(tmp_path / "planted.py")]

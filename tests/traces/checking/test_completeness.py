@@ -1,0 +1,124 @@
+"""What a run lacks is told."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.traces.checking.damages import (
+    parts,
+    replace_by_file,
+)
+from tvlars_probe.errors import TraceError
+from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
+from tvlars_probe.runs import open_run
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.run_directory import RunDirectory
+from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_missing_steps_and_untrue_manifests_are_told_but_not_mended(run: Path) -> None:
+    parts(run, "steps")[2].unlink()
+    parts(run, "steps")[-1].unlink()
+    found = check_run(run)
+    told = {(fault.path, fault.problem) for fault in found.faults}
+    assert ("trace/steps", "steps 8 to 11 are missing") in told
+    assert ("run.json", "says completed, but 24 of 32 steps are there") in told
+    assert repair_run(run, found) is None
+
+
+@pytest.mark.parametrize("status", ["completed", "interrupted", "running"])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda run: shutil.rmtree(run / "trace"), "run.json"),
+        (lambda run: replace_by_file(run / "trace"), "trace"),
+        (lambda run: replace_by_file(run / "trace" / "steps"), "trace/steps"),
+        (lambda run: replace_by_file(run / "checkpoints"), "checkpoints"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "checkpoints"),
+        (lambda run: shutil.rmtree(run / "trace" / "layers"), "trace/layers"),
+        (lambda run: parts(run, "layers")[2].unlink(), "trace/layers"),
+        (lambda run: shutil.rmtree(run / "trace" / "epochs"), "trace/epochs"),
+        (lambda run: parts(run, "epochs")[2].unlink(), "trace/epochs"),
+        (lambda run: ((run / ".lock").unlink(missing_ok=True), (run / ".lock").mkdir()), ".lock"),
+    ],
+    ids=[
+        "no trace",
+        "trace a file",
+        "steps a file",
+        "checkpoints a file",
+        "no checkpoint",
+        "no layers",
+        "layers of some steps gone",
+        "no epochs",
+        "an epoch gone",
+        "lock a folder",
+    ],
+)
+def test_what_a_run_lacks_is_told(run: Path, status: str, harm: Callable[[Path], object], told: str) -> None:
+    stored = Manifest.load(run)
+    stored.status = status
+    stored.save(run)
+    assert check_run(run).faults == []
+    harm(run)
+    assert told in [fault.path for fault in check_run(run).faults]
+
+
+def test_a_run_cut_back_and_killed_before_it_went_on_is_whole(run: Path) -> None:
+    stored = Manifest.load(run)
+    stored.status = "running"
+    stored.save(run)
+    directory = RunDirectory.take_over(run)
+    directory.cut_back(20)
+    directory.release()
+    assert check_run(run).faults == []
+
+
+def test_layers_recorded_every_few_steps_or_never_are_whole(run: Path) -> None:
+    for part in parts(run, "layers"):
+        rows = pq.read_table(part)
+        rows = rows.filter(pc.equal(pc.bit_wise_and(rows["step"], 1), 0))
+        pq.write_table(rows, part)
+        part.rename(
+            part.with_name(f"part-{min(rows['step'].to_pylist()):010d}-{max(rows['step'].to_pylist()):010d}.parquet")
+        )
+    assert "trace/layers" in [fault.path for fault in check_run(run).faults]
+    for part in parts(run, "steps"):
+        rows = pq.read_table(part)
+        odd = pc.equal(pc.bit_wise_and(rows["step"], 1), 1)
+        place = rows.column_names.index("grad_norm")
+        unrecorded = pc.if_else(odd, pa.scalar(None, pa.float64()), rows["grad_norm"])
+        pq.write_table(rows.set_column(place, rows.schema.field(place), unrecorded), part)
+    assert check_run(run).faults == []
+
+
+@pytest.mark.parametrize("step", [10**13, 2**63 - 1])
+def test_a_part_of_a_far_step_makes_a_gap_and_takes_no_memory(run: Path, step: int) -> None:
+    writer = TraceWriter(run / "trace", Manifest.load(run).run_id)
+    writer.append("steps", {"step": [step]})
+    writer.flush()
+    told = {(fault.path, fault.problem) for fault in check_run(run).faults}
+    assert told == {("trace/steps", f"steps 32 to {step - 1} are missing")}
+
+
+def test_rows_without_a_step_are_named_with_their_part(run: Path) -> None:
+    part = parts(run, "steps")[1]
+    rows = pq.read_table(part)
+    nulls = rows.set_column(1, pa.field("step", pa.int64()), pa.nulls(len(rows), pa.int64()))
+    pq.write_table(nulls.replace_schema_metadata(rows.schema.metadata), part)
+    for read in (
+        lambda: open_run(run).steps(),
+        lambda: open_run(run).batches("steps", ["step"], lambda batches: [*batches]),
+    ):
+        with pytest.raises(TraceError, match=rf"{part.name} \(rows without step\); 'tvlars-probe check"):
+            read()
+    assert any("holds rows without step" in fault.problem for fault in check_run(run).faults)
