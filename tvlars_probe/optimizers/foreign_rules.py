@@ -122,8 +122,8 @@ def _kozistr_lars(settings: Settings) -> GroupDescription:
 
 
 def _kozistr_lamb(settings: Settings) -> GroupDescription | None:
-    """pytorch_optimizer's LAMB corrects the bias of the first moment only, and adds eps to the divisor, too."""
-    further = ("rectify", "adanorm", "adam_debias", "pre_norm")
+    """pytorch_optimizer's LAMB corrects the first moment's bias by the rate alone, and adds eps to the divisor, too."""
+    further = ("rectify", "adanorm", "pre_norm")
     decays_apart = settings["weight_decay"] and settings["weight_decouple"]  # it takes ‖w‖ after the decay
     if any(settings.get(name) for name in further) or decays_apart or not settings["grad_averaging"]:
         return None
@@ -132,7 +132,12 @@ def _kozistr_lamb(settings: Settings) -> GroupDescription | None:
     scaling = Scaling(kind="trust-ratio", direction="preconditioned", weight_cap=NORM_CAP, eps=eps)
     return GroupDescription(
         optimizer="Lamb",
-        momentum=Momentum(form="moving-average", beta=number(beta1), over="gradient", bias_corrected=True),
+        momentum=Momentum(
+            form="moving-average",
+            beta=number(beta1),
+            over="gradient",
+            rate_corrected=not settings.get("adam_debias", False),
+        ),
         decay=decay(settings, "direction"),
         preconditioner=Preconditioner(kind="adam", beta=number(beta2), eps=eps, second_moment="exp_avg_sq"),
         scaling=Scaling() if settings["adam"] else scaling,

@@ -2,8 +2,7 @@
 
 Everything that must know an optimizer asks a `GroupDescription`: the recorder (which columns can be filled), the
 applied rates (what multiplied the gradient), the manifest (which keeps it whole) and the analyses (which find it
-there).
-`tvlars_probe.describe` makes them; see `tvlars_probe.optimizers.description`.
+there). `tvlars_probe.describe` makes them; see `tvlars_probe.optimizers.description`.
 
 A description is complete or it is unknown. Complete means that these steps reproduce the update of a tensor w of the
 group, with gradient g, rate lr, in the optimizer's t-th update::
@@ -16,8 +15,7 @@ group, with gradient g, rate lr, in the optimizer's t-th update::
     d  = q·d                                    scaling
     d  = momentum(d)                            momentum.over "direction"
     w  ← (1 − lr·λ)·w                           decay.form "decoupled"
-    w  ← w − lr·d / (1 + (t − 1)·rate_decay)
-
+    w  ← w − lr·d / (1 + (t − 1)·rate_decay)    and / (1 − βᵗ) where momentum.rate_corrected
 """
 
 from __future__ import annotations
@@ -53,6 +51,7 @@ class Momentum(Checked):
         over: what is averaged: the "gradient", or the "direction" that comes of preconditioning and scaling.
         lookahead: a moving average in Nesterov's form: (1 − β)·u + β·m is the direction.
         bias_corrected: the direction is divided by 1 − βᵗ.
+        rate_corrected: the rate is, so that no scaling of the direction cancels it (pytorch_optimizer's Lamb).
         starts_whole: the first m is u, without dampening (torch's SGD).
         buffer: name of m in the optimizer's state, where a `GroupDescription.update_norm` is read from it.
     """
@@ -63,6 +62,7 @@ class Momentum(Checked):
     over: Literal["gradient", "direction"] = "direction"
     lookahead: bool = False
     bias_corrected: bool = False
+    rate_corrected: bool = False
     starts_whole: bool = False
     buffer: str | None = None
 

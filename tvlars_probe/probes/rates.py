@@ -107,7 +107,7 @@ def _per_element(group: GroupDescription, kept: Mapping[str, Any]) -> Tensor:
     if divisor.bias_corrected:
         v = v / (1 - number(divisor.beta) ** steps)
     root: Tensor = v.sqrt().add_(divisor.eps)
-    if group.momentum.bias_corrected:
+    if group.momentum.bias_corrected or group.momentum.rate_corrected:
         root.mul_(1 - group.momentum.beta**steps)
     root.mul_(1 + (steps - 1) * group.rate_decay)
     return root.reciprocal().mul_(undamped)

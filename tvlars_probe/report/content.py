@@ -243,11 +243,13 @@ def _run_table(found: _Gathered) -> ReportTable:
 
 def _environment(source: Source) -> dict[str, Any]:
     m = source.trace.manifest
+    # A group's settings say in a few lines what its description, which is for programs, says in thirty.
+    groups = [{name: value for name, value in group.items() if name != "description"} for group in m.groups]
     return {
         "command": " ".join(m.command) if m.command else None,
         "configuration": m.config,
         "data": m.data,
-        "parameter groups": m.groups,
+        "parameter groups": groups,
         "segments": m.segments,
         "status": source.facts.status,
         "notes": m.notes,
