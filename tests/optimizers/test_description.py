@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import random
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,10 @@ import timm.optim
 import torch
 from torch.optim import Optimizer
 
-import tvlars_probe
 from tests.oracles import apex
 from tests.oracles.described import DescribedTensor, clipped
 from tvlars_probe import LAMB, LARS, TVLARS, GroupDescription, describe
+from tvlars_probe.optimizers.description import LiveDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -212,3 +211,91 @@ def test_a_wrong_word_is_found_out(kind: type[Optimizer], settings: Settings, pa
     wrong = tuple(altered(group, path, value) for group in describe(made[0]))
     assert wrong != describe(made[0])
     assert deviation(*made, wrong) > 1e-6
+
+
+class Renamed(torch.optim.SGD):
+    """Adds what is its own, and steps as its parent does."""
+
+    def describe_me(self) -> str:
+        return "mine"
+
+
+class Doubled(torch.optim.SGD):
+    """Makes another step than its parent."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        return super().step(closure)
+
+
+class Registered(torch.optim.SGD):
+    """Makes another step than its parent, and says which."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["lr"] *= 0.5
+        made = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 2.0
+        return made
+
+
+@describe.register
+def _(optimizer: Registered) -> tuple[GroupDescription, ...]:
+    return tuple(
+        GroupDescription(optimizer="Registered", momentum=dataclasses.replace(group.momentum, beta=0.0))
+        for group in describe(torch.optim.SGD(optimizer.param_groups[0]["params"], lr=0.1))
+    )
+
+
+def test_a_subclass_is_what_its_parent_is_unless_it_steps_otherwise() -> None:
+    params = tensors()
+    kept, other = Renamed(params, lr=0.1, momentum=0.8), Doubled(params, lr=0.1, momentum=0.8)
+    for optimizer in (kept, other, torch.optim.SGD(params, lr=0.1)):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()  # torch then wraps each class's step
+    ((found,), (unknown,)) = describe(kept), describe(other)
+    assert (found.optimizer, found.is_known) == ("Renamed", True)
+    assert found.momentum == describe(torch.optim.SGD(params, lr=0.1, momentum=0.8))[0].momentum
+    assert unknown == GroupDescription.unknown("Doubled", __name__)
+
+
+def test_anybody_may_register_what_is_unknown() -> None:
+    (found,) = describe(Registered(tensors(), lr=0.1))
+    assert (found.optimizer, found.is_known, found.columns) == ("Registered", True, {"trust_ratio"})
+
+
+def test_a_wrapper_is_seen_through_and_what_is_no_optimizer_is_refused() -> None:
+    inner = LARS(tensors(), lr=0.1)
+    kind = type("AcceleratedOptimizer", (), {"__module__": "accelerate.optimizer"})
+    wrapper = kind()
+    wrapper.optimizer = inner  # type: ignore[attr-defined]
+    assert describe(wrapper) == describe(inner)
+    with pytest.raises(TypeError, match="int is no optimizer: it has no param_groups"):
+        describe(3)
+
+
+def test_a_version_of_a_package_that_computes_otherwise_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = pytorch_optimizer.LARS(tensors(), lr=0.1)
+    assert describe(optimizer)[0].is_known
+    monkeypatch.setattr("tvlars_probe.optimizers.foreign_rules.metadata.version", lambda _: "3.1.0")
+    assert not describe(optimizer)[0].is_known
+
+
+def test_a_group_that_lacks_a_setting_of_its_rule_is_unknown() -> None:
+    optimizer = torch.optim.Adam(tensors(), lr=0.1)
+    del optimizer.param_groups[0]["eps"]
+    assert not describe(optimizer)[0].is_known
+
+
+def test_settings_that_are_changed_are_described_anew() -> None:
+    optimizer = torch.optim.SGD(tensors(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    live = LiveDescription(optimizer)
+    first = live.groups
+    optimizer.param_groups[0]["lr"] = 0.2
+    live.renew()
+    assert live.groups is first  # a rate is no part of it
+    optimizer.param_groups[0]["weight_decay"] = 0.3
+    live.renew()
+    assert [group.decay.value for group in (*first, *live.groups)] == [0.1, 0.3]

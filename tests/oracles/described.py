@@ -7,13 +7,16 @@ package.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tvlars_probe import GroupDescription
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvlars_probe import GroupDescription
 
 Array = NDArray[np.float64]
 

@@ -184,8 +184,8 @@ FOREIGN: dict[str, Rule] = {
 }
 """By the class's full name."""
 
-_DESCRIBED_VERSIONS = {"pytorch_optimizer": "4."}
-"""Packages whose earlier versions computed something else under the same names."""
+_EARLIEST = {"pytorch_optimizer": 4}
+"""Packages whose versions before this one computed something else under the same names."""
 
 WRAPPERS = {"accelerate.optimizer.AcceleratedOptimizer": "optimizer"}
 """Optimizers that only pass on what another one does, and the attribute that holds that one."""
@@ -194,10 +194,9 @@ WRAPPERS = {"accelerate.optimizer.AcceleratedOptimizer": "optimizer"}
 def is_described_version(path: str) -> bool:
     """Whether the installed version of the package that ``path`` is in is one that the rules are of."""
     package = path.partition(".")[0]
-    wanted = _DESCRIBED_VERSIONS.get(package)
-    if wanted is None:
+    if package not in _EARLIEST:
         return True
     try:
-        return metadata.version(package).startswith(wanted)
-    except metadata.PackageNotFoundError:
+        return int(metadata.version(package).partition(".")[0]) >= _EARLIEST[package]
+    except (metadata.PackageNotFoundError, ValueError):
         return False

@@ -65,7 +65,7 @@ def from_entry(entry: Mapping[str, Any]) -> GroupDescription:
         else:
             rule = _BY_PATH.get(f"{module}.{name}")
             found = None if rule is None else rule(_settings(entry))
-    except (KeyError, ValueError):  # an entry that lacks what the rule asks for, or holds what it can't be
+    except (KeyError, TypeError, ValueError):  # a stranger's entry lacks a setting, or holds what it can't be
         found = None
     return GroupDescription.unknown(name, module) if found is None else replace(found, optimizer=name, module=module)
 

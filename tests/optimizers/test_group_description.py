@@ -1,0 +1,121 @@
+"""Descriptions as plain values: stored, read again, and refused where they are none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tvlars_probe import LAMB, LARS, TVLARS, GroupDescription, Momentum, Phi, Scaling, describe
+from tvlars_probe.optimizers.group_entries import from_entry, to_entry
+
+BUILT: dict[str, Any] = {
+    "lars": lambda p: LARS(p, 1.0, denominator="sum", exclusion="undecayed", weight_decay_filter=True),
+    "lars-clip": lambda p: LARS(p, 1.0, trust_clip=True, lars_adaptation_filter=True, momentum=0.0),
+    "tvlars": lambda p: TVLARS(p, 1.0, lmbda=0.1, delay=4.0, gamma_min=0.2),
+    "lamb": lambda p: LAMB(p, 0.01, weight_decay=0.1, trust_clip=True, betas=(0.8, 0.99)),
+    "lamb-adam": lambda p: LAMB(p, 0.01, adam=True),
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.1, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p),
+    "adagrad": lambda p: torch.optim.Adagrad(p),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, momentum=0.9),
+    "nadam": lambda p: torch.optim.NAdam(p),
+}
+
+
+def entry_of(name: str) -> tuple[GroupDescription, dict[str, Any]]:
+    """A group's description, and what a manifest says of it, as JSON gives it back."""
+    optimizer = BUILT[name]([nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))])
+    (description,) = describe(optimizer)
+    return description, json.loads(json.dumps(to_entry(description, optimizer.param_groups[0])))
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_description_comes_back_from_a_manifest_as_it_was(name: str) -> None:
+    description, entry = entry_of(name)
+    assert from_entry(entry) == description
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_entries_of_older_manifests_tell_by_class_and_settings_what_matters_to_analyses(name: str) -> None:
+    description, entry = entry_of(name)
+    del entry["description"]
+    found = from_entry(entry)
+    assert (found.optimizer, found.is_known) == (description.optimizer, description.is_known)
+    assert (found.scaling, found.decay, found.stability_limit) == (
+        description.scaling, description.decay, description.stability_limit,
+    )  # fmt: skip
+    assert [found.adapts(ndim) for ndim in (1, 2)] == [description.adapts(ndim) for ndim in (1, 2)]
+    assert found.columns == description.columns
+
+
+def test_the_oldest_entries_know_the_class_alone() -> None:
+    assert from_entry({"optimizer": "LARS"}).scaling.kind == "trust-ratio"
+    assert from_entry({"optimizer": "Mystery"}) == GroupDescription.unknown("Mystery")
+    assert from_entry({}) == GroupDescription.unknown("")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"description": 3},
+        {"description": {}},
+        {"description": {"optimizer": 3}},
+        {"description": {"optimizer": "LARS", "momentum": "much"}},
+        {"description": {"optimizer": "LARS", "momentum": {"beta": "0.9"}}},
+        {"description": {"optimizer": "LARS", "scaling": {"kind": "magic"}}},
+        {"description": {"optimizer": "LARS", "scaling": {"phi": {"lmbda": None}}}},
+        {"description": {"optimizer": "LARS", "is_known": "yes"}},
+        {"momentum": {"form": "heavy-ball", "beta": [1]}},
+        {"weight_decay": "<script>"},
+        {"eta": {}},
+    ],
+    ids=str,
+)
+def test_a_strangers_entry_is_unknown_and_raises_nothing(entry: dict[str, Any]) -> None:
+    found = from_entry({"optimizer": "LARS", "module": "", **entry})
+    assert not found.is_known
+    assert found.columns == frozenset()
+    assert (found.adapts(2), found.stability_limit) == (None, None)
+
+
+def test_what_a_later_version_added_is_passed_over() -> None:
+    stored = GroupDescription(optimizer="LARS", scaling=Scaling(kind="trust-ratio", phi=Phi(lmbda=0.1))).as_dict()
+    stored["novelty"] = stored["scaling"]["novelty"] = 3
+    assert GroupDescription.from_dict(stored).scaling.phi == Phi(lmbda=0.1)
+
+
+def test_words_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Momentum.form is 'heavy' \(allowed: 'none', 'heavy-ball'"):
+        Momentum(form="heavy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("momentum", "limit"),
+    [
+        (Momentum(), 2.0),
+        (Momentum(form="heavy-ball", beta=0.9), 3.8),
+        (Momentum(form="nesterov", beta=0.9), 3.8 / 2.8),
+        (Momentum(form="moving-average", beta=0.9), 3.8),
+    ],
+    ids=lambda value: getattr(value, "form", ""),
+)
+def test_the_stability_limit_is_that_of_a_quadratic(momentum: Momentum, limit: float) -> None:
+    """A quadratic of curvature a little below it converges, a little above it diverges."""
+    assert momentum.stability_limit == pytest.approx(limit)
+    for factor, converges in ((0.99, True), (1.01, False)):
+        curvature, w, m, peak = factor * limit / (1 - momentum.damping), 1.0, 0.0, 0.0
+        for step in range(4000):
+            g = curvature * w
+            m = momentum.beta * m + (1 - momentum.damping) * g
+            w -= g + momentum.beta * m if momentum.form == "nesterov" else m if momentum.beta else g
+            peak = max(peak, abs(w)) if step > 3000 else 0.0
+            if abs(w) > 1e6:
+                peak = abs(w)
+                break
+        assert (peak < 1e-3) == converges
