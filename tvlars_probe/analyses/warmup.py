@@ -201,14 +201,17 @@ def _layer_table(
 
 
 def _direction(grid: LayerGrid, split: Decomposition, window: NDArray[np.bool_]) -> Matrix:
-    """Norm of what the rate multiplies, without momentum: ‖d‖, ‖g‖ where there is none, ‖Δw‖/lr in the Adam family."""
+    """Norm of what the rate multiplies, without momentum: ‖d‖, and ‖g‖ where there is none.
+
+    In the Adam family, and of an optimizer that isn't known, it is ‖Δw‖/lr: what was done is known whatever the rule.
+    """
     divisor, grad, update, lr = (
         grid[c][window].astype(np.float64) for c in ("direction_norm", "grad_norm", "update_norm", "lr")
     )
     groups = split.facts.descriptions_of(split.parameters)
-    averaged = np.array([group.momentum.form == "moving-average" for group in groups], bool)
+    by_update = np.array([not g.is_known or g.momentum.form == "moving-average" for g in groups], bool)
     with np.errstate(divide="ignore", invalid="ignore"):
-        plain = np.where(averaged, np.where(lr > 0, update / lr, np.nan), grad)
+        plain = np.where(by_update, np.where(lr > 0, update / lr, np.nan), grad)
     return np.where(np.isnan(divisor), plain, divisor)
 
 
