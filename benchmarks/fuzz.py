@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
+from tvlars_probe.charts.kinds import KINDS
 from tvlars_probe.cli import COMMANDS
 from tvlars_probe.cli import main as command_line
 
@@ -109,7 +110,7 @@ SAFE = {
     "landscape": ["--devices", "cpu", "--samples", "8", "--points", "3"],
     "sweep": [*TRAINING, "--dry-run"],
 }
-CHARTS = ["loss", "ratios", "norms", "sharpness", "layers", "comparison", "landscape", "heatmap", "x", "--list"]
+CHARTS = [*KINDS, "x", "--list"]
 
 
 @dataclass

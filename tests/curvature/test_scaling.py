@@ -13,7 +13,7 @@ from tvlars_probe import LAMB, LARS, TVLARS, applied_rates
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator
-from tvlars_probe.curvature.scaling import Rates, effective, relative, stability_limit
+from tvlars_probe.curvature.scaling import Rates, effective, relative
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -145,11 +145,6 @@ def minimise(make: Callable[[list[Tensor]], Optimizer], share: float, steps: int
 def test_a_quadratic_converges_below_the_limit_and_diverges_above(name: str) -> None:
     assert minimise(OPTIMIZERS[name], 0.99) < 1
     assert minimise(OPTIMIZERS[name], 1.01) > 1
-
-
-def test_limits_are_those_of_the_linear_recurrence() -> None:
-    assert stability_limit(0.9) == pytest.approx(3.8)
-    assert stability_limit(0.9, nesterov=True) == pytest.approx(3.8 / 2.8)
 
 
 def test_rates_of_an_optimizer_that_is_not_known_are_refused() -> None:

@@ -98,7 +98,9 @@ def test_an_older_run_goes_on_and_becomes_what_it_would_have_been(
     assert opened.status == "completed"
     for table, keys in (("steps", ["step"]), ("layers", ["step", "parameter"])):
         expected = pd.read_csv(HERE / "answers" / f"{whole}-{table}.csv").set_index(keys).sort_index()
-        found = opened.frame(table).astype({key: str for key in keys if key == "parameter"}).set_index(keys).sort_index()
+        found = (
+            opened.frame(table).astype({key: str for key in keys if key == "parameter"}).set_index(keys).sort_index()
+        )
         assert found.index.equals(expected.index)
         for column in expected.select_dtypes("number"):
             np.testing.assert_allclose(found[column], expected[column], rtol=1e-3, atol=1e-6, err_msg=column)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.correlation import SharpnessCorrelation
     from tvlars_probe.analyses.warmup_pairs import WarmupPairs
 
-_FIGURES: dict[str, Any] = {"scale": alt.Scale(zero=False), "axis": alt.Axis(tickCount=8)}
 MEASURES = {"hessian": "sharpness λ₁", "relative": "relative sharpness", "effective": "effective sharpness"}
 METRICS = {
     "test_acc1": "test accuracy (%)", "test_acc5": "test accuracy, top 5 (%)", "test_loss": "test loss",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, norm, random_vector
+from tvlars_probe.curvature.krylov import NOT_FINITE, Recurrence
 from tvlars_probe.curvature.operators import dense
 from tvlars_probe.curvature.results import Density
 from tvlars_probe.errors import NonFiniteLossError, UserError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from tvlars_probe.curvature.operators import Operator
 
@@ -92,25 +91,18 @@ def _quadrature(
     operator: Operator, generator: torch.Generator, steps: int, report: Callable[[int], None]
 ) -> tuple[Floats, Floats]:
     """Nodes and weights of the measure seen from one random vector."""
-    basis = Basis(operator)
-    basis.add_direction(random_vector(operator, generator))
+    recurrence = Recurrence(operator)
+    recurrence.start_at_random(generator)
     diagonal: list[float] = []
     off: list[float] = []
-    w: Tensor | None = None
     for k in range(steps):
-        w = operator.matvec(basis[k], out=w)
+        diagonal.append(float(recurrence.step()[-1]))
         report(k + 1)
-        first = max(k - 1, 0)
-        coefficients = basis.remove(w, first)
-        diagonal.append(coefficients[-1].item() + basis.remove(w)[-1].item())
-        beta = norm(w)
         scale = max(abs(a) for a in diagonal) + max(off, default=0.0)
-        if k + 1 == steps or beta <= 10 * torch.finfo(operator.dtype).eps * scale:
+        if k + 1 == steps or recurrence.ends(scale):
             break
-        off.append(beta)
-        basis.append(w, beta)
-    if not np.isfinite([*diagonal, *off]).all():
-        raise NonFiniteLossError(NOT_FINITE)
+        off.append(recurrence.beta)
+        recurrence.go_on()
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
     return nodes, vectors[0] ** 2
 

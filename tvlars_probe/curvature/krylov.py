@@ -9,19 +9,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tvlars_probe.errors import NonFiniteLossError
 from tvlars_probe.reductions import accumulation_dtype, inner_products, multi_tensor_dots
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tvlars_probe.curvature.operators import Operator
 
 BLOCK = 1 << 16
 """Terms summed in working precision before they are added up in float64."""
 
 NOT_FINITE = "the Hessian has entries that aren't finite: there is no curvature to compute"
-"""Says every estimator whose coefficients show it."""
+"""What every estimator says that meets such an entry."""
 
 CHUNK = 8
 """Rows by which a basis grows."""
@@ -118,6 +122,65 @@ class Basis:
         self._count = 0
         for vector in vectors:
             self.append(vector)
+
+
+class Recurrence:
+    """Lanczos' recurrence β_j q_{j+1} = A q_j − Σ_i T_ij q_i, every new vector made orthogonal to all before it.
+
+    In exact arithmetic T is tridiagonal, and two vectors suffice. In floating point the others come back: subtracted
+    again, they leave T exact to rounding, and no eigenvalue appears twice.
+
+    Args:
+        operator: A.
+
+    Attributes:
+        basis: q_0, q_1, ...
+        matvecs: products so far.
+        beta: β_j of the newest vector: the norm of what is left of A q_j.
+        coupled: index of the first vector to which A couples the newest one; 0 after a restart, when it is all of them.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator, self.basis = operator, Basis(operator)
+        self.matvecs, self.coupled, self.beta = 0, 0, math.nan
+        self._left: Tensor | None = None
+
+    def start(self, v: Tensor) -> bool:
+        """Go on in the direction of ``v`` (changed in place), made orthogonal; False where nothing of it is left."""
+        self._left = v  # its memory is that of the products to come
+        return self.basis.add_direction(v) > 0.0
+
+    def start_at_random(self, generator: torch.Generator) -> None:
+        """Go on in a random direction."""
+        while not self.start(random_vector(self._operator, generator)):
+            pass
+
+    def step(self) -> NDArray[np.float64]:
+        """Make one product, by the newest vector q_j; returns column j of T, shape (j + 1,).
+
+        Raises:
+            NonFiniteLossError: the product isn't finite.
+        """
+        j = len(self.basis) - 1
+        w = self._left = self._operator.matvec(self.basis[j], out=self._left)
+        self.matvecs += 1
+        # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
+        column = np.zeros(j + 1)
+        column[self.coupled :] = self.basis.remove(w, self.coupled).cpu().numpy()
+        column += self.basis.remove(w).cpu().numpy()
+        if not np.isfinite(column).all():
+            raise NonFiniteLossError(NOT_FINITE)
+        self.coupled, self.beta = j, norm(w)
+        return column
+
+    def ends(self, scale: float) -> bool:
+        """Whether the vectors so far span a space that A leads nowhere out of; ``scale`` is the size of A."""
+        return self.beta <= 10 * torch.finfo(self._operator.dtype).eps * scale
+
+    def go_on(self) -> None:
+        """Take what is left of the last product, over β, as the next vector."""
+        assert self._left is not None
+        self.basis.append(self._left, self.beta)
 
 
 def _products(rows: Tensor, v: Tensor) -> Tensor:

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, norm, random_vector
+from tvlars_probe.curvature.krylov import Recurrence
 from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
-from tvlars_probe.errors import NonFiniteLossError, UserError, unknown
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+    from tvlars_probe.curvature.krylov import Basis
     from tvlars_probe.curvature.operators import Operator
 
     Floats = NDArray[np.float64]
@@ -198,46 +199,37 @@ class _Process:
     """The growing basis Q and the projected matrix T."""
 
     def __init__(self, operator: Operator, capacity: int, generator: torch.Generator, start: Tensor | None) -> None:
-        self.operator, self.generator, self.capacity = operator, generator, capacity
-        self.basis, self.matvecs = Basis(operator), 0
+        self.size, self.generator, self.capacity = operator.size, generator, capacity
+        self._recurrence = Recurrence(operator)
         self._t = np.zeros((capacity, capacity))
-        self._coupled = 0  # rows of T from here on are known to be coupled to the next one
-        if start is None or not self._add(start.to(operator.device, operator.dtype, copy=True)):
-            self._add_random()
+        if start is None or not self._recurrence.start(start.to(operator.device, operator.dtype, copy=True)):
+            self._recurrence.start_at_random(generator)
 
-    def _add(self, v: Tensor) -> bool:
-        self._next = v  # its memory is that of the products to come
-        return self.basis.add_direction(v) > 0.0
+    @property
+    def basis(self) -> Basis:
+        """Q."""
+        return self._recurrence.basis
 
-    def _add_random(self) -> None:
-        while not self._add(random_vector(self.operator, self.generator)):
-            pass
+    @property
+    def matvecs(self) -> int:
+        """Products so far."""
+        return self._recurrence.matvecs
 
     def step(self) -> None:
         """One product, by the newest vector."""
         j = len(self.basis) - 1
-        w = self.operator.matvec(self.basis[j], out=self._next)
-        self.matvecs += 1
-        # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
-        first = self._coupled
-        column = np.zeros(j + 1)
-        column[first:] = self.basis.remove(w, first).cpu().numpy()
-        column += self.basis.remove(w).cpu().numpy()
-        if not np.isfinite(column).all():
-            raise NonFiniteLossError(NOT_FINITE)
-        self._t[: j + 1, j] = self._t[j, : j + 1] = column
-        self._coupled, self._beta = j, norm(w)
+        self._t[: j + 1, j] = self._t[j, : j + 1] = self._recurrence.step()
 
     @property
     def exhausted(self) -> bool:
         """Whether the basis spans the whole space."""
-        return len(self.basis) == self.operator.size
+        return len(self.basis) == self.size
 
     def ritz(self) -> _Ritz:
         """Ritz pairs of the basis so far."""
         k = len(self.basis)
         values, vectors = np.linalg.eigh(self._t[:k, :k])
-        residuals = np.zeros(k) if self.exhausted else self._beta * np.abs(vectors[-1])
+        residuals = np.zeros(k) if self.exhausted else self._recurrence.beta * np.abs(vectors[-1])
         return _Ritz(values, vectors, residuals)
 
     def extend(self, ritz: _Ritz, top: int, bottom: int) -> None:
@@ -245,10 +237,10 @@ class _Process:
         if len(self.basis) == self.capacity:
             self._compress(ritz, top, bottom)
         scale = float(np.abs(ritz.values).max(initial=0.0))
-        if self._beta <= 10 * torch.finfo(self.operator.dtype).eps * scale or self._beta == 0.0:
-            self._add_random()  # an invariant subspace: go on outside of it
+        if self._recurrence.ends(scale):
+            self._recurrence.start_at_random(self.generator)  # outside of the subspace
         else:
-            self.basis.append(self._next, self._beta)
+            self._recurrence.go_on()
 
     def _compress(self, ritz: _Ritz, top: int, bottom: int) -> None:
         """Keep the Ritz vectors at both ends, the wanted ones and some more."""
@@ -260,4 +252,4 @@ class _Process:
         self.basis.replace(self.basis.combine(torch.from_numpy(ritz.vectors[:, kept].T.copy())))
         self._t[:] = 0.0
         self._t[range(len(kept)), range(len(kept))] = ritz.values[kept]
-        self._coupled = 0
+        self._recurrence.coupled = 0

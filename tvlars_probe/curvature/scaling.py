@@ -42,11 +42,6 @@ class Rates:
     step: int | None = None
 
 
-def stability_limit(momentum: float, nesterov: bool = False) -> float:
-    """Where a quadratic begins to diverge: 2(1 + β) for heavy-ball momentum β, 2(1 + β)/(1 + 2β) with Nesterov."""
-    return 2 * (1 + momentum) / (1 + 2 * momentum) if nesterov else 2 * (1 + momentum)
-
-
 def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
     """D^½ (H + Λ) D^½.
 
@@ -57,7 +52,7 @@ def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
     if missing:
         raise UserError(
             f"the effective operator needs the rates that the optimizer applied, and that of {missing[0]} isn't known "
-            f"(allowed: the optimizers of tvlars-probe and torch's, after their first step)"
+            f"(allowed: optimizers that tvlars_probe.describe knows, after their first step)"
         )
     scale = hessian.flatten(rates.rates).sqrt_()
     decayed = {name: torch.tensor(rates.decay.get(name, 0.0)) for name in hessian.names}
