@@ -16,15 +16,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tvlars_probe import LAMB, LARS, TVLARS
 from tvlars_probe.optimizers.layerwise import LayerwiseOptimizer
+from tvlars_probe.optimizers.registry import OPTIMIZERS
 
+OURS = {name: entry.load() for name, entry in OPTIMIZERS.items() if entry.path.startswith("tvlars_probe.")}
 MAKERS: dict[str, Any] = {
-    "lars": lambda params, **kw: LARS(params, **{"lr": 1.0, **kw}),
+    **{
+        name: lambda params, kind=kind, name=name, **kw: kind(params, **{"lr": OPTIMIZERS[name].default_lr / 5, **kw})
+        for name, kind in OURS.items()
+    },
     "lars-no-momentum": lambda params, **kw: LARS(params, **{"lr": 1.0, "momentum": 0.0, **kw}),
     "lars-filtered": lambda params, **kw: LARS(
         params, **{"lr": 1.0, "weight_decay_filter": True, "lars_adaptation_filter": True, **kw}
     ),
-    "tvlars": lambda params, **kw: TVLARS(params, **{"lr": 1.0, "lmbda": 0.01, **kw}),
-    "lamb": lambda params, **kw: LAMB(params, **{"lr": 0.01, "weight_decay": 0.01, **kw}),
+    "tvlars-fast": lambda params, **kw: TVLARS(params, **{"lr": 1.0, "lmbda": 0.01, **kw}),
+    "lamb-decayed": lambda params, **kw: LAMB(params, **{"lr": 0.01, "weight_decay": 0.01, **kw}),
 }
 
 

@@ -19,6 +19,7 @@ from tests.oracles import apex
 from tests.oracles.described import DescribedTensor, clipped
 from tvlars_probe import LAMB, LARS, TVLARS, GroupDescription, describe
 from tvlars_probe.optimizers.description import LiveDescription
+from tvlars_probe.optimizers.registry import OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def classes_of(module: Any) -> list[type[Optimizer]]:
     return sorted(found - {Optimizer}, key=lambda kind: kind.__name__)
 
 
-TORCH, TIMM, OURS = classes_of(torch.optim), classes_of(timm.optim), [LARS, TVLARS, LAMB]
+TORCH, TIMM = classes_of(torch.optim), classes_of(timm.optim)
+OURS = [entry.load() for entry in OPTIMIZERS.values() if entry.path.startswith("tvlars_probe.")]
 KOZISTR = [pytorch_optimizer.LARS, pytorch_optimizer.Lamb]
 APEX = classes_of(apex)
 EVERY = [*TORCH, *OURS, *TIMM, *KOZISTR, *APEX]

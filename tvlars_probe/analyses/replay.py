@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.grid import column_medians
-from tvlars_probe.analyses.variants import LAYERWISE
 from tvlars_probe.analyses.verdict import Figure, Verdict
 from tvlars_probe.errors import TraceError
-from tvlars_probe.optimizers.registry import OPTIMIZERS
+from tvlars_probe.optimizers.registry import LAYERWISE, OPTIMIZERS
 from tvlars_probe.optimizers.trust_ratios import trust_ratios
 
 if TYPE_CHECKING:

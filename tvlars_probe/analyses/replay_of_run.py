@@ -9,10 +9,10 @@ import numpy as np
 
 from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.replay import COLUMNS, DIRECTION_COLUMNS, Replay, replay
-from tvlars_probe.analyses.variants import LAYERWISE, Variant, takers
+from tvlars_probe.analyses.variants import Variant, takers
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.group_entries import registered_name
-from tvlars_probe.optimizers.registry import OPTIMIZERS
+from tvlars_probe.optimizers.registry import LAYERWISE, OPTIMIZERS
 from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE, Schedule, ScheduleConfig
 
 if TYPE_CHECKING:

@@ -11,13 +11,10 @@ import numpy as np
 from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.optimizers.group_description import DENOMINATORS, EXCLUSIONS, GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry, registered_name
-from tvlars_probe.optimizers.registry import OPTIMIZERS
+from tvlars_probe.optimizers.registry import LAYERWISE, OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-LAYERWISE = tuple(name for name, entry in OPTIMIZERS.items() if entry.is_layerwise)
-"""The optimizers that can be replayed."""
 
 
 @dataclass(frozen=True, kw_only=True)

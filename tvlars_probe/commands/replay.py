@@ -10,6 +10,7 @@ import click
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.registry import LAYERWISE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         option("--weight-decay", "--wd", section=_V, type=float, help="Weight decay."),
         option("--eta", section=_V, type=float, help="Trust coefficient."),
-        option("--optimizer", "--opt", section=_V, type=click.Choice(["lars", "tvlars", "lamb"]), help="Optimizer."),
+        option("--optimizer", "--opt", section=_V, type=click.Choice(LAYERWISE), help="Optimizer."),
     ):  # fmt: skip
         command = add(command)
     return command

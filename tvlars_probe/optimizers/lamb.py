@@ -142,8 +142,16 @@ class LAMB(LayerwiseOptimizer):
         blocks = [torch.split(t, _BLOCK) for t in flat_views(p, self.aligned_grad(p), m, v, direction.zero_())]
         for w_, g_, m_, v_, r_ in zip(*blocks, strict=True):
             fused_adam_direction(r_, g_, m_, v_, betas=group["betas"], eps=group["eps"])
+            self.look_ahead(group, r_, g_, v_)
             totals = [a + b for a, b in zip(totals, inner_products((w_, g_, r_), _PAIRS), strict=True)]
         return direction, totals
+
+    def look_ahead(self, group: dict[str, Any], direction: Tensor, grad: Tensor, exp_avg_sq: Tensor) -> None:
+        """Change a block of the direction r = m / (√v + eps), in place, where m isn't all of its numerator."""
+
+    def numerators(self, group: dict[str, Any], grads: Tensors, exp_avgs: Tensors) -> Tensors:
+        """What is divided by √v + eps, of all tensors at once: m."""
+        return exp_avgs
 
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
         grads = widened([p.grad for p in params if p.grad is not None])
@@ -159,7 +167,7 @@ class LAMB(LayerwiseOptimizer):
                 torch._foreach_copy_(kept, new)
         directions: Tensors = torch._foreach_sqrt(v)
         torch._foreach_add_(directions, group["eps"])
-        directions = torch._foreach_div(m, directions)
+        directions = torch._foreach_div(self.numerators(group, grads, m), directions)
         weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
         adam_norm, weight_adam_dot = multi_tensor_norms(directions), multi_tensor_dots(params, directions)
         weight_grad_dot = multi_tensor_dots(params, grads)

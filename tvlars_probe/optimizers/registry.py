@@ -253,3 +253,6 @@ _DEFAULTS: dict[str, Any] = {
     "lars_adaptation_filter": False,
 }
 """What `OptimizerEntry.describe` takes for settings that a user can't choose, or hasn't."""
+
+LAYERWISE = tuple(name for name, entry in OPTIMIZERS.items() if entry.is_layerwise)
+"""Those whose trust ratio a replay can compute again."""
