@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from tvlars_probe.optimizers.lamb import LAMB
     from tvlars_probe.optimizers.lars import LARS
+    from tvlars_probe.optimizers.nlamb import NLAMB
     from tvlars_probe.optimizers.tvlars import TVLARS
     from tvlars_probe.probes.rates import applied_rates
     from tvlars_probe.probes.record import record
@@ -40,6 +41,7 @@ _HOMES = {
     ),
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
+    "NLAMB": "tvlars_probe.optimizers.nlamb",
     "TVLARS": "tvlars_probe.optimizers.tvlars",
     "Recorder": "tvlars_probe.probes.recorder",
     "record": "tvlars_probe.probes.record",
@@ -55,6 +57,7 @@ _HOMES = {
 __all__ = [
     "LAMB",
     "LARS",
+    "NLAMB",
     "TVLARS",
     "Decay",
     "GroupDescription",

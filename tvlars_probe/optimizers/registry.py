@@ -131,6 +131,11 @@ def _lamb(settings: Settings) -> GroupDescription:
     )
 
 
+def _nlamb(settings: Settings) -> GroupDescription:
+    lamb = _lamb(settings)
+    return replace(lamb, optimizer="NLAMB", momentum=replace(lamb.momentum, lookahead=True))
+
+
 _LARS = ("weight_decay", "momentum", "eta", "denominator", "exclusion", "trust_clip", "excluded_lr")
 _PHI = ("lmbda", "alpha", "delay", "gamma_min")
 _FILTERS = (("weight_decay_filter", True), ("lars_adaptation_filter", True))
@@ -153,6 +158,10 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "lamb": OptimizerEntry(
         path=f"{_HOME}.lamb.LAMB", rule=_lamb, default_lr=0.01, settings=("weight_decay", "adam", "trust_clip"),
         colour="#D55E00",
+    ),
+    "nlamb": OptimizerEntry(
+        path=f"{_HOME}.nlamb.NLAMB", rule=_nlamb, default_lr=0.01, settings=("weight_decay", "adam", "trust_clip"),
+        colour="#882255",
     ),
     "sgd": _torchs("sgd", "SGD", 0.1, ("weight_decay", "momentum", "nesterov"), "#CC79A7"),
     "adam": _torchs("adam", "Adam", 0.001, ("weight_decay",), "#E69F00"),
