@@ -20,9 +20,9 @@ from rich.progress import track
 
 from benchmarks.figures import Figure, save
 from tvlars_probe import open_run
-from tvlars_probe.probes.buffer import Drained, StepRow
-from tvlars_probe.probes.columns import COLUMNS
-from tvlars_probe.probes.rows import layer_columns
+from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.rows.buffer import Drained, StepRow
+from tvlars_probe.probes.rows.table_columns import layer_columns
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.nlamb import NLAMB
     from tvlars_probe.optimizers.tvlars import TVLARS
-    from tvlars_probe.probes.rates import applied_rates
+    from tvlars_probe.probes.readers.rates import applied_rates
     from tvlars_probe.probes.record import record
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.probes.sharpness import SharpnessProbe
@@ -47,7 +47,7 @@ _HOMES = {
     "record": "tvlars_probe.probes.record",
     "Sharpness": "tvlars_probe.curvature.results",
     "SharpnessProbe": "tvlars_probe.probes.sharpness",
-    "applied_rates": "tvlars_probe.probes.rates",
+    "applied_rates": "tvlars_probe.probes.readers.rates",
     "sharpness": "tvlars_probe.curvature.sharpness",
     "Run": "tvlars_probe.runs",
     "open_run": "tvlars_probe.runs",

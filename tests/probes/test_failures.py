@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tvlars_probe
 from tvlars_probe.errors import ProbeError, RunDirectoryError, StorageError, UserError
-from tvlars_probe.probes import buffer
-from tvlars_probe.probes.norms import NormReader
+from tvlars_probe.probes.readers.norms import NormReader
+from tvlars_probe.probes.rows import buffer
 from tvlars_probe.traces.run_directory import RunDirectory, is_held
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def test_a_clock_that_jumps_disorders_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(buffer, "now", lambda: start + datetime.timedelta(hours=next(hours)))
     rows = buffer.StepRow.__dataclass_fields__["time"]
     monkeypatch.setattr(rows, "default_factory", lambda: start)
-    monkeypatch.setattr("tvlars_probe.probes.steps.now", lambda: start + datetime.timedelta(hours=next(hours)))
+    monkeypatch.setattr("tvlars_probe.probes.rows.steps.now", lambda: start + datetime.timedelta(hours=next(hours)))
     run, _ = recorded(tmp_path / "r")
     steps = run.steps()
     assert steps["step"].tolist() == list(range(6))

@@ -1,4 +1,4 @@
-"""What is recorded during training: the recorder that attaches to any loop, and its probes.
+"""What is recorded during training: the recorder that attaches to any loop, and probes that measure before updates.
 
-A probe reads and never writes: a run with probes is bit-identical to one without.
+Nothing here writes to the training: a run that is recorded is bit-identical to one that isn't.
 """

@@ -25,7 +25,7 @@ from tvlars_probe.errors import UserError
 from tvlars_probe.probes import state
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.recorder import Recorder
-from tvlars_probe.probes.steps import Detail
+from tvlars_probe.probes.rows.steps import Detail
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import new_run_id
 

@@ -15,17 +15,17 @@ from torch.optim import Optimizer
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.probes.crossing import Crossing, is_bad
-from tvlars_probe.probes.hooks import StepHooks
-from tvlars_probe.probes.layout import note_parameters, unknown_optimizers
+from tvlars_probe.probes.events.hooks import StepHooks
+from tvlars_probe.probes.events.signals import children_may_wait
+from tvlars_probe.probes.events.wishes import Wishes
 from tvlars_probe.probes.opening import open_journal
 from tvlars_probe.probes.probing import Probing
-from tvlars_probe.probes.rates import applied_rates
+from tvlars_probe.probes.readers.layout import note_parameters, unknown_optimizers
+from tvlars_probe.probes.readers.rates import applied_rates
+from tvlars_probe.probes.readers.told import count, mean_loss, scalar, step_figures
+from tvlars_probe.probes.rows.crossing import Crossing, is_bad
+from tvlars_probe.probes.rows.steps import Detail, StepRows
 from tvlars_probe.probes.session import Session
-from tvlars_probe.probes.signals import children_may_wait
-from tvlars_probe.probes.steps import Detail, StepRows
-from tvlars_probe.probes.told import count, mean_loss, scalar, step_figures
-from tvlars_probe.probes.wishes import Wishes
 from tvlars_probe.traces.schema import ONLY_PHASE
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
-from tvlars_probe.probes.signals import children_may_wait
+from tvlars_probe.probes.events.signals import children_may_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tvlars_probe.probes.agreement import Agreement
+    from tvlars_probe.probes.events.agreement import Agreement
     from tvlars_probe.traces.journal import Journal
 
 

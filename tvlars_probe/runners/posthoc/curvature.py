@@ -12,7 +12,7 @@ import torch
 from tvlars_probe.curvature.measuring import Measures, measure
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.errors import UserError
-from tvlars_probe.probes.rates import applied_rates
+from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.launching.places import place

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from tvlars_probe.curvature.scaling import Rates
 from tvlars_probe.optimizers.description import describe
 from tvlars_probe.optimizers.rules import number
-from tvlars_probe.probes.parameters import optimizer_names
+from tvlars_probe.probes.readers.parameters import optimizer_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tvlars_probe.optimizers.group_description import GroupDescription
-    from tvlars_probe.probes.layout import Layout
+    from tvlars_probe.probes.readers.layout import Layout
 
 
 def applied_rates(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tvlars_probe.optimizers.description import LiveDescription
 from tvlars_probe.optimizers.trust_ratios import trust_ratios
-from tvlars_probe.probes.columns import BEFORE_UPDATE, COLUMNS, OPTIMIZER_SPECIFIC
+from tvlars_probe.probes.readers.columns import BEFORE_UPDATE, COLUMNS, OPTIMIZER_SPECIFIC
 from tvlars_probe.reductions import (
     accumulation_dtype,
     difference_norm,

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvlars_probe.probes.columns import COLUMNS
+from tvlars_probe.probes.readers.columns import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from tvlars_probe.probes.buffer import Drained
+    from tvlars_probe.probes.rows.buffer import Drained
 
 
 def layer_columns(

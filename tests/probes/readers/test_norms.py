@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tvlars_probe
 from tests.probes.small_loop import OPTIMIZERS, UNKNOWN, loop, net, observed
-from tvlars_probe.probes import norms
+from tvlars_probe.probes.readers import norms
 from tvlars_probe.traces.schema import LAYERS
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvlars_probe.probes.agreement import Agreement, Decision
+from tvlars_probe.probes.events.agreement import Agreement, Decision
 
 if TYPE_CHECKING:
     from tvlars_probe.collectives import Ranks

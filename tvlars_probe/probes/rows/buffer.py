@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvlars_probe.probes.columns import COLUMNS
+from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.traces.manifest import now
 

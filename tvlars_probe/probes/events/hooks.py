@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
-    from tvlars_probe.probes.clock import StepClock
+    from tvlars_probe.probes.events.clock import StepClock
     from tvlars_probe.probes.loop import LoopEvents
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tvlars_probe.probes.findings import first_non_finite
-from tvlars_probe.probes.rows import layer_columns, step_columns
+from tvlars_probe.probes.rows.findings import first_non_finite
+from tvlars_probe.probes.rows.table_columns import layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvlars_probe.collectives import Ranks
-    from tvlars_probe.probes.buffer import Drained
-    from tvlars_probe.probes.layout import Layout
+    from tvlars_probe.probes.readers.layout import Layout
+    from tvlars_probe.probes.rows.buffer import Drained
     from tvlars_probe.traces.journal import Journal
 
 

@@ -102,8 +102,8 @@ def test_epochs_are_logged_by_name(tmp_path: Path) -> None:
 
 
 def test_rows_outlive_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvlars_probe.probes.buffer._MOST_ROWS", 4)
-    monkeypatch.setattr("tvlars_probe.probes.buffer._LEAST_ROWS", 1)
+    monkeypatch.setattr("tvlars_probe.probes.rows.buffer._MOST_ROWS", 4)
+    monkeypatch.setattr("tvlars_probe.probes.rows.buffer._LEAST_ROWS", 1)
     model = net()
     optimizer = OPTIMIZERS["lars"](model.parameters())
     with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:

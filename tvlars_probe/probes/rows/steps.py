@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from tvlars_probe.probes.buffer import StepBuffer
-from tvlars_probe.probes.clock import StepClock
-from tvlars_probe.probes.layout import Layout
-from tvlars_probe.probes.rates import LastRates
+from tvlars_probe.probes.events.clock import StepClock
+from tvlars_probe.probes.readers.layout import Layout
+from tvlars_probe.probes.readers.rates import LastRates
+from tvlars_probe.probes.rows.buffer import StepBuffer
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from tvlars_probe.probes.buffer import Drained, StepRow
     from tvlars_probe.probes.failures import ProbeFailures
+    from tvlars_probe.probes.rows.buffer import Drained, StepRow
 
 Detail = Literal["full", "norms", "none"]
 

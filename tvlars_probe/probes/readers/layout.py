@@ -8,8 +8,8 @@ import numpy as np
 
 from tvlars_probe.optimizers.description import describe
 from tvlars_probe.optimizers.group_entries import to_entry
-from tvlars_probe.probes.norms import NormReader
-from tvlars_probe.probes.parameters import optimizer_names, parameter_table
+from tvlars_probe.probes.readers.norms import NormReader
+from tvlars_probe.probes.readers.parameters import optimizer_names, parameter_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
