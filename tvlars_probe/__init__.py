@@ -1,7 +1,7 @@
 """Instrumented large-batch training.
 
-The names below are the public API. They are loaded on first use: importing the package doesn't import torch, so that
-traces can be read, and ``--help`` answered, without it.
+The names below are the public API. Each is loaded on first use, and importing the package doesn't import torch:
+reading a trace and answering ``--help`` don't need it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# The module that defines each public name. Type checkers can't read it: they take the imports above.
 _HOMES = {
     "describe": "tvlars_probe.optimizers.description",
     **dict.fromkeys(
@@ -78,6 +79,7 @@ __all__ = [
 ]
 
 
+# Python calls this for a name that the module's namespace lacks (PEP 562).
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,8 @@ import click
 from tvlars_probe import __version__
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 
-# name: module below tvlars_probe.commands, and what `--help` says
+# By name: the module below tvlars_probe.commands, and the command's line in `--help`. The lines stand here so that the
+# list of commands imports none of them.
 COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
     "sweep": ("sweep", "Train a grid of runs."),
@@ -31,7 +32,11 @@ COMMANDS = {
 
 
 class Root(click.Group):
-    """The top-level command. A user's error is one line on stderr and exit code 2."""
+    """The top-level command. It imports a command when it is called, and turns exceptions into exit codes.
+
+    A user's error is one line on stderr and exit code 2. A run that failed gives code 1, a run that a signal ended 128
+    plus the signal's number.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,9 +54,10 @@ class Root(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            # Not standalone, click raises its errors instead of printing them, and returns the code of `ctx.exit`.
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.UsageError as error:
-            # With no arguments click's message is the whole help, which stays as it is.
+            # Called without arguments, click raises an error whose message is the whole help, which keeps its lines.
             is_help = error.ctx is not None and error.format_message() == error.ctx.get_help()
             click.echo(error.format_message(), err=True) if is_help else _fail(error.format_message())
             code = error.exit_code
@@ -61,7 +67,7 @@ class Root(click.Group):
         except UserError as error:
             _fail(str(error))
             code = 2
-        except RunFailedError as error:
+        except RunFailedError as error:  # before OSError: a StorageError is both
             _fail(str(error))
             code = 1
         except (KeyboardInterrupt, click.Abort):
@@ -70,17 +76,19 @@ class Root(click.Group):
         except InterruptedRunError as error:
             if error.advice:
                 click.echo(error.advice, err=True)
-            code = 128 + error.signal
+            code = 128 + error.signal  # as a shell reports a process that a signal ended
         except BrokenPipeError:
+            # The reader has gone, as `head` does. Python flushes stdout again at exit, and would complain on stderr.
             sys.stderr.close()
             code = 1
         except OSError as error:
             _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
             code = 2
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)  # a command that ends without `ctx.exit` returns None
 
 
 def _fail(message: str) -> None:
+    """Print an error as one line, however many its message has."""
     from tvlars_probe.commands.text import say
 
     say(f"Error: {' '.join(message.split())}", err=True)

@@ -1,7 +1,7 @@
-"""What processes do together: sum, maximum, broadcast, gather, agree. Nothing else calls torch's collectives.
+"""What processes do together: sum, maximum, broadcast, gather, agree. No other module calls torch's collectives.
 
-`Ranks` is a group of processes as one of them sees it; with one process none of its methods communicates. The two
-functions at the end are sums that stand inside a graph which is differentiated.
+`Ranks` is a group of processes as one of them sees it; with one process none of its methods communicates.
+`all_reduce_sum` and `sum_over_ranks` are sums that autograd differentiates.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The processes that compute together. Every one of them calls the methods below, in the same order.
+    """The processes that compute together.
+
+    Every process must call the methods that communicate, and all in the same order: each call waits for the others.
 
     Attributes:
         device: where this process computes, and where its collectives want their tensors.
-        rank: this process, 0 to world_size − 1.
+        rank: number of this process, 0 to world_size − 1.
         world_size: number of processes.
         group: their process group; None is the default one.
     """
@@ -36,7 +38,12 @@ class Ranks:
 
     @classmethod
     def of_process_group(cls, device: torch.device | None = None, group: Any = None) -> Ranks:
-        """All ranks of a process group (the default one), or this process alone where there is none."""
+        """All ranks of a process group, or this process alone if there is no process group.
+
+        Args:
+            device: where this process computes, by default the CPU.
+            group: process group; None is the default one.
+        """
         device = torch.device("cpu") if device is None else device
         if not is_distributed():
             return cls(device)
@@ -49,23 +56,23 @@ class Ranks:
 
     @property
     def _first(self) -> int:
-        """Rank 0's number in the default group, by which torch names the source of a broadcast."""
+        """The number that the group's first rank has in the default group: torch names a broadcast's source by it."""
         return 0 if self.group is None else dist.get_global_rank(self.group, 0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the ranks, in place."""
+        """Add the ranks' values elementwise, in place."""
         if self.world_size > 1:
             dist.all_reduce(values, group=self.group)
         return values
 
     def max(self, values: Tensor) -> Tensor:
-        """Largest value of each element over the ranks, in place."""
+        """Take the largest value of each element over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
     def agree(self, wishes: Sequence[int]) -> list[int]:
-        """The largest of each wish over the ranks: of flags, whether any rank has set them. The host waits for it."""
+        """The largest value of each wish over the ranks; a flag is set if any rank has set it. The host waits."""
         if self.world_size == 1:
             return [int(wish) for wish in wishes]
         found: list[int] = self.max(torch.tensor([int(wish) for wish in wishes], device=self.device)).tolist()
@@ -76,27 +83,28 @@ class Ranks:
         return bool(self.agree([flag])[0])
 
     def any_within(self, flag: bool, timeout: timedelta) -> bool:
-        """`any`, for ranks that may not come.
+        """Whether ``flag`` is set on any rank, with a limit on the time to wait for the others.
 
         Raises:
-            RuntimeError: one didn't call this within the time.
+            RuntimeError: another rank didn't call this within ``timeout``.
         """
         if self.world_size == 1:
             return flag
         value = torch.tensor([int(flag)], device=self.device)
+        # Only an asynchronous collective takes a time limit of its own; others wait for the process group's.
         work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        assert work is not None
+        assert work is not None  # torch returns None to processes outside the group
         work.wait(timeout)
         return bool(value.item())
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the first one's tensors, in place."""
+        """Overwrite every rank's tensors with rank 0's."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, self._first, group=self.group)
 
     def from_first(self, thing: Any) -> Any:
-        """Rank 0's ``thing`` on every rank; anything that can be pickled."""
+        """Return rank 0's ``thing`` on every rank; it may be anything that can be pickled."""
         if self.world_size == 1:
             return thing
         box = [thing]
@@ -104,7 +112,7 @@ class Ranks:
         return box[0]
 
     def flag_of_first(self, flag: bool) -> bool:
-        """Rank 0's ``flag`` on every rank: `from_first` at the price of one small tensor."""
+        """Return rank 0's ``flag`` on every rank: `from_first` without pickling, by one small tensor."""
         if self.world_size == 1:
             return flag
         message = torch.tensor([int(flag)], device=self.device)
@@ -112,10 +120,14 @@ class Ranks:
         return bool(message.item())
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor (of one shape, on the CPU), on every rank."""
+        """Return the tensors of all ranks, in the order of the ranks, on the CPU.
+
+        Args:
+            tensor: of the same shape and type on every rank.
+        """
         if self.world_size == 1:
             return [tensor]
-        mine = tensor.to(self.device)
+        mine = tensor.to(self.device)  # NCCL gathers tensors of the device only
         everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(everyone, mine, group=self.group)
         return [other.cpu() for other in everyone]
@@ -127,36 +139,43 @@ def is_distributed() -> bool:
 
 
 def world_size(group: Any = None) -> int:
-    """Processes in a group (None: the default one), 1 where there is none."""
+    """Number of processes in a group (None is the default one); 1 if there is no process group."""
     return dist.get_world_size(group) if is_distributed() else 1
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """y = Σ_r x_r on every rank. Its vector-Jacobian product is the same sum again, to any order."""
+    """y = Σ_r x_r on every rank.
+
+    Each x_r enters every rank's y, so the gradient of Σ_s L_s with respect to x_r is Σ_s ∂L_s/∂y: the vector-Jacobian
+    product is the same sum again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group = group
+        # A copy, because all_reduce works in place and x is the caller's; a contiguous one, because it takes no other.
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # By apply, not by all_reduce: the backward pass enters the graph too, so it can be differentiated in turn.
         return _AllReduceSum.apply(grad, ctx.group), None
 
 
 def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
-    """Σ over ranks of ``x``, on every rank, differentiable as often as wanted.
+    """Σ over ranks of ``x``, on every rank, differentiable to any order.
 
-    The derivative is that of the sum over ranks of what each rank makes of it: every rank must differentiate alike.
-    So where W ranks each compute the same loss L from such sums, a rank's gradient is that of W·L through its own
-    samples, and the mean over ranks, which DistributedDataParallel takes, is the gradient of L.
+    If rank s computes L_s from the sum, a rank's gradient is that of Σ_s L_s with respect to its own ``x``. Every rank
+    must therefore differentiate too, and equally often. Where W ranks each compute the same loss L from such sums, a
+    rank's gradient is that of W·L through its own samples. The mean over ranks, which DistributedDataParallel takes,
+    is then the gradient of L.
     """
     total: Tensor = _AllReduceSum.apply(x, group)
     return total
 
 
 def sum_over_ranks(x: Tensor, group: Any = None) -> Tensor:
-    """`all_reduce_sum` where there are several ranks, ``x`` itself where there is one."""
+    """`all_reduce_sum` over several ranks; ``x`` itself if there is only one."""
     return x if world_size(group) == 1 else all_reduce_sum(x, group)

@@ -1,6 +1,7 @@
-"""What goes wrong for users: each message says what was given, what is allowed, and the remedy.
+"""The errors that users meet: each message says what was given, what is allowed, and the remedy.
 
-The command line prints such an error as one line and exits with 2; from Python it is an ordinary exception.
+The command line prints such an error as one line. Its exit code is 2 for a `UserError`, 1 for a `RunFailedError`, and
+128 plus the signal's number for an `InterruptedRunError`. From Python they are ordinary exceptions.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ class TraceError(UserError):
     """A trace lacks what was asked of it, or a file of it is damaged."""
 
 
+# The next two are errors of a manifest as well as of a part: whoever catches either of the two bases catches them.
 class UnreadableError(RunDirectoryError, TraceError):
-    """The system refuses to read a file of a run: that doesn't mean that it is damaged."""
+    """The system refuses to read a file of a run; that doesn't mean that the file is damaged."""
 
 
 class LaterVersionError(RunDirectoryError, TraceError):
-    """A file of a run is of a later version."""
+    """A file of a run has a later schema version than this tvlars-probe reads."""
 
 
 class NonFiniteLossError(UserError):
@@ -43,8 +45,8 @@ class InterruptedRunError(Exception):
     """A signal ended a run's processes.
 
     Attributes:
-        signal: its number.
-        advice: how to continue, in one line; empty where another process says it.
+        signal: the signal's number.
+        advice: one line that says how to continue; empty where another process prints it.
     """
 
     def __init__(self, signal: int, advice: str = "Interrupted: the same command continues") -> None:
@@ -54,15 +56,15 @@ class InterruptedRunError(Exception):
 
 
 class RunFailedError(RuntimeError):
-    """A run ended with an error of its own: what was recorded is kept."""
+    """A run ended with an error of its own; what was recorded is kept."""
 
 
 class StorageError(RunFailedError, OSError):
-    """The run's files can't be written any more: what was complete stays readable."""
+    """The run's files can't be written any more; what was complete stays readable."""
 
 
 class ProbeError(RunFailedError):
-    """A probe or a callback raised, and the run was to end with it."""
+    """A probe or a callback raised, and the run ends because ``on_probe_error`` is "raise"."""
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:

@@ -1,9 +1,10 @@
 """Inner products and norms of tensors, accurate at any size.
 
-torch's own float32 reductions lose digits as tensors grow: on a CPU ``torch.norm`` is 4e-5 off at 2.4 million
-elements, ``torch.dot`` 1e-4 off at 11 million, and 5e-5 off already at 130,000 if all elements are alike, as those of
-LAMB's first direction are. Trust ratios and eigenvalues are quotients of such numbers, so they are computed here
-instead: rows of 1,024 elements in float32, the rows in double precision. Nothing is written but a number per row.
+torch's own float32 reductions lose digits as tensors grow. On a CPU, ``torch.norm`` is 4e-5 off at 2.4 million random
+elements, and as much at 130,000 equal ones, such as those of LAMB's first direction. At 11 million elements
+``torch.dot`` is 1e-5 off if they are random and 5e-4 off if they are equal. Trust ratios and eigenvalues are quotients
+of such numbers, so this module computes them in another way: rows of 1,024 elements are reduced in float32, and the
+rows are added in double precision. Large tensors cost no memory but one number per row.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
-"""What torch's multi-tensor functions take and return."""
+"""The collections that torch's multi-tensor functions take and return."""
 
 BLOCK = 1 << 18
-"""Elements per block where tensors are worked on piece by piece: 1 MiB in float32, so that a piece stays in cache."""
+"""Elements per block where tensors are worked on piece by piece: 1 MiB in float32, which stays in cache."""
 
 _ROW = 1 << 10
+"""Elements whose sum is taken in float32; beyond it sums are kept in double precision."""
+
 _ROWS_AT_ONCE = 1 << 12
 _PLAIN = (Tensor, torch.nn.Parameter)
-"""What NumPy can look into; subclasses have their own ways."""
+"""Types whose memory NumPy can read; a subclass may hold its elements in a way of its own."""
 
 _SMALL = 1 << 11
-"""Elements up to which a call costs more than what it does."""
+"""Up to this many elements a call of torch costs more than its arithmetic."""
 
-_FEW_ROWS = 128  # up to here the elementwise product stays in cache, and costs less than a larger kernel's start
+_FEW_ROWS = 128
+"""Up to this many rows the elementwise product stays in cache, and costs less than the start of a larger kernel."""
 
 # A float32 sum of squares outside this range has under- or overflowed while the norm itself is representable.
 _SAFE_LOW, _SAFE_HIGH = 1e-30, 1e37
@@ -55,8 +59,8 @@ def flat_views(*tensors: Tensor) -> tuple[Tensor, ...]:
 def inner_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[float]:
     """Inner products ⟨vectors[i], vectors[j]⟩ for each (i, j) in ``pairs``, of 1-D tensors of equal length.
 
-    The tensors must be where ``Tensor.item`` is free: on the CPU. The relative error of a squared norm is below 1e-6
-    in float32 and bfloat16 at any length; an inner product's error is that small relative to the product of norms.
+    The tensors must be on the CPU, where ``Tensor.item`` is free. At any length the error of a squared norm is below
+    1e-6 of its value, in float32 and in bfloat16. The error of an inner product is below 1e-6 of the product of norms.
     """
     size, most = vectors[0].numel(), _ROW * _ROWS_AT_ONCE
     if size <= most:
@@ -71,13 +75,17 @@ def inner_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) 
 def inner_products_of_each(
     tuples: Sequence[tuple[Tensor, ...]], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[Sequence[float]]:
-    """`inner_products` of many tuples of CPU tensors: the small ones (of one dtype) together in a few calls at first,
-    each larger one when it is asked for, so that it is in cache for what comes next.
+    """Yield the `inner_products` of each of many tuples of CPU tensors.
+
+    The first request computes those of all small tensors together, in a few calls, if they have one dtype. Those of a
+    larger tensor are computed when they are asked for: an update that follows at once finds the tensor in cache.
     """
+    # Empty tensors stay out: of an empty segment np.add.reduceat returns an element of the next one, not 0.
     small = [i for i, vectors in enumerate(tuples) if 0 < vectors[0].numel() <= _SMALL]
     products: dict[int, Sequence[float]] = {}
     kinds = {(type(t) in _PLAIN, t.dtype, t.device) for i in small for t in tuples[i]}
     if len(small) > 1 and len(kinds) == 1 and all(is_plain for is_plain, *_ in kinds):
+        # double() first: NumPy has no bfloat16, and neither squares nor sums of float32 numbers overflow in float64.
         together = [torch.cat(flats).double().numpy() for flats in zip(*(tuples[i] for i in small), strict=True)]
         starts = np.cumsum([0, *(tuples[i][0].numel() for i in small[:-1])])
         with np.errstate(all="ignore"):  # what is not finite is the caller's to find
@@ -91,6 +99,7 @@ def _block_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]])
     dtypes = {v.dtype for v in vectors}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        # A reduction in half precision would keep two or three digits of each row.
         vectors = [v.to(wide) for v in vectors]
     size = vectors[0].numel()
     whole = size // _ROW * _ROW
@@ -103,6 +112,7 @@ def _block_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]])
         if whole < size:
             # Not torch.dot, whose rounding depends on the address: gradients under DDP move when a run is resumed.
             value += torch.mul(left[whole:], right[whole:]).sum().item()
+        # Zero and NaN fail this test as well: an exact zero is computed twice, and NaN comes back as NaN.
         if not _SAFE_LOW < abs(value) < _SAFE_HIGH:
             value = torch.dot(left.double(), right.double()).item()
         values.append(value)
@@ -110,6 +120,8 @@ def _block_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]])
 
 
 def _self_product(v: Tensor) -> float:
+    # vector_norm reads v once and writes a number per row; dot squares the rows' norms and adds them. They are a new
+    # tensor, which torch aligns, so that dot rounds alike wherever v lies.
     norms = torch.linalg.vector_norm(v.view(-1, _ROW), dim=1).double()
     return torch.dot(norms, norms).item()
 
@@ -117,8 +129,9 @@ def _self_product(v: Tensor) -> float:
 def _cross_product(left: Tensor, right: Tensor) -> float:
     """⟨left, right⟩, row by row.
 
-    torch has no such reduction under its own name (``linalg.vecdot`` writes the elementwise product to memory first).
-    But it is what a normalisation layer computes for the gradient of its scale: Σ ∂y·(x − 0)·1 in each channel.
+    torch has no such reduction by name: ``linalg.vecdot`` writes the elementwise product to memory first. But the
+    backward pass of group normalisation contains it. The gradient of the scale is Σ ∂y·(x − mean)/std in each channel:
+    the wanted product, if each row is a channel, the mean is 0 and 1/std is 1.
     """
     rows = left.numel() // _ROW
     if rows <= _FEW_ROWS:
@@ -126,6 +139,7 @@ def _cross_product(left: Tensor, right: Tensor) -> float:
     zero, one = left.new_zeros(1, 1), left.new_ones(1, 1)
     kernel = torch.ops.aten.native_group_norm_backward
     shaped = left.view(1, rows, _ROW), right.view(1, rows, _ROW)
+    # One sample, `rows` channels, one group; the mask asks for the scale's gradient alone.
     products: Tensor = kernel(*shaped, zero, one, None, 1, rows, _ROW, 1, [False, True, False])[1]
     return products.sum(dtype=torch.float64).item()
 
@@ -136,12 +150,12 @@ def squared_norm(tensor: Tensor) -> float:
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """The widest floating-point type that sums are kept in on ``device`` (Apple's MPS has no float64)."""
+    """The floating-point type in which ``device`` keeps sums: float64; float32 on Apple's MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def multi_tensor_norms(tensors: Tensors) -> Tensor:
-    """‖t‖₂ of every tensor as one vector on their device, multi-tensor, without waiting for the device."""
+    """‖t‖₂ of every tensor as one vector on their device, by a multi-tensor kernel, without waiting for the device."""
     dtype = accumulation_dtype(tensors[0].device)
     norms = torch._foreach_norm(tensors, 2, dtype=dtype)
     return _gathered(norms, tensors[0].device)
@@ -152,6 +166,7 @@ def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
     dtype = accumulation_dtype(left[0].device)
     dots = []
     for a, b in zip(left, right, strict=True):
+        # Products in half precision would be rounded to two or three digits before they are added, or overflow.
         narrow = a.dtype in (torch.bfloat16, torch.float16)
         products = torch.mul(a.float(), b.float()) if narrow else torch.mul(a, b)
         dots.append(products.sum(dtype=dtype))
@@ -159,14 +174,15 @@ def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
 
 
 def _gathered(scalars: Tensors, device: torch.device) -> Tensor:
-    """0-dim tensors, of a model that may be spread over devices, as one vector on the first of them."""
+    """0-dim tensors as one vector on ``device``; they may come from several devices, over which a model is spread."""
     dtype = accumulation_dtype(device)
     return torch.stack([scalar.to(device, dtype, non_blocking=True) for scalar in scalars])
 
 
 def difference_norm(left: Tensor, right: Tensor) -> float:
-    """‖left − right‖₂ of CPU tensors, without a tensor of their size."""
+    """‖left − right‖₂ of CPU tensors, by differences of one block at a time."""
     a, b = flat_views(left, right)
+    # In half precision the differences would be rounded to it: they are formed in float32.
     scratch = torch.empty(min(BLOCK, a.numel()), dtype=torch.promote_types(a.dtype, torch.float32))
     total = 0.0
     for x, y in zip(torch.split(a, BLOCK), torch.split(b, BLOCK), strict=True):

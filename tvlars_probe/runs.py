@@ -1,7 +1,7 @@
-"""Recorded runs, opened for reading: the facade over traces, analyses and charts.
+"""Recorded runs, opened for reading.
 
-This module stands above all of them, so that what a run can be asked for in one call has a home. Nothing below imports
-it.
+Whatever a run can be asked for in one call belongs here. The module stands above traces, analyses, charts and reports,
+none of which imports it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Run(Trace):
-    """A recorded run: its manifest, and its tables as frames; see `tvlars_probe.traces.reader.Trace`."""
+    """A recorded run, with its manifest and its tables as frames; see `tvlars_probe.traces.reader.Trace`."""
 
     def __repr__(self) -> str:
         return f"<Run {self.path} ({self.status})>"
 
 
 class Runs(Frames):
-    """Several runs, their rows one below the other; the column ``run`` tells them apart."""
+    """Several runs read as one: their rows stand below each other, and the column ``run`` tells them apart."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.runs = tuple(runs)
@@ -58,6 +58,7 @@ class Runs(Frames):
         if not frames:
             return no_rows(table, columns).to_pandas()
         joined = pd.concat(frames, ignore_index=True)
+        # Categories differ from run to run, and pandas joins such columns as plain strings: make them categories again.
         for name in schema_of(table).of_type("name"):
             if name in joined:
                 joined[name] = union_categoricals([frame[name] for frame in frames])
@@ -74,7 +75,7 @@ def open_run(path: StrPath) -> Run:
 
 
 def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
-    """Open several runs for reading.
+    """Open several runs for reading; a run that is found twice is read once.
 
     Args:
         paths: run directories, folders of runs, or glob patterns.
@@ -86,6 +87,7 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
         paths = [paths]  # type: ignore[list-item]
     found: dict[Path, Run] = {}
     for given in map(expanded, paths):
+        # What matches nothing is taken as it stands: a folder's own name may hold a pattern's signs.
         matches = sorted(glob.glob(given)) or [given]  # noqa: PTH207 (patterns may be absolute)
         runs = [run for match in matches for run in find_runs(Path(match))]
         if not runs:
@@ -96,7 +98,12 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
 
 
 def _tell_apart(runs: Mapping[Path, Run]) -> None:
-    """Give those of one name as many of the folders above them as it takes."""
+    """Lengthen the names that several runs share by the folders above them, until they differ.
+
+    Args:
+        runs: by resolved path.
+    """
+    # The paths are distinct, so the full paths tell any two runs apart and the loop ends.
     depth, alike = 1, {**runs}
     while alike:
         for path, run in alike.items():

@@ -11,6 +11,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, DistributedDataParallel | DataParallel):
             module = module.module
+        # By its name: the class lives in torch._dynamo, which `import torch` leaves out and which is slow to import.
         elif type(module).__name__ == "OptimizedModule" and isinstance(
             inner := module.__dict__["_modules"].get("_orig_mod"), nn.Module
         ):

@@ -1,1 +1,5 @@
-"""One question per module: frames of a trace in, a small frozen result out (table, verdict, evidence). No torch."""
+"""Analyses of recorded runs, one question per module.
+
+An analysis takes frames of a trace and returns a small frozen result: a verdict, a table, and the evidence for both.
+Nothing here needs torch.
+"""

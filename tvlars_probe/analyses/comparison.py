@@ -1,4 +1,4 @@
-"""How do the optimizers compare? A cell per setting, best learning rate of each, mean and interval over seeds."""
+"""How do settings compare? Each stands at its best learning rate, with the mean and its interval over seeds."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ METRICS = (
     "test_acc1", "test_acc5", "test_loss", "val_acc1", "val_acc5", "val_loss", "train_acc1", "train_loss",
     "train_eval_acc1", "train_eval_loss",
 )  # fmt: skip
+"""Columns of the table ``epochs`` that can be compared."""
+
 FIELDS = ("optimizer", "schedule", "batch_size", "lmbda", "data", "model", "peak_lr", "lr")
+"""Fields that can make the rows and columns of a comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Settings side by side.
+    """Cells of settings side by side. A cell holds the runs that agree in the fields of its row and column.
 
     Attributes:
         verdict: the best cell, and whether its interval is apart from the next one's.
-        metric: that is compared, at the last epoch.
-        chosen_on: metric by which each cell's learning rate was chosen.
-        rows: fields that make the rows.
+        metric: the column of ``epochs`` that is compared, at the last epoch that has it.
+        chosen_on: the metric by which each cell's learning rate was chosen.
+        target: test accuracy in percent for ``epochs_to_target``; None leaves that empty.
+        rows: fields that make the rows; ``settings`` is added where it tells cells apart.
         columns: fields that make the columns.
         runs: a row per run.
-        rates: a row per cell and learning rate: ``mean``, ``half_width``, ``seeds`` (different ones), ``diverged``,
-            ``unfinished``.
-        table: a row per cell at its best learning rate, with ``epochs_to_target``, ``diverged`` and ``runs`` over all
-            its learning rates.
+        rates: a row per cell and peak learning rate: ``mean`` of the metric and ``half_width`` of its interval over
+            ``seeds`` different seeds, and the numbers of runs ``diverged`` and ``unfinished``.
+        table: a row per cell, the best first, at its best peak learning rate: ``mean``, ``half_width`` and the median
+            ``epochs_to_target`` at that rate; ``diverged``, ``unfinished`` and ``runs`` count all its rates.
     """
 
     verdict: Verdict
@@ -54,12 +58,14 @@ class Comparison:
     table: pd.DataFrame
 
     def pivot(self) -> pd.DataFrame:
-        """The table as papers print it: rows by columns, cells "mean ± half width"."""
+        """The table as papers print it: rows by columns, each cell "mean ± half width"."""
         cells = [_cell(*pair) for pair in zip(self.table["mean"], self.table["half_width"], strict=True)]
         fields = [*self.rows, *self.columns]
+        # pivot_table would drop a cell that has NaN among its keys.
         text = self.table[fields].astype(object).where(self.table[fields].notna(), "–").assign(cell=cells)
         if not self.columns:
             return text.set_index(list(self.rows))[["cell"]].rename(columns={"cell": self.metric})
+        # pivot_table rather than pivot, for ``fill_value``. It must aggregate: joining keeps each cell's one text.
         return text.pivot_table(
             index=list(self.rows),
             columns=list(self.columns),
@@ -71,7 +77,7 @@ class Comparison:
 
 
 def epoch_columns(metric: str) -> list[str]:
-    """What of the table ``epochs`` `run_row` reads.
+    """The columns of the table ``epochs`` that `run_row` needs for a metric.
 
     Raises:
         UserError: no such metric.
@@ -83,7 +89,7 @@ def epoch_columns(metric: str) -> list[str]:
 
 
 def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float | None) -> dict[str, object]:
-    """What a comparison needs of one run: its settings and its figures at the last epoch."""
+    """What a comparison needs of one run: its settings, and its figures at the last epoch that has the metric."""
     epochs = epochs[epochs[metric].notna()]
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     reached = epochs[epochs["test_acc1"] >= target]["epoch"].tolist() if target is not None and len(epochs) else []
@@ -98,6 +104,7 @@ def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float
         "value": _float(last.get(metric)),
         "test": _float(last.get(metric.replace("val_", "test_"))),
         "val": _float(last.get(metric.replace("test_", "val_"))),
+        # Epochs are numbered from 0: epoch n ends after n + 1 of them.
         "epochs_to_target": float(reached[0]) + 1 if len(reached) else np.nan,
     }
 
@@ -112,20 +119,22 @@ def compare(
 ) -> Comparison:
     """Compare cells of settings, each at its best peak learning rate.
 
-    Runs of one cell that differ in more than rate and seed are told apart by the field ``settings``; those of one seed
-    count as one. The rate is chosen on held-out data where every run has some (``--val``), else on the metric itself,
-    and the result says so. Means are over the runs that completed; where none of a cell did, over what there is. A
-    rate at which a run diverged is chosen only if there is no other.
+    Where runs of a cell differ in more than learning rate and seed, the field ``settings`` names the difference and
+    divides the cell. Runs of one seed count as one.
+
+    The learning rate is chosen on held-out data where every run has some (``--val``), else on the metric itself;
+    `Comparison.chosen_on` says which. A mean is over the runs that completed, or over all of them where none did. A
+    learning rate at which a run diverged is chosen only if no other has a figure.
 
     Args:
-        rows_of_runs: as of `run_row`.
-        metric: column of ``epochs``; losses count downwards.
+        rows_of_runs: a row per run, made by `run_row`.
+        metric: column of ``epochs``; the lowest loss and the highest accuracy are the best.
         rows: fields whose values make the rows.
         columns: fields whose values make the columns.
         target: test accuracy in percent, for the epochs to reach it.
 
     Raises:
-        UserError: no such field.
+        UserError: there is no such field, or a field is named twice.
     """
     asked = [*rows, *columns]
     for name in asked:
@@ -135,13 +144,16 @@ def compare(
             raise UserError(f"--rows and --columns name {name} twice: name each field once")
     runs = pd.DataFrame(list(rows_of_runs))
     rows, columns = (_told(names, runs) for names in (rows, columns))
-    rows = rows or ("optimizer",)
+    rows = rows or ("optimizer",)  # groupby needs a key, also where no run tells any of the fields
     runs["settings"] = _settings(runs, [*rows, *columns])
     rows = (*rows, "settings") if any(runs["settings"]) else rows
     cells = [*rows, *columns]
+    # A learning rate chosen by test accuracy flatters that accuracy. A training metric has no held-out counterpart:
+    # its "val" is the metric itself, hence the test of the name.
     held_out = bool(runs["val"].notna().all()) and metric.startswith(("test_", "val_"))
     runs["choice"] = runs["val"] if held_out else runs["value"]
     sign = -1.0 if metric.endswith("loss") else 1.0
+    # dropna=False keeps the runs that don't tell a field, lmbda for one: they are a cell, too.
     rates = pd.DataFrame(
         [
             {**dict(zip([*cells, "rate"], key, strict=True)), **_rate_row(group)}
@@ -149,6 +161,7 @@ def compare(
         ]
     )
     table = pd.DataFrame([_best(group, sign) for _, group in rates.groupby(cells, dropna=False, sort=True)])
+    # The verdict reads the first two rows: cells without a mean are sorted last.
     ordered = table.assign(order=-sign * table["mean"]).sort_values("order", kind="stable").drop(columns="order")
     return Comparison(
         verdict=_verdict(ordered, metric, cells),
@@ -164,12 +177,15 @@ def compare(
 
 
 def _told(names: Sequence[str], runs: pd.DataFrame) -> tuple[str, ...]:
-    """The fields that any run has a value for."""
+    """The fields for which any run has a value."""
     return tuple(name for name in names if runs[name].notna().any())
 
 
 def _settings(runs: pd.DataFrame, fields: list[str]) -> pd.Series[Any]:
-    """Per run, the settings in which the runs of its cell differ, apart from rate and seed; empty where in none."""
+    """Label each run with the settings in which the runs of its cell differ.
+
+    Learning rate and seed don't count. The label is empty where the runs differ in nothing else.
+    """
     labels = dict.fromkeys(runs.index, "")
     for _, cell in runs.groupby(fields, dropna=False):
         told = [
@@ -186,8 +202,9 @@ def _settings(runs: pd.DataFrame, fields: list[str]) -> pd.Series[Any]:
 def _rate_row(group: pd.DataFrame) -> dict[str, object]:
     done = group[group["status"] == "completed"]
     diverged = int((group["status"] == "diverged").sum())
-    used = done if len(done) else group
+    used = done if len(done) else group  # a run that ended early would pull the mean down
     reached = used["epochs_to_target"].dropna()
+    # Runs of one seed repeat each other and are no independent draws; a run without a seed stands for itself.
     who = used["seed"].astype(object).where(used["seed"].notna(), used["run"])
     by_seed = used[["value", "choice"]].astype(float).groupby(who, sort=False).mean()
     mean = Mean.of(by_seed["value"].tolist())
@@ -207,6 +224,7 @@ def _rate_row(group: pd.DataFrame) -> dict[str, object]:
 def _best(rates: pd.DataFrame, sign: float) -> dict[str, object]:
     stable = rates[rates["diverged"] == 0]
     eligible = stable if stable["choice"].notna().any() else rates
+    # argmax would pick a NaN: a learning rate without a figure must lose.
     scores = (sign * eligible["choice"]).fillna(-np.inf)
     best = eligible.iloc[int(scores.to_numpy().argmax())]
     return {

@@ -1,7 +1,7 @@
 """Does sharpness at the end go with the generalisation gap, over several runs?
 
-Large-batch training is said to end in sharp minima that generalise worse (Keskar et al. 2017); whether a measure of
-sharpness orders runs as their gap does is what a rank correlation tells (Jiang et al. 2020 compare 40 measures so).
+Large-batch training is said to end in sharp minima that generalise worse (Keskar et al. 2017). A rank correlation
+tells whether a measure of sharpness orders runs as their gap does; Jiang et al. 2020 compare 40 measures in this way.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 QUESTION = "Do sharper minima generalise worse here?"
 
 OUTCOMES = ("generalisation_gap", "test_error")
+"""What each measure of sharpness is correlated with."""
 
 EPOCH_COLUMNS = ("step", "train_eval_acc1", "test_acc1")
-"""What of the table ``epochs`` is needed."""
+"""Columns of the table ``epochs`` that `correlate` needs."""
 
 _MOST_NAMED = 4
-"""Runs left out that a verdict names."""
+"""How many of the runs left out a verdict names."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class SharpnessCorrelation:
     """Rank correlations over runs.
 
     Attributes:
-        verdict: of raw sharpness with the generalisation gap.
-        bn_mode: BatchNorm mode of the sharpness, the first run's; modes are never joined.
-        split: data that its loss is of, likewise.
-        left_out: runs measured in another mode or on other data, with these.
-        runs: a row per run that is not left out: end sharpness by measure, ``generalisation_gap`` (train_eval_acc1 −
-            test_acc1, in points), ``test_error`` (100 − test_acc1, in percent).
-        table: a row per measure and outcome: Spearman's ``rho`` with its bootstrap interval and the number of runs.
+        verdict: on raw sharpness and the generalisation gap.
+        bn_mode: BatchNorm mode of the sharpness, that of the first run with any; modes are never joined.
+        split: part of the data that the loss is of, that of the same run.
+        left_out: runs measured in another BatchNorm mode or on other data, each with its mode and data.
+        runs: a row per remaining run: sharpness at the end by measure (``end_...``), ``generalisation_gap``
+            (train_eval_acc1 − test_acc1, in percentage points), ``test_error`` (100 − test_acc1, in percent).
+        table: a row per measure and outcome: Spearman's ``rho``, its bootstrap interval and the number of runs.
     """
 
     verdict: Verdict
@@ -60,12 +61,13 @@ def correlate(
     """Correlate each run's end sharpness with how it generalises.
 
     Args:
-        results: per run its analysis and its table ``epochs``, whose last row counts. Runs measured in another
-            BatchNorm mode than the first, or on other data, are left out.
-        least_runs: below this number the verdict says so.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        results: per run its analysis and its table ``epochs``, of which the last row with a test accuracy counts.
+            Runs measured in another BatchNorm mode than the first, or on other data, are left out.
+        least_runs: with fewer runs the verdict is "can't tell".
+        resamples: draws of the bootstrap.
+        seed: seed of the bootstrap.
     """
+    # A run without sharpness neither chooses the mode nor is left out: its row shows that it wasn't measured.
     mode = next((_mode(m) for m, _ in results if _mode(m) is not None), None)
     others = [m for m, _ in results if _mode(m) not in (None, mode)]
     left_out = tuple(f"{m.facts.name} (BatchNorm mode {m.bn_mode} on {m.split} data)" for m in others)
@@ -97,7 +99,7 @@ def correlate(
 
 
 def _mode(m: Minimizer) -> tuple[str, str] | None:
-    """BatchNorm mode and data of a run's sharpness; None where none is on record."""
+    """BatchNorm mode and split of a run's sharpness; None where no sharpness is on record."""
     return None if m.bn_mode is None or m.split is None else (m.bn_mode, m.split)
 
 
@@ -106,10 +108,12 @@ def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     train, test = (float(last.get(name, math.nan)) for name in ("train_eval_acc1", "test_acc1"))
     ends = {f"end_{row.operator}": row.end for row in m.summary.itertuples()}
+    # ``further`` holds single layers and all modes, too: only what was measured as the curves were stands beside them.
     same = (m.further["scope"] == "all") & (m.further["bn_mode"] == m.bn_mode) & (m.further["split"] == m.split)
     further = m.further[same]
     for (measure, operator), rows in further.groupby(["measure", "operator"], dropna=False) if len(further) else ():
         name = measure if operator in (None, "none", "hessian") else f"{measure}_{operator}"
+        # The last value, not a median over late steps: these are measured after training, at few checkpoints.
         ends[f"end_{name}"] = rows.sort_values("step")["value"].iloc[-1]
     return {
         "run": m.facts.name,
@@ -138,6 +142,7 @@ def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
     )
     span = f"ρ = {row['rho']:.2f} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
     if count < least_runs:
+        # Below three runs `rank_correlation` gives NaN: there is no interval to show.
         few = f"{count} {'run is' if count == 1 else 'runs are'} too few to say anything (at least {least_runs})"
         return Verdict(QUESTION, CANT_TELL, f"{few}{'' if count < 3 else ': ' + span}.", figures)
     if row["low"] > 0:

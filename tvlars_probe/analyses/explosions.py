@@ -1,4 +1,4 @@
-"""When a norm or a ratio of norms blew up, in which layers, and for how long."""
+"""When did a norm or a ratio of norms explode, in which tensors, and for how long?"""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ QUANTITIES = {
     "grad_norm": "gradient norm ‖g‖",
     "update_ratio": "update-to-weight ratio ‖Δw‖/‖w‖",
 }
-"""What is searched for explosions, by the name that tables give it."""
+"""Quantities that are searched for explosions: the name in tables, and what it stands for."""
 
 COLUMNS = (
     "quantity", "parameter", "exploded", "first_step", "peak_step", "peak", "later_median", "peak_over_median",
     "start_over_median", "recovery_steps",
 )  # fmt: skip
+"""Columns of the table of explosions."""
 
 _TYPES = {"quantity": "object", "parameter": "object", "exploded": "bool"}
+"""Data types of the columns that aren't float64, for a table without rows."""
 
 
 def find_explosions(
@@ -40,32 +42,39 @@ def find_explosions(
 ) -> pd.DataFrame:
     """Date the explosions of one quantity, a row per tensor.
 
-    A tensor *explodes* at the first step t at which x_t > factor · max(x_0, m): x_0 its first recorded value, m its
-    *later median*, the median over the recorded steps from the share ``settled`` of them on. Both are needed: a
-    gradient that only shrinks from its initial size has exploded at no time, however small it ends. What starts
-    beyond factor·m shows in ``start_over_median`` instead. ``recovery_steps`` counts from the first step to the first
-    one after the peak that is back below the threshold; null if none is.
+    A tensor *explodes* at the first step t at which x_t > factor · max(x_0, m). Here x_0 is its first finite value, and
+    m its *later median*: the median over the recorded steps that follow the share ``settled`` of them. Both references
+    are needed: a gradient that only shrinks from its initial size has exploded at no time, however small it ends. A
+    tensor that starts beyond factor·m shows in ``start_over_median`` instead.
+
+    ``recovery_steps`` counts from the explosion's first step to the first step after its peak that is back at or below
+    the threshold. It is null if there is no such step.
 
     The papers speak of the explosion of the layer-wise norm ratio in the initial phase (arXiv:2309.14053, section 3)
     without a threshold; ``factor`` is ours.
 
     Args:
-        quantity: its name, for the table.
-        values: (T, P).
-        steps: (T,).
-        parameters: (P,).
+        quantity: name of the quantity, for the table.
+        values: the quantity at each recorded step and tensor, (T, P); NaN where there is no row.
+        steps: the recorded steps, ascending, (T,).
+        parameters: names of the tensors, (P,).
         factor: how many times the larger of both references counts as an explosion.
         settled: share of the recorded steps after which a run counts as settled.
+
+    Returns:
+        The columns `COLUMNS`, a row per tensor, exploded or not.
     """
+    # Without values argmax fails. The data types matter: ``exploded`` selects rows only as a boolean column.
     if not values.size:
         return pd.DataFrame({name: pd.Series(dtype=_TYPES.get(name, "float64")) for name in COLUMNS})
     late = values[int(len(values) * settled) :]
     median = column_medians(late)
     start = _first_finite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
+        # fmax passes over a reference that is NaN. A missing value exceeds nothing, an infinite one everything finite.
         over = values > factor * np.fmax(start, median)
         exploded = over.any(axis=0)
-        first = over.argmax(axis=0)
+        first = over.argmax(axis=0)  # 0 where nothing exploded: masked below
         peak_at = np.where(np.isnan(values), -np.inf, values).argmax(axis=0)
         peak = values[peak_at, np.arange(values.shape[1])].astype(np.float64)
         back = ~over & (np.arange(len(values))[:, None] > peak_at) & ~np.isnan(values)
@@ -88,6 +97,7 @@ def find_explosions(
 
 
 def _first_finite(values: Matrix) -> NDArray[np.float64]:
+    """Each tensor's first finite value; NaN where it has none."""
     finite = np.isfinite(values)
     first = values[finite.argmax(axis=0), np.arange(values.shape[1])].astype(np.float64)
     return np.where(finite.any(axis=0), first, np.nan)

@@ -1,4 +1,4 @@
-"""What an analysis must know of a run besides its rows: the manifest, boiled down."""
+"""What an analysis must know of a run besides its rows, taken from the manifest."""
 
 from __future__ import annotations
 
@@ -16,42 +16,49 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.manifest import Manifest
 
 _ASIDE = {"place", "recording", "sharpness", "seed", "mode", "batch_size", "epochs"}
-"""Sections of a configuration that settings don't count, or that have a field of their own."""
+"""Sections of a configuration that `RunFacts.settings` leaves out.
+
+They say where a run computes or what it records, or `RunFacts` has a field for them.
+"""
 
 _OWN_FIELDS = {
     "schedule.name", "data.name", "data.folder", "data.download", "model.name", "optimizer.name", "optimizer.lr",
     "optimizer.lmbda",
 }  # fmt: skip
+"""Single entries, by dotted name, that `RunFacts.settings` leaves out for the same reasons."""
+
 _OF_GROUPS = ("weight_decay", "decay_form", "momentum", "eta", "eps", "variant")
+"""Entries of a parameter group that stand in for a configuration where there is none."""
 
 PARAMETER_COLUMNS = ("name", "layer", "kind", "shape", "numel", "optimizer", "group", "adapted", "decayed")
+"""Columns of `RunFacts.parameters`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """A run's settings, from its manifest; what isn't known is None.
+    """One phase of a run, as its manifest tells it; what isn't known is None.
 
     Attributes:
-        name: of its directory.
+        name: name of the run's directory.
         status: running, completed, diverged, interrupted, failed or killed.
         phase: train, pretrain or linear.
-        optimizer: class of the first parameter group's optimizer ("LARS").
-        schedule: none, cosine, lars-warm, ...
-        peak_lr: largest rate of the schedule.
-        lr: rate as it was asked for, before the schedule.
-        batch_size: global batch.
-        lmbda: TVLARS' λ.
-        seed: of everything random.
+        optimizer: class of the first parameter group's optimizer, such as "LARS".
+        schedule: name of the schedule: none, cosine or lars-warm.
+        peak_lr: largest learning rate of the schedule.
+        lr: learning rate as it was asked for, before the schedule; known of the first phase only.
+        batch_size: global batch size.
+        lmbda: TVLARS' λ, per update.
+        seed: seed of everything random.
         data: name of the data set.
         model: name of the model.
         train_samples: size of the training data.
         steps_per_epoch: updates per epoch.
-        first_step: of the phase.
-        epochs: planned.
+        first_step: index of the phase's first update.
+        epochs: epochs planned.
         total_steps: updates planned, over all phases.
-        finding: a loss that was not finite: step, tensor.
-        groups: per parameter group, what its optimizer does to it, as in the manifest.
-        parameters: the manifest's table of parameters of this phase.
+        finding: a loss of the run that was not finite: its step, and the first bad tensor.
+        groups: the manifest's entry of each parameter group: its settings, and what its optimizer does to it.
+        parameters: the manifest's table of parameters of this phase, with the columns `PARAMETER_COLUMNS`.
         config: the whole configuration.
     """
 
@@ -79,14 +86,23 @@ class RunFacts:
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, *, name: str, status: str, phase: str | None = None) -> RunFacts:
-        """The facts of one phase (the first one by default)."""
+        """The facts of one phase, by default the first.
+
+        Args:
+            manifest: the run's manifest.
+            name: name of the run's directory.
+            status: the run's status, which the manifest alone doesn't tell of a killed run.
+            phase: name of the phase.
+        """
         m, phases = manifest, list(manifest.parameters)
         chosen = phase or next(iter(phases), "train")
         groups = [g for g in m.groups if g.get("phase", chosen) == chosen]
         group, schedule, data = groups[0] if groups else {}, m.config.get("schedule"), m.data or {}
+        # The manifest's own figures are those of its first phase: an entry of the phase itself goes before them.
         own = next((p for p in m.phases if p.get("phase") == chosen), {})
         epochs = m.config.get("epochs")
         named = schedule.get("name") if isinstance(schedule, dict) else None
+        # reindex: a run without a table of parameters has the columns all the same.
         rows = pd.DataFrame(m.parameters.get(chosen, [])).reindex(columns=list(PARAMETER_COLUMNS))
         return cls(
             name=name,
@@ -95,6 +111,7 @@ class RunFacts:
             optimizer=group.get("optimizer"),
             schedule=own.get("schedule", named),
             peak_lr=own.get("peak_lr", m.peak_lr),
+            # ``--lr`` is for the first phase: the linear probe after a pretraining has learning rates of its own.
             lr=_asked_rate(m.config, group, m.peak_lr) if chosen == next(iter(phases), chosen) else None,
             batch_size=own.get("batch_size", m.batch_size),
             lmbda=(group.get("phi") or {}).get("lmbda"),
@@ -114,23 +131,30 @@ class RunFacts:
 
     @property
     def method(self) -> str:
-        """How the run was trained, in a few words: optimizer and schedule."""
+        """Optimizer and schedule in a few words, such as "LARS, cosine"."""
         optimizer = self.optimizer or "unknown optimizer"
         return optimizer if self.schedule in (None, "none") else f"{optimizer}, {self.schedule}"
 
     @property
     def settings(self) -> dict[str, object]:
-        """Whatever else may change the run's result, by name; neither its rate, schedule and seed, nor where it ran."""
+        """Settings that may change the run's result, by dotted name.
+
+        Those with a field here are left out, except for data, model and epochs. So is what says only where the run
+        computed and what it recorded.
+        """
         if isinstance(self.config.get("optimizer"), dict):
             told = _flat({name: value for name, value in self.config.items() if name not in _ASIDE})
         else:
+            # A loop recorded by `tvlars_probe.record` may have any configuration, or none.
             told = _flat({"group": [{name: group.get(name) for name in _OF_GROUPS} for group in self.groups]})
         kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS}
         return kept | {"data": self.data, "model": self.model, "epochs": self.epochs}
 
     def group_of(self, parameters: Sequence[str]) -> list[Mapping[str, Any]]:
-        """Each parameter's group in the manifest; an empty one where it isn't told."""
+        """The manifest's entry of each parameter's group; an empty one where the manifest doesn't tell the group."""
         rows = self.parameters.set_index("name")
+        # The table of parameters counts the groups of each optimizer from 0, the manifest lists those of all optimizers
+        # in a row: ``first`` is where an optimizer's groups begin in that list.
         held = rows.dropna(subset=["optimizer", "group"])
         sizes = held.groupby("optimizer")["group"].max() + 1 if len(held) else pd.Series(dtype=float)
         first = {optimizer: int(sizes[sizes.index < optimizer].sum()) for optimizer in sizes.index}
@@ -139,13 +163,14 @@ class RunFacts:
         return [self.groups[place[p]] if place.get(p) in known else {} for p in parameters]
 
     def descriptions_of(self, parameters: Sequence[str]) -> list[GroupDescription]:
-        """What each parameter's group does to it; unknown where that isn't told."""
+        """The description of each parameter's group; an unknown one where the manifest doesn't tell the group."""
+        # By identity: entries are dictionaries, which can't be keys, and one is parsed once for all its tensors.
         known = {id(group): from_entry(group) for group in self.groups}
         nobody = GroupDescription.unknown("")
         return [known.get(id(group), nobody) for group in self.group_of(parameters)]
 
     def flag(self, column: str, parameters: Sequence[str]) -> list[bool | None]:
-        """A yes-or-no column of the table of parameters, None where it isn't told."""
+        """Each parameter's value in a yes-or-no column of the table of parameters; None where it isn't told."""
         told = {
             name: bool(value)
             for name, value in zip(self.parameters["name"], self.parameters[column], strict=True)
@@ -155,7 +180,7 @@ class RunFacts:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, object]:
-    """Nested entries by dotted name."""
+    """The leaves of nested dictionaries and lists, by dotted name."""
     if isinstance(value, dict):
         pairs = list(value.items())
     elif isinstance(value, list | tuple):
@@ -166,7 +191,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, object]:
 
 
 def _asked_rate(config: Mapping[str, Any], group: Mapping[str, Any], peak_lr: float | None) -> float | None:
-    """``--lr`` as it was given. The manifest's group holds the rate after the last step, which a schedule changed."""
+    """The learning rate as it was asked for with ``--lr``.
+
+    The group's own is the last resort: the manifest holds it as it was after the last step, changed by the schedule.
+    """
     asked = config.get("optimizer")
     if isinstance(asked, dict) and isinstance(asked.get("lr"), int | float):
         return float(asked["lr"])

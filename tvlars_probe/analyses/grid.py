@@ -34,24 +34,27 @@ class LayerGrid:
         return self.values[column]
 
     def block(self, columns: slice) -> LayerGrid:
-        """Some of the tensors; shares memory with this grid."""
+        """Some of the tensors, as a grid that shares memory with this one."""
         return LayerGrid(
             self.steps, self.parameters[columns], {name: matrix[:, columns] for name, matrix in self.values.items()}
         )
 
     def blocks(self, cells: int = 1 << 19) -> Iterator[LayerGrid]:
-        """The grid, cut into blocks of tensors of some ``cells`` entries, one tensor at least."""
+        """Cut the grid into blocks of neighbouring tensors, each of up to ``cells`` entries or of one tensor.
+
+        Analyses make many temporary float64 matrices of a block; at 2¹⁹ entries each takes 4 MiB.
+        """
         width = max(cells // max(len(self.steps), 1), 1)
         for first in range(0, len(self.parameters), width):
             yield self.block(slice(first, first + width))
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, order: Iterable[str] = ()) -> LayerGrid:
-        """Arrange rows of ``layers``.
+        """Arrange the rows of a frame of ``layers``.
 
         Args:
-            frame: columns ``step``, ``parameter`` and any others that are numbers.
-            order: names of parameters in the order wanted; others follow as they come.
+            frame: columns ``step`` and ``parameter``, and others of numbers; the column ``run`` is left out.
+            order: names of parameters in the order wanted; the others follow.
         """
         names = frame["parameter"].astype("category")
         columns = frame.columns.difference(["step", "parameter", "run"], sort=False)
@@ -67,19 +70,21 @@ class LayerGrid:
     def from_rows(
         cls, pieces: Iterable[Rows], steps: NDArray[np.int64], order: Iterable[str] = (), columns: Iterable[str] = ()
     ) -> LayerGrid:
-        """Arrange rows that come piece by piece; only the matrices are held.
+        """Arrange rows that come piece by piece. Only the matrices are held, not the rows.
 
         Each tensor's values lie next to one another in memory: analyses go through them tensor by tensor.
 
         Args:
-            pieces: of the table.
-            steps: all the steps that are in them, ascending.
-            order: names of parameters in the order wanted; others follow as they come.
-            columns: that are there although no piece is.
+            pieces: rows of the table, in any order.
+            steps: all the steps that occur in the pieces, ascending.
+            order: names of parameters in the order wanted; the others follow.
+            columns: columns that the grid has even where there is no piece.
         """
+        # ``held`` has a row per tensor, so that a new tensor is a new row. The grid's matrices are its transposes.
         found: dict[str, int] = {}
         held: dict[str, Matrix] = {name: np.empty((0, len(steps)), np.float32) for name in columns}
         for piece in pieces:
+            # A batch's dictionary may hold names that none of its rows has: these make no tensor.
             present = np.bincount(piece.code, minlength=len(piece.names)) > 0
             for name, there in zip(piece.names, present, strict=True):
                 if there:
@@ -94,7 +99,9 @@ class LayerGrid:
         at = [found[name] for name in parameters]
         in_order = at == list(range(len(at)))
         values = {}
-        for name in list(held):  # one at a time: two copies of them all would be much
+        # One matrix at a time is copied into the order wanted, and let go: two of each would double the memory. Where
+        # they are in order already, a slice needs no copy at all.
+        for name in list(held):
             matrix = held.pop(name)
             values[name] = (matrix[: len(at)] if in_order else matrix[at]).T
         return cls(steps, tuple(parameters), values)
@@ -102,7 +109,14 @@ class LayerGrid:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of ``layers``: ``step``, the tensor as a ``code`` into ``names``, and the other columns."""
+    """Some rows of ``layers``.
+
+    Attributes:
+        step: each row's step, (N,).
+        code: each row's tensor, as an index into ``names``, (N,).
+        names: names of tensors.
+        values: the other columns, (N,) each.
+    """
 
     step: NDArray[np.int64]
     code: NDArray[np.integer]
@@ -111,7 +125,7 @@ class Rows:
 
 
 def _with_room(matrix: Matrix | None, tensors: int, steps: int, dtype: np.dtype) -> Matrix:
-    """The matrix with a row for each tensor, NaN where it is new."""
+    """The matrix, grown to a row per tensor where it has fewer; new rows are NaN."""
     if matrix is not None and len(matrix) >= tensors:
         return matrix
     grown = np.full((tensors, steps), np.nan, dtype)
@@ -121,7 +135,7 @@ def _with_room(matrix: Matrix | None, tensors: int, steps: int, dtype: np.dtype)
 
 
 def norm_ratio(grid: LayerGrid) -> Matrix:
-    """‖w‖/‖g‖ of each step and tensor, the papers' LNR."""
+    """‖w‖/‖g‖ of each step and tensor, (T, P): the papers' LNR. Infinite where only the gradient is zero."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio: Matrix = grid["weight_norm"] / grid["grad_norm"]
     return ratio
@@ -129,6 +143,7 @@ def norm_ratio(grid: LayerGrid) -> Matrix:
 
 def column_medians(matrix: Matrix) -> NDArray[np.float64]:
     """Median of each column over its finite entries; NaN where there is none."""
+    # np.nanmedian would count infinities. A column at a time, the float64 copy is of one tensor only.
     medians = np.full(matrix.shape[1], np.nan)
     for column, values in enumerate(matrix.T):
         finite = values[np.isfinite(values)]

@@ -1,4 +1,7 @@
-"""Headings of the analyses' tables, on the terminal and on a report's page: a column's name to what a reader reads."""
+"""Headings of the analyses' tables, on the terminal and on a report's page.
+
+Each dictionary leads from a column's name to its heading. It also chooses the columns that are shown, and their order.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,27 @@ LAYERS = {
     "redundant_share": "redundant", "hot_steps": "hot steps", "full_rate_step": "full-rate ‖Δw‖/‖w‖",
     "overwritten_steps": "overwritten steps", "length": "needs steps",
 }  # fmt: skip
+"""Headings of `tvlars_probe.analyses.warmup.Warmup.layers`."""
+
 EXPLOSIONS = {
     "parameter": "tensor", "quantity": "explosion of", "first_step": "first step", "peak_step": "peak step",
     "peak_over_median": "peak / later median", "recovery_steps": "steps to recover",
 }  # fmt: skip
+"""Headings of the table that `tvlars_probe.analyses.explosions.find_explosions` makes."""
+
 CORRELATION = {
     "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
     "runs": "runs", "too_few": "too few to say",
 }  # fmt: skip
+"""Headings of `tvlars_probe.analyses.correlation.SharpnessCorrelation.table`."""
 
 
 def pairs(side: str) -> dict[str, str]:
-    """Of pairs of runs, each side told by its ``method`` or by the ``run``'s name."""
+    """Headings of pairs of runs.
+
+    Args:
+        side: the field by which a pair's two runs are told: "method" or "run".
+    """
     return {
         "peak_lr": "peak lr", "seed": "seed", f"{side}_without": "without", f"{side}_with": "with",
         "accuracy_without": "test acc (%)", "accuracy_with": "with warm-up (%)", "gain": "gain (points)",

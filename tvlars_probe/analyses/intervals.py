@@ -20,9 +20,9 @@ class Mean:
     """A mean over seeds.
 
     Attributes:
-        value: mean; NaN of nothing.
-        half_width: of Student's 95 % interval; NaN below two values.
-        count: values.
+        value: the mean; NaN where there is no value.
+        half_width: half of Student's interval, 95 % by default; NaN with fewer than two values.
+        count: number of values.
     """
 
     value: float
@@ -31,7 +31,11 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float], level: float = 0.95) -> Mean:
-        """The mean of ``values``, NaN left out, with its interval at ``level``."""
+        """The mean of the finite ``values``, with Student's interval at ``level``.
+
+        Its half width is t·s/√n, where s is the sample's standard deviation, and t the quantile (1 + level)/2 of
+        Student's distribution with n − 1 degrees of freedom.
+        """
         finite = [v for v in values if math.isfinite(v)]
         if len(finite) < 2:
             return cls(finite[0] if finite else math.nan, math.nan, len(finite))
@@ -44,10 +48,10 @@ class RankCorrelation:
     """Spearman's ρ of two quantities over runs.
 
     Attributes:
-        rho: Pearson's correlation of the ranks (ties share their mean rank); NaN where one of them is constant.
+        rho: Pearson's correlation of the ranks (ties share their mean rank); NaN where one quantity is constant.
         low: lower end of the percentile bootstrap interval (Efron 1979).
-        high: upper end.
-        count: pairs.
+        high: upper end of that interval.
+        count: number of pairs in which both are finite; below three, the other three are NaN.
     """
 
     rho: float
@@ -59,16 +63,25 @@ class RankCorrelation:
 def rank_correlation(
     x: ArrayLike, y: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> RankCorrelation:
-    """Spearman's ρ with a bootstrap interval: runs are drawn with replacement, ρ is taken anew of each draw.
+    """Spearman's ρ with a percentile bootstrap interval.
 
-    Draws in which one quantity is constant have no ρ and are left out.
+    The bootstrap draws runs with replacement and computes ρ of each draw from the ranks within that draw. A draw in
+    which one quantity is constant has no ρ and is left out. Runs of which one quantity isn't finite don't count.
+
+    Args:
+        x: one quantity, a value per run, (N,).
+        y: the other quantity, (N,).
+        level: level of the interval.
+        resamples: number of draws.
+        seed: seed of the draws.
     """
     pairs = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
     n = len(pairs)
-    if n < 3:
+    if n < 3:  # two pairs always lie in order or in reverse
         return RankCorrelation(math.nan, math.nan, math.nan, n)
     drawn = pairs[np.random.default_rng(seed).integers(n, size=(resamples, n))]
+    # All draws at once, (resamples, n, 2). A run drawn twice is a tie, for which the formula by rank differences fails.
     rhos = _pearson(stats.rankdata(drawn, axis=1))
     rhos = rhos[np.isfinite(rhos)]
     low, high = np.quantile(rhos, [(1 - level) / 2, (1 + level) / 2]) if len(rhos) else (math.nan, math.nan)
@@ -77,7 +90,7 @@ def rank_correlation(
 
 
 def _pearson(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation of the two columns of every (n, 2) block."""
+    """Pearson's correlation of the two columns of each (n, 2) block; NaN where a column is constant."""
     centred = ranks - ranks.mean(axis=1, keepdims=True)
     a, b = centred[..., 0], centred[..., 1]
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,8 +1,8 @@
 """How does the loss look around a minimum, or between two?
 
-Slices along random directions whose filters are scaled to the norm of the weights' filters (Li et al. 2018,
-arXiv:1712.09913), so that widths can be compared between networks; or the straight line between the ends of two runs
-(Goodfellow et al. 2015), whose barrier tells whether they lie in one basin.
+A slice follows random directions. Their filters are scaled to the norms of the weights' filters (Li et al. 2018,
+arXiv:1712.09913), so that widths can be compared between networks. A line joins the ends of two runs (Goodfellow et al.
+2015). Its barrier tells whether they lie in one basin.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ QUESTION = "How wide is the minimum?"
 QUESTION_LINE = "Do both runs lie in one basin?"
 
 COLUMNS = ("measurement_id", "created_at", "step", "run2", "alpha", "beta", "loss", "acc1", "split", "bn_mode", "seed")
-
+"""Columns of the table ``landscape`` that `analyse_landscape` needs."""
 
 _ID_SUFFIX = re.compile(r"\.[0-9a-f]{6}$")
-"""What a run_id adds to the run's name."""
+"""What a run_id adds to the name of the run's directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,14 @@ class Landscape:
     """One stored slice.
 
     Attributes:
-        facts: of the run.
-        verdict: width of the minimum along the first direction, or the barrier between two runs.
+        facts: what the run's manifest tells.
+        verdict: the width of the minimum along the first direction, or the barrier between two runs.
         run2: name of the run at the line's other end; None for slices along directions.
-        split: part of the data.
-        bn_mode: how BatchNorm statistics were handled.
-        line: ``alpha``, ``loss``, ``acc1`` where beta is 0.
-        plane: ``alpha``, ``beta``, ``loss``, ``acc1``; empty for one-dimensional slices.
-        plane_reason: what is to be seen on the plane, in a sentence; empty where there is none.
+        split: part of the data that the loss is of.
+        bn_mode: how BatchNorm statistics were handled: interpolated or re-estimated.
+        line: ``alpha``, ``loss`` and ``acc1`` of the points with β = 0.
+        plane: ``alpha``, ``beta``, ``loss`` and ``acc1`` of all points; empty for one-dimensional slices.
+        plane_reason: a sentence on the loss over the plane; empty where there is no plane.
     """
 
     facts: RunFacts
@@ -57,20 +57,21 @@ class Landscape:
 
 
 def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0, barrier: float = 0.1) -> Landscape:
-    """Read the last slice stored.
+    """Analyse the last slice on record.
 
     Args:
-        rows: of the table ``landscape``, at least one.
-        facts: of the run.
+        rows: rows of the table ``landscape``, at least one.
+        facts: what the run's manifest tells.
         rise: the width is that of the interval around α = 0 in which the loss rises by less than this.
-        barrier: two runs lie in one basin if the loss between them exceeds the line through its ends by less than
-            this.
+        barrier: two runs lie in one basin if the loss between them rises less than this above the straight line
+            through its values at both ends.
     """
     newest = rows.sort_values("created_at", kind="stable")["measurement_id"].iloc[-1]
     own = rows[rows["measurement_id"] == newest]
     first = own.iloc[0]
     run2 = None if pd.isna(first["run2"]) else _ID_SUFFIX.sub("", str(first["run2"]))
     columns = ["alpha", "loss", "acc1"]
+    # β is null in one dimension. A plane holds the line of its first direction at β = 0.
     flat = own[own["beta"].fillna(0.0) == 0.0].sort_values("alpha")[columns].reset_index(drop=True)
     plane = (
         own[["alpha", "beta", "loss", "acc1"]]
@@ -91,7 +92,7 @@ def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0,
 
 
 def _width(line: pd.DataFrame, rise: float) -> Verdict:
-    """How far the loss stays below its rise, on either side."""
+    """The interval around the checkpoint in which the loss rises by less than ``rise``."""
     alpha, loss = line["alpha"].to_numpy(float), line["loss"].to_numpy(float)
     centre = int(np.abs(alpha).argmin())
     at = Figure("loss", float(loss[centre]), "1", "loss at the checkpoint")
@@ -100,9 +101,11 @@ def _width(line: pd.DataFrame, rise: float) -> Verdict:
     if len(alpha) == 1:
         return Verdict(QUESTION, CANT_TELL, "the slice holds no point beside the checkpoint", (at,))
     level, ends = loss[centre] + rise, (float(-alpha[0]), float(alpha[-1]))
+    # Both sides are read outwards from the checkpoint, the left one mirrored.
     left = _crossing(-alpha[centre::-1], loss[centre::-1], level)
     right = _crossing(alpha[centre:], loss[centre:], level)
     rose = np.isfinite([left, right])
+    # A side on which the loss doesn't rise enough counts as far as the slice goes: the width is a lower bound then.
     least = sum(min(side, end) for side, end in zip((left, right), ends, strict=True))
     meaning = f"interval of α in which the loss rises by less than {rise:g}"
     figures = (
@@ -128,7 +131,7 @@ def _width(line: pd.DataFrame, rise: float) -> Verdict:
 
 
 def _over_plane(plane: pd.DataFrame, rise: float) -> str:
-    """What the loss does over the plane."""
+    """What the loss does over the plane, in a sentence."""
     loss = plane["loss"].to_numpy(float)
     centre = loss[int((plane["alpha"] ** 2 + plane["beta"] ** 2).to_numpy(float).argmin())]
     finite = loss[np.isfinite(loss)]
@@ -144,19 +147,22 @@ def _over_plane(plane: pd.DataFrame, rise: float) -> str:
 
 
 def _crossing(alpha: NDArray[np.float64], loss: NDArray[np.float64], level: float) -> float:
-    """Where the loss first passes the level, by linear interpolation; infinite if nowhere."""
+    """Where the loss first reaches the level, by linear interpolation; infinite where it never does."""
+    # Not ``loss >= level``: a loss that is NaN counts as above.
     above = np.flatnonzero(~(loss < level))
     if not len(above) or above[0] == 0:
         return float("inf")
     i = above[0]
     if not np.isfinite(loss[i]):
-        return float(alpha[i])
+        return float(alpha[i])  # nothing to interpolate to
     share = (level - loss[i - 1]) / (loss[i] - loss[i - 1])
     return float(alpha[i - 1] + share * (alpha[i] - alpha[i - 1]))
 
 
 def _barrier(line: pd.DataFrame, barrier: float) -> Verdict:
+    """The greatest height of the loss, between the runs, above the straight line through its values at both ends."""
     alpha, loss = line["alpha"].to_numpy(float), line["loss"].to_numpy(float)
+    # The runs are at α = 0 and 1; a line goes on beyond both.
     inside = (alpha >= 0) & (alpha <= 1)
     if not inside.any() or not np.isfinite(loss[inside]).all():
         return Verdict(QUESTION_LINE, CANT_TELL, "the loss isn't finite everywhere between the runs")
@@ -169,7 +175,7 @@ def _barrier(line: pd.DataFrame, barrier: float) -> Verdict:
         Figure("at", at, "1", "where"),
     )
     if height < barrier:
-        # Rounding leaves something at the ends themselves.
+        # At the ends themselves the loss is on the straight line, but for rounding, which is no height.
         most = "the loss is nowhere" if height < 1e-6 else f"the loss is at most {height:.2g}"
         reason = f"No barrier between them: {most} above the line through both ends"
         return Verdict(QUESTION_LINE, "one basin", reason, figures)

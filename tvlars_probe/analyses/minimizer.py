@@ -1,10 +1,10 @@
 """Did the run fall into a sharp minimum, and did it get out again?
 
-*Sharpness* is the largest eigenvalue of the loss's Hessian on a fixed sample (Keskar et al. 2017 ask for its cause in
-large batches). It changes when a normalised layer is rescaled although the function doesn't; *relative* sharpness,
-each tensor scaled by its norm, does not (cf. Dinh et al. 2017). Trapped or escaped is decided by these two together.
-*Effective* sharpness is that of the steps really taken; beyond its limit a quadratic's oscillation grows (Cohen et al.
-2021, 2022). For mini-batch runs the limit is a reference line without a verdict.
+*Sharpness* is the largest eigenvalue of the loss's Hessian on a fixed sample; Keskar et al. 2017 link it to large
+batches. It changes when a normalised layer is rescaled, although the function stays the same. *Relative* sharpness, for
+which each tensor is scaled by its norm, doesn't change (cf. Dinh et al. 2017). The two together decide between trapped
+and escaped. *Effective* sharpness is that of the steps really taken. Beyond its limit the oscillation on a quadratic
+grows (Cohen et al. 2021, 2022). For mini-batch runs the limit is a reference line without a verdict.
 """
 
 from __future__ import annotations
@@ -27,24 +27,33 @@ COLUMNS = (
     "measurement_id", "step", "phase", "measure", "operator", "scope", "scope_kind", "rank", "value", "error",
     "converged", "split", "bn_mode", "samples", "limit",
 )  # fmt: skip
-"""What of the table ``curvature`` is needed."""
+"""Columns of the table ``curvature`` that `analyse_minimizer` needs."""
 
 SPECTRUM_COLUMNS = ("step", "phase", "operator", "scope", "grid", "density", "error", "split", "bn_mode")
+"""Columns of the table ``spectrum`` that `analyse_minimizer` needs."""
 
 BLOCK_COLUMNS = ("step", "operator", "scope", "scope_kind", "value", "error", "split", "bn_mode")
+"""Columns of `Minimizer.blocks`."""
+
 FURTHER_COLUMNS = ("step", "measure", "operator", "scope", "value", "error", "split", "bn_mode")
+"""Columns of `Minimizer.further`."""
+
 DECIDING = ("hessian", "relative")
+"""The operators whose curves decide between trapped and escaped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessRule:
-    """Where the rule draws its lines; none of them is from a paper.
+    """Thresholds of the rule. None of them is from a paper.
 
     Attributes:
-        early: the early peak is the highest sharpness in this first share of the measured steps' range.
-        late: the end state is the median over this last share of that range (the last value at least).
-        escaped: a run has escaped a curve that ends below this share of its early peak.
-        least: measurements of a curve below which nothing is said.
+        early: the early peak is the highest sharpness in this first share of the range of measured steps.
+        late: the end state is the median over this last share of that range; the last value always counts.
+        escaped: a curve that ends below this share of its early peak has escaped.
+        least: fewest measurements of a curve with which its state is told.
+
+    Raises:
+        UserError: a threshold is outside its range.
     """
 
     early: float = 0.5
@@ -67,17 +76,17 @@ class Minimizer:
     """What the curvature on record says of a run.
 
     Attributes:
-        facts: of the run.
+        facts: what the run's manifest tells.
         verdict: trapped, escaped, or can't tell.
         bn_mode: BatchNorm mode of the curves and the verdict; modes are never joined.
-        split: data that their loss is of, likewise.
-        other_modes: the other (BN mode, split) pairs on record, left out of curves and verdict.
-        curves: a row per figure of the whole model: ``step``, ``operator``, ``value``, ``error``, ``converged``,
-            ``limit``.
-        summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps`` (from
-            the peak on, steps at or above the line of escape: those between two measurements in a row that both are),
-            ``state``.
-        blocks: a row per layer or tensor whose own block was measured, at each step, in any mode (as the two below).
+        split: part of the data that their loss is of; parts are never joined either.
+        other_modes: the other pairs of BatchNorm mode and split on record, left out of curves and verdict.
+        curves: a row per operator and step, of the whole model: ``value``, ``error``, ``converged``, ``limit``,
+            ``samples``.
+        summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps`` and
+            ``state``. A step from the peak on is trapped if it lies between two successive measurements of which both
+            are at least `SharpnessRule.escaped` times the peak.
+        blocks: top eigenvalues of single layers and tensors, a row per step and block; like the two below, in any mode.
         further: traces and epsilon-sharpness.
         spectrum: the spectral densities.
     """
@@ -102,20 +111,21 @@ def analyse_minimizer(
     bn_mode: str | None = None,
     rule: SharpnessRule | None = None,
 ) -> Minimizer:
-    """Answer for one run.
+    """Tell whether a run is trapped in a sharp minimum.
 
     Args:
-        curvature: rows of ``curvature``, the columns `COLUMNS`.
-        spectrum: rows of ``spectrum``.
-        facts: of the run.
+        curvature: the columns `COLUMNS` of the table ``curvature``.
+        spectrum: the columns `SPECTRUM_COLUMNS` of the table ``spectrum``.
+        facts: what the run's manifest tells.
         bn_mode: BatchNorm mode to read; by default the one with the most measured steps.
-        rule: thresholds.
+        rule: thresholds of the rule.
     """
     limits = rule or SharpnessRule()
     curvature = _as_text(curvature)
     mode, others = _choose_mode(curvature, bn_mode)
     own = curvature[(curvature["bn_mode"] == mode[0]) & (curvature["split"] == mode[1])]
     top = own[(own["measure"] == "eigenvalue") & (own["rank"] == 1)]
+    # A step may be measured again after training. Rows from training are read first, so that the later one stays.
     whole = top[top["scope_kind"] == "all"].drop_duplicates(["operator", "step"], keep="last")
     curves = whole[["step", "operator", "value", "error", "converged", "limit", "samples"]]
     curves = curves.sort_values(["operator", "step"]).reset_index(drop=True)
@@ -136,7 +146,7 @@ def analyse_minimizer(
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """Dictionary columns as plain strings: what isn't on record then makes no empty groups."""
+    """Categorical columns as plain strings: groupby would make an empty group of a category without rows."""
     categories = frame.select_dtypes("category").columns
     return frame.astype(dict.fromkeys(categories, object))
 
@@ -144,10 +154,12 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
 def _choose_mode(
     curvature: pd.DataFrame, wanted: str | None
 ) -> tuple[tuple[str | None, str | None], tuple[tuple[str, str], ...]]:
+    """The pair of BatchNorm mode and split to read, and the other pairs on record."""
     counts = curvature.groupby(["bn_mode", "split"])["step"].nunique().sort_values(ascending=False, kind="stable")
     modes = [(str(mode), str(split)) for mode, split in counts.index]
     chosen = [mode for mode in modes if wanted in (None, mode[0])]
     if not chosen:
+        # No row has the split None: the curves are empty, rather than of a mode that wasn't asked for.
         return (wanted, None), tuple(modes)
     return chosen[0], tuple(mode for mode in modes if mode != chosen[0])
 
@@ -158,11 +170,13 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
     first, last = step[0], step[-1]
     early = step <= first + rule.early * (last - first)
     late = step >= last - rule.late * (last - first)
-    told = ~np.isnan(value)
+    told = ~np.isnan(value)  # argmax would pick a NaN, and a median would become one
     peak = int(np.where(early & told, value, -np.inf).argmax())
     end = float(np.median(value[late & told])) if (late & told).any() else np.nan
+    # No share can be taken of a peak at or below zero: the loss then curves upwards in no direction.
     share = end / value[peak] if value[peak] > 0 else np.nan
     above = (step >= step[peak]) & (value >= rule.escaped * value[peak])
+    # Nothing is known between measurements: a stretch counts only if both of its ends are above the line.
     held = np.diff(step)[above[:-1] & above[1:]].sum()
     limit = curve["limit"].to_numpy(float)
     enough = len(value) >= rule.least and np.isfinite(share)
@@ -182,7 +196,7 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
 
 
 def _verdict(summary: pd.DataFrame, rule: SharpnessRule) -> Verdict:
-    """Trapped, or escaped, where raw and relative sharpness both are; else it can't be told."""
+    """Trapped or escaped, where raw and relative sharpness agree on it; else can't tell."""
     rows = {str(row["operator"]): row for row in summary.to_dict("records")}
     figures = []
     for name, label in (("hessian", "raw"), ("relative", "relative")):

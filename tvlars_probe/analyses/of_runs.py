@@ -1,4 +1,4 @@
-"""Each analysis of recorded runs: reads the columns that it needs, keeps no matrix."""
+"""The analyses, applied to recorded runs. Each reads only the columns that it needs, and keeps no matrix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def warmup_of(source: Source, thresholds: Thresholds | None = None) -> tuple[Warmup, float | None]:
-    """Was warm-up needed? With the run's last test accuracy in percent."""
+    """Was warm-up needed? Returns the analysis, and the run's last test accuracy in percent."""
     grid, steps = source.layers(WARMUP_COLUMNS), source.steps(["step", "loss"])
     result = analyse_warmup(grid, steps, source.facts, thresholds)
     return result, last_accuracy(source.epochs(["test_acc1"]))
@@ -45,7 +45,7 @@ def minimizer_of(source: Source, *, bn_mode: str | None = None, rule: SharpnessR
 def comparison_of(
     sources: Sequence[Source], *, metric: str = "test_acc1", target: float | None = None, **table: Any
 ) -> Comparison:
-    """Which setting is best? ``table``: rows and columns, as of `compare`."""
+    """Which setting is best? ``table`` holds the arguments ``rows`` and ``columns`` of `compare`."""
     needed = epoch_columns(metric)
     rows = [run_row(s.facts, s.epochs(needed), metric=metric, target=target) for s in sources]
     return compare(rows, metric=metric, target=target, **table)
@@ -57,5 +57,5 @@ def correlation_of(results: Sequence[tuple[Source, Minimizer]], *, seed: int = 0
 
 
 def landscape_of(source: Source, rows: pd.DataFrame | None = None) -> Landscape:
-    """How wide is the minimum? Of the last slice stored, or the last one among ``rows``."""
+    """How wide is the minimum? Reads the last slice among ``rows``, by default among all on record."""
     return analyse_landscape(source.landscape(LANDSCAPE_COLUMNS) if rows is None else rows, source.facts)

@@ -1,4 +1,7 @@
-"""The effective rate of every layer and step, split into terms that add up."""
+"""The effective rate of every tensor and step, split into terms that add up.
+
+The effective rate is lr·trust_ratio: the learning rate that the tensor really had.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 TERMS = ("peak_lr", "schedule", "eta", "phi", "norm_ratio", "clip")
-"""The terms of the log effective rate, in the order in which they are multiplied."""
+"""Names of the terms that make up the log effective rate."""
 
 COLUMNS = ("step", "parameter", "weight_norm", "direction_norm", "trust_ratio", "phi", "lr")
-"""What of the table ``layers`` `decompose` needs."""
+"""Columns of the table ``layers`` that `decompose` needs."""
 
 SMALLEST_RATE = 1e-30
 """Rates below this are counted, not split: lars-warm starts at 0, and TVLARS' φ dies out."""
@@ -29,23 +32,27 @@ SMALLEST_RATE = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """log(lr·trust_ratio) of every recorded step (T) and tensor (P), and the terms that it is the sum of.
+    """log(lr·trust_ratio) of every recorded step (T) and tensor (P), and the terms of which it is the sum.
 
-    Natural logarithms. log rate = log peak_lr + log(lr/peak_lr) [schedule] + log eta + log φ + log(‖w‖/‖d‖ as
-    clamped) [norm_ratio] + what clipping took [clip], each term from its own definition, so that ``remainder`` tests
-    the sum. Tensors left out of adaptation, and those at zero norm, have the last four at 0.
+    All logarithms are natural; ‖w‖ and ‖d‖ are clamped as the optimizer clamps them::
+
+        log rate = log peak_lr + log(lr/peak_lr) + log eta + log φ + log(‖w‖/‖d‖) + what clipping changed
+                   peak_lr       schedule          eta       phi     norm_ratio     clip
+
+    Each term is computed from its own definition, so that ``remainder`` tests the sum. The last four are 0 for tensors
+    that are left out of adaptation, and at zero norm.
 
     Attributes:
-        facts: of the run.
-        steps: (T,).
-        parameters: (P,).
-        adapted: whether each tensor's rate is scaled by a trust ratio, (P,).
-        log_rate: as recorded, (T, P); NaN where there is no row or the rate is below `SMALLEST_RATE`.
-        terms: per name in `TERMS` a matrix (T, P).
-        peak_lr: the highest rate of the run's schedule.
-        peaks: that of each tensor's group, which the schedule's term refers to, (P,).
-        vanished: rows with a rate below `SMALLEST_RATE`.
-        unknown: rows whose trust ratio isn't known.
+        facts: what the run's manifest tells.
+        steps: the recorded steps, (T,).
+        parameters: names of the tensors, (P,).
+        adapted: whether each tensor's rate is scaled by a trust ratio, (P,); true where the manifest doesn't tell.
+        log_rate: log of the recorded effective rate, (T, P); NaN where that is below `SMALLEST_RATE` or not known.
+        terms: a matrix (T, P) for each name in `TERMS`.
+        peak_lr: the highest learning rate of the run's schedule.
+        peaks: the highest learning rate of each tensor, to which the first two terms refer, (P,).
+        vanished: number of rows with an effective rate below `SMALLEST_RATE`.
+        unknown: number of rows whose trust ratio isn't known.
     """
 
     facts: RunFacts
@@ -67,7 +74,7 @@ class Decomposition:
 
     @property
     def own_ratio(self) -> Floats:
-        """The trust ratio without φ, (T, P): what the tensor's own norms made of its rate."""
+        """The trust ratio without φ, (T, P): what the tensor's own norms made of its rate. 1 where none is applied."""
         return np.exp(self.terms["eta"] + self.terms["norm_ratio"] + self.terms["clip"])
 
 
@@ -76,8 +83,8 @@ def decompose(grid: LayerGrid, facts: RunFacts, highest: float | None = None) ->
 
     Args:
         grid: the columns `COLUMNS` of ``layers``.
-        facts: of the run; without ``peak_lr`` the largest recorded rate is taken.
-        highest: the run's largest recorded rate, where ``grid`` holds some of its tensors only.
+        facts: what the run's manifest tells; without ``peak_lr`` the largest recorded learning rate is taken.
+        highest: the run's largest recorded learning rate, needed where ``grid`` holds only some of its tensors.
     """
     lr, trust = grid["lr"].astype(np.float64), grid["trust_ratio"].astype(np.float64)
     adapted = np.array([flag is not False for flag in facts.flag("adapted", grid.parameters)], bool)
@@ -110,11 +117,13 @@ def decompose(grid: LayerGrid, facts: RunFacts, highest: float | None = None) ->
 
 
 def _peaks(lr: Floats, peak: float, highest: float) -> Floats:
-    """Each tensor's own peak: groups may have other rates, all under one schedule."""
+    """Each tensor's highest learning rate: parameter groups may have rates of their own, all under one schedule."""
     if not lr.size:
         return np.full(lr.shape[1], peak)
+    # The quotient is of recorded rates, for the step of the peak may not be among the recorded ones.
     own = np.fmax.reduce(lr, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # A tensor without any rate above zero is given the run's peak: log 0 would spoil its terms.
         return np.where(own > 0, peak * (own / highest), peak)
 
 
@@ -125,9 +134,10 @@ def highest_rate(grid: LayerGrid) -> float:
 
 
 def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], lr: Floats) -> dict[str, Floats]:
-    """log eta, log φ, log of the norms' ratio and of the clip; 0 where no ratio is applied."""
+    """The terms that make up the trust ratio, each (T, P); 0 where no ratio is applied."""
     scalings = [group.scaling for group in facts.descriptions_of(grid.parameters)]
     weight_norm, divisor = grid["weight_norm"].astype(np.float64), grid["direction_norm"].astype(np.float64)
+    # At zero norm the optimizers take the ratio 1. A norm that isn't on record (NaN) compares as False, too.
     applies = adapted & (weight_norm > 0) & (divisor > 0)
     weight_cap, divisor_cap = (
         np.array([np.inf if cap is None else cap for cap in caps])
@@ -135,10 +145,13 @@ def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], l
     )
     ratio = np.minimum(weight_norm, weight_cap) / np.minimum(divisor, divisor_cap)
     eta = np.array([s.eta for s in scalings])
+    # φ is null for optimizers that have none.
     phi = np.nan_to_num(grid["phi"].astype(np.float64), nan=1.0)
     scaled = eta * phi * ratio
     clips = np.array([s.clip != "none" for s in scalings], bool)
     per_rate = np.array([s.clip == "rate" for s in scalings], bool)
+    # LARC's ratio is min(q/lr, 1), its effective rate min(q, lr): below the limit its clip term is −log lr, not 0. At
+    # rate zero the ratio is 1, as in `trust_ratios`.
     clipped = np.where(per_rate, np.minimum(np.where(lr > 0, scaled / lr, 1.0), 1.0), np.minimum(scaled, 1.0))
     raw = {
         "eta": np.broadcast_to(np.log(eta), ratio.shape),

@@ -1,8 +1,8 @@
 """What trust ratio would another variant have given, at each recorded step?
 
-A *one-step counterfactual*: each step is taken as it was recorded, with the weights and gradients that the run's own
-optimizer had led to, and only this step's ratio is computed anew. It doesn't say where another optimizer would have
-gone. It is exact because ‖g + λw‖² = ‖g‖² + 2λ⟨w, g⟩ + λ²‖w‖² needs only what a trace holds.
+A replay is a *one-step counterfactual*. Each step is taken as it was recorded, with the weights and gradients to which
+the run's own optimizer had led; only this step's ratio is computed anew. A replay doesn't say where another optimizer
+would have gone. The ratio is exact, because ‖g + λw‖² = ‖g‖² + 2λ⟨w, g⟩ + λ²‖w‖² needs only what a trace holds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 QUESTION = "What would that variant have done in each step?"
 
 COLUMNS = ("step", "parameter", "weight_norm", "grad_norm", "weight_grad_dot", "trust_ratio", "lr")
+"""Columns of the table ``layers`` that every replay needs."""
+
 DIRECTION_COLUMNS = ("adam_norm", "weight_adam_dot")
-"""What is needed of variants that scale a preconditioned direction."""
+"""Columns that a replay needs besides, if its variant scales a preconditioned direction."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,19 +44,19 @@ class Replay:
     """A variant's trust ratios beside the applied ones.
 
     Attributes:
-        facts: of the run.
-        variants: settings that were replayed, per tensor; None where the recorded ratio stands.
-        verdict: how different it is.
-        steps: (T,).
-        parameters: (P,).
+        facts: what the run's manifest tells.
+        variants: the settings that were replayed, per tensor; None where the recorded ratio stands.
+        verdict: how far the variant's effective rates are from the applied ones.
+        steps: the recorded steps, (T,).
+        parameters: names of the tensors, (P,).
         applied: effective rate that was applied, lr × trust_ratio, (T, P).
         replayed: effective rate that the variant would have applied, (T, P).
         applied_ratio: trust ratio that was applied, (T, P).
-        replayed_ratio: the variant's, (T, P).
+        replayed_ratio: trust ratio of the variant, (T, P).
         cancelled: where ‖g + λw‖ <= ``cancellation``·(‖g‖ + λ‖w‖): the replayed number has lost digits there, (T, P).
-        table: a row per tensor: medians of both ratios, the median, lowest and highest quotient of the effective
-            rates (replayed over applied; infinite where only the applied one is zero, which the median leaves out),
-            rows, and the share of them that is flagged as cancelled.
+        table: a row per tensor: the medians of both ratios; the median, lowest and highest quotient of the effective
+            rates, replayed over applied; the number of rows, and the share of them that is flagged as cancelled. A
+            quotient is infinite where only the applied rate is zero; the median leaves that out.
     """
 
     facts: RunFacts
@@ -93,17 +95,17 @@ def replay(
     lr: Floats | None = None,
     cancellation: float = 0.05,
 ) -> Replay:
-    """Compute the variant's trust ratio at each recorded step and tensor.
+    """Compute the trust ratio that each tensor's variant gives at each recorded step.
 
     Args:
-        grid: the columns `COLUMNS` of ``layers``; for LAMB also `DIRECTION_COLUMNS`.
-        facts: of the run.
+        grid: the columns `COLUMNS` of ``layers``; for LAMB and N-LAMB also `DIRECTION_COLUMNS`.
+        facts: what the run's manifest tells.
         variants: the settings to replay, per tensor; None leaves the recorded ratio.
-        lr: learning rates under another schedule, (T, P); by default the recorded rates.
-        cancellation: share below which a row is flagged.
+        lr: learning rates under another schedule, (T, P); by default the recorded ones.
+        cancellation: a row is flagged if ‖g + λw‖ is at most this share of ‖g‖ + λ‖w‖.
 
     Raises:
-        TraceError: LAMB is asked of a trace that no LAMB run recorded.
+        TraceError: the trace lacks what the variant needs, or holds another direction than the variant scales.
     """
     recorded_lr, there = grid["lr"].astype(np.float64), ~np.isnan(grid["weight_norm"])
     lr = recorded_lr if lr is None else np.where(np.isnan(recorded_lr), np.nan, lr)
@@ -112,6 +114,7 @@ def replay(
     shapes = dict(zip(facts.parameters["name"], facts.parameters["shape"], strict=True))
     ndims = [len(shapes.get(name, (1, 1))) for name in grid.parameters]
     adapted = np.zeros(len(ndims), bool)
+    # Each variant once, for all its tensors together. If it has them all, a slice spares the copies.
     for variant in dict.fromkeys(variants):
         if variant is None:
             continue
@@ -128,10 +131,10 @@ def replay(
             lr=lr[:, chosen],
             decay=np.array([group.decay_of(ndim) for ndim in sizes]),
             adapted=adapted[chosen],
-            updates=grid.steps - facts.first_step + 1,
+            updates=grid.steps - facts.first_step + 1,  # φ counts the phase's updates from 1
         )
         ratio[:, chosen] = found.ratio
-        # Where ‖g + λw‖ nearly cancels, the recorded norms no longer tell it.
+        # Where g and λw nearly cancel, the float32 numbers on record no longer tell ‖g + λw‖.
         cancelled[:, chosen] = (found.closeness <= cancellation) & adapted[chosen]
     ratio, cancelled = np.where(there, ratio, np.nan), cancelled & there
     with np.errstate(over="ignore", invalid="ignore"):
@@ -155,6 +158,11 @@ def replay(
 def _direction(
     grid: LayerGrid, facts: RunFacts, variant: Variant, chosen: slice | NDArray[np.bool_]
 ) -> tuple[Floats, Floats]:
+    """‖u‖ and ⟨w, u⟩ of the direction u that the variant scales, of the chosen tensors, (T, chosen) each.
+
+    Raises:
+        TraceError: the trace doesn't hold them.
+    """
     is_preconditioned = variant.description.scaling.direction == "preconditioned"
     names = DIRECTION_COLUMNS if is_preconditioned else ("grad_norm", "weight_grad_dot")
     missing = [name for name in names if name not in grid.values or np.isnan(grid[name][:, chosen]).all()]
@@ -164,6 +172,7 @@ def _direction(
             + (_only_from(variant) if is_preconditioned else "it can't be replayed")
         )
     if is_preconditioned:
+        # LAMB and N-LAMB record different directions in the same columns.
         recorded = facts.descriptions_of(tuple(np.array(grid.parameters, object)[chosen]))
         if any(group.direction_rule != variant.description.direction_rule for group in recorded):
             raise TraceError(
@@ -173,7 +182,7 @@ def _direction(
 
 
 def _only_from(variant: Variant) -> str:
-    """Which traces a variant can be replayed from, and what else can be."""
+    """End of an error message: from which traces the variant can be replayed, and what to replay from this one."""
     others = [name for name in LAYERWISE if OPTIMIZERS[name].describe({}).scaling.direction == "gradient"]
     return (
         f"{variant.optimizer} can be replayed from traces of {OPTIMIZERS[variant.optimizer].class_name} only; replay "
@@ -191,6 +200,7 @@ def _table(
     there: NDArray[np.bool_],
 ) -> pd.DataFrame:
     quotient = _quotient(applied, replayed)
+    # fmin and fmax pass over NaN; ``initial`` gives them an answer where there are no steps.
     return pd.DataFrame(
         {
             "parameter": list(parameters),
@@ -206,7 +216,7 @@ def _table(
 
 
 def _quotient(applied: Floats, replayed: Floats) -> Floats:
-    """Replayed over applied rate; infinite where only the applied one is zero, NaN where both are."""
+    """Replayed over applied rate; infinite where only the applied rate is zero, NaN where both are."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return replayed / applied
 
@@ -224,6 +234,7 @@ def _verdict(
     stopped = int((counted & (quotient == 0)).sum())
     started = int((counted & (applied == 0)).sum())
     infinite = int((counted & (applied != 0) & np.isinf(quotient)).sum())
+    # |log q| is as large for a rate q times as low as for one q times as high.
     quotient = quotient[counted]
     factors = np.abs(np.log(quotient[(quotient > 0) & np.isfinite(quotient)]))
     largest = float(np.exp(factors.max())) if len(factors) else 1.0 if len(quotient) else np.nan
@@ -244,6 +255,7 @@ def _verdict(
     if not len(quotient):
         reason = _why_nothing(applied, cancelled, there)
         return Verdict(QUESTION, "nothing to compare", f"{reason}{end}", figures)
+    # Recorded numbers are float32: from them the run's own settings come back within 1e-4, and 1e-3 leaves room.
     if largest < 1 + 1e-3 and not stopped + started + infinite:
         return Verdict(QUESTION, "the same", f"no rate differs by more than {largest - 1:.1e} of itself{end}", figures)
     of = "adapted tensor" if adapted.any() else "tensor"

@@ -1,4 +1,4 @@
-"""The replay of a recorded run, its own settings filled in where none are given."""
+"""The replay of a recorded run; settings that aren't given are those of its own parameter groups."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 
 def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> Replay:
-    """Replay a run under the settings given; each tensor keeps those of its parameter group where none are.
+    """Replay a run under the settings given. Each tensor keeps the other settings of its parameter group.
 
     Args:
-        source: which run, and which phase of it.
-        optimizer: lars, tvlars or lamb; by default each tensor's own. A run that none of these trained is replayed as
-            lars; beside them, tensors of other optimizers keep their recorded ratio.
-        **given: fields of `Variant`, for all groups, and ``lr``, ``schedule``, ``warmup_epochs``. ``lr`` is for the
-            tensors that have the first group's rate: groups with a rate of their own keep it (as ``train`` keeps
-            ``--excluded-lr``). A schedule is for all.
+        source: the run, and the phase of it.
+        optimizer: one of `LAYERWISE`, for all tensors; by default each tensor's own. Tensors of an optimizer that isn't
+            layer-wise then keep their recorded ratio. A run in which all tensors are such is replayed as lars.
+        **given: fields of `Variant`, and ``schedule`` and ``warmup_epochs``, for all tensors. Also ``lr``, for the
+            tensors that have the first group's learning rate: groups with a rate of their own keep it (as ``train``
+            keeps ``--excluded-lr``).
 
     Raises:
         UserError: a setting is outside its range or has no effect, or the manifest doesn't tell what the schedule
             needs.
-        TraceError: a column that is needed isn't in the trace.
+        TraceError: a column that is needed isn't in the trace, or is of another optimizer's direction.
     """
     known = {f.name for f in dataclasses.fields(Variant)}
     settings = {name: value for name, value in given.items() if name in known}
@@ -60,7 +60,7 @@ def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> 
 
 
 def _optimizers(facts: RunFacts, optimizer: str | None) -> list[str]:
-    """The optimizers to replay: the one asked for, or those of ours that trained the run, or lars."""
+    """The optimizers to replay: the one asked for, else the layer-wise ones that trained the run, else lars."""
     if optimizer is not None:
         return [optimizer]
     own = [registered_name(group) for group in facts.groups]
@@ -68,6 +68,11 @@ def _optimizers(facts: RunFacts, optimizer: str | None) -> list[str]:
 
 
 def _refuse_without_effect(settings: Mapping[str, Any], optimizers: Sequence[str]) -> None:
+    """Refuse settings that none of the optimizers takes.
+
+    Raises:
+        UserError: there is such a setting.
+    """
     for name in settings:
         if not {*takers(name)} & {*optimizers}:
             raise UserError(
@@ -77,7 +82,7 @@ def _refuse_without_effect(settings: Mapping[str, Any], optimizers: Sequence[str
 
 
 def _groups(facts: RunFacts, parameters: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Each tensor's group; a run's only group is that of tensors whose group isn't told."""
+    """The manifest's entry of each tensor's group. Where it isn't told, it is the run's only group, if there is one."""
     only = facts.groups[0] if len(facts.groups) == 1 else {}
     return [group or only for group in facts.group_of(parameters)]
 
@@ -85,7 +90,9 @@ def _groups(facts: RunFacts, parameters: Sequence[str]) -> list[Mapping[str, Any
 def _variants(
     facts: RunFacts, groups: Sequence[Mapping[str, Any]], optimizer: str | None, settings: Mapping[str, Any]
 ) -> list[Variant | None]:
+    """The settings to replay, per tensor; None where the recorded ratio stands."""
     ours = _optimizers(facts, optimizer)
+    # A run without any layer-wise optimizer is replayed as lars throughout: none of its tensors is kept.
     alone = optimizer is None and not any(registered_name(group) in LAYERWISE for group in facts.groups)
     variants: list[Variant | None] = []
     for group in groups:
@@ -112,6 +119,7 @@ def _rates(
     if base is None:
         raise UserError(f"the manifest of {facts.name} doesn't tell its learning rate: give --lr")
     shares = _shares(grid["lr"].astype(np.float64), [group is facts.groups[0] for group in groups])
+    # Learning rates are recorded in float32: equal ones may differ by rounding, some 1e-7.
     has_own = ~np.isclose(shares, 1.0, rtol=1e-5)
     if has_own.any() and own_lr is None:
         name = grid.parameters[int(has_own.argmax())]
@@ -121,16 +129,19 @@ def _rates(
 
 
 def _own_rate(facts: RunFacts) -> float | None:
-    """The first group's rate before the schedule."""
+    """The first group's learning rate before the schedule; None where the manifest doesn't tell it."""
     asked = facts.config.get("optimizer")
     told = isinstance(asked, dict) and isinstance(asked.get("lr"), int | float)
     if told or facts.lr is None or facts.schedule != "lars-warm" or not facts.batch_size:
         return facts.lr
-    return facts.lr * REFERENCE_BATCH_SIZE / facts.batch_size  # the manifest's peak, which lars-warm has scaled
+    # Where the configuration doesn't tell ``--lr``, facts.lr is the peak, which lars-warm has scaled already.
+    return facts.lr * REFERENCE_BATCH_SIZE / facts.batch_size
 
 
 def _shares(recorded: Floats, first: Sequence[bool]) -> Floats:
-    """Each tensor's rate over that of the first group's tensors; 1 where no step tells both."""
+    """Each tensor's learning rate over that of the first group's tensors, (P,); 1 where no step tells both."""
+    # One schedule scales all groups, so that the quotient is the same in every step. At rate zero, where a warm-up
+    # begins, it isn't finite, and the median leaves it out.
     main = np.fmax.reduce(recorded[:, np.array(first, bool)], axis=1, initial=np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = column_medians(recorded / main[:, None])
@@ -138,9 +149,10 @@ def _shares(recorded: Floats, first: Sequence[bool]) -> Floats:
 
 
 def _factors(facts: RunFacts, updates: NDArray[np.int64], schedule: str | None, warmup_epochs: float | None) -> Floats:
-    """The factor on the rate of each update (from 0)."""
+    """The schedule's factor on the learning rate of each update, (T,); a phase's updates are counted from 0."""
     own = facts.config.get("schedule") or {}
     name = schedule or facts.schedule or "none"
+    # The length of the run's warm-up belongs to its own schedule; `ScheduleConfig` refuses it with any but lars-warm.
     if warmup_epochs is None and name == own.get("name"):
         warmup_epochs = own.get("warmup_epochs")
     config = ScheduleConfig(name=name, warmup_epochs=warmup_epochs)
@@ -151,6 +163,11 @@ def _factors(facts: RunFacts, updates: NDArray[np.int64], schedule: str | None, 
 
 
 def _build(facts: RunFacts, config: ScheduleConfig) -> Schedule:
+    """The schedule over the length of the phase.
+
+    Raises:
+        UserError: the manifest doesn't tell that length or the batch size, or the warm-up is too long for it.
+    """
     per_epoch, batch = facts.steps_per_epoch, facts.batch_size
     epochs = facts.epochs or (facts.total_steps // per_epoch if facts.total_steps and per_epoch else None)
     if not (per_epoch and batch and epochs):

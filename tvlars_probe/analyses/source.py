@@ -1,6 +1,6 @@
-"""What the analyses read of a run: facts, grids and frames of one of its phases, columns projected.
+"""What the analyses read of a run: the facts, frames and matrices of one phase, only the columns asked for.
 
-Commands, charts and the report all load runs by a `Source`, so that they agree on what belongs to a phase.
+Commands, charts and the report all read runs through a `Source`, so that they agree on what belongs to a phase.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Source:
     """One phase of a recorded run. Tables are read when they are asked for, and not kept.
 
     Args:
-        trace: of the run.
-        phase: which; the first by default.
+        trace: the run's trace.
+        phase: name of the phase; by default the first.
 
     Attributes:
-        trace: of the run.
+        trace: the run's trace.
         facts: what its manifest says of the phase.
 
     Raises:
@@ -47,11 +47,11 @@ class Source:
 
     @property
     def has_phases(self) -> bool:
-        """Whether the run has several phases, so that rows must be chosen by theirs."""
+        """Whether the run has several phases, so that the rows of one must be picked out."""
         return len(self.trace.manifest.parameters) > 1
 
     def lacks(self, table: str) -> bool:
-        """Whether the run has no row of a table, in any phase."""
+        """Whether a table is empty, in all phases."""
         return not len(self.trace.frame(table, ["step"]))
 
     def steps(self, columns: Sequence[str]) -> pd.DataFrame:
@@ -60,7 +60,7 @@ class Source:
         return rows.reset_index(drop=True)
 
     def epochs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Rows of ``epochs``, of all phases: accuracies of a pretrained model are those of its linear probe."""
+        """Rows of ``epochs``, of all phases: the accuracy of a pretrained model is that of its linear probe."""
         return self.trace.epochs(columns)
 
     def curvature(self, columns: Sequence[str]) -> pd.DataFrame:
@@ -68,12 +68,12 @@ class Source:
         return self._of_phase(self.trace.frame("curvature", columns))
 
     def spectrum(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Rows of ``spectrum`` of the phase: the densities of the whole model."""
+        """Rows of ``spectrum`` of the phase that are densities of the whole model."""
         rows = self.trace.frame("spectrum", columns)
         return self._of_phase(rows[rows["scope"].astype(str) == "all"])
 
     def landscape(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Rows of ``landscape``: slices are of a checkpoint, whichever phase it ended."""
+        """Rows of ``landscape``, of all phases: a slice belongs to a checkpoint, whatever the phase."""
         return self.trace.frame("landscape", columns)
 
     def layers(self, columns: Sequence[str]) -> LayerGrid:
@@ -82,6 +82,7 @@ class Source:
         Raises:
             TraceError: a column isn't in the trace.
         """
+        # The table has no column for the phase: the steps of the phase choose its rows.
         limits = None
         if self.has_phases:
             steps = self.steps(["step"])["step"]
@@ -90,10 +91,12 @@ class Source:
         order = [str(name) for name in self.facts.parameters["name"]]
 
         def arrange(batches: Iterator[pa.RecordBatch]) -> LayerGrid:
+            # Called again from the start where parts are merged meanwhile: nothing may be kept between calls.
             return LayerGrid.from_rows(map(_rows, batches), recorded, order, wanted[2:])
 
+        # Two passes: the matrices can't be laid out before all steps are known, and the rows themselves are never held.
         recorded = self.trace.batches("layers", ["step"], _distinct_steps, steps=limits)
-        # A run that is being recorded goes on meanwhile: what came after is left out.
+        # A run that is being recorded goes on meanwhile: steps that came after the first pass are left out.
         until_now = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, -1)
         return self.trace.batches("layers", wanted, arrange, steps=until_now)
 
@@ -102,17 +105,20 @@ class Source:
 
 
 def _distinct_steps(batches: Iterator[pa.RecordBatch]) -> NDArray[np.int64]:
+    """The steps that occur in the batches, ascending."""
     found = [np.unique(batch.column(0).to_numpy()) for batch in batches]
+    # The empty array: concatenate refuses an empty list.
     return np.unique(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64)
 
 
 def _rows(batch: pa.RecordBatch) -> Rows:
-    """A batch as numbers; null becomes NaN."""
+    """A batch as NumPy arrays."""
     names: Any = batch.column("parameter")
     others = [name for name in batch.schema.names if name not in ("step", "parameter")]
     return Rows(
         batch.column("step").to_numpy(),
         names.indices.to_numpy(),
         names.dictionary.to_pylist(),
+        # A column with nulls can't share Arrow's memory: the copy has NaN in their place.
         {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others},
     )

@@ -1,4 +1,4 @@
-"""Layer-wise optimizers as settings that can be replayed: whose description gives their trust ratio without a model."""
+"""Layer-wise optimizers as settings that can be replayed: their descriptions give the trust ratio without a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A layer-wise optimizer's settings, as in `tvlars_probe.LARS`, `TVLARS` and `LAMB`.
+    """Settings of a layer-wise optimizer, named as in `tvlars_probe.LARS`, `TVLARS`, `LAMB` and `NLAMB`.
 
     Attributes:
         optimizer: one of `LAYERWISE`.
@@ -27,14 +27,17 @@ class Variant:
         weight_decay: λ of the direction.
         denominator: decayed ‖g + λw‖, sum ‖g‖ + λ‖w‖, or grad ‖g‖ (lars, tvlars).
         exclusion: ndim, or undecayed (lars, tvlars).
-        trust_clip: q ← min(q/lr, 1) (lars, tvlars), min(q, 1) (lamb).
-        adam: lamb without its ratio.
+        trust_clip: q ← min(q/lr, 1) (lars, tvlars), min(q, 1) (lamb, nlamb).
+        adam: lamb and nlamb without their ratio.
         weight_decay_filter: leave tensors of at most one dimension out of the decay.
         lars_adaptation_filter: leave them out of the adaptation.
         lmbda: TVLARS' λ, per update.
         alpha: TVLARS' α.
         delay: TVLARS' d_e, in updates.
         gamma_min: TVLARS' γ_min.
+
+    Raises:
+        UserError: a setting is unknown or outside its range.
     """
 
     optimizer: str = "lars"
@@ -67,15 +70,21 @@ class Variant:
 
     @classmethod
     def of_group(cls, group: Mapping[str, Any], optimizer: str | None = None) -> Variant:
-        """The settings of a run's parameter group; for another ``optimizer`` those that it shares with it."""
+        """The settings of a run's parameter group, as an entry of the manifest tells them.
+
+        Args:
+            group: the manifest's entry.
+            optimizer: which optimizer is to be replayed; by default the group's own, or lars where that isn't
+                layer-wise. Another optimizer takes the settings that it shares with the group's own.
+        """
         own = registered_name(group)
         chosen = optimizer or (own if own in LAYERWISE else "lars")
         told = {**(group.get("variant") or {}), **(group.get("phi") or {})}
         told |= {name: group[name] for name in ("eta", "weight_decay") if group.get(name) is not None}
         entry = OPTIMIZERS[chosen]
         if own != chosen and from_entry(group).scaling.direction != entry.describe({}).scaling.direction:
-            # What is adapted and decayed differs by family: LAMB takes all tensors by default, LARS and TVLARS as
-            # `train` builds them leave biases out.
+            # The two families share their weight decay alone. Which tensors are adapted and decayed differs, too: LAMB
+            # takes all by default, LARS and TVLARS as `train` builds them leave out biases and normalisation.
             told = {name: told[name] for name in ("weight_decay",) if name in told}
             fixed = dict(entry.fixed)
             told |= {name: fixed.get(name, False) for name in ("weight_decay_filter", "lars_adaptation_filter")}
@@ -83,17 +92,17 @@ class Variant:
         return cls(**{**{name: value for name, value in told.items() if name in known}, "optimizer": chosen})
 
     def with_settings(self, given: Mapping[str, Any]) -> Variant:
-        """This variant with other settings; those that its optimizer doesn't take are left as they are."""
+        """This variant with other settings. Settings that its optimizer doesn't take are passed over."""
         taken = {name: value for name, value in given.items() if self.optimizer in takers(name)}
         return dataclasses.replace(self, **taken)
 
     @property
     def description(self) -> GroupDescription:
-        """What an optimizer of these settings does to a group."""
+        """What an optimizer with these settings does to a parameter group."""
         return OPTIMIZERS[self.optimizer].describe(dataclasses.asdict(self))
 
 
 def takers(setting: str) -> tuple[str, ...]:
-    """The optimizers that a setting has an effect on; those that no entry names concern all."""
+    """The layer-wise optimizers on which a setting has an effect; a setting that no entry names has one on all."""
     own = tuple(name for name in LAYERWISE if setting in OPTIMIZERS[name].settings)
     return own or LAYERWISE

@@ -1,4 +1,4 @@
-"""What every analysis hands back: an answer, why, and the figures it rests on."""
+"""What every analysis hands back: an answer, its reason, and the figures that it rests on."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Figure:
     """One number that a verdict rests on.
 
     Attributes:
-        name: what it is called in tables and in the report.
-        value: the number; None where this trace doesn't hold it.
-        unit: of the value; "1" is a pure number.
+        name: its name in tables and in the report.
+        value: the number; None where the trace doesn't hold it.
+        unit: unit of the value; "1" is a pure number, "share" a number from 0 to 1 that is shown in percent.
         meaning: what it measures, in a sentence.
     """
 
@@ -45,9 +45,9 @@ class Verdict:
 
     Attributes:
         question: what was asked.
-        answer: in a word or two; "can't tell" is one.
+        answer: the answer in a word or two; `CANT_TELL` where the trace doesn't hold one.
         reason: the rule's conditions as they were met, in one or two sentences.
-        figures: what the reason rests on; the first one is the one to show beside the answer.
+        figures: what the reason rests on; the first one is to be shown beside the answer.
     """
 
     question: str
@@ -63,6 +63,7 @@ class Verdict:
 
 
 CANT_TELL = "can't tell"
+"""The answer where a trace doesn't hold one."""
 
 
 def plain(value: Any) -> Any:
@@ -70,6 +71,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
         return [{str(name): plain(item) for name, item in row.items()} for row in value.to_dict("records")]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # What is kept out of repr for its size (configuration, table of parameters) is kept out of JSON, too.
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}

@@ -1,15 +1,15 @@
 """Was warm-up needed, for which layers, and for how long?
 
-A run without warm-up answers by what its loss did in the early epochs. Three things can make a first step at full rate
-harmful, and each leaves its own mark in a trace:
+A run without warm-up answers by what its loss did in the early epochs. Three marks in a trace speak for warm-up:
 
-- a layer is *hot*: its own trust ratio (without schedule and φ) is far above what it settles at, so that at full rate
-  it would take steps many times its usual ones;
-- a tensor that is left out of adaptation is *overwritten*: at full rate one step moves it by more than its own norm;
-- the loss *rises* early, or stops being finite.
+- A layer is *hot*: its own trust ratio (without schedule and φ) is far above what it settles at. At full rate it would
+  take steps many times as large as its usual ones.
+- A tensor that is left out of adaptation is *overwritten*: one step at full rate moves it by more than its own norm.
+- The loss *rises* early, or stops being finite.
 
-*Redundant scaling* (arXiv:2309.14053: LARS with warm-up is held back twice) is the share of warm-up steps and adapted
-layers in which the schedule holds a layer back whose own ratio is already below what it settles at.
+One mark speaks against it. Scaling is *redundant* where the schedule holds back a layer whose own ratio is already
+below what it settles at: LARS with warm-up is held back twice (arXiv:2309.14053). It is measured as a share of the
+warm-up's steps and adapted layers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.verdict import Verdict
 
 COLUMNS = (*rates.COLUMNS, "grad_norm", "update_norm")
-"""What of the table ``layers`` is needed."""
+"""Columns of the table ``layers`` that `analyse_warmup` needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +44,22 @@ class Warmup:
     """What a trace says of warm-up.
 
     Attributes:
-        facts: of the run.
+        facts: what the run's manifest tells.
         verdict: needed, not needed, or can't tell.
-        warmup_steps: recorded steps before the rate first reaches its peak; None where it never does.
-        suggested_steps: length that covers every hot layer and overwritten tensor; None where nothing asks for one, or
-            warm-up was not needed.
+        warmup_steps: updates before the learning rate first reaches its peak; None where it never does.
+        suggested_steps: updates of warm-up that cover all hot and overwritten steps of every tensor; without such steps
+            those until the loss recovered. None where nothing asks for warm-up, or none was needed.
         suggested_epochs: the same in epochs.
-        setting_layers: the tensors that set that length, the longest first.
-        early: of the loss.
-        layers: a row per tensor: ``adapted``, ``redundant_share``, ``start_over_settled`` (own ratio at first, over
-            its later median), ``full_rate_step`` (‖Δw‖/‖w‖ of one full-rate step without momentum, its median over the
-            early steps), ``hot_steps``, ``overwritten_steps``, ``length`` (steps until neither holds any more),
-            ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
-        explosions: as of `find_explosions`, for lnr, grad_norm and update_ratio.
+        setting_layers: the tensors that set that length.
+        early: what the loss did in the early steps.
+        layers: a row per tensor: ``adapted``; ``redundant_share``; ``start_over_settled`` (its own ratio at first, over
+            its later median); ``full_rate_step`` (‖Δw‖/‖w‖ of one step at full rate without momentum, median over the
+            early steps); ``hot_steps`` and ``overwritten_steps`` (numbers of early steps); ``length`` (updates until
+            the last of these is over); ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
+        explosions: the tables of `find_explosions` for each of `QUANTITIES`, one below the other.
         last_early: the last step that counts as early.
-        last_step: the last one recorded.
-        thresholds: that were applied.
+        last_step: the last recorded step.
+        thresholds: the thresholds that were applied.
     """
 
     facts: RunFacts
@@ -79,22 +79,24 @@ class Warmup:
 def analyse_warmup(
     grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds | None = None
 ) -> Warmup:
-    """Answer for one run.
+    """Tell whether a run needed warm-up, for which layers, and of what length.
 
     Tensors are gone through in blocks, so that a long trace takes little more memory than the grid itself.
 
     Args:
-        grid: the columns `COLUMNS` of ``layers``.
+        grid: the columns `COLUMNS` of the table ``layers``.
         steps: ``step`` and ``loss`` of every update.
-        facts: of the run.
-        thresholds: of the rule.
+        facts: what the run's manifest tells.
+        thresholds: thresholds of the rule.
     """
     limits = thresholds or Thresholds()
     peak = facts.peak_lr or highest_rate(grid)
     warmup_rows = _rows_before_peak(grid, peak)
     window = _early_rows(grid.steps, warmup_rows, limits.early(facts))
+    # The highest learning rate is that of the whole grid: a block's own may be lower.
     told, highest = dataclasses.replace(facts, peak_lr=peak), highest_rate(grid)
     tables, found = [], []
+    # A grid without tensors has no blocks. Taken as one, it gives empty tables with their columns.
     for block in grid.blocks() if grid.parameters else [grid]:
         tables.append(_layer_table(block, decompose(block, told, highest), warmup_rows, window, limits))
         found.append(_explosions(block, limits))
@@ -104,6 +106,7 @@ def analyse_warmup(
     needed = lengths[lengths > 0].sort_values(ascending=False, kind="stable")
     suggested = int(needed.iloc[0]) if len(needed) else early.recovered_after
     setting = [str(name) for name in needed.index[needed == needed.max()]]
+    # A loss that rose without a hot or overwritten tensor: the tensor that moved most is named.
     if not setting and suggested:
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
@@ -141,10 +144,10 @@ def analyse_warmup(
 
 
 def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
-    """Recorded steps before the rate first comes within 0.1 % of its peak; all of them if the trace ends before.
+    """Recorded steps before the learning rate first comes within 0.1 % of its peak; all, if the trace ends before.
 
-    Where only every so many steps are recorded, none may be that close: then it is the one with the highest rate,
-    unless that is the last.
+    Where only every n-th step is recorded, none of them may come that close. The peak is then taken to be at the
+    recorded step with the highest rate, unless that is the last one: the rate may still be rising.
     """
     if not len(grid.steps):
         return 0
@@ -155,29 +158,33 @@ def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
 
 
 def _count(steps: NDArray[np.int64], rows: int) -> int:
-    """So many recorded steps as a number of updates."""
+    """The number of updates that the first ``rows`` recorded steps span."""
     return int(steps[rows] - steps[0]) if rows else 0
 
 
 def _early_rows(steps: NDArray[np.int64], warmup_rows: int, early: int) -> NDArray[np.bool_]:
-    """The early steps: the warm-up, or the first so many updates if that is longer."""
+    """Which recorded steps are early, (T,): the warm-up, or the first ``early`` updates where these last longer."""
     return (np.arange(len(steps)) < warmup_rows) | (steps < (steps[0] if len(steps) else 0) + early)
 
 
 def _layer_table(
     grid: LayerGrid, split: Decomposition, warmup_rows: int, window: NDArray[np.bool_], limits: Thresholds
 ) -> pd.DataFrame:
+    """The rows of `Warmup.layers` for the tensors of one block."""
     own = split.own_ratio
+    # A trace that ends within the warm-up has no settled part: medians of no rows are NaN, and nothing is hot or
+    # redundant beside them.
     later = own[max(warmup_rows, int(len(own) * limits.settled)) if warmup_rows < len(own) else len(own) :]
     settled = column_medians(later)
     early, count = own[window], int(window.sum())
     weight_norm = grid["weight_norm"][window].astype(np.float64)
-    # At zero norm a relative step means nothing: biases begin there.
+    # A step relative to a norm of zero, where biases begin, means nothing.
     safe = np.where(weight_norm > 0, weight_norm, np.nan)
     full_rate_step = split.peaks * early * _direction(grid, split, window) / safe
     hot = split.adapted & (early > limits.hot * settled)
     overwritten = ~split.adapted & (full_rate_step > limits.overwrite)
     at_stake = hot | overwritten
+    # The 0.1 % by which `_rows_before_peak` finds the peak.
     held_back = split.terms["schedule"][:warmup_rows] < np.log(0.999)
     redundant = held_back & (own[:warmup_rows] < settled) & split.adapted
     cells = (held_back & split.adapted).sum(axis=0)
@@ -201,9 +208,10 @@ def _layer_table(
 
 
 def _direction(grid: LayerGrid, split: Decomposition, window: NDArray[np.bool_]) -> Matrix:
-    """Norm of what the rate multiplies, without momentum: ‖d‖, and ‖g‖ where there is none.
+    """Norm of what the effective rate multiplies, in the early steps, without momentum.
 
-    In the Adam family, and of an optimizer that isn't known, it is ‖Δw‖/lr: what was done is known whatever the rule.
+    It is the recorded ‖d‖, or ‖g‖ where there is none. In the Adam family, and for an optimizer that isn't known, it is
+    ‖Δw‖/lr, momentum included: that needs no knowledge of the rule.
     """
     divisor, grad, update, lr = (
         grid[c][window].astype(np.float64) for c in ("direction_norm", "grad_norm", "update_norm", "lr")
@@ -216,7 +224,7 @@ def _direction(grid: LayerGrid, split: Decomposition, window: NDArray[np.bool_])
 
 
 def _first(values: Matrix) -> Matrix:
-    """Each column's first finite value."""
+    """Each column's first finite value; its very first value where none is finite."""
     if not len(values):
         return np.full(values.shape[1], np.nan)
     first: Matrix = values[np.isfinite(values).argmax(axis=0), np.arange(values.shape[1])]
@@ -224,19 +232,20 @@ def _first(values: Matrix) -> Matrix:
 
 
 def _last(flags: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The last step at which each column holds."""
+    """The last step at which each column's flag is set; the last step of all where it never is."""
     last: NDArray[np.int64] = steps[len(flags) - 1 - flags[::-1].argmax(axis=0)]
     return last
 
 
 def _by_quantity(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Blocks of tensors one below the other, all of one quantity together."""
+    """The tables of all blocks in one, ordered by quantity."""
     joined = pd.concat(tables, ignore_index=True)
     order = {name: place for place, name in enumerate(QUANTITIES)}
     return joined.sort_values("quantity", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
+    """The explosions of each of `QUANTITIES` in one block of tensors."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quantities = {
             "lnr": norm_ratio(grid),

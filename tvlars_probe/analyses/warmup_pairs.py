@@ -23,12 +23,12 @@ class WarmupPairs:
     """A comparison of runs that differ in warm-up.
 
     Attributes:
-        verdict: over the pairs, per optimizer.
+        verdict: the answer over the pairs, with a reason for each optimizer.
         runs: a row per run: what its own analysis says, and its final accuracy.
-        pairs: a row per pair of runs of one optimizer that have the same settings, peak rate and seed, one with
-            warm-up and one without: ``gain`` is the accuracy with warm-up minus the one without, in percentage points;
-            ``alone`` says that they differ in warm-up alone (lars-warm is compared with cosine: its rate decays, too);
-            ``rescued`` that the one without diverged and the other didn't (such a pair has no gain).
+        pairs: a row per pair of runs, one with warm-up and one without, of the same optimizer, settings, peak rate and
+            seed. ``gain`` is the accuracy with warm-up minus the one without, in percentage points. ``alone`` is true
+            if they differ in warm-up alone: lars-warm is paired with cosine, for its rate decays, too. ``rescued`` is
+            true if the run without diverged and the other didn't; such a pair has no gain.
     """
 
     verdict: Verdict
@@ -37,18 +37,20 @@ class WarmupPairs:
 
 
 def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "peak_lr") -> WarmupPairs:
-    """Pair runs by their settings, ``by`` ("peak_lr", or "lr" as it was given) and seed.
+    """Pair runs with and without warm-up by their settings, learning rate and seed.
 
-    Pairs that differ in warm-up alone are judged where there are any, else all. Gains are averaged per seed, then over
-    the seeds: helped, or harmed, is said of an optimizer where Student's 95 % interval of the mean leaves out zero.
+    Pairs that differ in warm-up alone are judged; if there are none, all pairs are. Gains are averaged per seed, then
+    over the seeds. Warm-up helps or harms an optimizer if Student's 95 % interval of that mean leaves out zero. Without
+    any gain to average, it helps if it rescued a run.
 
     Args:
         results: per run its analysis and its final test accuracy in percent, None where it has none.
-        by: rate by which runs belong together.
+        by: the learning rate that both runs of a pair have: "peak_lr", or "lr" as it was given.
     """
     runs = pd.DataFrame([_row(result, accuracy) for result, accuracy in results])
     runs["settings"] = [_settings(result) for result, _ in results]
     keys = ["optimizer", "settings", "data", "model", "batch_size", by, "seed"]
+    # A run whose trace ends within its warm-up (None) belongs to neither side.
     told = runs[runs["warmup_steps"].notna()]
     sides = told[told["warmup_steps"] == 0], told[told["warmup_steps"] > 0]
     wanted = ["run", "method", "schedule", "loss_rise", "accuracy", "diverged"]
@@ -59,15 +61,18 @@ def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "p
     pairs = pairs.drop(columns="settings")
     bad = pairs["diverged_without"].astype(bool), pairs["diverged_with"].astype(bool)
     gain = pairs["accuracy_with"].astype(float) - pairs["accuracy_without"].astype(float)
+    # The accuracy of a run that diverged is no measure of its settings: a rescue is counted instead.
     pairs["gain"] = gain.mask(bad[0] | bad[1])
     pairs["rescued"] = bad[0] & ~bad[1]
+    # After its warm-up lars-warm decays as cosine does, so that these two differ in warm-up alone.
     schedules = pairs["schedule_without"].replace("cosine", "lars-warm")
     pairs["alone"] = schedules == pairs["schedule_with"]
     return WarmupPairs(_verdict(pairs), runs.drop(columns="settings"), pairs)
 
 
 def _settings(w: Warmup) -> str:
-    """Whatever else may change a result, as one text."""
+    """The settings that both runs of a pair must share, besides optimizer, data, model, batch size, rate and seed."""
+    # As text, for merging needs keys that can be hashed. A schedule's own settings differ within a pair by design.
     told = {name: value for name, value in w.facts.settings.items() if not name.startswith("schedule.")}
     return repr(sorted((name, str(value)) for name, value in (told | {"lmbda": w.facts.lmbda}).items()))
 
@@ -100,6 +105,7 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
 
 def _verdict(pairs: pd.DataFrame) -> Verdict:
     used = pairs[pairs["alone"]] if pairs["alone"].any() else pairs
+    # Pairs of one seed are no independent draws: they are averaged before the interval is taken.
     by_seed = used.groupby(["optimizer", "seed"], dropna=False)["gain"].mean()
     gain, rescued = Mean.of(by_seed.tolist()), int(used["rescued"].sum())
     figures = (
@@ -136,5 +142,6 @@ def _judged(pairs: pd.DataFrame) -> tuple[str, str]:
     if gain.count > 1 and gain.value - gain.half_width > 0:
         return "helps", reason
     if gain.count > 1 and gain.value + gain.half_width < 0:
+        # A warm-up that rescued a run isn't called harmful, whatever the other pairs lose.
         return ("harms" if not rescued else CANT_TELL), reason
     return CANT_TELL, reason + (", which doesn't leave out zero" if gain.count > 1 else "")

@@ -22,21 +22,26 @@ QUESTION = "Was warm-up needed?"
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where the rule draws its lines. None of them is from a paper; each can be set.
+    """Thresholds of the rule. None of them is from a paper; each can be set.
 
     Attributes:
-        explosion: times its later median (or its start, if that is higher) that a quantity must reach to explode.
-        hot: times its settled own ratio beyond which a layer is hot.
-        overwrite: full-rate ‖Δw‖/‖w‖ beyond which an unadapted tensor is overwritten.
-        early_epochs: epochs that count as early, unless the warm-up is longer. It is no share of the run: what happened
-            early doesn't depend on how long a run goes on.
-        early_updates: the same in updates, where a run doesn't tell its epochs.
+        explosion: a quantity explodes above this multiple of its later median, or of its first value if that is higher.
+        hot: a layer is hot if its own ratio is above this multiple of its settled value.
+        overwrite: an unadapted tensor is overwritten if one step at full rate has a ‖Δw‖/‖w‖ above this.
+        early_epochs: number of first epochs that count as early. It is no share of the run: what happened early doesn't
+            depend on how long a run goes on. All of a longer warm-up counts as early, except for the rise of the loss.
+        early_updates: the same in updates, for a run that doesn't tell its updates per epoch.
         settled: share of the recorded steps after which a run counts as settled.
-        redundant: share of held-back cells that must be redundant for "not needed".
-        layers: share of the layers that must be hot or explode to matter.
+        redundant: share of the held-back cells (a step and an adapted layer each) that must be redundant for the
+            answer "not needed".
+        layers: share of the layers that must be hot, or of the tensors whose gradient must explode, to matter.
         persistent: share of the early steps in which a tensor must be overwritten to matter.
-        loss_rise: times its first value that the early loss must reach to count as harmed.
-        least_steps: recorded steps below which nothing is said.
+        loss_rise: the run counts as harmed if the early loss reaches this multiple of its first value.
+        least_steps: fewest recorded steps with which anything is said, except of a run without warm-up that soon
+            diverged.
+
+    Raises:
+        UserError: a threshold is outside its range.
     """
 
     explosion: float = 5.0
@@ -59,7 +64,7 @@ class Thresholds:
                 raise UserError(f"--{f.name.replace('_', '-')} {value:g} is out of range (allowed: {allowed})")
 
     def early(self, facts: RunFacts) -> int:
-        """Updates that count as early."""
+        """Number of first updates that count as early."""
         per_epoch = facts.steps_per_epoch
         return math.ceil(self.early_epochs * per_epoch) if per_epoch else self.early_updates
 
@@ -69,10 +74,11 @@ class EarlyLoss:
     """How the loss did in the early steps.
 
     Attributes:
-        rise: its highest early value over its first; infinite where it was not finite.
-        peak_step: where.
-        bad_step: first step whose loss was not finite, at any time; None if all were.
-        recovered_after: steps until it was first below its first value again; None if it never rose, or never was.
+        rise: the highest early loss over the first one; infinite where it was infinite, None where no loss is recorded.
+        peak_step: the step of that highest loss.
+        bad_step: the first step whose loss was not finite, early or late; None if all were finite.
+        recovered_after: updates until the loss was first below its first value again, after its highest; None if it
+            never rose above that value, or never fell below it again.
     """
 
     rise: float | None
@@ -83,6 +89,8 @@ class EarlyLoss:
 
 def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> EarlyLoss:
     """Read `EarlyLoss` off the table ``steps`` (columns ``step`` and ``loss``)."""
+    # pandas reads null, where no loss was logged, as NaN: in the table a loss that is NaN can't be told from that. The
+    # manifest's finding has its step.
     told = steps[steps["loss"].notna() | steps["loss"].isin([np.inf])]
     loss, at = told["loss"].to_numpy(float), told["step"].to_numpy()
     bad = at[~np.isfinite(loss)]
@@ -116,22 +124,40 @@ def judge(
 ) -> Verdict:
     """Apply the rule.
 
-    Nothing is said of a trace that is too short, has no layers, or ends within the warm-up. A run *without* warm-up
-    answers by its loss: harmed early, needed; unharmed and no early gradient explosion, not needed. A run *with*
-    warm-up shows what full rate would have met, but not what that would have done: without hot layers and overwritten
-    tensors, and with the scaling redundant, not needed. Else it can't be told from this trace: runs without warm-up
-    are seen to do well with either mark.
+    A run *without* warm-up answers by its loss. Warm-up was needed if the early loss rose too far or stopped being
+    finite. It was not needed if the loss did neither and few gradients exploded early.
+
+    A run *with* warm-up shows what full rate would have met, but not what that would have done. Warm-up was not needed
+    if few layers are hot, no tensor is overwritten, and the scaling was redundant.
+
+    Everything else can't be told from the trace: runs without warm-up are seen to do well with hot layers and with
+    overwritten tensors. A trace that is too short, has no layers, or ends within the warm-up can't tell either, nor can
+    one whose loss stopped being finite only long after the early steps.
+
+    Args:
+        facts: what the run's manifest tells.
+        thresholds: thresholds of the rule.
+        recorded: number of recorded steps of the layers.
+        warmup_steps: length of the warm-up in updates; None where the trace ends within it.
+        layers: the table `tvlars_probe.analyses.warmup.Warmup.layers`.
+        explosions: the table `tvlars_probe.analyses.warmup.Warmup.explosions`.
+        early: what the loss did in the early steps.
+        suggested: suggested length of warm-up in updates, for the figures.
+        early_rows: number of recorded steps that count as early.
+        last_early: the last step that counts as early.
     """
     t = thresholds
     marks = _Marks.of(layers, explosions, t, last_early, early_rows)
     figures = _figures(marks, early, warmup_steps, suggested)
 
+    # The figure that decided goes first: it is shown beside the answer.
     def say(answer: str, reason: str, lead: str = "loss_rise") -> Verdict:
         ordered = sorted(figures, key=lambda figure: figure.name != lead)
         return Verdict(QUESTION, answer, reason, tuple(ordered))
 
     soon = early.bad_step is not None and early.bad_step <= last_early
     how = _how_harmed(early)
+    # A run that diverges at once is short for that reason: this is judged before its length.
     if recorded and soon and warmup_steps == 0:
         return say("needed", f"without warm-up {how}; {marks.text}.")
     if recorded < t.least_steps:
@@ -181,6 +207,19 @@ def judge(
 
 @dataclass(frozen=True)
 class _Marks:
+    """What the rule counts in the tables of layers and explosions.
+
+    Attributes:
+        hot_share: share of the adapted layers that are hot in any early step.
+        overwritten: number of unadapted tensors that are overwritten in enough early steps to matter.
+        unadapted: number of unadapted tensors.
+        gradient_share: share of all tensors whose gradient norm explodes early.
+        ratio_share: share of all tensors whose ‖w‖/‖g‖ explodes early.
+        redundant: share of the held-back cells that are redundant; None where no adapted layer is held back.
+        excluded_step: ‖Δw‖/‖w‖ of a step at full rate, median over the unadapted tensors.
+        adapted_step: the same over the adapted ones.
+    """
+
     hot_share: float
     overwritten: int
     unadapted: int
@@ -195,6 +234,7 @@ class _Marks:
         cls, layers: pd.DataFrame, explosions: pd.DataFrame, t: Thresholds, last_early: int, early_rows: int
     ) -> _Marks:
         adapted, rest = layers[layers["adapted"]], layers[~layers["adapted"]]
+        # Each tensor must be overwritten more often than this, so that one step never matters, however short the run.
         long_enough = max(t.persistent * early_rows, 1)
         cells = adapted["held_back_steps"].sum()
         soon = explosions[explosions["exploded"] & (explosions["first_step"] <= last_early)]
@@ -211,7 +251,7 @@ class _Marks:
         )
 
     def any(self, t: Thresholds) -> bool:
-        """Whether full rate would meet hot layers or overwrite tensors."""
+        """Whether full rate would meet enough hot layers to matter, or overwrite a tensor."""
         return self.hot_share >= t.layers or self.overwritten > 0
 
     @property
@@ -226,6 +266,7 @@ class _Marks:
 
 
 def _how_harmed(early: EarlyLoss) -> str:
+    """What the early loss did, in words."""
     if early.bad_step is not None:
         return f"the loss was not finite at step {early.bad_step}"
     if early.rise is None:

@@ -1,1 +1,1 @@
-"""One chart per analysis result: result in, `altair` chart out. No statistics here, and no torch."""
+"""One chart per analysis result: the result goes in, an `altair` chart comes out. No statistics here, and no torch."""

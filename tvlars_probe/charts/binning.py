@@ -1,4 +1,4 @@
-"""Fewer rows, with the envelope kept: a spike of one step in a million is still to be seen."""
+"""Fewer rows, with the envelope kept: a spike of one step in a million is still seen."""
 
 from __future__ import annotations
 
@@ -18,42 +18,48 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.floating[Any]]
 
 MOST_ROWS = 5_000
-"""Rows that a chart holds at most."""
+"""Most rows that a chart holds."""
 
 MOST_CELLS = 40_000
-"""Cells that a heat map holds at most."""
+"""Most cells that a heat map holds."""
 
 MOST_LAYERS = 200
-"""Layers that a chart shows one by one."""
+"""Most layers that a chart shows one by one."""
 
 MOST_BARS = 40
-"""Layers whose bars and names can be told apart in one chart."""
+"""Most layers whose bars and names can be told apart in one chart."""
 
 MOST_BINS = 320
-"""Bins that a heat map's width can show."""
+"""Most bins that a heat map's width can show."""
 
 
 def edges(count: int, bins: int) -> NDArray[np.int64]:
-    """Where ``count`` steps are cut into at most ``bins`` runs of nearly equal length."""
+    """Cut ``count`` rows into at most ``bins`` bins of nearly equal length.
+
+    Returns:
+        the edges, ascending from 0 to ``count``: bin k holds the rows from ``edges[k]`` to before ``edges[k + 1]``.
+    """
+    # Never more bins than rows: `reduceat` in `_block` would give an empty bin its neighbour's value.
     return np.unique(np.linspace(0, count, min(count, max(bins, 1)) + 1).astype(np.int64))
 
 
 def extremes(values: NDArray[Any], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of the lowest and the highest value of each bin, ascending; NaN counts as neither."""
+    """Indices of the lowest and the highest value of each bin, ascending. NaN counts as neither."""
     kept: list[int] = []
     for first, last in itertools.pairwise(cuts):
         piece = values[first:last].astype(np.float64)
-        if np.isnan(piece).all():
+        if np.isnan(piece).all():  # `nanargmin` raises there
             continue
+        # A set: both indices are one where all values of a bin are equal.
         kept += sorted({int(first + np.nanargmin(piece)), int(first + np.nanargmax(piece))})
     return np.array(kept, np.int64)
 
 
 def thinned(curves: Sequence[pd.DataFrame], column: str, most: int = MOST_ROWS) -> list[pd.DataFrame]:
-    """The curves of one chart, together in at most so many rows.
+    """Thin the curves of one chart to ``most`` rows together.
 
-    Each has the same share. One that is longer keeps its first and last row, and between them the rows with the
-    lowest and the highest value of ``column`` in each bin. Beyond ``most`` curves the last ones are left out.
+    Each curve has the same share of the rows. A longer curve keeps its first and its last row, and in each bin the rows
+    with the lowest and the highest ``column``. Beyond ``most`` curves the last ones are left out.
     """
     share = max(most // max(len(curves), 1), 1)
     return [curve if len(curve) <= share else _thinner(curve, column, share) for curve in curves[:most]]
@@ -61,7 +67,8 @@ def thinned(curves: Sequence[pd.DataFrame], column: str, most: int = MOST_ROWS) 
 
 def _thinner(curve: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
     last = len(curve) - 1
-    bins = (most - 2) // 2
+    bins = (most - 2) // 2  # a bin keeps two rows, and the ends are two
+    # With room for one row it is the last: titles say where a curve ends.
     kept = {last} if most == 1 else {0, last}
     if bins > 0:
         kept |= {*extremes(curve[column].to_numpy(float), edges(len(curve), bins)).tolist()}
@@ -69,7 +76,12 @@ def _thinner(curve: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
 
 
 def envelope(steps: NDArray[np.int64], values: NDArray[Any], bins: int) -> pd.DataFrame:
-    """``step``, ``low``, ``middle`` (median), ``high`` of each bin, and ``high_step``, where it is highest."""
+    """Bin a curve; NaN is passed over.
+
+    Returns:
+        a row per bin that holds a value: its first ``step``, ``low``, ``middle`` (the median), ``high``, and
+        ``high_step``, the step of the highest value.
+    """
     cuts = edges(len(steps), bins)
     rows = []
     for first, last in itertools.pairwise(cuts):
@@ -82,13 +94,15 @@ def envelope(steps: NDArray[np.int64], values: NDArray[Any], bins: int) -> pd.Da
 
 
 def coarser(binned: pd.DataFrame, bins: int) -> pd.DataFrame:
-    """An `envelope` in at most so many bins: still its lowest and highest values, and the median of its medians."""
+    """An `envelope` in at most ``bins`` bins: ``low`` and ``high`` stay exact, ``middle`` is a median of medians."""
     if len(binned) <= bins:
         return binned
     cuts = edges(len(binned), bins)
     group = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts))
+    # "first": a bin's ``step`` is its first one, and a run's ``start`` is the same in all its rows.
     how = dict.fromkeys(binned.columns, "first") | {"low": "min", "middle": "median", "high": "max"}
     joined = binned.groupby(group).agg(how)
+    # The step of a bin's highest value is that of the finer bin with the highest ``high``.
     high = binned["high"].to_numpy()
     tops = [first + int(high[first:last].argmax()) for first, last in itertools.pairwise(cuts)]
     return joined.assign(high_step=binned["high_step"].to_numpy()[tops]).reset_index(drop=True)
@@ -99,11 +113,11 @@ class Cells:
     """A heat map's cells.
 
     Attributes:
-        shown: ``parameter``, ``first`` and ``end`` step (exclusive), ``value``, and the ``low`` and ``high`` of its bin
-            of steps and group of layers.
-        unshown: ``parameter``, ``first`` and ``end`` of the bins in which a value is infinite or NaN.
-        order: labels of the groups from top to bottom.
-        groups: what stands behind the labels of groups of several layers.
+        shown: a row per cell: ``parameter`` (the label of a layer or group), ``first`` and ``end`` step (exclusive),
+            ``value``, and ``low`` and ``high`` of the bin that it is of.
+        unshown: ``parameter``, ``first`` and ``end`` of each bin in which a value is infinite or NaN.
+        order: labels from top to bottom.
+        groups: for each label of several layers, their names.
     """
 
     shown: pd.DataFrame
@@ -113,14 +127,21 @@ class Cells:
 
 
 def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -> Cells:
-    """A heat map's cells: per bin of steps and group of layers the value furthest from the layers' median.
+    """Arrange a heat map: bins of steps across, layers, or groups of neighbouring layers, down.
 
-    The distance is between logarithms. A bin that reaches far to both sides is cut in two, so that its lowest and its
-    highest value are both to be seen: the bins that reach furthest first, as far as there is room.
+    A cell shows the value of its bin that lies furthest from the group's median, measured between logarithms. A bin
+    that reaches far to both sides of it is cut into two cells, so that its lowest and its highest value are both seen.
+    Where there is no room to cut all of these, those that reach furthest are cut.
+
+    Args:
+        steps: (T,), ascending.
+        parameters: (P,), the layers.
+        values: (T, P).
     """
     groups = edges(len(parameters), MOST_LAYERS)
     count = max(len(groups) - 1, 1)
-    cuts = edges(len(steps), min(MOST_BINS, MOST_CELLS * 4 // 5 // count))  # the rest is room for halves
+    cuts = edges(len(steps), min(MOST_BINS, MOST_CELLS * 4 // 5 // count))  # a fifth is room for bins cut in two
+    # A cell reaches to the next recorded step: with --record-every 10 it is ten steps wide.
     ends = np.append(steps[1:], steps[-1] + 1) if len(steps) else steps
     frames, members, order = [], {}, []
     for left, right in itertools.pairwise(groups):
@@ -138,6 +159,7 @@ def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -
     frame = pd.concat(frames, ignore_index=True)
     unshown = frame.loc[frame["bad"], ["parameter", "first", "end"]]
     told = frame.dropna(subset="value")
+    # A bin cut in two takes one cell more. `nlargest` may fill up with NaN, which `where` left for the others.
     room = MOST_CELLS - len(told)
     wide = told["reach"].where(told["reach"] > np.log10(_FAR)).nlargest(min(room, len(told))).dropna().index
     columns = ["parameter", "first", "end", "value", "low", "high"]
@@ -145,26 +167,46 @@ def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -
 
 
 def unshowable(values: Matrix) -> NDArray[np.bool_]:
-    """Which values are infinite, or NaN although something of their tensor is on record."""
+    """Which values a heat map marks: infinite ones, and NaN where the layer has other values.
+
+    A layer that is NaN throughout has no such quantity, which is no fault.
+
+    Args:
+        values: (T, P).
+    """
     return ~np.isfinite(values) & ~np.isnan(values).all(axis=0)
 
 
 _FAR = 2.0
-"""Times the median, or part of it, beyond which both ends of a bin are worth a cell of their own."""
+"""A bin is cut in two where it reaches from below the median over this to above the median times this."""
 
 
 def _block(values: Matrix, cuts: NDArray[np.int64]) -> pd.DataFrame | None:
-    """The bins of a group of layers; None where there is nothing of it."""
+    """The bins of one group of layers; None where there is nothing to show or to mark.
+
+    Args:
+        values: (T, layers of the group).
+        cuts: edges of the bins.
+
+    Returns:
+        a row per bin: ``value``, ``low``, ``high``, ``reach`` (decades from the median to the nearer end, negative
+        where both ends lie on one side), ``falls`` (whether the highest value comes before the lowest), and ``bad``
+        (whether a value is marked).
+    """
     bad = unshowable(values)
+    # Zero has no logarithm, and isn't marked either: its cell stays empty.
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.where(np.isfinite(values) & (values > 0), np.log10(values.astype(np.float64)), np.nan)
     if not bad.any() and np.isnan(logs).all():
         return None
+    # fmin and fmax pass over NaN, without the warning that nanmin has for NaN alone.
     lowest, highest = np.fmin.reduce(logs, axis=1), np.fmax.reduce(logs, axis=1)
     low, high = np.fmin.reduceat(lowest, cuts[:-1]), np.fmax.reduceat(highest, cuts[:-1])
+    # The median is over all steps: a cell stands out from the whole history of its layers.
     middle = np.median(logs[~np.isnan(logs)]) if (~np.isnan(logs)).any() else np.nan
     up, down = high - middle, middle - low
     reach = np.minimum(up, down)
+    # The order of both ends is asked only of the bins that may be cut.
     falls = np.zeros(len(reach), bool)
     for i in np.flatnonzero(reach > np.log10(_FAR)):
         within = slice(cuts[i], cuts[i + 1])
@@ -182,17 +224,21 @@ def _block(values: Matrix, cuts: NDArray[np.int64]) -> pd.DataFrame | None:
 
 
 def _in_two(frame: pd.DataFrame, wide: pd.Index[Any]) -> pd.DataFrame:
-    """The cells, those named by ``wide`` as two halves: one with its highest value, one with its lowest."""
+    """The cells, with those in ``wide`` cut into two halves, one for the lowest value and one for the highest.
+
+    The value that comes first in the bin has the first half.
+    """
     whole, halves = frame.drop(wide), frame.loc[wide]
     middle = halves["first"] + (halves["end"] - halves["first"]) / 2
     early = np.where(halves["falls"], halves["high"], halves["low"])
     late = np.where(halves["falls"], halves["low"], halves["high"])
     parts = [whole, halves.assign(end=middle, value=early), halves.assign(first=middle, value=late)]
+    # Halves keep their bin's index: a stable sort puts them where it stood, the early one first.
     return pd.concat([part for part in parts if len(part)]).sort_index(kind="stable").reset_index(drop=True)
 
 
 def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> alt.InlineData:
-    """Rows as a chart's own data, rounded to five digits; NaN and infinities become null.
+    """Rows as a chart's own data. Numbers are rounded to five digits; NaN and infinities become null.
 
     Raises:
         ValueError: there are more rows than a chart may hold.
@@ -204,9 +250,11 @@ def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> alt.InlineData:
 
 
 def _short(value: Any) -> Any:
+    # Before int: a bool is one.
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, float | np.floating):
+        # Five digits are finer than a pixel; JSON has no NaN.
         return float(f"{value:.5g}") if np.isfinite(value) else None
     if isinstance(value, int | np.integer):
         return int(value)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.warmup_pairs import WarmupPairs
 
 MEASURES = {"hessian": "sharpness λ₁", "relative": "relative sharpness", "effective": "effective sharpness"}
+"""Labels of sharpness by operator. `gap_chart` draws the first that is on record."""
+
 METRICS = {
     "test_acc1": "test accuracy (%)", "test_acc5": "test accuracy, top 5 (%)", "test_loss": "test loss",
     "val_acc1": "held-out accuracy (%)", "val_acc5": "held-out accuracy, top 5 (%)", "val_loss": "held-out loss",
@@ -23,11 +25,14 @@ METRICS = {
     "train_eval_acc1": "accuracy on un-augmented training data (%)",
     "train_eval_loss": "loss on un-augmented training data",
 }  # fmt: skip
+"""Labels of the metrics, by column of the table ``epochs``."""
+
 OUTCOMES = {"generalisation_gap": "generalisation gap (points)", "test_error": "test error (%)"}
+"""Labels of how a run generalises."""
 
 
 def comparison_chart(result: Comparison) -> alt.LayerChart:
-    """Each setting at its best learning rate: the mean over seeds and its 95 % interval."""
+    """Each setting at its best learning rate: the mean of the metric over seeds and its 95 % interval."""
     table = result.table.head(MOST_ROWS).copy()
     cells = [*result.rows, *result.columns]
     table["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in table.iterrows()]
@@ -35,8 +40,9 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
     table["optimizer"] = table["optimizer"].fillna("other") if "optimizer" in table else "other"
     columns = ["setting", "optimizer", "mean", "low", "high", "half_width", "rate", "seeds", "diverged"]
     is_loss = result.metric.endswith("loss")
-    top = table.iloc[0]
+    top = table.iloc[0]  # the table stands in order, the best setting first
     seen = f"Highest mean: {top['setting']}" if not is_loss else f"Lowest mean: {top['setting']}"
+    # A rate that is chosen on the metric itself makes its mean look better than it is: the reader must know.
     how = (
         "chosen on the metric itself"
         if result.chosen_on == result.metric
@@ -69,7 +75,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
 
 
 def rate_sensitivity(result: Comparison) -> alt.LayerChart:
-    """The metric against the peak learning rate, a line per setting."""
+    """The metric against the peak learning rate: a line per setting, with a 95 % interval at each rate."""
     rates = result.rates.dropna(subset=["rate", "mean"]).copy()
     cells = [*result.rows, *result.columns]
     rates["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in rates.iterrows()]
@@ -111,7 +117,7 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart:
 
 
 def gap_chart(result: SharpnessCorrelation) -> alt.Chart:
-    """Each run's end sharpness against its generalisation gap."""
+    """Each run's end sharpness against its generalisation gap; runs that lack either are left out."""
     measures = [name for name in MEASURES if f"end_{name}" in result.runs]
     chosen = measures[0] if measures else "hessian"
     runs = result.runs.reindex(columns=["run", "optimizer", f"end_{chosen}", "generalisation_gap", "test_error"])
@@ -144,17 +150,20 @@ def gap_chart(result: SharpnessCorrelation) -> alt.Chart:
 
 
 def _with_interval(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """``low`` and ``high``, within what the metric can be: an interval may reach beyond."""
+    """The rows with ``low`` and ``high``, the ends of each interval; both are the mean where there is no interval."""
+    # An interval over few seeds may reach beyond 100 % or below zero, where the metric can't be.
     least, most = (0.0, None) if metric.endswith("loss") else (0.0, 100.0)
     low, high = rows["mean"] - rows["half_width"], rows["mean"] + rows["half_width"]
     return rows.assign(low=low.fillna(rows["mean"]).clip(least, most), high=high.fillna(rows["mean"]).clip(least, most))
 
 
 def _named(metric: str) -> str:
+    """A metric's label."""
     return METRICS.get(metric, metric.replace("_", " "))
 
 
 def _field(name: str, value: object) -> str:
+    """A field of a setting, as the setting's label has it."""
     if name == "batch_size":
         return f"batch {value}"
     if name == "lmbda":
@@ -165,7 +174,7 @@ def _field(name: str, value: object) -> str:
 
 
 def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart:
-    """Accuracy without and with warm-up, a line per pair of runs."""
+    """Test accuracy without and with warm-up, a line per pair of runs."""
     pairs = result.pairs.copy()
     pairs["pair"] = [
         f"peak {row.peak_lr:g}, seed {row.seed}: {row.run_without}, {row.run_with}" for row in pairs.itertuples()

@@ -19,23 +19,37 @@ if TYPE_CHECKING:
     Curve = tuple[RunFacts, pd.DataFrame]
 
 MOST_BINS = 400
+"""Most bins of one run's loss."""
 
 RISE = 0.05
-"""Part of its first value by which a loss must rise for a title to speak of it."""
+"""Share of its first value by which a loss must rise for the title to name it."""
 
 
 def loss_bins(steps: pd.DataFrame, bins: int = MOST_BINS) -> pd.DataFrame:
-    """``steps`` (columns ``step``, ``loss``) in bins: what `loss_curves` takes, and all that need stay of a run."""
+    """Bin the losses of a run for `loss_curves`, so that the rows themselves needn't be kept.
+
+    Args:
+        steps: columns ``step`` and ``loss``.
+        bins: at most so many.
+
+    Returns:
+        an `envelope` of the loss, with the run's first loss as ``start``.
+    """
+    # Infinite losses stay, and show in ``high``.
     told = steps.dropna(subset="loss")
     loss = told["loss"].to_numpy(float)
     return envelope(told["step"].to_numpy(), loss, bins).assign(start=loss[0] if len(loss) else math.nan)
 
 
 def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
-    """Training loss by step, as `loss_bins` gave it: the median of each bin, and its lowest and highest value.
+    """Training loss by step: each bin's median as a line, its lowest to highest value as a band.
 
     A cross at the top marks the first step at which a run's loss is not finite.
+
+    Args:
+        runs: per run its facts and its losses as `loss_bins` gave them.
     """
+    # The runs share the rows of the chart.
     bins = max(min(MOST_BINS, MOST_ROWS // max(len(runs), 1)), 1)
     frames = [coarser(part, bins).assign(**_labels(facts)) for facts, part in runs[:MOST_ROWS]]
     frame = _joined(frames)
@@ -43,6 +57,7 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
     seen = theme.title(_loss_title(frame, ends), _subtitle(runs, "median and range of each bin"))
     base = alt.Chart(inline(frame.drop(columns="start")))
     x = alt.X("step:Q", scale=alt.Scale(nice=False))
+    # A logarithmic axis has no place for a loss of zero or below.
     scale = alt.Scale(type="log") if len(frame) and (frame["low"] > 0).all() else alt.Scale()
     axis = theme.log_axis(frame["low"].tolist() + frame["high"].tolist()) if scale.type == "log" else alt.Axis()
     y = alt.Y("middle:Q", title="training loss", scale=scale, axis=axis)
@@ -65,7 +80,7 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
     )
     chart = band + line
     alone = frame[~frame["run"].duplicated(keep=False)].drop(columns="start") if len(frame) else frame
-    if len(alone):  # a line of one point is none
+    if len(alone):  # a line through one point draws nothing
         point = alt.Chart(inline(alone)).mark_point(filled=True, size=40, opacity=1)
         chart += point.encode(x=x, y=y, color=_colour(runs), tooltip=tips)
     if ends:
@@ -74,15 +89,17 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
 
 
 def _crosses(ends: Sequence[tuple[RunFacts, int]], runs: Sequence[Curve], x: alt.X) -> alt.Chart:
-    """Where losses end to be finite."""
+    """A cross at each run's first loss that is not finite."""
     rows = pd.DataFrame([{"step": step, **_labels(facts)} for facts, step in ends[:MOST_ROWS]])
     tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", title="not finite at step", format=",")]
     mark = alt.Chart(inline(rows)).mark_point(shape="cross", angle=45, filled=True, size=110, opacity=1)
+    # In pixels, where 0 is the top edge: a loss that is not finite has no place on the scale.
     return mark.encode(x=x, y=alt.value(0), color=_colour(runs), tooltip=tips)
 
 
 def _not_finite(facts: RunFacts, part: pd.DataFrame) -> int | None:
-    """The first step whose loss isn't finite, as the run found it or as it stands in the bins; None if all are."""
+    """The first step whose loss is not finite, by the run's finding or by its bins; None if all are."""
+    # Only the finding tells of NaN, which no bin holds. It may be of a norm instead, in a step of finite loss.
     found = []
     finding = facts.finding or {}
     if finding.get("step") is not None and not _is_finite(finding.get("loss")):
@@ -92,15 +109,21 @@ def _not_finite(facts: RunFacts, part: pd.DataFrame) -> int | None:
 
 
 def _is_finite(loss: object) -> bool:
+    """Whether a manifest's loss is a finite number: NaN and infinities are strings there."""
     return isinstance(loss, int | float) and math.isfinite(loss)
 
 
 def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
-    """Test accuracy by epoch (columns ``epoch``, counted from 0, and ``test_acc1``)."""
+    """Test accuracy by epoch.
+
+    Args:
+        runs: per run its facts and its table ``epochs`` (columns ``epoch``, from 0, and ``test_acc1``, in percent).
+    """
     told = [epochs.dropna(subset="test_acc1")[["epoch", "test_acc1"]] for _, epochs in runs]
     few = thinned(told, "test_acc1")
+    # Of too many runs `thinned` leaves the last ones out: ``few`` is shorter then.
     frame = _joined([part.assign(**_labels(facts)) for (facts, _), part in zip(runs, few, strict=False)])
-    frame["epoch"] += 1  # as they are counted in training
+    frame["epoch"] += 1  # as training shows them
     seen = "No test accuracy on record"
     if len(frame):
         last = frame.groupby("run", sort=False).tail(1)
@@ -130,6 +153,7 @@ def _labels(facts: RunFacts) -> dict[str, str]:
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    # The columns of an empty frame hold objects: joined with them, numbers would become objects, too.
     filled = [frame for frame in frames if len(frame)]
     return pd.concat(filled, ignore_index=True) if filled else frames[0]
 
@@ -141,12 +165,17 @@ def _colour(runs: Sequence[Curve]) -> alt.Color:
 
 _SCHEDULE_DASHES = {"none": [1, 0], "lars-warm": [5, 3], "cosine": [2, 2]}
 _RUN_DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 1], [1, 4], [9, 2, 2, 2, 2, 2]]
+"""Lengths of strokes and gaps in turn; [1, 0] is a plain line."""
 
 
 def run_dash(frame: pd.DataFrame) -> alt.StrokeDash:
-    """A dash pattern per schedule, the same in every chart: runs of one optimizer share its colour.
+    """Dash patterns, which tell apart the runs that share an optimizer's colour.
 
-    Where runs share their schedule as well, a pattern per run within each colour, as long as there are enough.
+    Each schedule has the same pattern in every chart. Where runs share their schedule as well, each run of a colour has
+    its own pattern instead, as long as there are enough.
+
+    Args:
+        frame: columns ``run``, ``optimizer`` and ``schedule``.
     """
     runs = frame.reindex(columns=["run", "optimizer", "schedule"]).drop_duplicates("run")
     place = runs.groupby("optimizer").cumcount()
@@ -166,6 +195,7 @@ def _loss_title(frame: pd.DataFrame, ends: Sequence[tuple[RunFacts, int]]) -> st
         return f"The losses of {len(ends):,} runs are not finite, first that of {facts.name} at step {step:,}"
     if not len(frame):
         return "No loss on record"
+    # Bins keep their highest value and its step, so that the title is of the data itself.
     risen = frame[frame["high"] > frame["start"] + RISE * frame["start"].abs()]
     if not len(risen):
         return f"No loss rises more than {100 * RISE:.0f} % above its first value"

@@ -1,4 +1,4 @@
-"""When which layers exploded, and until when."""
+"""Which layers exploded when, and until when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def explosion_timeline(result: Warmup) -> alt.LayerChart:
-    """A bar per explosion, from its first step to its recovery, with its peak as a point; of many tensors the worst."""
+    """A bar per explosion, from its first step to its recovery, with a diamond at its peak.
+
+    A bar without recovery reaches to the end of the trace. Of more than `MOST_BARS` tensors the worst are drawn.
+    """
     found = result.explosions[result.explosions["exploded"]]
     end = found["first_step"] + found["recovery_steps"]
     found = found.assign(
@@ -28,7 +31,7 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
     )
     of = [f"{result.facts.name}: {result.facts.method}"]
     of.append(f"beyond {result.thresholds.explosion:g} times start and later median")
-    seen = _seen(result, found)
+    seen = _seen(result, found)  # of all tensors, before the worst are chosen
     exploded = found["parameter"].nunique()
     if exploded > MOST_BARS:
         of.append(f"the worst {MOST_BARS} of {exploded:,} tensors")
@@ -38,6 +41,7 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
         return _calm(float(result.last_step), heading)
     order = [str(name) for name in result.layers["parameter"]]
     columns = ["parameter", "what", "first_step", "end", "peak_step", "peak_over_median", "recovered"]
+    # The bars of one layer share its band: a quantity that never exploded takes no room in it.
     whats = [QUANTITIES[name] for name in QUANTITIES if name in {*found["quantity"]}]
     base = alt.Chart(inline(found[columns])).encode(
         y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
@@ -58,6 +62,7 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
             alt.Tooltip("recovered:N"),
         ],
     )
+    # The whole trace, not the explosions' part of it.
     span = alt.Scale(domain=[min(0, result.last_step), result.last_step + 1], nice=False)
     bars = base.mark_bar(height={"band": 0.8}).encode(x=alt.X("first_step:Q", title="step", scale=span), x2="end:Q")
     peaks = base.mark_point(shape="diamond", filled=True, size=60, stroke="white", strokeWidth=1).encode(
@@ -72,7 +77,7 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
 
 
 def _seen(result: Warmup, found: pd.DataFrame) -> str:
-    """How many tensors explode in the early steps, and which is the first; if none does, of the later ones."""
+    """The title: how many tensors explode early, and which one first. Where none does, the same of the later ones."""
     if not len(found):
         return "No layer exploded"
     early = found[found["first_step"] <= result.last_early]
@@ -86,14 +91,16 @@ def _seen(result: Warmup, found: pd.DataFrame) -> str:
 
 
 def _worst(found: pd.DataFrame) -> list[str]:
-    """The tensors with the highest peaks over their later medians; infinite or undefined ones come first."""
+    """The tensors with the highest peak over their later median; infinite and undefined ratios come first."""
+    # A ratio is undefined where no later value is finite: such a tensor isn't seen to recover.
     height = found["peak_over_median"].astype(float).fillna(np.inf)
     return [str(name) for name in height.groupby(found["parameter"]).max().nlargest(MOST_BARS).index]
 
 
 def _calm(last: float, heading: alt.TitleParams) -> alt.LayerChart:
-    """The timeline of a run without explosions: an axis, and nothing on it."""
+    """The timeline of a run without explosions: an axis, and "none" on it."""
     rows = alt.InlineData(values=[{"first": 0, "last": last, "middle": last / 2}])
+    # A trace of one step would make an axis of no length.
     x = alt.X("first:Q", title="step", scale=alt.Scale(domain=[0, max(last, 1.0)]))
     line = alt.Chart(rows).mark_rule(opacity=0.3).encode(x=x, x2="last:Q")
     text = alt.Chart(rows).mark_text(dy=-12).encode(x=alt.X("middle:Q", title="step"), text=alt.value("none"))

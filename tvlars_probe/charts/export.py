@@ -16,27 +16,38 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAPER = "#ffffff"
+"""Background of a chart in a file of its own."""
+
 SCALE = 2.0
 """Pixels of a png per unit of the chart."""
 
 
 def spec_of(chart: Any, ink: str = "#222222") -> dict[str, Any]:
-    """The chart's Vega-Lite specification, with the shared look, and its title as what a screen reader says."""
+    """The chart's Vega-Lite specification, with the shared look. Its description, for screen readers, is its title.
+
+    Args:
+        chart: an `altair` chart.
+        ink: colour of lines and letters.
+    """
     spec: dict[str, Any] = chart.to_dict(validate=True)
     spec.pop("$schema", None)
     heading = spec.get("title") or {}
     parts = [heading.get("text"), heading.get("subtitle")] if isinstance(heading, dict) else [heading]
     told = [str(part) for part in parts if part]
+    # altair's own `config` comes with ``spec`` and is replaced as a whole.
     return {"$schema": alt.SCHEMA_URL, "description": ". ".join(told), **spec, "config": theme.config(ink)}
 
 
 def vega_lite_version() -> str:
-    """Version of Vega-Lite that altair writes, as vl-convert names it."""
+    """The version of Vega-Lite that altair writes, as vl-convert names it: "6.4" for "v6.4.1"."""
+    # vl-convert holds several versions; it must draw by the one that altair has validated the chart against.
     return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def script_text(value: Any) -> str:
-    """JSON that can stand in a script element whatever its strings hold."""
+    """JSON that can stand in a script element, whatever its strings hold."""
+    # In JSON, "<" and the two line separators occur in strings only, and there the escapes mean the same. Without "<"
+    # no "</script" ends the element; JavaScript before 2019 ends a line at U+2028 and U+2029.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -46,11 +57,14 @@ def _opaque(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _html(spec: dict[str, Any]) -> bytes:
+    """A page of its own, with Vega's libraries in it."""
     import vl_convert
 
     heading = spec.get("title") or {}
     text = heading.get("text", "") if isinstance(heading, dict) else str(heading)
+    # Names within the bundle are local to it: the script after it finds vegaEmbed through window.
     snippet = "window.vegaEmbed = vegaEmbed;"
+    # "<\/script" is the same string to JavaScript, and doesn't end the element.
     bundle = vl_convert.javascript_bundle(snippet, vl_version=vega_lite_version()).replace("</script", "<\\/script")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -65,11 +79,13 @@ vegaEmbed("#chart", {script_text(_opaque(spec))}, {{ renderer: "svg" }});
 
 
 def _converted(function: str, **settings: Any) -> Callable[[dict[str, Any]], bytes]:
+    """A writer that calls a function of vl-convert, which is imported when a file is written."""
+
     def convert(spec: dict[str, Any]) -> bytes:
         import vl_convert
 
         made = getattr(vl_convert, function)(_opaque(spec), vl_version=vega_lite_version(), **settings)
-        return made.encode() if isinstance(made, str) else bytes(made)
+        return made.encode() if isinstance(made, str) else bytes(made)  # svg is text
 
     return convert
 
@@ -81,13 +97,14 @@ WRITERS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "pdf": _converted("vegalite_to_pdf"),
     "json": lambda spec: (json.dumps(_opaque(spec), ensure_ascii=False, indent=1) + "\n").encode(),
 }
+"""By suffix, the function that makes a file's content of a specification."""
 
 
 def file_content(chart: Any, path: Path) -> bytes:
-    """What the chart's file holds, in the form that its suffix names.
+    """The content of a chart's file, in the form that the suffix of ``path`` names.
 
     Raises:
-        UserError: no such form.
+        UserError: the suffix names no form in `WRITERS`.
     """
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in WRITERS:

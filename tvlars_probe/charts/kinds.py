@@ -25,11 +25,11 @@ class Kind:
     """A kind of chart.
 
     Attributes:
-        about: what it shows.
-        needs: table that it is drawn from.
+        about: what it shows, for the list of kinds.
+        needs: table that it is drawn from. A run without a row in it has nothing to show.
         several: whether it shows several runs in one picture.
-        draw: makes it from runs, one where not ``several``.
-        counts_all: whether runs without the data still count, as those that diverged do in a comparison.
+        draw: draws it from runs; from one run unless ``several``.
+        counts_all: whether runs without the data are handed to ``draw``, too: a comparison counts those that diverged.
     """
 
     about: str
@@ -39,7 +39,12 @@ class Kind:
     counts_all: bool = False
 
 
+# altair and the functions that draw are imported when a chart is drawn: a list of the kinds does without them.
+
+
 def _heat(quantity: str, *columns: str) -> Draw:
+    """Draws the heat map of a quantity, for which ``columns`` of the table ``layers`` are read."""
+
     def draw(sources: Sequence[Source]) -> Chart:
         from tvlars_probe.charts.layers import heat_map
 
@@ -88,6 +93,7 @@ def _accuracy(sources: Sequence[Source]) -> Chart:
 def _sharpness(sources: Sequence[Source]) -> Chart:
     from tvlars_probe.charts.sharpness import sharpness_curves
 
+    # A run with rows in ``curvature`` may have traces, or eigenvalues of single layers, alone.
     results = [r for r in map(of_runs.minimizer_of, sources) if len(r.curves)]
     if not results:
         raise TraceError(f"no eigenvalue of the whole model is on record in {sources[0].trace.path}")
@@ -140,6 +146,7 @@ def _landscape_map(sources: Sequence[Source]) -> Chart:
     from tvlars_probe.charts.landscape import landscape_map
 
     rows = sources[0].landscape(COLUMNS)
+    # The last slice on record may be a line: it is the last plane that is drawn.
     planes = rows[rows["beta"].notna()]
     if not len(planes):
         raise TraceError(f"{sources[0].trace.path} has no plane: run tvlars-probe landscape --dimensions 2")
@@ -166,17 +173,22 @@ KINDS: dict[str, Kind] = {
     "landscape": Kind("loss along a direction, or between two runs", "landscape", False, _landscape_line),
     "landscape-map": Kind("loss over the plane of two directions", "landscape", False, _landscape_map),
 }
+"""Every kind of chart, by its name on the command line."""
 
 
 def kind(name: str) -> Kind:
-    """The kind of that name."""
+    """The kind called ``name``.
+
+    Raises:
+        UserError: there is none.
+    """
     if name not in KINDS:
         raise unknown("kind of chart", name, KINDS)
     return KINDS[name]
 
 
 def lacking(name: str, source: Source) -> str | None:
-    """Why this run can't be shown so; None if it can."""
+    """Why a run can't be shown as the kind ``name``, with the remedy; None if it can."""
     return _REMEDIES[KINDS[name].needs] if source.lacks(KINDS[name].needs) else None
 
 
@@ -188,18 +200,19 @@ _REMEDIES = {
     "spectrum": "no density is on record (tvlars-probe sharpness --density)",
     "landscape": "no slice is on record (tvlars-probe landscape)",
 }
+"""By table: what a run without a row in it lacks, and the command that records it."""
 
 
 def left_out(name: str, sources: Sequence[Source]) -> list[tuple[Source, str]]:
-    """The runs that have nothing to show in a chart, and why."""
+    """The runs that lack the data for the kind ``name``, each with the reason."""
     return [(source, reason) for source in sources if (reason := lacking(name, source)) is not None]
 
 
 def draw(name: str, sources: Sequence[Source]) -> Chart:
-    """Draw a kind from those of the runs that have the data for it; `left_out` names the others.
+    """Draw the kind ``name`` from the runs that have the data for it; `left_out` names the others.
 
     Raises:
-        UserError: no run has the data, or the kind shows one run and several are given.
+        UserError: there is no such kind, no run has the data, or the kind shows one run and several are given.
     """
     chosen = kind(name)
     if not chosen.several and len(sources) != 1:

@@ -1,4 +1,4 @@
-"""Loss along a line and over a plane around a minimum."""
+"""The loss along a line, and over a plane around a minimum."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def landscape_line(result: Landscape) -> alt.LayerChart | alt.FacetChart:
 
 
 def landscape_map(result: Landscape) -> alt.Chart:
-    """The loss over the plane of two filter-normalised directions; of a large grid every so many points."""
+    """The loss over the plane of two filter-normalised directions. Beyond `MOST_CELLS` points the plane is thinned."""
     rows, note = _fewer(result.plane)
     rows = rows.join(_cell_edges(rows["alpha"], "left", "right")).join(_cell_edges(rows["beta"], "bottom", "top"))
     return (
@@ -62,32 +62,46 @@ def landscape_map(result: Landscape) -> alt.Chart:
 
 
 def _fewer(plane: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The plane in as many points as a chart holds, and what to say of it."""
+    """Thin the plane to as many points as a chart holds.
+
+    Returns:
+        its rows, and what the subtitle says of it: nothing where all points stay.
+    """
     axes = [np.unique(plane[name]) for name in ("alpha", "beta")]
     stride = 1
+    # -(-a // b) rounds a / b up.
     while math.prod(-(-len(axis) // stride) for axis in axes) > MOST_CELLS:
         stride += 1
     if stride == 1:
         return plane, ""
-    kept = [axis[int(np.abs(axis).argmin()) % stride :: stride] for axis in axes]  # the centre stays
+    # The offset keeps the centre of the plane, where the checkpoint lies.
+    kept = [axis[int(np.abs(axis).argmin()) % stride :: stride] for axis in axes]
     rows = plane[plane["alpha"].isin(kept[0]) & plane["beta"].isin(kept[1])]
     every = "2nd" if stride == 2 else "3rd" if stride == 3 else f"{stride}th"
     return rows, f"; every {every} of {len(axes[0]):,} × {len(axes[1]):,} points"
 
 
 def _cell_edges(points: pd.Series[float], before: str, after: str) -> pd.DataFrame:
-    """Where each point's cell begins and ends: midway to its neighbours on the grid, which may lie unevenly."""
+    """Where each point's cell begins and ends: midway to its neighbours on the grid, which may be uneven.
+
+    Args:
+        points: one coordinate of each point.
+        before: name of the column where a cell begins.
+        after: name of the column where it ends.
+    """
     grid = np.unique(points)
     if len(grid) > 1:
+        # The outermost cells lie evenly about their points: 2·x − m is the mirror image of m in x.
         middle = (grid[1:] + grid[:-1]) / 2
         edges = np.concatenate([[2 * grid[0] - middle[0]], middle, [2 * grid[-1] - middle[-1]]])
     else:
         edges = np.concatenate([grid - 0.5, grid[-1:] + 0.5])
-    place = np.searchsorted(grid, points)
+    place = np.searchsorted(grid, points)  # exact: every point is on the grid
     return pd.DataFrame({before: edges[place], after: edges[place + 1]}, index=points.index)
 
 
 def _axis(result: Landscape) -> str:
+    """Label of α's axis: a direction has a length, a line between two runs has ends."""
     if result.run2 is None:
         return "α: distance along a filter-normalised direction"
     return f"α: 0 is {result.facts.name}, 1 is {result.run2}"

@@ -23,8 +23,11 @@ QUANTITIES = {
     "lnr": "norm ratio ‖w‖/‖g‖",
     "grad_norm": "gradient norm ‖g‖",
 }
+"""What a heat map shows, with its label."""
 
 _POWERS = [10.0**k for k in range(-30, 12)]
+"""Lines of the panels' axes. All panels have one axis but a range each: it holds every power that may occur."""
+
 _PANELS = {
     "rate": "effective rate",
     "schedule": "schedule lr / peak",
@@ -32,6 +35,7 @@ _PANELS = {
     "norm_ratio": "norm ratio ‖w‖/‖d‖",
     "clip": "clip",
 }
+"""The panels of a decomposition from top to bottom, by the name of their term."""
 
 
 def heat_map(
@@ -41,11 +45,21 @@ def heat_map(
     parameters: tuple[str, ...],
     facts: RunFacts,
 ) -> Any:
-    """One quantity of every layer and step, on a logarithmic scale; of each bin the rarest values are shown."""
+    """A heat map of one quantity by layer and step, on a logarithmic scale, in the cells that `cells` makes.
+
+    The title's highest value is sought in ``values`` and not in the cells.
+
+    Args:
+        quantity: one of `QUANTITIES`.
+        values: (T, P).
+        steps: (T,), ascending.
+        parameters: (P,).
+        facts: of the run.
+    """
     label = QUANTITIES[quantity]
     found = cells(steps, parameters, values)
     seen = f"{label[:1].upper()}{label[1:]} of every layer"
-    # A tensor without a trust ratio of its own is at 1 throughout: the highest is sought among the others.
+    # A tensor that isn't adapted has trust ratio 1 throughout, which may be far above all others: it is passed over.
     flags = facts.flag("adapted", parameters)
     top = _highest(values, [quantity != "trust_ratio" or flag is not False for flag in flags])
     if top is not None:
@@ -53,13 +67,13 @@ def heat_map(
         seen += f": highest in {parameters[column]}, {theme.number(values[top])} at step {steps[row]:,}"
     of = _of(facts)
     if len(found.unshown):
-        row, column = np.argwhere(unshowable(values))[0]
+        row, column = np.argwhere(unshowable(values))[0]  # rows are steps: the first is the earliest
         of += f"; red: infinite, NaN or missing (first in {parameters[column]}, at step {steps[row]:,})"
     return _heat(found, label, theme.title(seen, of))
 
 
 def _highest(values: NDArray[np.floating], sought: list[bool]) -> tuple[int, int] | None:
-    """Row and column of the highest finite value among some columns; None where there is none."""
+    """Row and column of the highest finite value in the columns that are ``sought``; None where there is none."""
     there = np.isfinite(values) & np.array(sought, bool)
     if not there.any():
         return None
@@ -68,7 +82,7 @@ def _highest(values: NDArray[np.floating], sought: list[bool]) -> tuple[int, int
 
 
 def _heat(found: Cells, label: str, title: alt.TitleParams) -> Any:
-    """The cells, and on top of them those that have no place on the scale."""
+    """The cells, and on top of them red ones for the bins with a value that has no place on the scale."""
     scale = alt.Scale(type="log", scheme=theme.SEQUENTIAL)
     y = alt.Y(
         "parameter:N", sort=found.order, title=None, axis=alt.Axis(labelOverlap=True, ticks=False, labelLimit=180)
@@ -89,6 +103,7 @@ def _heat(found: Cells, label: str, title: alt.TitleParams) -> Any:
             alt.Tooltip("high:Q", title="highest in the bin", format=".4~g"),
         ],
     )
+    # Vega-Lite passes ``usermeta`` over. A page reads in it which layers a group holds.
     further = {"title": title, "usermeta": {"groups": found.groups}} if found.groups else {"title": title}
     if not len(found.unshown):
         return shown.add_params(*theme.picked()).properties(**size, **further)
@@ -101,12 +116,15 @@ def _heat(found: Cells, label: str, title: alt.TitleParams) -> Any:
 
 
 def decomposition(split: Decomposition) -> alt.FacetChart:
-    """The effective rate of every layer, above the factors that it is the product of."""
+    """The effective rate of every layer, above the factors that it is the product of.
+
+    Each has a panel. A factor that is 1 throughout has none; peak rate and eta stand in the title.
+    """
     panels = {name: label for name, label in _PANELS.items() if name == "rate" or _varies(split, name)}
     shown = _shown(len(split.parameters))
     frame = _factors(split, list(panels), shown)
     constant = [f"peak lr {theme.number(split.peak_lr)}"]
-    eta = split.terms["eta"]
+    eta = split.terms["eta"]  # its logarithm, 0 where a tensor isn't adapted
     if np.isfinite(eta).any() and np.nanmin(eta) < 0:
         constant.append(f"eta {theme.number(float(np.exp(np.nanmin(eta))))}")
     seen = "Effective rate = " + " × ".join([*constant, *(v for k, v in panels.items() if k != "rate")])
@@ -142,6 +160,7 @@ def decomposition(split: Decomposition) -> alt.FacetChart:
         .properties(width=theme.WIDTH, height=110)
     )
     return (
+        # A row holds all factors of a step: Vega unfolds them, so that the chart holds fewer rows.
         alt.layer(lines, data=inline(frame.rename(columns=panels)))
         .transform_fold(list(panels.values()), as_=["term", "factor"])
         .transform_filter("datum.factor !== null && datum.factor > 0")
@@ -160,22 +179,30 @@ def decomposition(split: Decomposition) -> alt.FacetChart:
 
 
 def _varies(split: Decomposition, name: str) -> bool:
+    """Whether a factor differs from 1 anywhere; its term is the logarithm."""
     term = split.terms[name]
     return bool(np.isfinite(term).any() and np.nanmax(np.abs(term)) > 1e-9)
 
 
 def _shown(tensors: int) -> list[int]:
-    """Which tensors have a line of their own: all, or as many as a chart shows, evenly chosen."""
+    """Columns of the tensors that have a line: all, or `MOST_LAYERS` of them, evenly chosen."""
     return edges(tensors, MOST_LAYERS)[:-1].tolist()
 
 
 def _factors(split: Decomposition, panels: list[str], shown: list[int]) -> pd.DataFrame:
-    """Per layer the steps at which its rate is lowest and highest in each bin: real rows, whose factors multiply."""
+    """Per layer, the factors in the steps at which its rate is lowest and highest in each bin.
+
+    These are recorded steps, no averages: their factors multiply to the rate.
+
+    Returns:
+        ``parameter``, ``role``, ``step``, and a column per panel.
+    """
+    # A bin keeps two rows of each layer.
     cuts = edges(len(split.steps), max(MOST_ROWS // max(2 * len(shown), 1), 1))
     frames = []
     for column in shown:
         kept = extremes(split.log_rate[:, column], cuts)
-        if len(cuts) - 1 == len(split.steps):
+        if len(cuts) - 1 == len(split.steps):  # a bin per step: all of them stay
             kept = np.flatnonzero(np.isfinite(split.log_rate[:, column]))
         terms = {"rate": split.log_rate, **split.terms}
         frames.append(
@@ -192,4 +219,5 @@ def _factors(split: Decomposition, panels: list[str], shown: list[int]) -> pd.Da
 
 
 def _of(facts: RunFacts) -> str:
+    """The subtitle of one run."""
     return f"{facts.name}: {facts.method}"

@@ -1,4 +1,8 @@
-"""Sharpness over time beside its limit, spectral densities, and blocks per layer. One BatchNorm mode per chart."""
+"""Sharpness by step beside its limit, spectral densities, and the sharpness of single layers' blocks.
+
+A chart holds one BatchNorm mode and one part of the data: in another mode the loss is another function, with another
+Hessian.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ OPERATORS = {
     "relative": "relative sharpness (tensors scaled by their norm)",
     "effective": "effective sharpness (grey: limit of stability)",
 }
+"""The panels of `sharpness_curves` from top to bottom, by operator."""
 
 _OF = {
     "hessian": "the Hessian",
@@ -30,19 +35,25 @@ _OF = {
     "effective": "the effective Hessian",
 }
 EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
-"""An axis or a panel of a spectral density, by operator."""
+"""Label of a spectral density's axis, or of its panel, by operator."""
 
 _POWERS = [10.0**k for k in range(-6, 13)]
+"""Lines of the panels' axes. All panels have one axis but a range each: it holds every power that may occur."""
 
 
 def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
-    """The results of the first one's BatchNorm mode and data: different modes are never joined."""
+    """The results that have the BatchNorm mode and the data of the first one with sharpness on record."""
     told = [r for r in results if r.bn_mode is not None]
     return [r for r in told if (r.bn_mode, r.split) == (told[0].bn_mode, told[0].split)]
 
 
 def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
-    """Raw, relative and effective sharpness by step, in one panel each."""
+    """Raw, relative and effective sharpness by step, in one panel each.
+
+    Args:
+        results: of one run or several, each with a curve. Runs measured in another BatchNorm mode than the first, or
+            on other data, are left out by name.
+    """
     shown = same_mode(results)
     frame = _joined(thinned([curve for r in shown for curve in _curves(r)], "value"))
     frame["panel"] = frame["operator"].map(OPERATORS)
@@ -53,6 +64,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
         alt.Tooltip("error:Q", title="residual", format=".2~g"),
         alt.Tooltip("converged:N"),
     ]
+    # The limit is a curve among the others, so that it shares their panel and scale; conditions give it its look.
     is_limit = "datum.line === 'limit'"
     scale = theme.optimizer_scale(frame["optimizer"])
     colour = alt.condition(is_limit, alt.value("#888888"), alt.Color("optimizer:N", scale=scale, title="optimizer"))
@@ -69,6 +81,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     )
     return (
         alt.layer(line, points, data=inline(frame))
+        # A top eigenvalue can be zero or below, where a logarithmic scale has no place.
         .transform_filter("datum.value > 0")
         .properties(width=theme.WIDTH, height=150)
         .facet(
@@ -85,7 +98,13 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
 
 
 def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart:
-    """The last spectral density of each run and operator, a panel per operator; all of one BatchNorm mode and data."""
+    """The last spectral density of each run and operator, in a panel per operator.
+
+    Args:
+        results: of one run or several, each with a density on record. The first run's last density sets the BatchNorm
+            mode and the data; runs without a density of these are left out by name.
+    """
+    # Densities are measured after training, often in another mode than the curves: their own mode counts here.
     mode = tuple(results[0].spectrum.sort_values("step", kind="stable").iloc[-1][["bn_mode", "split"]])
     shown, frames = [], []
     for r in results:
@@ -96,6 +115,7 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
             last = own[own["step"] == own["step"].max()].drop_duplicates("grid", keep="last").sort_values("grid")
             frames.append(_labelled(r, last))
     frame = _joined(thinned(frames, "density"))
+    # Away from the eigenvalues the Gaussian smoothing falls without end, and would fill a logarithmic axis.
     floor = float(frame["density"].max()) * 1e-8
     frame = frame[frame["density"] > floor]
     operators = [name for name in EIGENVALUES if name in {*frame["operator"]}] or [next(iter(EIGENVALUES))]
@@ -136,12 +156,17 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
 
 
 def layer_blocks(result: Minimizer) -> alt.LayerChart:
-    """Sharpness of each layer's own block at the last step at which blocks were measured."""
+    """Sharpness of each layer's own block at the last step at which blocks were measured.
+
+    Blocks are the Hessian's, or another operator's where none of the Hessian is on record. The sharpest `MOST_BARS` are
+    drawn.
+    """
     rows = result.blocks[result.blocks["operator"] == "hessian"]
     rows = rows if len(rows) else result.blocks
     last = rows[rows["step"] == rows["step"].max()]
     mode = tuple(last.iloc[-1][["bn_mode", "split"]])
     last = last[(last["bn_mode"] == mode[0]) & (last["split"] == mode[1])]
+    # Where a block was measured again, its last row stands.
     every = last.drop_duplicates("scope", keep="last")
     rows = every.sort_values("value", ascending=False, kind="stable").head(MOST_BARS)
     rows = rows.rename(columns={"scope": "parameter"})[["parameter", "value", "error", "step"]]
@@ -167,7 +192,7 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
 
 
 def _curves(r: Minimizer) -> Iterator[pd.DataFrame]:
-    """Each operator's curve, and its limit of stability, where it has one, as a curve of its own."""
+    """Each operator's curve and, where it has one, its limit of stability as another curve."""
     for _, curve in r.curves.groupby("operator"):
         yield _labelled(r, curve.assign(line="sharpness"))
         limit = curve[curve["limit"].notna()]
@@ -176,6 +201,7 @@ def _curves(r: Minimizer) -> Iterator[pd.DataFrame]:
 
 
 def _labelled(r: Minimizer, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the columns by which charts tell runs apart."""
     return frame.assign(run=r.facts.name, optimizer=r.facts.optimizer or "other", schedule=r.facts.schedule or "none")
 
 
@@ -184,6 +210,7 @@ def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _seen(results: Sequence[Minimizer]) -> str:
+    """The title: peak and end of one run's raw sharpness, or the verdict; of several runs the count of each verdict."""
     if len(results) == 1:
         summary = results[0].summary.set_index("operator")
         if "hessian" in summary.index:
@@ -197,7 +224,7 @@ def _seen(results: Sequence[Minimizer]) -> str:
 
 
 def _others(results: Sequence[Minimizer], shown: Sequence[Minimizer]) -> list[str]:
-    """Names of the results that aren't shown."""
+    """Names of the runs that aren't shown."""
     return [r.facts.name for r in results if not any(r is one for one in shown)]
 
 
@@ -206,6 +233,7 @@ def _subtitle(
     mode: tuple[str | None, str | None] | None = None,
     left_out: Sequence[str] = (),
 ) -> str:
+    """Which runs are shown, on which data, in which BatchNorm mode (``mode``, or that of their curves)."""
     first = results[0]
     bn_mode, split = mode or (first.bn_mode, first.split)
     who = f"{first.facts.name}: {first.facts.method}" if len(results) == 1 else f"{len(results)} runs"

@@ -1,1 +1,1 @@
-"""The commands, one module each: parse, call, render. Nothing is computed here."""
+"""The commands, one module each: they parse, call and render, and compute nothing."""

@@ -1,4 +1,4 @@
-"""What the commands that analyse runs share: their arguments, and tables as text, JSON or CSV."""
+"""What the commands that analyse runs share: their arguments, and answers as text, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ class Output:
     """How an answer is to be written.
 
     Attributes:
-        as_json: everything, as JSON.
-        as_csv: the main table, as CSV.
-        out: the file; None is the terminal.
+        as_json: whether everything is written, as JSON.
+        as_csv: whether the main table is written, as CSV.
+        out: the file to write; None is the terminal.
+
+    Raises:
+        UserError: both forms are asked for.
     """
 
     as_json: bool
@@ -44,7 +47,7 @@ class Output:
 
     @property
     def form(self) -> str:
-        """json, csv or text: as asked for, else by the file's suffix."""
+        """The form: "json", "csv" or "text", as asked for, else by the file's suffix."""
         suffix = "" if self.out is None else self.out.suffix.lower()
         if self.as_json or (suffix == ".json" and not self.as_csv):
             return "json"
@@ -52,14 +55,16 @@ class Output:
 
 
 def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
-    """RUN..., and how the answer is written, which the command gets as ``output``."""
+    """Give a command the argument RUN... and the options of its output, which reach it as one `Output`, ``output``."""
 
+    # `wraps` copies the docstring, which is the command's help, and the options that were declared below this one.
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, as_csv: bool, out: Path | None, **kwargs: Any) -> None:
         if out is not None:
-            check_output(out)  # before anything is computed, or stored with the run
+            check_output(out)  # first: what follows may take long, and store rows with the run
         function(*args, output=Output(as_json, as_csv, out), **kwargs)
 
+    # The decorator that is applied last stands first in the help.
     for add in (
         option("--out", "-o", section="Output", type=FilePath(), help="Write there instead."),
         option("--csv", "as_csv", section="Output", is_flag=True, help="The main table as CSV."),
@@ -74,10 +79,10 @@ def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callabl
     """Write an answer in the form asked for, to the terminal or to a file.
 
     Args:
-        output: form and place.
-        results: everything, for JSON.
-        main_table: for CSV.
-        render: prints it for a reader.
+        output: its form and place.
+        results: everything, for JSON: a dataclass, or whatever `tvlars_probe.analyses.verdict.plain` takes.
+        main_table: the table for CSV.
+        render: prints the answer for a reader.
 
     Raises:
         UserError: the file can't be written.
@@ -98,10 +103,10 @@ def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callabl
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file that can't be written because of where it is, or may not: a run's own files stay as recorded.
+    """Refuse to write a file where it can't be, or where it mustn't be: a run directory stays as it was recorded.
 
     Raises:
-        UserError: it is a folder, or in none, or in a run directory.
+        UserError: ``path`` is a folder, its folder doesn't exist, or it lies in a run directory.
     """
     from tvlars_probe.traces.manifest import FILE_NAME
 
@@ -109,7 +114,7 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path} is a folder: name a file in it")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
-    # By the path as given and by the one that its links lead to.
+    # The path as it is given and the one that its links lead to: a run may be reached by either.
     folders = (*path.absolute().parents, *path.resolve().parents)
     run = next((folder for folder in folders if (folder / FILE_NAME).is_file()), None)
     if run is not None:
@@ -120,11 +125,11 @@ def write_output(path: Path, content: bytes) -> None:
     """Write the file that the user named, whole or not at all.
 
     Raises:
-        UserError: there is no such folder, or it can't be written.
+        UserError: it can't be written, or `check_output` refuses it.
     """
     from tvlars_probe.traces.files import replace_file
 
-    check_output(path)
+    check_output(path)  # again: the first check may be long ago
     try:
         replace_file(path, lambda stream: stream.write(content))
     except OSError as error:
@@ -132,8 +137,10 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:
+    """The text that ``render`` prints; with colours only where it goes to a terminal."""
     from tvlars_probe.commands.terminal import Terminal
 
+    # rich takes a StringIO for no terminal, and has to be told.
     stream = io.StringIO()
     console = Terminal(piped=160, file=stream, force_terminal=to_terminal and sys.stdout.isatty())
     render(console)
@@ -141,7 +148,7 @@ def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:
 
 
 def print_verdict(console: Console, verdict: Verdict, *, title: str) -> None:
-    """A verdict in two lines."""
+    """Print a verdict in two lines: title, question and answer, then the reason."""
     from rich.text import Text
 
     console.print(Text.assemble((title, "bold"), f"  {verdict.question} ", (verdict.answer, "bold")))
@@ -151,7 +158,13 @@ def print_verdict(console: Console, verdict: Verdict, *, title: str) -> None:
 def table_of(
     frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, title: str | None = None
 ) -> RenderableType:
-    """A frame as a table; ``columns`` maps its columns to headings, and chooses them."""
+    """A frame as a table.
+
+    Args:
+        frame: the rows.
+        columns: headings by column; only these columns are shown, in this order. By default all, by their names.
+        title: what stands above the table.
+    """
     from rich.table import Table
 
     headings = columns or {str(name): str(name) for name in frame.columns}
@@ -165,7 +178,7 @@ def table_of(
 
 
 def text_of(value: Any, *, share: bool = False) -> str:
-    """A cell: numbers to four digits, shares in percent, nothing for null."""
+    """The text of a cell: numbers have four digits, shares are in percent, null is empty."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool) or type(value).__name__ == "bool_":

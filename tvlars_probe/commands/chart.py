@@ -39,6 +39,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     from tvlars_probe.commands.analysis import check_output, write_output
     from tvlars_probe.runs import open_runs
 
+    # The kind, and the place of the file, are checked before any run is read.
     chosen = kind(words[0])
     check_output(out)
     sources = [Source(run) for run in open_runs(words[1:])]
@@ -50,6 +51,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
 
 
 def _listing(words: tuple[str, ...]) -> Iterator[str]:
+    """A line per kind of chart, with what is missing where none of the runs named by ``words`` has the data for it."""
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.charts.kinds import KINDS, lacking
     from tvlars_probe.runs import open_runs

@@ -36,6 +36,7 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
         repaired = [fault for fault in found.faults if fault.repair is not None]
         moved = [fault.path for fault in repaired if fault.repair != "note the gap"]
         noted = [f"{fault.path}: {fault.problem}" for fault in repaired if fault.repair == "note the gap"]
+        # Findings and exit code are of the run as it is after the repair.
         found = check_run(run) if repaired else found
     if as_json:
         click.echo(
@@ -50,6 +51,7 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
 
 
 def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> None:
+    """Print what was set aside and where it is now, what is wrong, and what a reader should know."""
     for path in moved:
         say(f"Set aside: {path}")
     if aside is not None:

@@ -19,6 +19,7 @@ _HEADINGS = {
     "epochs_to_target": "epochs to target", "rates": "rates tried", "runs": "runs", "diverged": "diverged",
     "unfinished": "unfinished", "reached_target": "runs that reached it",
 }  # fmt: skip
+"""Headings of the table, after the fields of its rows and columns."""
 
 
 @click.command(cls=Command, name="compare")
@@ -64,10 +65,12 @@ def render(console: Console, result: Comparison) -> None:
 
 
 def _key_text(key: Any) -> str:
+    """The text of a column's name, which is a tuple where ``--columns`` has several fields."""
     return " × ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 def _pivot(result: Comparison) -> Any:
+    """The table as papers print it: a row per setting, a column for each value of the fields in ``--columns``."""
     wide = result.pivot()
     named = " × ".join(result.columns)
     wide.columns = [f"{named} {key}" for key in wide.columns.map(_key_text)]

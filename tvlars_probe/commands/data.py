@@ -1,4 +1,4 @@
-"""``tvlars-probe data``: what there is to train on, and what is made readable."""
+"""``tvlars-probe data``: which data sets there are, and the import of one that is slow to read."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def list_command(data_dir: Path | None, as_json: bool) -> None:
 
 
 def _row(name: str, folder: Path | None) -> dict[str, Any]:
+    """What is told of a data set; its images are counted without being read."""
     entry = DATASETS[name]
     loader = entry.loader
     home = loader.find(name, folder)
-    there = home is not None or entry.included
+    there = home is not None or entry.included  # one that comes with a package has no folder
     train, test = loader.count(home) if there else (None, None)
     return {
         "name": name,

@@ -48,12 +48,14 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
     opened = open_runs(runs)
     if len(opened) > 2:
         raise UserError(f"landscape takes one run or two, {len(opened)} were given")
+    # `open_runs` opens a run once, however often it is named.
     if len(opened) < len(runs):
         raise UserError(f"landscape was given one run twice ({' '.join(runs)}): give it once, or two runs")
     if not stored:
-        opened[0].frame("landscape", ["step"])  # what is there must be readable before rows are added
+        opened[0].frame("landscape", ["step"])  # raises if the rows on record can't be read: then none are added
         _compute([run.path for run in opened], values)
     source = Source(opened[0])
+    # Of these rows the newest slice is shown: of two runs, the newest line between them.
     rows = source.landscape(COLUMNS)
     if len(opened) == 2:
         rows = rows[rows["run2"] == opened[1].manifest.run_id]
@@ -66,6 +68,7 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
 
 
 def _compute(paths: list[Path], values: dict[str, Any]) -> None:
+    """Measure a slice and store it with the first run. The imports need torch, which ``--stored`` does without."""
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.posthoc.landscape import LandscapeJob, measure_landscape
 

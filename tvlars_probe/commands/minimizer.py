@@ -21,6 +21,7 @@ _SUMMARY = {
     "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
     "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged",
 }  # fmt: skip
+"""Headings of the table with a row per operator."""
 
 
 @click.command(cls=Command, name="minimizer")
@@ -75,7 +76,7 @@ def render(console: Console, result: Minimizer) -> None:
         console.print(f"Also on record, left out here: BatchNorm mode {mode} on {split} data")
     if len(result.summary):
         console.print()
-        shown = result.summary.rename(columns={"beyond_limit": "beyond_limit_share"})
+        shown = result.summary.rename(columns={"beyond_limit": "beyond_limit_share"})  # shown in percent
         console.print(table_of(shown, _SUMMARY))
     if len(result.further):
         console.print()
@@ -83,7 +84,7 @@ def render(console: Console, result: Minimizer) -> None:
 
 
 def render_runs(console: Console, over: SharpnessCorrelation) -> None:
-    """Print several runs' answers."""
+    """Print the answer over several runs, and their figures."""
     print_verdict(console, over.verdict, title=f"{len(over.runs)} runs")
     if over.bn_mode is not None:
         console.print(f"Loss on {over.split} data, BatchNorm mode {over.bn_mode}")

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 
 class Option(click.Option):
-    """An option that belongs to a section of the help; ``greedy`` takes every word up to the next option."""
+    """An option that belongs to a section of the help.
+
+    Args:
+        section: title of the section.
+        greedy: whether the option takes every word up to the next option. Its value is a tuple then.
+        *args: of `click.Option`.
+        **kwargs: of `click.Option`.
+    """
 
     def __init__(self, *args: Any, section: str = "Options", greedy: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **{"show_default": True, "multiple": greedy, **kwargs})
@@ -21,7 +28,7 @@ class Option(click.Option):
 
 
 class FilePath(click.Path):
-    """A path; ``~`` is the home folder where the shell left it, as in ``--run-dir=~/runs/mine``."""
+    """A path, in which ``~`` is the home folder even where the shell leaves it, as in ``--run-dir=~/runs/mine``."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"path_type": Path, **kwargs})
@@ -31,7 +38,11 @@ class FilePath(click.Path):
 
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
-"""In each command's own settings: click keeps a command's help option as the first context asks for it."""
+"""Settings that every command has itself, though the group above it has them, too.
+
+click makes a command's help option once, by the names of the context that first asks for it. `sweep` makes contexts of
+``train`` without the group: from then on ``train`` would lack ``-h``.
+"""
 
 
 class Command(click.Command):
@@ -45,21 +56,25 @@ class Command(click.Command):
         return super().parse_args(ctx, self._spread(args))
 
     def _spread(self, args: list[str]) -> list[str]:
-        """``--devices 0 1`` as ``--devices 0 --devices 1``."""
+        """Spell out greedy options: ``--devices 0 1`` becomes ``--devices 0 --devices 1``.
+
+        click's parser takes a fixed number of words per option, so that they are spread before it sees them.
+        """
         greedy = {name for p in self.params if isinstance(p, Option) and p.greedy for name in p.opts}
         spread: list[str] = []
         current: str | None = None  # the greedy option whose words these are
         for arg in args:
-            if arg.startswith("-") and not _is_number(arg):
+            if arg.startswith("-") and not _is_number(arg):  # -2 is a value
                 current = arg if arg in greedy else None
                 spread.append(arg)
-            elif current is None or spread[-1] == current:
+            elif current is None or spread[-1] == current:  # the option's first word follows it as it is
                 spread.append(arg)
             else:
                 spread += [current, arg]
         return spread
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Sections stand in the order of their first option.
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -79,5 +94,5 @@ def _is_number(word: str) -> bool:
 
 
 def option(*names: str, section: str, **kwargs: Any) -> Callable[..., Any]:
-    """A `click.option` in a section."""
+    """Declare an `Option` in a section of the help, as `click.option` does."""
     return click.option(*names, cls=Option, section=section, **kwargs)

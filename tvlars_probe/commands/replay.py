@@ -25,11 +25,15 @@ _COLUMNS = {
     "rate_quotient": "rate quotient", "lowest_quotient": "lowest", "highest_quotient": "highest", "rows": "rows",
     "cancelled_share": "flagged",
 }  # fmt: skip
+"""Headings of the table with a row per tensor."""
+
 _V = "Variant (by default the run's own settings)"
+"""Section of the help."""
 
 
 def variant_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The settings that can be replayed."""
+    """Give a command the options that are settings of a variant."""
+    # The decorator that is applied last stands first in the help: the order is the help's, reversed.
     for add in (
         option("--warmup-epochs", section=_V, type=float, help="Length of lars-warm's warm-up."),
         option("--schedule", section=_V, type=click.Choice(["none", "cosine", "lars-warm"]), help="Another schedule."),
@@ -79,6 +83,7 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
         raise UserError(f"replay takes one run, {len(opened)} were given: call it for each")
     given = {name: value for name, value in settings.items() if value is not None}
     result = replay_of(Source(opened[0], phase), **given)
+    # Of the result only this goes into JSON: its matrices have an entry for every step and tensor.
     summary = {
         "run": result.facts.name,
         "verdict": result.verdict,
@@ -92,7 +97,7 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
 
 
 def render(console: Console, result: Replay) -> None:
-    """Print the comparison of ratios."""
+    """Print the variant's trust ratios beside the applied ones."""
     optimizers = dict.fromkeys(variant.optimizer for variant in result.variants if variant)
     own = f"{result.facts.name} ({result.facts.method}) as {' and '.join(optimizers) or 'recorded'}"
     print_verdict(console, result.verdict, title=own)

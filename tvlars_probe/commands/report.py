@@ -26,6 +26,6 @@ def command(runs: tuple[str, ...], out: Path) -> None:
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a report is an HTML page: name {out.name} with the suffix .html")
-    check_output(out)  # before anything is analysed
+    check_output(out)  # before the analyses, which take long
     write_output(out, render(gather([Source(run) for run in open_runs(runs)])).encode())
     click.echo(f"Report: {out}")

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "peak lr", "batch", "schedule", "data", "model")
+"""The table's columns; a terminal that is too narrow loses the last ones first."""
+
 _NUMBERS = {"batch", "peak lr", "best test acc", "age"}
 _SHORTEST_NAME = 24
+"""Characters to which the names of runs are shortened before a column is left out."""
 
 
 @click.command(cls=Command, name="runs")
@@ -41,7 +44,7 @@ def command(folder: Path, as_json: bool) -> None:
 
 
 def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
-    """A row per run; one whose manifest can't be read is listed as damaged."""
+    """A row per run below ``folder``. A run whose manifest can't be read is listed as damaged, without settings."""
     from tvlars_probe.traces.manifest import Manifest
     from tvlars_probe.traces.run_directory import find_runs, status
 
@@ -51,6 +54,7 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
         except RunDirectoryError as error:
             yield {"run": path.name, "path": str(path), "status": "damaged", "error": str(error)}
             continue
+        # The configuration of a user's own loop may hold anything, or nothing, under these names.
         config = m.config
         yield {
             "run": path.name,
@@ -69,17 +73,19 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> None:
-    """Print the runs as a table; where the terminal is narrow, names lose their middle, then columns are left out."""
+    """Print the runs as a table. On a narrow terminal first names lose their middle, then the last columns go."""
     from rich.measure import Measurement
 
     from tvlars_probe.commands.terminal import Terminal
 
-    # Piped into a file or another program, a row is a line however long.
+    # In a file, or for another program, a row is one line however long.
     console = Terminal(piped=10_000)
+    # Measured without bounds: rich would squeeze a table into the width that it has.
     columns, unbounded = list(_COLUMNS), console.options.update(width=10_000)
     longest = max(len(row["run"]) for row in rows)
 
     def excess() -> int:
+        """Characters by which the table, as it stands, is too wide."""
         return Measurement.get(console, unbounded, _table(rows, columns, longest)).maximum - console.width
 
     longest = max(min(longest, _SHORTEST_NAME), longest - max(excess(), 0))
@@ -92,7 +98,7 @@ def render(rows: list[dict[str, Any]]) -> None:
 
 
 def _shortened(name: str, length: int) -> str:
-    """Its beginning and its end, which tell runs apart, in ``length`` characters."""
+    """A name in ``length`` characters: its beginning and its end, which tell runs apart, around an ellipsis."""
     tail = length // 2
     return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
@@ -124,7 +130,8 @@ def _text(value: Any) -> str:
 
 
 def age(created: str) -> str:
-    """How long ago, in the largest unit that fits."""
+    """How long ago a run was created, in the largest unit that fits; empty where that isn't known."""
+    # TypeError: what is given is no string, or its time has no zone and can't be subtracted.
     try:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
     except (TypeError, ValueError):

@@ -62,10 +62,11 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
     from tvlars_probe.runners.posthoc.curvature import measure_run
     from tvlars_probe.runs import open_run
 
-    open_run(run).curvature(["step"])  # what is there must be readable before rows are added
+    open_run(run).curvature(["step"])  # raises if the rows on record can't be read: then none are added
     if audit:
         _check_audit(ctx)
     name = measure_run(build_job(run, audit, values))
+    # What is shown is read back from the run, by the name of this measurement.
     rows = open_run(run).curvature()
     rows = rows[rows["measurement_id"].astype(str) == name]
     spectrum = open_run(run).frame("spectrum")
@@ -80,7 +81,12 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
 
 
 def _check_audit(ctx: click.Context) -> None:
-    """Refuse options that an audit, which has its own, would pass over."""
+    """Refuse options that an audit would pass over: it has its own measures, BatchNorm modes and engines.
+
+    Raises:
+        UserError: one of them was given on the command line.
+    """
+    # A value doesn't tell whether it was given or is the default; its source does.
     own = ("top", "bottom", "trace", "density", "epsilon", "per_layer", "operator", "bn_mode", "engine")
     given = [name for name in own if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if given:
@@ -89,7 +95,8 @@ def _check_audit(ctx: click.Context) -> None:
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON has them: all digits, null for what is none."""
+    """Rows as JSON has them: numbers with all their digits, null where there is no value."""
+    # As strings, the missing names of a category may become "nan".
     plain = rows.astype({str(name): str for name in rows.columns if rows[name].dtype == "category"})
     plain = plain.assign(created_at=[made.isoformat() for made in rows["created_at"]])
     return [
@@ -99,7 +106,13 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
-    """The work that a command line's values say."""
+    """The job that the options of a command line describe.
+
+    Args:
+        run: the run directory.
+        audit: whether to measure the top eigenvalue alone, in every BatchNorm mode and by both engines.
+        values: the other options, by the names of their parameters.
+    """
     from tvlars_probe.curvature.measuring import Measures
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob
@@ -133,12 +146,17 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "limit": lambda row: "" if _is_null(row["limit"]) else f"{row['limit']:.3g}",
     "products": lambda row: _number(row["matvecs"]),
 }
+"""By heading, how a cell is made of a row of ``curvature``."""
+
 _ALWAYS = ("measure", "rank", "value", "error", "converged", "products")
+"""Columns that are shown even where all rows have one value."""
+
 _NUMBERS = ("step", "rank", "value", "error", "limit", "products")
+"""Columns that are set flush right."""
 
 
 def render(rows: pd.DataFrame) -> None:
-    """A table with values, errors, and whether they converged; what all rows share stands above it."""
+    """Print a table of values, errors, and whether they converged. What is one value in all rows stands above it."""
     from rich.table import Table
 
     from tvlars_probe.commands.terminal import Terminal
@@ -153,7 +171,7 @@ def render(rows: pd.DataFrame) -> None:
     console.print(f"mean loss {first['loss']:.4g} on {first['samples']:,} samples{part}, {first['precision']}")
     console.print(", ".join(shared))
     table = Table(box=None, pad_edge=False)
-    for name in shown:  # figures are never cut; a layer's name may go on in the next line
+    for name in shown:  # no figure is cut; where room is short, a layer's name goes on in the next line
         is_text = name in ("scope", "measure")
         width = None if is_text else max(len(cell) for cell in cells[name])
         side: Any = "right" if name in _NUMBERS else "left"
@@ -164,13 +182,14 @@ def render(rows: pd.DataFrame) -> None:
 
 
 def _measure(row: dict[str, Any]) -> str:
+    """A measure's name; ε-sharpness depends on two settings, which stand in it."""
     if row["measure"] != "epsilon_sharpness":
         return str(row["measure"])
     return f"epsilon {row['epsilon']:g}, {_number(row['dimensions']) or 'all'} dim."
 
 
 def _is_null(value: Any) -> bool:
-    return value is None or value != value
+    return value is None or value != value  # NaN differs from itself
 
 
 def _number(value: Any) -> str:

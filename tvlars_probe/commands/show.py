@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvlars_probe.runs import Run
 
 EXTREMES = 5
-"""Layers shown at either end of the trust ratios."""
+"""Most layers that are shown at either end of the trust ratios."""
 
 
 @click.command(cls=Command, name="show")
@@ -35,7 +35,7 @@ def command(run: Path, as_json: bool) -> None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What is shown, as plain values."""
+    """What is shown of a run, as plain values."""
     m = run.manifest
     return {
         "run": run.name,
@@ -60,7 +60,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def without_non_finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities: null stands for them."""
+    """The value with null for NaN and infinities, which JSON doesn't have."""
     if isinstance(value, dict):
         return {key: without_non_finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -69,20 +69,28 @@ def without_non_finite(value: Any) -> Any:
 
 
 def _steps_done(run: Run) -> int:
+    # Rows are counted: they tell how far a run came, whichever way it ended.
     return len(run.steps(["step"]))
 
 
 def _extremes(run: Run) -> dict[str, Any] | None:
-    """The layers of the last recorded step, ordered by the trust ratio that was applied."""
+    """The adapted layers with the highest and the lowest trust ratios in the last recorded step.
+
+    Returns:
+        the ``step``, the layers with the ``highest`` ratios, and those with the ``lowest``, the most extreme one first;
+        None where no adapted layer is on record.
+    """
     from tvlars_probe.traces.parts import list_parts
 
     parts = list_parts(run.path / "trace" / "layers")
     if not parts:
         return None
+    # The name of the last part tells the last step, for which no row has to be read.
     step = parts[-1].last_step
     rows = run.layers(["parameter", "trust_ratio", "lr", "weight_norm", "grad_norm"], steps=(step, step))
     phases = run.manifest.parameters
-    adapted = {p["name"] for p in next(reversed(phases.values()), []) if p.get("adapted")}  # of the running phase
+    # Phases stand in the order in which they began: the last one has the last step. Other tensors' ratios are 1.
+    adapted = {p["name"] for p in next(reversed(phases.values()), []) if p.get("adapted")}
     rows = rows[rows["parameter"].astype(str).isin(adapted) & rows["trust_ratio"].notna()]
     if rows.empty:
         return None
@@ -91,7 +99,7 @@ def _extremes(run: Run) -> dict[str, Any] | None:
         {name: str(value) if name == "parameter" else float(value) for name, value in row.items()}
         for row in ordered.to_dict("records")
     ]
-    count = min(EXTREMES, (len(records) + 1) // 2)  # no layer twice
+    count = min(EXTREMES, (len(records) + 1) // 2)  # no layer stands at both ends
     return {"step": step, "highest": records[:count], "lowest": records[: count - 1 : -1][:EXTREMES]}
 
 
@@ -125,6 +133,7 @@ def render(facts: dict[str, Any]) -> None:
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `describe` found as lines, each a name and a text; what isn't known has none."""
     steps, data, model = facts["steps"], facts["data"], facts["model"]
     total = f" of {steps['total']:,}" if steps["total"] else ""
     yield "steps", f"{steps['done']:,}{total}"
@@ -137,6 +146,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "optimizer", describe_group(group)
     if facts["batch_size"]:
         yield "batch", f"{facts['batch_size']:,} over {facts['world_size']} rank(s)"
+    # The configuration of a user's own loop may hold anything under this name.
     schedule = facts["config"].get("schedule")
     if isinstance(schedule, dict) and facts["peak_lr"] is not None:
         yield "schedule", f"{schedule.get('name')}, peak lr {facts['peak_lr']:g}"
@@ -176,7 +186,7 @@ def describe_group(group: dict[str, Any]) -> str:
 
 
 def describe_finding(finding: dict[str, Any]) -> str:
-    """What was not finite, in one line."""
+    """A finding in one line: the step and its loss, and the first tensor that was not finite."""
     where = f"; first tensor {finding['tensor']} ({finding['quantity']})" if finding["tensor"] else ""
     return f"loss {finding['loss']} in step {finding['step']}{where}"
 

@@ -19,21 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _NOT_SWEPT = ("run_dir", "resume", "rerun", "help")
-_SHARED_SECTIONS = ("Devices", "Recording", "Sharpness")  # given once for all runs, also with several words
+"""Options of train that a sweep decides itself."""
+
+_SHARED_SECTIONS = ("Devices", "Recording", "Sharpness")
+"""Sections whose options are settings of all runs, never axes: ``--devices 0 1`` gives every run two devices."""
 
 
 def grid_options(command: Callable[..., None]) -> Callable[..., None]:
-    """All options of `tvlars-probe train`, each with any number of values; ``--seeds`` is ``--seed``."""
+    """Give a command all options of `tvlars-probe train`, each with any number of values; ``--seeds`` is ``--seed``."""
+    # Reversed: the decorator that is applied last stands first in the help.
     for param in reversed([p for p in train_command.params if p.name not in _NOT_SWEPT]):
         assert isinstance(param, Option)
         names = [*param.opts, *(["--seeds"] if param.name == "seed" else [])]
         settings: dict[str, Any] = {"section": param.section, "help": param.help}
         if param.is_flag:
+            # No default: a flag that isn't given must not replace the one in the grid's file.
             declaration = "/".join([names[0], *param.secondary_opts])
             settings |= {"default": None, "is_flag": True}
             command = option(declaration, param.name, show_default=False, **settings)(command)
         else:
-            # The values stay words: `tvlars-probe train` parses them.
+            # Values stay words here: `build_trials` parses them as `tvlars-probe train` does.
             command = option(*names, param.name, greedy=True, metavar=_metavar(param), show_default=False, **settings)(
                 command
             )
@@ -41,6 +46,7 @@ def grid_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _metavar(param: Option) -> str:
+    """How the help shows an option's values: their type or the choices, and that there may be several."""
     kind = "|".join(param.type.choices) if isinstance(param.type, click.Choice) else param.type.name.upper()
     return f"[{kind}]..." if "|" in kind else f"{kind}..."
 
@@ -86,7 +92,11 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
 
 
 def given(values: dict[str, Any]) -> Grid:
-    """The grid that options say: one value is a setting, several are an axis."""
+    """The grid that the options of a command line describe: one value is a setting, several are an axis.
+
+    Args:
+        values: the options of train, by the names of their parameters; None or empty where not given.
+    """
     settings: dict[str, tuple[str, ...]] = {}
     axes: dict[str, tuple[str, ...]] = {}
     params = {param.name: param for param in train_command.params}
@@ -96,6 +106,7 @@ def given(values: dict[str, Any]) -> Grid:
         if value is None or value == ():
             continue
         if isinstance(value, bool):
+            # A flag is a setting without a value. Switched off it has its other name, such as no-download.
             settings[(param.opts if value else param.secondary_opts or param.opts)[0].lstrip("-")] = ()
         elif len(value) == 1 or param.greedy or param.section in _SHARED_SECTIONS:
             settings[param.opts[0].lstrip("-")] = tuple(value)
@@ -105,11 +116,12 @@ def given(values: dict[str, Any]) -> Grid:
 
 
 def build_trials(grid: Grid, folder: Path) -> list[Trial]:
-    """The grid's runs; points that differ in nothing that counts are one (λ makes no difference to lars).
+    """The runs of a grid. Points that differ in no setting that counts are one run: λ makes no difference to lars.
 
     Raises:
-        UserError: an option that train doesn't know, or a value that it refuses.
+        UserError: the grid has an option that train doesn't know, or a value that it refuses.
     """
+    # Every name that an option of train goes by, without its dashes, as a grid's file has them.
     aliases = {name.lstrip("-"): p.opts[0].lstrip("-") for p in train_command.params for name in p.opts}
     names = {*grid.settings, *grid.axes}
     if strange := sorted(names - {*aliases} - {"seeds"}):
@@ -121,12 +133,14 @@ def build_trials(grid: Grid, folder: Path) -> list[Trial]:
             config = build_config(train_command.make_context("train", list(words)).params)
         except click.ClickException as error:
             raise UserError(f"{' '.join(words)}: {error.format_message()}") from None
+        # The path holds a hash of what changes the numbers: points of one path are one run, described by the first.
         path = trial_path(folder, config)
         trials.setdefault(path, Trial(config=config, path=path, point=point, command=("train", *words)))
     return list(trials.values())
 
 
 def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
+    """What is said when a run of the sweep has ended."""
     what = " ".join(f"{name}={value}" for name, value in trial.point.items())
     accuracy = "" if outcome.best_test_acc1 is None else f"  best test acc {outcome.best_test_acc1:.2f} %"
     error = "" if outcome.error is None else f"  {' '.join(outcome.error.split())}"
@@ -134,7 +148,7 @@ def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
 
 
 def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
-    """Print the table of the grid."""
+    """Print a row per run of the grid: its point, how it ended, and where it is."""
     from rich.table import Table
 
     from tvlars_probe.commands.terminal import Terminal

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Terminal(Console):
-    """A console on which text is text: no markup, no highlighting, no control characters.
+    """A console that prints text as text: no markup, no highlighting, and control characters spelt out.
 
     Args:
-        piped: width where the output goes to a file or another program; that of the terminal by default.
+        piped: width in characters where the output goes to a file or another program; by default rich chooses it.
         **options: of `rich.console.Console`.
     """
 
@@ -29,5 +29,6 @@ class Terminal(Console):
             self.width = piped
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        # Whatever is printed passes here. Control segments are rich's own and never a run's text.
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)

@@ -32,6 +32,7 @@ def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, re
     run directory.
     """
     if resume is not None:
+        # Options are refused before the runner is imported, which loads torch.
         changes = changes_on_resume(ctx)
         from tvlars_probe.runners import train as runner
 
@@ -45,6 +46,7 @@ def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, re
 
 
 def _announce(plan: Job | Done) -> None:
+    """Say before training what will be done: make a run, continue one, or nothing."""
     from tvlars_probe.runners.planning import Done
 
     if isinstance(plan, Done):
@@ -63,6 +65,7 @@ def _announce(plan: Job | Done) -> None:
 
 
 def _summarise(path: Path) -> None:
+    """Say how the run ended."""
     from tvlars_probe.commands.show import summary_lines
     from tvlars_probe.runs import open_run
 

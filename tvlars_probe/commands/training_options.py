@@ -30,14 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _RATES = "; ".join(f"{name} {entry.default_lr:g}" for name, entry in OPTIMIZERS.items())
+"""Default of ``--lr`` in the help."""
 
 
 def _same(*names: str) -> dict[str, str]:
+    """Options that have the names of their fields."""
     return {name: name for name in names}
 
 
-# Where each option's value goes in `TrainConfig`: the part, its class, and the field of each option. The others concern
-# the run directory.
+# Where options go in `TrainConfig`: for each of its parts the class, and the field of each option. Options that are in
+# neither `_PARTS` nor `_PLAIN` concern the run directory.
 _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "data": (
         DataConfig,
@@ -88,9 +90,11 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
     ),
 }  # fmt: skip
 _PLAIN = ("mode", "batch_size", "micro_batch", "epochs", "seed", "precision", "sync_bn")
+"""Options that are fields of `TrainConfig` itself."""
 
 
 def _choice(names: Any) -> click.Choice[str]:
+    # In any case of letters: the official experiments' command lines have --sd None.
     return click.Choice(list(names), case_sensitive=False)
 
 
@@ -255,13 +259,21 @@ _OPTIONS = (
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command all options that say what to train."""
+    # Reversed: the decorator that is applied last stands first in the help.
     for add in reversed(_OPTIONS):
         command = add(command)
     return command
 
 
 def build_config(values: dict[str, Any]) -> TrainConfig:
-    """The configuration that a command line's values say."""
+    """The configuration that the options of a command line describe.
+
+    Args:
+        values: the options by the names of their parameters.
+
+    Raises:
+        UserError: a value is outside its range, or two don't go together.
+    """
     parts = {
         name: kind(**{field: values[given] for given, field in fields.items()})
         for name, (kind, fields) in _PARTS.items()
@@ -270,10 +282,15 @@ def build_config(values: dict[str, Any]) -> TrainConfig:
 
 
 def changes_on_resume(ctx: click.Context) -> dict[str, Any]:
-    """The options given beside --resume, which may only be such as don't change a run's numbers."""
+    """The values of the options given beside ``--resume``, by the fields that they change.
+
+    Raises:
+        UserError: an option is given that says neither where a run computes nor what of it is recorded.
+    """
     allowed = {**_PARTS["place"][1], **_PARTS["recording"][1]}
     changes = {}
     for name, value in ctx.params.items():
+        # Defaults don't count: the run keeps what it was started with.
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE or name == "resume":
             continue
         if name not in allowed:

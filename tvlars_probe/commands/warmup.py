@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.warmup_pairs import WarmupPairs
 
 MOST_LAYERS = 24
-"""Layers that are printed; --csv has all of them."""
+"""Most layers that are printed; ``--csv`` has all of them."""
 
 _RUNS = {
     "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
     "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
     "redundant_share": "redundant", "accuracy": "test acc (%)",
 }  # fmt: skip
+"""Headings of the table with a row per run."""
 
 
 @click.command(cls=Command, name="warmup")
@@ -61,7 +62,7 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: s
     from tvlars_probe.analyses.warmup_rule import Thresholds
     from tvlars_probe.runs import open_runs
 
-    thresholds = dataclasses.replace(Thresholds(), **lines)
+    thresholds = dataclasses.replace(Thresholds(), **lines)  # the options have the names of its fields
     results = [warmup_of(Source(run, phase), thresholds) for run in open_runs(runs)]
     if len(results) == 1:
         result = results[0][0]
@@ -77,6 +78,7 @@ def render(console: Console, result: Warmup) -> None:
     print_verdict(console, result.verdict, title=f"{result.facts.name} ({result.facts.method})")
     for line in _lines(result):
         console.print(line, soft_wrap=True)
+    # Layers that ask for the longest warm-up come first: the others may be cut off.
     order = ["length", "overwritten_steps", "hot_steps"]
     layers = result.layers.sort_values(order, ascending=False, kind="stable")
     console.print()
@@ -90,6 +92,7 @@ def render(console: Console, result: Warmup) -> None:
 
 
 def _lines(result: Warmup) -> list[str]:
+    """The lines below the verdict: the recorded warm-up, the suggested one, and the size of a full-rate step."""
     lines = []
     if result.warmup_steps is not None:
         lines.append(f"Recorded warm-up: {result.warmup_steps} steps")
@@ -107,7 +110,7 @@ def _lines(result: Warmup) -> list[str]:
 
 
 def render_pairs(console: Console, pairs: WarmupPairs) -> None:
-    """Print several runs' answers."""
+    """Print the answer over pairs of runs, and each run's own."""
     print_verdict(console, pairs.verdict, title=f"{len(pairs.runs)} runs")
     console.print()
     console.print(table_of(pairs.runs, _RUNS))

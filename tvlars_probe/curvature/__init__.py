@@ -1,1 +1,1 @@
-"""Hessian operators, and estimators that meet them only in a product. Knows nothing of runs or files."""
+"""Hessian operators, and estimators that use products with vectors alone. Nothing here knows of runs or files."""

@@ -1,9 +1,12 @@
-"""BatchNorm while a Hessian is computed: three modes, each another function of the weights.
+"""BatchNorm while a Hessian is computed: three modes, each of which makes the loss another function of the weights.
 
-eval: the running statistics, constants. train: the statistics of the whole sample, differentiated through.
-frozen-batch: those statistics held constant. Only in eval and frozen-batch mode is the loss a sum over samples, so that
-the Hessian doesn't depend on how the sample is cut into chunks or spread over ranks; in train mode the sample is never
-cut, and over ranks the statistics are summed within the graph.
+- eval: the layers use their running statistics, which are constants.
+- train: the layers use the statistics of the whole sample, and these are differentiated too.
+- frozen-batch: the layers use the statistics of the whole sample, held constant.
+
+In eval and frozen-batch mode the loss is a sum over samples, so the Hessian doesn't depend on how the sample is cut
+into batches or spread over ranks. In train mode the loss of a sample depends on all others: the sample is never cut,
+and over several ranks the statistics are summed inside the graph.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ if TYPE_CHECKING:
 
 
 def check_bn_mode(mode: str) -> None:
-    """Refuse an unknown mode, naming the known."""
+    """Refuse an unknown mode.
+
+    Raises:
+        UserError: ``mode`` is none of `BN_MODES`.
+    """
     if mode not in BN_MODES:
         raise unknown("BatchNorm mode", mode, BN_MODES)
 
@@ -40,13 +47,16 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 @contextlib.contextmanager
 def batch_norm_mode(model: nn.Module, mode: str, shards: Ranks, forward: Callable[[], object]) -> Iterator[None]:
-    """Put the BatchNorm layers of a model, which is in evaluation mode, into ``mode``.
+    """Put the BatchNorm layers of a model into ``mode``.
 
     Args:
-        model: its buffers are changed: whoever calls this puts them back.
+        model: in evaluation mode. This changes its modes and buffers; the caller puts them back.
         mode: "eval", "train" or "frozen-batch".
         shards: the ranks that hold the sample.
         forward: passes this rank's whole sample through the model.
+
+    Raises:
+        UserError: a layer can't be put into this mode.
     """
     layers = batch_norms(model)
     if not layers:
@@ -61,6 +71,7 @@ def batch_norm_mode(model: nn.Module, mode: str, shards: Ranks, forward: Callabl
     elif mode == "frozen-batch":
         with _measured_statistics(layers, shards) as measured:
             forward()
+        # The statistics of the sample now stand in the layers' running ones, so evaluation mode uses them.
         with _eval_statistics(layers), _recalled_statistics(measured):
             yield
     else:
@@ -70,15 +81,17 @@ def batch_norm_mode(model: nn.Module, mode: str, shards: Ranks, forward: Callabl
 
 @contextlib.contextmanager
 def _measured_statistics(layers: list[_BatchNorm], shards: Ranks) -> Iterator[Measured]:
-    """In the next forward pass each layer takes its input's statistics over all ranks as its running ones.
+    """Let each layer overwrite its running statistics by those of its input, over all ranks, in the next forward pass.
 
     Yields:
-        each layer's statistics, one pair per call: a layer may be called more than once in a pass.
+        each layer's (mean, variance), one pair per call: a layer may be called more than once in a pass.
     """
     measured: Measured = {layer: [] for layer in layers}
 
     def measure(layer: nn.Module, args: tuple[Any, ...]) -> None:
         with torch.no_grad():
+            # Before the layer's own forward, which uses what is set here. Hence the layers after it see, and measure,
+            # the input that they will have once all statistics are frozen: one pass suffices for all layers.
             layer.running_mean, layer.running_var = _statistics(args[0], shards)
             measured[layer].append((layer.running_mean, layer.running_var))
 
@@ -93,9 +106,10 @@ def _measured_statistics(layers: list[_BatchNorm], shards: Ranks) -> Iterator[Me
 
 @contextlib.contextmanager
 def _recalled_statistics(measured: Measured) -> Iterator[None]:
-    """Layers that are called several times in a pass take each call's own statistics, in every later pass."""
+    """Give a layer that is called several times in a pass the statistics of each call, in every later pass."""
 
     def recall(layer: nn.Module, _: tuple[Any, ...]) -> None:
+        # The list turns by one with each call: after every whole pass it is where it was at the start.
         mean, var = measured[layer].pop(0)
         measured[layer].append((mean, var))
         layer.running_mean, layer.running_var = mean, var
@@ -109,7 +123,7 @@ def _recalled_statistics(measured: Measured) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _eval_statistics(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Layers use their running statistics, also those that keep none of their own."""
+    """Let all layers use running statistics, even those made with track_running_stats=False."""
     tracked = [layer.track_running_stats for layer in layers]
     try:
         for layer in layers:
@@ -122,14 +136,15 @@ def _eval_statistics(layers: list[_BatchNorm]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _differentiated_statistics(layers: list[_BatchNorm], shards: Ranks) -> Iterator[None]:
-    """Each layer normalises by its input's statistics over all ranks, inside the graph.
+    """Let each layer normalise by the statistics of its input over all ranks, inside the graph.
 
-    On one rank that is its own training mode (its buffers are copies here); over ranks its forward is replaced, which
-    only that of torch's own layers, and of ours, can be.
+    On one rank that is the layer's own training mode. It also moves the running statistics, but the objective has put
+    copies in their place. Over several ranks `_statistics_over_ranks` replaces the layer's forward.
     """
 
     def check(_: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0]
+        # Counted over all ranks: a rank's single value is enough if another rank has one too.
         count = shards.sum(torch.tensor([x.numel() // x.shape[1]], device=x.device)).item()
         if count <= 1:
             raise UserError(
@@ -150,7 +165,12 @@ def _differentiated_statistics(layers: list[_BatchNorm], shards: Ranks) -> Itera
 
 @contextlib.contextmanager
 def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[None]:
-    """Each layer's forward is replaced by one whose statistics are sums over the ranks."""
+    """Replace each layer's forward by one whose statistics are sums over the ranks.
+
+    Raises:
+        UserError: a layer's class has a forward of its own, which may do more than normalise.
+    """
+    # The exception is our own synchronised layer, whose forward is this one's arithmetic.
     for layer in layers:
         if type(layer).forward is not _BatchNorm.forward and not type(layer).__module__.startswith("tvlars_probe."):
             raise UserError(
@@ -163,6 +183,7 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[
         y = (x - _per_channel(mean, x)) * _per_channel(torch.rsqrt(var + layer.eps), x)
         return y if layer.weight is None else y * _per_channel(layer.weight, x) + _per_channel(layer.bias, x)
 
+    # An attribute of the instance hides the method of its class; another tool may have set one before.
     before = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
@@ -176,12 +197,13 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[
 
 
 def _statistics(x: Tensor, shards: Ranks) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, over all ranks; differentiable."""
+    """Mean and biased variance of each channel (dimension 1), over all ranks; differentiable."""
     axes = [axis for axis in range(x.ndim) if axis != 1]
     if shards.world_size == 1:
         var, mean = torch.var_mean(x, axes, correction=0)
         return mean, var
     count = shards.sum(torch.tensor([x.numel() // x.shape[1]], device=x.device))
+    # Two sums, one after the other: E[x²] − E[x]² in a single one would cancel where the mean is large.
     mean = all_reduce_sum(x.sum(axes), shards.group) / count
     centred = x - _per_channel(mean, x)
     return mean, all_reduce_sum(centred.square().sum(axes), shards.group) / count

@@ -1,9 +1,10 @@
 """The spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017, SIAM J. Matrix Anal. 38:1075).
 
-For a random unit vector v the spectral measure of A seen from v is, on average, the spectral density. m Lanczos steps
-from v give its m-node Gauss quadrature: the eigenvalues of the tridiagonal matrix, weighted by the squared first
-components of their eigenvectors. Where that takes no fewer products than the operator has dimensions, the matrix itself
-is made of as many, and the density is exact.
+A unit vector v = Σ c_i u_i sees the spectral measure Σ c_i² δ(λ − λ_i), with the eigenvectors u_i of A. For random v
+its average is the spectral density. m Lanczos steps from v give the m-node Gauss quadrature of this measure. Its nodes
+are the eigenvalues of the tridiagonal matrix, its weights the squared first components of their eigenvectors. If this
+would take as many products as the operator has dimensions, or more, the matrix itself is computed and the density is
+exact.
 """
 
 from __future__ import annotations
@@ -44,16 +45,18 @@ def spectral_density(
 
     Args:
         operator: A, of size n.
-        probes: random vectors; the standard error comes from their spread. By default 4 to 20, fewer for larger
-            operators, whose random vectors see more of the spectrum each.
-        steps: Lanczos steps from each: nodes of its quadrature.
-        points: of the grid.
-        sigma: width of the smoothing; by default 0.2 % of the spectrum's width.
+        probes: number of random vectors; the standard error comes from their spread. By default 4 to 20: fewer for
+            larger operators, because a random vector of more dimensions is closer to the average.
+        steps: Lanczos steps from each random vector, which is the number of nodes of its quadrature.
+        points: number of points of the grid.
+        sigma: standard deviation of the Gaussians that smooth the density, in units of λ; by default 0.2 % of the
+            spectrum's width.
         seed: of the random vectors.
-        report: called with the products made and the products to make.
+        report: called with the number of products made and the number to make.
 
     Raises:
         UserError: no probes or no steps.
+        NonFiniteLossError: a product isn't finite.
     """
     probes = int(np.clip(2000 / operator.size, 4, 20)) if probes is None else probes
     if probes < 1 or steps < 1:
@@ -67,10 +70,13 @@ def spectral_density(
         rules = [_quadrature(operator, generator, steps, told) for told in progress]
     nodes = np.concatenate([n for n, _ in rules])
     weights = np.concatenate([w for _, w in rules]) / len(rules)
+    # A spectrum of a single value has no width: the size of the value stands for it, or 1 if that is smaller.
     width = float(np.ptp(nodes)) or max(float(np.abs(nodes).max()), 1.0)
     spread = 0.002 * width if sigma is None else sigma
+    # Five standard deviations beyond the outer nodes hold all of a Gaussian but 3e-7.
     grid = np.linspace(nodes.min() - 5 * spread, nodes.max() + 5 * spread, points)
     each = np.stack([_smoothed(grid, n, w, spread) for n, w in rules])
+    # probes is 0 if the density is exact, and so is its error; the spread of a single probe isn't known.
     error = each.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan if probes else 0.0)
     order = np.argsort(nodes)
     return Density(
@@ -80,7 +86,7 @@ def spectral_density(
 
 
 def _exact(operator: Operator, report: Callable[[int], None]) -> tuple[Floats, Floats]:
-    """The eigenvalues, all of one weight."""
+    """All eigenvalues, each with weight 1/n."""
     matrix = dense(operator, report).numpy()
     if not np.isfinite(matrix).all():
         raise NonFiniteLossError(NOT_FINITE)
@@ -90,19 +96,22 @@ def _exact(operator: Operator, report: Callable[[int], None]) -> tuple[Floats, F
 def _quadrature(
     operator: Operator, generator: torch.Generator, steps: int, report: Callable[[int], None]
 ) -> tuple[Floats, Floats]:
-    """Nodes and weights of the measure seen from one random vector."""
+    """Nodes and weights of the measure that one random vector sees."""
     recurrence = Recurrence(operator)
     recurrence.start_at_random(generator)
     diagonal: list[float] = []
     off: list[float] = []
     for k in range(steps):
+        # Of column k only the diagonal is needed: the rest of it is β, which is known, and rounding.
         diagonal.append(float(recurrence.step()[-1]))
         report(k + 1)
+        # Within a factor of two the norm of the tridiagonal matrix, which stands for that of A.
         scale = max(abs(a) for a in diagonal) + max(off, default=0.0)
         if k + 1 == steps or recurrence.ends(scale):
             break
         off.append(recurrence.beta)
         recurrence.go_on()
+    # Golub and Welsch: the Gauss rule from the eigenvectors of the tridiagonal matrix.
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
     return nodes, vectors[0] ** 2
 

@@ -1,8 +1,8 @@
 """Keskar's ε-sharpness: how far the loss f can rise in a small box (Keskar et al., 2017, arXiv:1609.04836).
 
-The box is |δ_i| <= ε(|w_i| + 1), or in a random subspace with orthonormal columns P, δ = P·y and
-|y_i| <= ε(|(Pᵀw)_i| + 1). L-BFGS-B searches it for at most ten iterations from a small random point (at the centre of a
-minimum the gradient is zero), and the best point that it evaluated counts: the result is a lower bound.
+In the whole space the box is |δ_i| <= ε(|w_i| + 1). In a random subspace with orthonormal basis P it is δ = P·y with
+|y_i| <= ε(|(Pᵀw)_i| + 1); Pᵀ is the pseudo-inverse in the paper's definition. L-BFGS-B searches the box for at most ten
+iterations. The highest loss that it evaluated counts, so the result is a lower bound.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 EPSILONS = (1e-3, 5e-4)
+"""The paper's two sizes of the box."""
+
 DIMENSIONS = 100
+"""Dimensions of the paper's random subspace."""
+
 ITERATIONS = 10
+"""At most so many iterations of L-BFGS-B, as in the paper; each may evaluate the loss several times."""
 
 
 class _Landscape:
-    """f along δ; the weights are moved and put back."""
+    """f(w + δ) as a function of δ; each evaluation moves the weights and puts them back."""
 
     def __init__(self, objective: Objective, parameters: Mapping[str, Tensor]) -> None:
         self.objective = objective
@@ -44,7 +49,8 @@ class _Landscape:
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         self.evaluations = 0
 
-    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:  # what a basis asks of an operator: the identity
+    # A Basis takes an Operator for its size, type and device, and never multiplies by it.
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         return v if out is None else out.copy_(v)
 
     @property
@@ -53,14 +59,15 @@ class _Landscape:
         return torch.cat([p.reshape(-1) for p in self.origin])
 
     def evaluate(self, delta: Tensor) -> tuple[float, Tensor]:
-        """f(w + δ) and its gradient."""
+        """f(w + δ) and its gradient, shape (n,)."""
         self.evaluations += 1
         try:
             parts = torch.split(delta, [p.numel() for p in self.params])
             for p, origin, part in zip(self.params, self.origin, parts, strict=True):
-                p.data.copy_(origin + part.view(p.shape))
+                p.data.copy_(origin + part.view(p.shape))  # autograd forbids changing p itself in place
             return self._differentiate()
         finally:
+            # By a copy, because subtracting δ would round. After each evaluation, because any of them may fail.
             for p, origin in zip(self.params, self.origin, strict=True):
                 p.data.copy_(origin)
 
@@ -85,13 +92,13 @@ def epsilon_sharpness(
     seed: int = 0,
     report: Callable[[float], None] = lambda _: None,
 ) -> EpsilonSharpness:
-    """100·(max f − f)/(1 + f) over the box.
+    """Search the box for the highest loss; the sharpness is 100·(max f − f)/(1 + f).
 
     Args:
         objective: f.
-        parameters: that may move, by name.
+        parameters: the parameters that may move, by name.
         epsilon: size of the box, > 0.
-        dimensions: of a random subspace; None searches the whole space.
+        dimensions: of the random subspace to search; None searches the whole space.
         seed: of the subspace and of the first point.
         report: called with the highest loss so far.
 
@@ -105,16 +112,19 @@ def epsilon_sharpness(
         landscape = _Landscape(objective, parameters)
         lift, centre = _coordinates(landscape, dimensions, torch.Generator().manual_seed(seed))
         bound = epsilon * (np.abs(centre) + 1)
+        # The centre counts as searched, so the sharpness isn't negative.
         loss, _ = landscape.evaluate(lift[0](np.zeros_like(bound)))
         highest = loss
 
         def negated(y: Floats) -> tuple[float, Floats]:
             nonlocal highest
+            # Sums over the ranks: each rank's search takes the same steps, and all meet in every collective.
             value, gradient = landscape.evaluate(lift[0](y))
-            highest = max(highest, value)
+            highest = max(highest, value)  # in this order max ignores NaN
             report(highest)
             return -value, -lift[1](gradient)
 
+        # Not from the centre: at a minimum the gradient is zero there, and the search would end at once.
         first = np.random.default_rng(seed).uniform(-0.1, 0.1, bound.shape) * bound
         minimize(  # type: ignore[call-overload]
             negated, first, jac=True, method="L-BFGS-B", bounds=np.stack([-bound, bound], 1),
@@ -122,6 +132,7 @@ def epsilon_sharpness(
         )  # fmt: skip
     return EpsilonSharpness(
         epsilon=epsilon,
+        # For a subspace as large as the space, the whole space was searched.
         dimensions=dimensions if dimensions is not None and dimensions < landscape.size else None,
         value=100 * (highest - loss) / (1 + loss),
         loss=loss,
@@ -134,7 +145,11 @@ def epsilon_sharpness(
 def _coordinates(
     landscape: _Landscape, dimensions: int | None, generator: torch.Generator
 ) -> tuple[tuple[Callable[[Floats], Tensor], Callable[[Tensor], Floats]], Floats]:
-    """From coordinates to δ, from a gradient to coordinates, and the coordinates of w."""
+    """The coordinates in which the box is searched: y in a random subspace, or δ itself.
+
+    Returns:
+        a pair of maps, from coordinates to δ and from a gradient to its coordinates; and the coordinates of w.
+    """
 
     def numbers(v: Tensor) -> Floats:
         return np.asarray(v.detach().double().cpu().numpy())
@@ -145,6 +160,7 @@ def _coordinates(
     if dimensions is None or dimensions >= landscape.size:
         return (tensor, numbers), numbers(landscape.weights)
     basis = Basis(landscape)
+    # Orthonormalised normal vectors span a subspace of uniformly distributed direction.
     while len(basis) < dimensions:
         basis.add_direction(random_vector(landscape, generator))
 

@@ -1,8 +1,9 @@
 """The trace by Hutch++ (Meyer, Musco, Musco and Woodruff, 2021, SOSA).
 
-A third of the products find a subspace Q that holds the large eigenvalues; there the trace is exact. Hutchinson's
-estimator serves only for the rest: tr(A) = tr(QᵀAQ) + E[gᵀ(I − QQᵀ)A(I − QQᵀ)g] for vectors g of random signs. Its
-error falls like 1/m instead of 1/√m where the spectrum decays.
+tr(A) = tr(QᵀAQ) + E[gᵀ(I − QQᵀ)A(I − QQᵀ)g] for an orthonormal Q and vectors g of random signs. A third of the products
+find a Q whose columns nearly span the eigenvectors of the large eigenvalues. A third compute the first term exactly.
+The rest estimate the second term, by Hutchinson's method. Where the spectrum decays, the error falls like 1/m in the
+number m of products, instead of 1/√m.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ def hutchpp(
     seed: int = 0,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> TraceEstimate:
-    """The trace of a symmetric operator, unbiased.
+    """Estimate the trace of a symmetric operator, without bias.
 
     Args:
         operator: A, of size n.
-        num_matvecs: products to spend, at least 6; n or more make the result exact, by n products.
+        num_matvecs: products to spend, at least 6. With n or more, the trace is computed exactly by n products.
         seed: of the random vectors.
-        report: called with the products made and the products to make.
+        report: called with the number of products made and the number to make.
 
     Raises:
-        UserError: too few products to tell the error.
+        UserError: too few products for an estimate with a standard error.
+        NonFiniteLossError: a product isn't finite.
 
     Example:
         >>> hutchpp(DenseOperator(torch.eye(10, dtype=torch.float64)), num_matvecs=10).value
@@ -65,13 +67,18 @@ def hutchpp(
     else:
         for _ in range(num_matvecs // 3):
             basis.add_direction(product(rademacher_vector(operator, generator)))
+        # One product per direction that the sketch has found, which are fewer than its products if A has low rank. The
+        # products saved go to the samples.
         exact = math.fsum(basis.coefficients(product(basis[i]))[i].item() for i in range(len(basis)))
         for _ in range(num_matvecs - made):
             g = rademacher_vector(operator, generator)
+            # I − QQᵀ is a projection, so it need not be applied to the product as well: g has no part along Q.
             basis.remove(g)
+            # A basis of one vector, for its inner product in float64; here its norm needn't be 1.
             holder = Basis(operator)
             holder.append(g)
             samples.append(holder.coefficients(product(g)).item())
+    # NaN goes through all of the above: no direction that holds it counts as dependent.
     if not math.isfinite(exact) or not all(map(math.isfinite, samples)):
         raise NonFiniteLossError(NOT_FINITE)
     error = statistics.stdev(samples) / math.sqrt(len(samples)) if samples else 0.0

@@ -1,7 +1,8 @@
 """Orthonormal bases that stay orthonormal: long vectors in working precision, their inner products in float64.
 
-Eigenvalues by Lanczos are as good as the basis is orthogonal. In float32 a plain product of 11 million terms is wrong
-in the fourth digit, so coefficients are summed in blocks, the blocks in float64.
+Lanczos' eigenvalues are as accurate as its basis is orthogonal. A plain float32 inner product of 11 million terms can
+be wrong in the fourth digit. So inner products are taken of blocks in working precision, and the blocks' results are
+added in float64.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BLOCK = 1 << 16
 """Terms summed in working precision before they are added up in float64."""
 
 NOT_FINITE = "the Hessian has entries that aren't finite: there is no curvature to compute"
-"""What every estimator says that meets such an entry."""
+"""The message of every estimator that meets a product with NaN or infinite entries."""
 
 CHUNK = 8
 """Rows by which a basis grows."""
@@ -40,12 +41,13 @@ def norm(v: Tensor) -> float:
 
 def random_vector(operator: Operator, generator: torch.Generator) -> Tensor:
     """A standard normal vector, the same on every device."""
+    # Drawn on the CPU and in float32, whatever the operator's type: a seed then names one vector everywhere.
     v = torch.randn(operator.size, generator=generator, dtype=torch.float32)
     return v.to(operator.device, operator.dtype)
 
 
 def rademacher_vector(operator: Operator, generator: torch.Generator) -> Tensor:
-    """A vector of signs, the same on every device."""
+    """A vector of random signs ±1, the same on every device."""
     v = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8)
     return v.to(operator.device, operator.dtype).mul_(2).sub_(1)
 
@@ -54,10 +56,11 @@ class Basis:
     """Orthonormal vectors q_0, q_1, ... as rows.
 
     Args:
-        operator: whose vectors they are.
+        operator: gives the vectors' size, type and device; it is never multiplied by.
     """
 
     def __init__(self, operator: Operator) -> None:
+        # Chunks of rows, so that growing never copies the vectors that are there.
         self._like = torch.empty(0, dtype=operator.dtype, device=operator.device)
         self._n, self._chunks, self._count = operator.size, list[Tensor](), 0
 
@@ -70,14 +73,14 @@ class Basis:
         return self._chunks[index // CHUNK][index % CHUNK]
 
     def append(self, unit: Tensor, length: float = 1.0) -> None:
-        """Add ``unit``/``length``, which must be orthogonal to the others and of norm 1."""
+        """Add a copy of ``unit``/``length``, which must be orthogonal to the others and of norm 1."""
         if self._count == len(self._chunks) * CHUNK:
             self._chunks.append(self._like.new_empty(CHUNK, self._n))
-        self._count += 1
+        self._count += 1  # before indexing, which refuses rows beyond it
         torch.div(unit, length, out=self[self._count - 1])
 
     def _filled(self, first: int) -> list[tuple[int, Tensor]]:
-        """Slices of the rows from ``first`` on, with the index of their first row."""
+        """The rows from ``first`` on, one slice per chunk, each with the index of its first row."""
         pieces = []
         for k, chunk in enumerate(self._chunks):
             low, high = max(first - k * CHUNK, 0), min(self._count - k * CHUNK, CHUNK)
@@ -86,12 +89,13 @@ class Basis:
         return pieces
 
     def coefficients(self, v: Tensor, first: int = 0) -> Tensor:
-        """⟨q_i, v⟩ for i >= first, in float64 on the vectors' device."""
+        """⟨q_i, v⟩ for i >= first, in float64 (float32 on MPS) on the vectors' device."""
         parts = [_products(rows, v) for _, rows in self._filled(first)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=accumulation_dtype(v.device), device=v.device)
 
     def remove(self, v: Tensor, first: int = 0) -> Tensor:
-        """Subtract from ``v``, in place, its part along q_i, i >= first; return the coefficients."""
+        """Subtract from ``v``, in place, its parts along the q_i with i >= first; return the coefficients ⟨q_i, v⟩."""
+        # Classical Gram-Schmidt: matrix products with all rows at once. What rounding leaves is for a second call.
         coefficients = self.coefficients(v, first)
         for start, rows in self._filled(first):
             part = coefficients[start - first : start - first + len(rows)]
@@ -99,8 +103,14 @@ class Basis:
         return coefficients
 
     def add_direction(self, v: Tensor) -> float:
-        """Orthonormalise ``v`` (changed in place) and add it; returns the norm that was left, 0 if it was not added."""
+        """Add what of ``v`` is orthogonal to the basis, normalised; ``v`` is changed in place.
+
+        Returns:
+            the norm of the orthogonal part. 0 if it was only rounding, and nothing was added.
+        """
         before = norm(v)
+        # Twice is enough: where v lies almost in the basis, the first pass leaves rounding along it, which the second
+        # takes out.
         self.remove(v)
         self.remove(v)
         left = norm(v)
@@ -118,26 +128,28 @@ class Basis:
         return total
 
     def replace(self, vectors: Tensor) -> None:
-        """Take these rows in place of all others."""
+        """Take these rows in place of all others; they must not be views of the basis, which is overwritten."""
         self._count = 0
         for vector in vectors:
             self.append(vector)
 
 
 class Recurrence:
-    """Lanczos' recurrence β_j q_{j+1} = A q_j − Σ_i T_ij q_i, every new vector made orthogonal to all before it.
+    """Lanczos' recurrence β_j q_{j+1} = A q_j − Σ_i T_ij q_i, with every new vector made orthogonal to all before it.
 
-    In exact arithmetic T is tridiagonal, and two vectors suffice. In floating point the others come back: subtracted
-    again, they leave T exact to rounding, and no eigenvalue appears twice.
+    In exact arithmetic T is tridiagonal, and it suffices to subtract the parts along q_j and q_{j−1}. In floating point
+    parts along the other vectors come back. They are subtracted too: T is then exact to rounding, and no eigenvalue
+    appears twice.
 
     Args:
         operator: A.
 
     Attributes:
         basis: q_0, q_1, ...
-        matvecs: products so far.
-        beta: β_j of the newest vector: the norm of what is left of A q_j.
-        coupled: index of the first vector to which A couples the newest one; 0 after a restart, when it is all of them.
+        matvecs: number of products so far.
+        beta: β_j, the norm of what is left of A q_j for the newest vector q_j.
+        coupled: index of the first vector to which A couples the newest one. After a restart A couples it to all
+            vectors, and the index is 0.
     """
 
     def __init__(self, operator: Operator) -> None:
@@ -146,17 +158,20 @@ class Recurrence:
         self._left: Tensor | None = None
 
     def start(self, v: Tensor) -> bool:
-        """Go on in the direction of ``v`` (changed in place), made orthogonal; False where nothing of it is left."""
-        self._left = v  # its memory is that of the products to come
+        """Add what of ``v`` is orthogonal to the basis as the next vector; False if nothing of it is left.
+
+        ``v`` is changed in place, then and by later products.
+        """
+        self._left = v  # the basis holds a copy, so the memory of v serves for all products to come
         return self.basis.add_direction(v) > 0.0
 
     def start_at_random(self, generator: torch.Generator) -> None:
-        """Go on in a random direction."""
+        """Add a random direction as the next vector."""
         while not self.start(random_vector(self._operator, generator)):
             pass
 
     def step(self) -> NDArray[np.float64]:
-        """Make one product, by the newest vector q_j; returns column j of T, shape (j + 1,).
+        """Multiply A by the newest vector q_j; return column j of T, shape (j + 1,).
 
         Raises:
             NonFiniteLossError: the product isn't finite.
@@ -164,7 +179,8 @@ class Recurrence:
         j = len(self.basis) - 1
         w = self._left = self._operator.matvec(self.basis[j], out=self._left)
         self.matvecs += 1
-        # First the two (after a restart: all) vectors that A couples to this one, then whatever is left of any.
+        # First the parts along the vectors that A couples to this one: two, or after a restart all. Then what rounding
+        # has left along any. Both are part of A q_j, so T gets their sum.
         column = np.zeros(j + 1)
         column[self.coupled :] = self.basis.remove(w, self.coupled).cpu().numpy()
         column += self.basis.remove(w).cpu().numpy()
@@ -174,21 +190,22 @@ class Recurrence:
         return column
 
     def ends(self, scale: float) -> bool:
-        """Whether the vectors so far span a space that A leads nowhere out of; ``scale`` is the size of A."""
+        """Whether A maps the span of the vectors into itself, to rounding; ``scale`` is the size of A."""
         return self.beta <= 10 * torch.finfo(self._operator.dtype).eps * scale
 
     def go_on(self) -> None:
-        """Take what is left of the last product, over β, as the next vector."""
+        """Add what is left of the last product, divided by β, as the next vector."""
         assert self._left is not None
         self.basis.append(self._left, self.beta)
 
 
 def _products(rows: Tensor, v: Tensor) -> Tensor:
-    """⟨row, v⟩ for each row, blocks of terms summed in float64."""
+    """⟨row, v⟩ for each row: blocks in working precision, their sum in float64."""
     dtype = accumulation_dtype(v.device)
     if v.dtype == dtype:
         return rows @ v
     whole = len(v) // BLOCK * BLOCK
+    # The rest is shorter than a block, so that it may be widened: a float64 copy of all rows would treble their memory.
     total = rows[:, whole:].to(dtype) @ v[whole:].to(dtype)
     if not whole:
         return total

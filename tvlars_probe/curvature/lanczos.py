@@ -1,9 +1,10 @@
 """Eigenvalues at both ends of a spectrum by Lanczos' method with thick restart.
 
-Every new vector is made orthogonal to all before it, so that the projected matrix T = QᵀAQ is exact to rounding and
-no eigenvalue appears twice; convergence is tested at every step by the residual |β·s| of each Ritz pair; when the basis
-is full it is compressed to the best Ritz vectors and goes on (Wu and Simon, 2000, SIAM J. Matrix Anal. 22:602). An
-eigenvalue that is multiple to working precision is found once, except in operators of at most `SMALLEST` dimensions.
+Every new vector is made orthogonal to all before it. The projected matrix T = QᵀAQ is therefore exact to rounding, and
+no eigenvalue appears twice. At every step the residual |β·s| of each Ritz pair tells whether it has converged; s is the
+last component of its eigenvector of T. A full basis is compressed to the Ritz vectors at the ends of the spectrum, and
+grows again from there (Wu and Simon, 2000, SIAM J. Matrix Anal. 22:602). An eigenvalue that is multiple to working
+precision is found once, except in operators of at most `SMALLEST` dimensions.
 """
 
 from __future__ import annotations
@@ -31,35 +32,40 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 SMALL = 1e-3
-"""Eigenvalues below this share of the largest are resolved relative to that share instead of to themselves."""
+"""Below this share of the largest eigenvalue, an eigenvalue's tolerance is relative to the share, not to itself."""
 
 MOST_MATVECS = 1000
+"""Products after which an eigenvalue is given up, by default."""
 
 NEARLY = 10.0
-"""By the Kato-Temple estimate a value has converged only if its residual is at most this many times the tolerance."""
+"""By the Kato-Temple criterion, a value has converged only if its residual is at most this many times its limit."""
 
 SMALLEST = 64
-"""Operators of this size or less are taken apart wholly: then multiple eigenvalues are found as often as they occur."""
+"""Up to this size the basis grows to the whole space: multiple eigenvalues are found as often as they occur."""
 
 CRITERIA = ("residual", "kato-temple")
+"""What counts as the error of an eigenvalue; see `lanczos`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ritz:
-    """Ritz pairs of the projected matrix: values ascending, vectors as columns, residual norms."""
+    """Ritz pairs of A: eigenvalues of T, ascending; its eigenvectors, as columns; and the pairs' residual norms."""
 
     values: Floats
     vectors: Floats
     residuals: Floats
 
     def chosen(self, top: int, bottom: int) -> list[tuple[int, int]]:
-        """Rank and index of the wanted pairs: from the top down, then from the bottom up."""
+        """(rank, index) of the wanted pairs: from the top down, then from the bottom up."""
         k = len(self.values)
         ends = [(rank, k - rank) for rank in range(1, top + 1)]
         return ends + [(-rank, rank - 1) for rank in range(1, bottom + 1)]
 
     def errors(self, criterion: str) -> Floats:
-        """The residuals, or residual²/gap where that is smaller; the gap is the distance to the nearest other value."""
+        """The residuals; by the Kato-Temple criterion residual²/gap where that is smaller.
+
+        The gap is the distance to the nearest other value.
+        """
         if criterion == "residual" or len(self.values) < 2:
             return self.residuals
         steps = np.diff(self.values)
@@ -68,7 +74,7 @@ class _Ritz:
         return np.asarray(np.minimum(self.residuals, squares))
 
     def limits(self, tol: float) -> Floats:
-        """Residual at which each value counts as converged."""
+        """The largest error with which each value counts as converged."""
         size = np.abs(self.values)
         return np.asarray(tol * np.maximum(size, SMALL * size.max(initial=0.0)))
 
@@ -91,25 +97,27 @@ def lanczos(
 
     Args:
         operator: A, of size n.
-        top: how many from the top.
-        bottom: how many from the bottom.
-        tol: a value λ has converged when its error is at most tol·max(|λ|, 0.001·max |λ|).
-        criterion: what counts as the error: "residual", ‖A v − λ v‖, a bound for λ and to first order for the vector;
-            or "kato-temple", residual²/gap, an estimate for λ alone (the gap is known from the Ritz values only), which
-            takes fewer products (Kato, 1949, J. Phys. Soc. Japan 4:334); the value must also have moved by no more
-            than tol in the last step, and the residual be at most ten times the tolerance.
+        top: number of eigenvalues from the top.
+        bottom: number of eigenvalues from the bottom.
+        tol: a value λ has converged when its error is at most tol·max(|λ|, 0.001·max |λ|), its limit.
+        criterion: what counts as the error. "residual" is ‖A v − λ v‖, a bound for λ and, to first order, for the
+            vector. "kato-temple" is residual²/gap (Kato, 1949, J. Phys. Soc. Japan 4:334), an estimate for λ alone,
+            because the gap is known from the Ritz values only. It takes fewer products. The value must then also have
+            moved by no more than its limit in the last step, and the residual must be at most ten times the limit.
         seed: of the start vector.
-        start: start from this vector instead, for instance an eigenvector of a nearby operator.
-        max_matvecs: stop after so many products; what hasn't converged by then is marked.
-        basis_size: most vectors in memory (n numbers each); by default what 2 GiB hold, 16 to 300.
+        start: a vector to start from instead, for instance an eigenvector of a nearby operator.
+        max_matvecs: number of products after which to stop; values that haven't converged by then are marked. As many
+            products as eigenvalues are made in any case, and n where n is at most `SMALLEST`.
+        basis_size: most vectors in memory, n numbers each; by default as many as 2 GiB hold, but 16 to 300.
         vectors: also return the eigenvectors.
-        report: called with the number of products and the largest residual relative to its limit.
+        report: called with the number of products and the largest error as a multiple of its limit; 0 when all values
+            have converged.
 
     Returns:
-        Eigenvalues with residuals; fewer than asked for are an error, not converged ones are data.
+        The eigenvalues with their errors. Those that haven't converged are among them, marked.
 
     Raises:
-        UserError: more eigenvalues than the operator has, or no products to make.
+        UserError: no eigenvalues, or more than the operator has; an unknown criterion; no products to make.
         NonFiniteLossError: a product isn't finite.
 
     Example:
@@ -127,6 +135,7 @@ def lanczos(
     if wanted > operator.size:
         raise UserError(f"{wanted} eigenvalues of an operator with {operator.size}: ask for fewer")
     began = time.perf_counter()
+    # Three more than wanted: after a restart there is room for a spare Ritz vector and for new directions.
     capacity = max(wanted + 3, min(basis_size or _affordable(operator), operator.size))
     process = _Process(operator, min(capacity, operator.size), torch.Generator().manual_seed(seed), start)
     verdict = _Verdict(top, bottom, tol, criterion)
@@ -137,6 +146,7 @@ def lanczos(
         if enough:
             verdict.update(ritz, is_exact=process.exhausted)
             report(process.matvecs, verdict.excess)
+        # The budget ends nothing before there is a figure for each of the wanted values.
         if process.exhausted or (enough and (verdict.excess <= 1.0 or process.matvecs >= max_matvecs)):
             break
         process.extend(ritz, top, bottom)
@@ -152,14 +162,21 @@ def lanczos(
 
 
 class _Verdict:
-    """Which of the wanted values have converged."""
+    """Which of the wanted values have converged.
+
+    Attributes:
+        pairs: rank and index of each wanted value.
+        errors: by the criterion, of each wanted value.
+        converged: whether each wanted value has converged.
+        excess: 0 if all have; else the largest error of the others as a multiple of its limit, above 1.
+    """
 
     def __init__(self, top: int, bottom: int, tol: float, criterion: str) -> None:
         self._ends, self._tol, self._criterion = (top, bottom), tol, criterion
         self._before: Floats | None = None
 
     def update(self, ritz: _Ritz, *, is_exact: bool) -> None:
-        """Judge the pairs of one more step."""
+        """Judge the pairs after one more step; ``is_exact`` says that the basis spans the whole space."""
         self.pairs = ritz.chosen(*self._ends)
         wanted = [i for _, i in self.pairs]
         values = ritz.values[wanted]
@@ -167,16 +184,17 @@ class _Verdict:
         limits = ritz.limits(self._tol)[wanted]
         self.converged = self.errors <= limits
         if self._criterion == "kato-temple" and not is_exact:
-            # It takes the gap from the Ritz values, which holds only once these have settled.
+            # The gap to the nearest Ritz value is the gap to the nearest eigenvalue only once the values have settled.
             moved = np.inf if self._before is None else np.abs(values - self._before)
             self.errors = np.maximum(self.errors, moved)
             self.converged = (self.errors <= limits) & (ritz.residuals[wanted] <= NEARLY * limits)
         self._before = values
+        # Above 1 wherever a value hasn't converged: one may fail by its residual alone, with an error within the limit.
         ratios = np.divide(self.errors, limits, out=np.full_like(limits, np.inf), where=limits > 0)
         self.excess = 0.0 if self.converged.all() else max(float(ratios[~self.converged].max()), 1.0 + 1e-9)
 
     def values(self, ritz: _Ritz, *, floor: float) -> tuple[Eigenvalue, ...]:
-        """The results; no error is given as less than ``floor`` times the largest value."""
+        """The results; no error is given as less than ``floor`` times the largest value, which is rounding."""
         least = floor * float(np.abs(ritz.values).max(initial=0.0))
         return tuple(
             Eigenvalue(
@@ -191,6 +209,7 @@ class _Verdict:
 
 
 def _affordable(operator: Operator) -> int:
+    # At most 300: a step costs an eigendecomposition of T and a product with the basis, which grow with its size.
     bytes_each = operator.size * torch.finfo(operator.dtype).bits // 8
     return int(np.clip((2 << 30) // bytes_each, 16, 300))
 
@@ -202,6 +221,7 @@ class _Process:
         self.size, self.generator, self.capacity = operator.size, generator, capacity
         self._recurrence = Recurrence(operator)
         self._t = np.zeros((capacity, capacity))
+        # A copy, because the recurrence works in the memory of its start. A start of zeros gives way to a random one.
         if start is None or not self._recurrence.start(start.to(operator.device, operator.dtype, copy=True)):
             self._recurrence.start_at_random(generator)
 
@@ -212,11 +232,11 @@ class _Process:
 
     @property
     def matvecs(self) -> int:
-        """Products so far."""
+        """Number of products so far."""
         return self._recurrence.matvecs
 
     def step(self) -> None:
-        """One product, by the newest vector."""
+        """Make one product, by the newest vector, and enter it into T."""
         j = len(self.basis) - 1
         self._t[: j + 1, j] = self._t[j, : j + 1] = self._recurrence.step()
 
@@ -229,6 +249,7 @@ class _Process:
         """Ritz pairs of the basis so far."""
         k = len(self.basis)
         values, vectors = np.linalg.eigh(self._t[:k, :k])
+        # A Q = QT + β q eᵀ, with e the last unit vector: for an eigenpair (θ, s) of T, ‖A Qs − θ Qs‖ = β·|last of s|.
         residuals = np.zeros(k) if self.exhausted else self._recurrence.beta * np.abs(vectors[-1])
         return _Ritz(values, vectors, residuals)
 
@@ -238,18 +259,24 @@ class _Process:
             self._compress(ritz, top, bottom)
         scale = float(np.abs(ritz.values).max(initial=0.0))
         if self._recurrence.ends(scale):
-            self._recurrence.start_at_random(self.generator)  # outside of the subspace
+            # The span is invariant, and the wanted eigenvectors may lie outside of it: go on orthogonal to it. The two
+            # parts of A don't couple, so T stays right.
+            self._recurrence.start_at_random(self.generator)
         else:
             self._recurrence.go_on()
 
     def _compress(self, ritz: _Ritz, top: int, bottom: int) -> None:
-        """Keep the Ritz vectors at both ends, the wanted ones and some more."""
+        """Keep the Ritz vectors at both ends of the spectrum, the wanted ones and some more, as the new basis."""
+        # Half of what isn't wanted, shared between the ends as the wanted are: those nearest to the wanted would else
+        # have to be found again, and slow down their convergence.
         spare = max((self.capacity - top - bottom) // 2, 1)
         share = spare * top // (top + bottom)
         high, low = top + share if top else 0, bottom + spare - share if bottom else 0
         k = len(ritz.values)
+        # At most k − 1 of k, so that the next vector has room.
         kept = [*range(low), *range(k - min(high, k - low - 1), k)]
         self.basis.replace(self.basis.combine(torch.from_numpy(ritz.vectors[:, kept].T.copy())))
+        # In Ritz vectors T is diagonal. What couples them to the next vector, β·s, is measured by its product.
         self._t[:] = 0.0
         self._t[range(len(kept)), range(len(kept))] = ritz.values[kept]
         self._recurrence.coupled = 0

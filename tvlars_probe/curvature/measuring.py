@@ -1,4 +1,4 @@
-"""The measures of one state of a model, as rows that a trace keeps."""
+"""All measures of curvature of one state of a model, as rows that a trace keeps."""
 
 from __future__ import annotations
 
@@ -33,22 +33,26 @@ class Measures:
     """What to compute.
 
     Attributes:
-        operators: among "hessian", "effective" and "relative".
-        top: eigenvalues from the top of the spectrum.
-        bottom: eigenvalues from the bottom.
-        trace: the trace, too.
-        density: the spectral density, too.
-        epsilon: Keskar's ε-sharpness, too (of the loss itself: once, whatever the operators).
-        per_layer: eigenvalues, trace and density of each layer's block, too.
-        engine: "lanczos" or "pyhessian" (eigenvalues and trace of the raw Hessian).
+        operators: among "hessian", "effective" and "relative"; see `tvlars_probe.curvature.scaling`.
+        top: number of eigenvalues from the top of the spectrum.
+        bottom: number of eigenvalues from the bottom.
+        trace: whether to estimate the trace.
+        density: whether to estimate the spectral density.
+        epsilon: whether to search for Keskar's ε-sharpness. It belongs to the loss, not to an operator, and is measured
+            once.
+        per_layer: whether to measure eigenvalues, trace and density also of each layer's diagonal block.
+        engine: "lanczos" or "pyhessian"; the latter computes top eigenvalues and trace of the raw Hessian only.
         tol: relative error of eigenvalues.
-        criterion: what counts as their error, see `tvlars_probe.curvature.lanczos`.
-        warm_criterion: the same where a start vector is given.
+        criterion: what counts as their error; see `tvlars_probe.curvature.lanczos`.
+        warm_criterion: what counts as their error if a start vector is given.
         max_matvecs: products after which an eigenvalue is given up.
         trace_matvecs: products spent on a trace.
-        density_probes: random vectors of a density; None leaves it to the operator's size.
-        density_steps: Lanczos steps from each.
+        density_probes: number of random vectors of a density; None chooses it by the operator's size.
+        density_steps: Lanczos steps from each random vector of a density.
         seed: of everything random.
+
+    Raises:
+        UserError: a setting outside its range, or nothing to measure.
     """
 
     operators: tuple[str, ...] = ("hessian",)
@@ -113,12 +117,16 @@ def measure(
 
     Args:
         objective: f.
-        parameters: by name.
+        parameters: the parameters of which f is a function, by name.
         measures: what to compute.
-        rates: for the effective operator.
-        sample_id: of the data, for the rows.
-        starts: vectors to start Lanczos from, by operator.
+        rates: the optimizer's rates, which the effective operator needs.
+        sample_id: name of the sample, for the rows.
+        starts: vectors to start Lanczos from, by operator; for the whole model only.
         report: called with a line about what is being computed.
+
+    Raises:
+        UserError: something can't be measured as asked.
+        NonFiniteLossError: the loss, or a product with the Hessian, isn't finite.
     """
     with objective.held():
         work = _Work(objective, measures, rates, objective.loss(), sample_id, dict(starts or {}), report)
@@ -143,7 +151,7 @@ def measure(
 
 
 def by_layer(parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parameters of each layer, a layer being the module that holds them."""
+    """Group the parameters that require a gradient by layer: the module that holds them directly, by its name."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, p in parameters.items():
         if p.requires_grad:
@@ -152,14 +160,14 @@ def by_layer(parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def sample_hash(indices: Sequence[int]) -> str:
-    """Identifies a sample by the indices of its members."""
+    """A name for a sample: the hash of its samples' indices, in their order."""
     text = ",".join(str(index) for index in indices)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass
 class _Work:
-    """Collects the rows of one state."""
+    """Measures one state, and collects the rows."""
 
     objective: Objective
     measures: Measures
@@ -177,8 +185,9 @@ class _Work:
     def operator(
         self, kind: str, scope: str, scope_kind: str, parameters: Mapping[str, Tensor], *, whole: bool
     ) -> None:
-        """One operator on some parameters."""
+        """Measure one operator on some parameters: on the ``whole`` model, or on the block of a layer."""
         m = self.measures
+        # S is zero on a tensor of zeros: its rows of S H S would only add eigenvalues of 0.
         if kind == "relative":
             parameters = {name: p for name, p in parameters.items() if norm_of(p).item() > 0}
             if not parameters:
@@ -222,8 +231,10 @@ class _Work:
             self._add("eigenvalue", found, one.value, one.error, **about, **where)
 
     def _peer(self, hessian: HessianOperator) -> Any:
+        """PyHessian's engine, or None for ours."""
         if self.measures.engine == "lanczos":
             return None
+        # Here, because PyHessian is needed only by those who ask for it.
         from tvlars_probe.curvature.pyhessian_engine import PyHessianEngine
 
         return PyHessianEngine(self.objective, hessian)
@@ -242,6 +253,7 @@ class _Work:
             top = min(top, hessian.size)
             bottom = min(bottom, hessian.size - top)
         start = self.starts.get(kind) if whole else None
+        # Of another length it is of other parameters: a layer has been frozen since, or a tensor of zeros left out.
         start = start if start is not None and len(start) == hessian.size else None
         found = lanczos(
             operator,
@@ -255,12 +267,14 @@ class _Work:
             start=start,
             report=lambda made, excess: self.report(f"{title}: product {made}, error {excess:.1e} of its limit"),
         )
+        # The next measurement may start from the whole model's eigenvector, never from a layer's.
         if whole and m.top:
             self.vectors[kind] = found.vectors[0].clone()  # a view would keep the others
         return found
 
     def epsilon(self, parameters: Mapping[str, Tensor]) -> None:
-        """Keskar's sharpness in the whole space and in a random subspace, for both sizes of the box."""
+        """Measure ε-sharpness in the whole space and in a random subspace, for both sizes of the box."""
+        # A model with no more parameters than the subspace has dimensions is searched once, as a whole.
         size = sum(p.numel() for p in parameters.values() if p.requires_grad)
         for dimensions in (None, DIMENSIONS) if size > DIMENSIONS else (None,):
             for epsilon in EPSILONS:

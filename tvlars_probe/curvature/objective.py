@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
-    """``loss_fn(model(inputs), targets)`` of batches that are pairs."""
+    """Return the function that computes ``loss_fn(model(inputs), targets)`` of a batch (inputs, targets)."""
 
     def compute(model: nn.Module, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -35,18 +35,18 @@ def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
 class Objective:
     """f(w) = (1/N) Σ_s ℓ_s(w) over N samples, in batches of any size, over the ranks that hold them.
 
-    Inside `held` the model is in the mode asked for, dropout and stochastic depth off, hooks on parameters' gradients
-    off; afterwards modes, buffers, gradients, hooks and random generators are what they were.
+    Inside `held` BatchNorm is in the mode asked for, and dropout, stochastic depth and hooks on the parameters'
+    gradients are off. Afterwards modes, buffers, gradients, hooks and random generators are what they were.
 
     Args:
         model: the model itself, not a DDP wrapper.
-        compute: mean loss of a batch by the model, for instance `supervised`.
-        batches: this rank's part of the sample, each a tuple of tensors whose first dimension counts samples.
-        bn_mode: see `tvlars_probe.curvature.batch_norm`.
-        shards: the ranks that hold the sample.
+        compute: the mean loss of a batch as a function of model and batch, for instance `supervised`.
+        batches: this rank's part of the sample. A batch is a tuple of tensors whose first dimension counts samples.
+        bn_mode: mode of BatchNorm; see `tvlars_probe.curvature.batch_norm`.
+        shards: the ranks that hold the sample; by default this process alone.
 
     Raises:
-        UserError: there is no sample, or train-mode BatchNorm with a sample in several batches.
+        UserError: a rank has no samples; an unknown mode; or train-mode BatchNorm and several batches on this rank.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Objective:
         self.batches = list(batches)
         self.shards = shards or Ranks()
         mine = sum(len(batch[0]) for batch in self.batches)
+        # Every rank learns of another's empty share, and all raise: none is left waiting in a later collective.
         counts = self.shards.sum(torch.tensor([mine, int(mine == 0)], device=self.device))
         self.samples, idle = (int(count) for count in counts.tolist())
         if idle:
@@ -76,17 +77,20 @@ class Objective:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def is_held(self) -> bool:
-        """Whether this is inside `held`."""
+        """Whether the model is inside `held`."""
         return self._holds > 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Put the model into the state in which it is probed; everything is put back, also after an exception."""
+        """Put the model into the state in which it is probed; everything is put back, also after an exception.
+
+        Inside another `held` of the same objective it does nothing.
+        """
         if self._holds:
             yield
             return
@@ -95,6 +99,7 @@ class Objective:
         try:
             with (
                 torch.random.fork_rng(devices=devices),
+                # The caller may train in bfloat16, where a Hessian keeps two digits, or evaluate without gradients.
                 torch.autocast(self.device.type, enabled=False),
                 torch.inference_mode(False),
                 torch.enable_grad(),
@@ -102,6 +107,7 @@ class Objective:
                 _restored(self.model),
                 _plain(self.model),
             ):
+                # Running statistics differ from rank to rank. The first rank's go into the copies that _restored made.
                 self.shards.broadcast(self.model.buffers())
                 self.model.eval()
                 with batch_norm_mode(self.model, self.bn_mode, self.shards, self._forward):
@@ -110,20 +116,20 @@ class Objective:
             self._holds -= 1
 
     def _forward(self) -> None:
-        """All of this rank's sample in one pass, as statistics need it."""
+        """Pass all of this rank's sample through the model at once, as statistics of the sample need it."""
         if self.batches:
             self.compute(self.model, tuple(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
 
     def term(self, index: int) -> Tensor:
-        """Batch ``index``'s share of f: the sum over all batches of all ranks is f(w). Use it inside `held`."""
+        """Batch ``index``'s share of f, 0-dim; the shares of all ranks' batches sum to f(w). Use it inside `held`."""
         batch = self.batches[index]
         return self.compute(self.model, batch) * (len(batch[0]) / self.samples)
 
     def loss(self) -> float:
-        """f(w).
+        """f(w), on every rank.
 
         Raises:
-            NonFiniteLossError: it is not.
+            NonFiniteLossError: f(w) isn't finite.
         """
         total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
         with self.held(), torch.no_grad():
@@ -137,7 +143,10 @@ class Objective:
 
 @contextlib.contextmanager
 def _plain(model: nn.Module) -> Iterator[None]:
-    """Without hooks on the parameters' gradients, which would change the Hessian, and without compiled forwards."""
+    """Take off hooks on the parameters' gradients, and compiled forwards.
+
+    A hook changes the gradient, and would change the Hessian. Compiled forwards can't be differentiated twice.
+    """
     hooks = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
     compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
     try:
@@ -155,11 +164,12 @@ def _plain(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Modes and buffers are put back: while inside, the model has copies of its buffers."""
+    """Put back modes, buffers and gradients at the end; inside, the model has copies of its buffers."""
     modes = [(module, module.training) for module in model.modules()]
     buffers: list[tuple[dict[str, Any], str, Tensor | None]] = [
         (module._buffers, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
     ]
+    # The very tensors are put back, not copies of their values: DDP, for one, holds gradients as views of its buckets.
     gradients = [(p, p.grad) for p in model.parameters()]
     try:
         for home, name, buffer in buffers:

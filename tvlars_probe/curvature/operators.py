@@ -1,4 +1,4 @@
-"""Symmetric operators that are known by their products with vectors."""
+"""Symmetric operators, known only by their products with vectors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Operator(Protocol):
     device: torch.device
 
     def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
-        """A·v for a vector of shape (n,), written to ``out`` or else to a tensor of its own."""
+        """A·v for a vector of shape (n,), written to ``out``, or to a new tensor if there is none."""
         ...
 
 
@@ -48,11 +48,11 @@ class DenseOperator:
 
 
 def dense(operator: Operator, report: Callable[[int], None] = lambda _: None) -> Tensor:
-    """The n × n matrix itself, by n products, in float64 on the CPU; for small n.
+    """The n × n matrix of a small operator, by n products, in float64 on the CPU.
 
     Args:
         operator: A.
-        report: called with the number of products made.
+        report: called with the number of products made so far.
     """
     unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
     columns = []
@@ -60,6 +60,7 @@ def dense(operator: Operator, report: Callable[[int], None] = lambda _: None) ->
         unit.zero_()[i] = 1.0
         columns.append(operator.matvec(unit).cpu().double())
         report(i + 1)
+    # Rounding leaves it slightly asymmetric, and eigvalsh would read one triangle only.
     matrix = torch.stack(columns)
     return (matrix + matrix.T) / 2
 
@@ -70,7 +71,7 @@ class ScaledOperator:
     Args:
         operator: A.
         scale: diagonal of S, shape (n,).
-        shift: c, shape (n,); none by default.
+        shift: c, shape (n,); zero by default.
     """
 
     def __init__(self, operator: Operator, scale: Tensor, shift: Tensor | None = None) -> None:
@@ -89,18 +90,23 @@ class ScaledOperator:
 class HessianOperator:
     """The exact Hessian of an objective with respect to some parameters, by double backpropagation.
 
-    A product costs about two gradients: the graph of the gradient is kept between products while all of it fits the
-    memory budget, and built anew for each batch and product beyond.
+    If the graphs of all batches' gradients fit the memory budget, they are built once and kept. If not, each product
+    builds each batch's graph anew. A product by a kept graph costs about as much as two gradients.
 
     Args:
-        objective: f; the operator is used inside ``objective.held()``.
-        parameters: by name; those that f doesn't depend on are left out (``left_out`` names them).
-        memory_budget: bytes for the kept graph; by default half of what the device has free.
+        objective: f; the operator is made and used inside ``objective.held()``.
+        parameters: by name. Parameters that f doesn't depend on are left out.
+        memory_budget: bytes for the kept graphs; by default half of what the device has free.
 
     Attributes:
-        names: of the parameters, in the order of a vector's entries.
-        left_out: names of those that f doesn't depend on.
-        matvecs: products so far.
+        names: names of the parameters, in the order of a vector's entries.
+        parameters: the parameters, in the same order.
+        left_out: names of parameters that require no gradient or on which f doesn't depend.
+        matvecs: number of products so far.
+
+    Raises:
+        UserError: no parameter requires a gradient, or f depends on none of them.
+        RuntimeError: the objective isn't held.
     """
 
     def __init__(
@@ -126,7 +132,7 @@ class HessianOperator:
         self.size, self.dtype = sum(self.sizes), self.parameters[0].dtype
 
     def _differentiate_once(self, candidates: Mapping[str, Tensor], budget: int | None) -> list[bool]:
-        """Find out which parameters count, and keep the graphs if they fit."""
+        """Find out on which parameters f depends on any rank, and keep the graphs if all of them fit."""
         params, objective = list(candidates.values()), self.objective
         used = torch.zeros(len(params), device=self.device)
         room, self._keeps = budget, True
@@ -136,18 +142,22 @@ class HessianOperator:
             with _SavedBytes() as saved:
                 graph = torch.autograd.grad(objective.term(index), params, create_graph=True, allow_unused=True)
             used += torch.tensor([float(g is not None) for g in graph], device=self.device)
+            # All graphs are kept or none, so that one flag says whether a product frees the graphs that it uses.
             room -= saved.bytes
             self._keeps = self._keeps and room >= 0
             self._graphs = [*self._graphs, graph] if self._keeps else []
         return (objective.shards.sum(used) > 0).tolist()
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """One vector of a tensor (of its shape or one number) per parameter, by name."""
+        """Concatenate one tensor per parameter, given by name, to a vector of shape (n,).
+
+        A tensor may be 0-dim: one number for all elements of its parameter.
+        """
         parts = [tensors[name].to(self.device, self.dtype).expand(p.shape) for name, p in self._named()]
         return torch.cat([part.reshape(-1) for part in parts])
 
     def split(self, v: Tensor) -> dict[str, Tensor]:
-        """A vector as one tensor per parameter, by name."""
+        """Views of a vector of shape (n,) as one tensor per parameter, by name."""
         parts = torch.split(v, self.sizes)
         return {name: part.view(p.shape) for (name, p), part in zip(self._named(), parts, strict=True)}
 
@@ -160,13 +170,16 @@ class HessianOperator:
         total = torch.empty_like(v) if out is None else out
         is_first = True
         for graph in self._gradients():
+            # A gradient without a graph is constant (f is linear in its parameter): it adds nothing.
             pairs = [(g, part) for g, part in zip(graph, parts, strict=True) if g is not None and g.requires_grad]
             if not pairs:
                 continue
+            # The vector-Jacobian product of the gradient is vᵀH, and H is symmetric. It takes one backward pass.
             outputs, weights = zip(*pairs, strict=True)
             products = torch.autograd.grad(
                 outputs, self.parameters, weights, retain_graph=self._keeps, materialize_grads=True
             )
+            # The first batch overwrites what ``out`` held; the others are added through views of it.
             if is_first:
                 torch.cat([product.reshape(-1) for product in products], out=total)
             else:
@@ -183,7 +196,7 @@ class HessianOperator:
         return self.objective.shards.sum(total)
 
     def _gradients(self) -> Iterator[tuple[Tensor | None, ...]]:
-        """Each batch's gradient, with its graph."""
+        """Each batch's gradient with its graph, one tensor or None per parameter."""
         if self._keeps:
             yield from self._graphs
             return
@@ -192,9 +205,10 @@ class HessianOperator:
 
 
 class _SavedBytes:
-    """Counts the memory that a graph built inside keeps alive, each storage once."""
+    """Counts the memory that a graph built inside keeps alive; storages that several nodes share count once."""
 
     def __init__(self) -> None:
+        # By address, which is a storage's own while the graph keeps it alive. The hooks look, and change nothing.
         self._storages: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
 
@@ -212,21 +226,26 @@ class _SavedBytes:
 
     @property
     def bytes(self) -> int:
-        """Bytes so far."""
+        """Number of bytes so far."""
         return sum(self._storages.values())
 
 
 CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows a container's limits, in the layout of cgroup version 2."""
 
 
 def _free_memory(device: torch.device, ranks: int = 1) -> int:
-    """Bytes that one of so many ranks may count on; on the CPU they share a machine, and a container's limit holds."""
+    """Bytes that one of so many ranks may use.
+
+    A CUDA device is one rank's alone. On the CPU the ranks share what the machine, or the container, has free.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = 4 << 30
+    free = 4 << 30  # a guess, for systems that don't tell
     if device.type == "cpu" and hasattr(os, "sysconf"):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # version 2; "max" where there is no limit
+    # Without a container there is no such file (OSError), without a limit it says "max" (ValueError).
+    with contextlib.suppress(OSError, ValueError):
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         free = min(free, max(limit - used, 0))
     return free // ranks

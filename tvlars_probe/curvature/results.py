@@ -1,4 +1,4 @@
-"""What estimators return: small frozen records that carry their doubt. Needs no torch."""
+"""What estimators return: small frozen records of a figure and its error. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 
 OPERATORS = ("hessian", "effective", "relative")
+"""See `tvlars_probe.curvature.scaling`."""
+
 ENGINES = ("lanczos", "pyhessian")
+
 BN_MODES = ("eval", "train", "frozen-batch")
+"""See `tvlars_probe.curvature.batch_norm`."""
 
 SLICE_BN_MODES = ("interpolated", "re-estimated")
-"""Whose running statistics BatchNorm has at the points of a slice through the loss."""
+"""Which running statistics BatchNorm has at a point of a slice through the loss.
+
+"interpolated": those of the checkpoint, or on the line between two checkpoints'. "re-estimated": new ones at each
+point.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +38,10 @@ class Eigenvalue:
     Attributes:
         rank: 1, 2, ... from the top of the spectrum, −1, −2, ... from the bottom.
         value: λ.
-        residual: ‖A v − λ v‖₂ for a unit vector v: an eigenvalue lies within this distance.
-        error: what was compared with the tolerance: the residual, or the Kato-Temple estimate residual²/gap.
-        converged: whether it reached the tolerance.
+        residual: ‖A v − λ v‖₂ for a unit vector v; an eigenvalue of A lies within this distance of λ.
+        error: what was compared with the tolerance, in units of λ: the residual, or the Kato-Temple estimate
+            residual²/gap.
+        converged: whether the error was small enough.
     """
 
     rank: int
@@ -49,10 +58,10 @@ class Eigenvalues:
     Attributes:
         values: from the top down, then from the bottom up.
         tol: relative error asked for.
-        criterion: which error, "residual" or "kato-temple".
-        matvecs: products with the operator.
+        criterion: what counted as the error, "residual" or "kato-temple".
+        matvecs: products with the operator, for all values together.
         seconds: wall-clock time.
-        vectors: unit eigenvectors as rows, in the order of ``values`` (a torch tensor), where asked for.
+        vectors: unit eigenvectors as rows, in the order of ``values`` (a torch tensor); None unless asked for.
     """
 
     values: tuple[Eigenvalue, ...]
@@ -75,7 +84,7 @@ class Eigenvalues:
 
     @property
     def converged(self) -> bool:
-        """Whether all of them did."""
+        """Whether all values converged."""
         return all(value.converged for value in self.values)
 
 
@@ -84,8 +93,8 @@ class TraceEstimate:
     """An unbiased estimate of a trace.
 
     Attributes:
-        value: estimate.
-        standard_error: of it; 0 where the sketch spans the whole space.
+        value: the estimate.
+        standard_error: of the estimate; 0 if it is exact.
         matvecs: products with the operator.
         seconds: wall-clock time.
     """
@@ -101,14 +110,14 @@ class Density:
     """An estimate of a spectral density: the share of eigenvalues per unit of λ.
 
     Attributes:
-        nodes: places of the quadrature, over all probes.
-        weights: their shares; they sum to 1.
-        grid: places where the smoothed density is given.
-        density: on the grid; each node is spread to a Gaussian of standard deviation ``sigma``.
-        standard_error: of the density, from the spread over probes; NaN with one probe, 0 where it is exact.
+        nodes: nodes of the quadratures of all probes, ascending; values of λ.
+        weights: shares of the nodes; they sum to 1.
+        grid: values of λ at which the smoothed density is given.
+        density: the density on the grid; each node is spread to a Gaussian of standard deviation ``sigma``.
+        standard_error: of the density on the grid, from the spread over probes; NaN with one probe, 0 if it is exact.
         sigma: width of the smoothing, in units of λ.
         matvecs: products with the operator.
-        probes: random vectors; 0 where the matrix itself was taken apart.
+        probes: number of random vectors; 0 if the eigenvalues of the matrix itself were computed.
         seconds: wall-clock time.
     """
 
@@ -130,10 +139,10 @@ class EpsilonSharpness:
     Attributes:
         epsilon: size of the box: |δ_i| <= ε(|w_i| + 1).
         dimensions: of the random subspace searched; None for the whole space.
-        value: 100·(max f − f)/(1 + f). The best point that was evaluated: a lower bound.
-        loss: f.
-        highest: max f.
-        evaluations: of loss and gradient.
+        value: 100·(max f − f)/(1 + f), a lower bound.
+        loss: f at the weights themselves.
+        highest: max f, the highest loss that the search evaluated.
+        evaluations: number of evaluations of loss and gradient.
         seconds: wall-clock time.
     """
 
@@ -148,7 +157,10 @@ class EpsilonSharpness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One figure; the columns of the table ``curvature`` that don't concern a run."""
+    """One figure, as a row of the table ``curvature`` without the columns that concern a run.
+
+    `tvlars_probe.traces.schema` defines the columns.
+    """
 
     measure: str
     operator: str
@@ -180,15 +192,15 @@ class Sharpness:
     """Everything measured of one state.
 
     Attributes:
-        samples: of the loss.
-        sample_id: hash of their indices, if known.
-        loss: mean loss over them.
-        bn_mode: of BatchNorm.
-        measurements: figures.
-        densities: spectral densities by operator.
-        layer_densities: those of layers' blocks, by operator and layer.
-        vectors: the top eigenvector by operator, on the model's device (a torch tensor).
-        left_out: parameters that the loss doesn't depend on.
+        samples: number of samples of the loss.
+        sample_id: hash of the samples' indices, if known.
+        loss: mean loss over the samples.
+        bn_mode: mode of BatchNorm.
+        measurements: the figures.
+        densities: spectral densities of the whole model, by operator.
+        layer_densities: spectral densities of layers' blocks, by operator and layer.
+        vectors: top eigenvector of the whole model, by operator (a torch tensor on the model's device).
+        left_out: names of parameters that are frozen or on which the loss doesn't depend.
     """
 
     samples: int

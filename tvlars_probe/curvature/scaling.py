@@ -1,9 +1,13 @@
-"""The Hessian as an optimizer sees it, and as it is for anybody who may rescale a layer.
+"""Two rescaled Hessians: "effective", as an optimizer sees it, and "relative", which ignores the scale of layers.
 
-effective: D^½ (H + Λ) D^½ with D the diagonal of the rates that the optimizer applied, Λ its coupled weight decay. Its
-top eigenvalue beside the optimizer's limit of stability says how the run oscillates (Cohen et al., 2021,
-arXiv:2103.00065; 2022, arXiv:2207.14484). relative: D^½ = ‖w_l‖ on tensor l, which doesn't change when a layer that is
-normalised afterwards is multiplied by a constant.
+The effective operator is D^½ (H + Λ) D^½. D is the diagonal of the rates that the optimizer applied, Λ its coupled
+weight decay. Without momentum an update multiplies a small displacement from a minimum by I − D(H + Λ). D(H + Λ) has
+the eigenvalues of the effective operator, but isn't symmetric. Where the top eigenvalue exceeds the optimizer's limit
+of stability, a quadratic diverges (Cohen et al., 2021, arXiv:2103.00065; 2022, arXiv:2207.14484).
+
+The relative operator is S H S with S = ‖w_l‖ on tensor l. If the layer's output is normalised by its own statistics, a
+factor c in the tensor leaves the loss as it is, divides the tensor's block of H by c², and multiplies S by c. The
+operator doesn't change.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ class Rates:
     """What an optimizer multiplied the gradient by in a step, before momentum.
 
     Attributes:
-        rates: by name of the parameter: lr·trust_ratio·(1 − dampening), divided by √v̂ + eps in the Adam family; one
-            number for a tensor, or one per element.
-        decay: coupled weight decay, by name.
-        limit: top eigenvalue of the effective operator beyond which a quadratic diverges; None if the parameter groups
-            differ in their momentum, or it isn't known.
-        step: in which they were applied.
+        rates: by name of the parameter, lr·trust_ratio·(1 − dampening), divided by √v̂ + eps in the Adam family. One
+            number for a tensor, or one per element; NaN if the rate isn't known.
+        decay: coupled weight decay λ, by name; 0 for parameters without an entry.
+        limit: top eigenvalue of the effective operator beyond which a quadratic diverges. None if it differs between
+            the parameter groups or isn't known.
+        step: index of the step in which the rates were applied.
     """
 
     rates: Mapping[str, Tensor]
@@ -43,7 +47,7 @@ class Rates:
 
 
 def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
-    """D^½ (H + Λ) D^½.
+    """The effective operator, D^½ (H + Λ) D^½.
 
     Raises:
         UserError: a parameter's rate isn't known.
@@ -60,7 +64,7 @@ def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
 
 
 def relative(hessian: HessianOperator) -> ScaledOperator:
-    """S H S with S = ‖w_l‖ on tensor l."""
+    """The relative operator, S H S with S = ‖w_l‖ on tensor l."""
     norms = {name: norm_of(p) for name, p in zip(hessian.names, hessian.parameters, strict=True)}
     return ScaledOperator(hessian, hessian.flatten(norms))
 
@@ -72,10 +76,10 @@ def norm_of(p: Tensor) -> Tensor:
 
 
 def scaled(kind: str, hessian: HessianOperator, rates: Rates | None) -> HessianOperator | ScaledOperator:
-    """The operator of a kind.
+    """The operator named ``kind``, one of `OPERATORS`.
 
     Raises:
-        UserError: an unknown kind, or "effective" without rates.
+        UserError: an unknown kind, or "effective" without rates or without those of one of the parameters.
     """
     if kind == "hessian":
         return hessian

@@ -1,4 +1,4 @@
-"""How sharp: `sharpness`, the call for any model."""
+"""`sharpness`, which measures the curvature of any model's loss."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ def sharpness(
     The model is left as it was: parameters, buffers, gradients, modes, random generators.
 
     Args:
-        model: any model, on any device; DDP and compiled wrappers are taken off.
+        model: any model, on any device, with or without wrappers by DDP or `torch.compile`.
         loss_fn: mean loss of ``model(inputs)`` and ``targets``, such as `torch.nn.CrossEntropyLoss`.
-        data: a pair (inputs, targets) or batches of such pairs, which count by their sizes.
+        data: a pair (inputs, targets), or batches of such pairs, each weighted by its number of samples.
         bn_mode: "eval", "train" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
-        parameters: which take part, by name; all that require a gradient by default.
+        parameters: tells by a parameter's name whether it takes part; by default all that require a gradient do.
         rates: the optimizer's, for the effective operator; see `tvlars_probe.applied_rates`.
         shards: ranks that each hold a part of the data; ``Ranks.of_process_group()`` under DDP.
         report: called with a line about what is being computed.
         **measures: fields of `Measures`: ``operators``, ``top``, ``trace``, ``density``, ``per_layer``, ``tol``, ...
 
     Raises:
-        UserError: nothing to measure, or a loss that is not finite.
+        UserError: something can't be measured as asked.
+        NonFiniteLossError: the loss, or a product with the Hessian, isn't finite.
     """
     model = unwrap(model)
+    # A list of two tensors is what data loaders yield for a pair; a tuple of two pairs holds no tensor directly.
     is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
     batches: list[tuple[Tensor, ...]] = [tuple(data)] if is_pair else list(data)  # type: ignore[arg-type]
     objective = Objective(model, supervised(loss_fn), batches, bn_mode=bn_mode, shards=shards)

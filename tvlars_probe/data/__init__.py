@@ -1,1 +1,1 @@
-"""Image data sets: where they are looked for, how they are read, and how an epoch is cut into batches."""
+"""Image data sets: how they are found and read, how batches are drawn from them, and how images are augmented."""

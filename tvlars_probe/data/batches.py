@@ -1,6 +1,7 @@
-"""How an epoch is cut into batches, and each batch over ranks: a function of seed and epoch alone.
+"""How an epoch is cut into batches, and each batch into the ranks' shares.
 
-The last, smaller batch is kept. Ranks' shares differ by one sample at most and are never padded.
+The order of the samples is a function of seed and epoch alone, so it is the same on any number of ranks and after
+resuming. The last, smaller batch is kept. The ranks' shares differ by at most one sample and are never padded.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class Share:
     """One rank's part of one global batch.
 
     Attributes:
-        pieces: indices of its samples, in micro-batches; none where the batch has fewer samples than there are ranks.
-        batch_size: samples of the global batch.
+        pieces: indices of the rank's samples, cut into micro-batches. A rank without samples, in a batch smaller than
+            the number of ranks, has no pieces, or only empty ones if the plan is ``in_step``.
+        batch_size: number of samples in the global batch.
     """
 
     pieces: list[Indices]
@@ -33,23 +35,23 @@ class Share:
 
     @property
     def size(self) -> int:
-        """Samples of this rank."""
+        """Number of samples in this share."""
         return sum(len(piece) for piece in self.pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Batches of a data set.
+    """The batches of a data set, as one rank sees them.
 
     Attributes:
-        samples: in the data set.
-        batch_size: of one update, over all ranks.
-        micro_batch: most samples of a rank that are computed at once.
-        rank: whose shares.
+        samples: number of samples in the data set.
+        batch_size: samples of one update, over all ranks.
+        micro_batch: most samples that a rank computes at once; None for its whole share.
+        rank: the rank whose shares the plan gives.
         world_size: number of ranks.
-        seed: of the order.
-        in_step: every rank cuts its share into equally many pieces, some perhaps empty, since its layers sum over the
-            ranks in each.
+        seed: seed of the samples' order.
+        in_step: whether all ranks cut their shares into the same number of pieces, some of them possibly empty. Models
+            that sum over the ranks in each forward pass need that.
     """
 
     samples: int
@@ -67,13 +69,16 @@ class BatchPlan:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Share]:
         """This rank's share of each batch of an epoch, from batch ``first`` on."""
+        # Each rank draws the whole order and takes its part: ranks need no message, and a resumed run no saved state.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
         for start in range(first * self.batch_size, self.samples, self.batch_size):
             batch = order[start : start + self.batch_size]
             yield Share(self._pieces(np.array_split(batch, self.world_size)[self.rank], len(batch)), len(batch))
 
     def _pieces(self, share: Indices, batch_size: int) -> list[Indices]:
-        """Micro-batches of nearly equal size, so that none is too small for BatchNorm without need."""
+        """Cut a share into micro-batches of nearly equal size: a small rest would give BatchNorm poor statistics."""
+        # The longest share of any rank decides the number of pieces in step: a rank that made one forward pass fewer
+        # would leave the others waiting in a collective.
         longest = math.ceil(batch_size / self.world_size) if self.in_step else len(share)
         if not longest:
             return []
@@ -81,15 +86,16 @@ class BatchPlan:
 
     @property
     def micro_batches(self) -> int:
-        """Pieces in which a rank computes a full batch."""
+        """Number of pieces in which a rank computes its share of a full batch."""
         return math.ceil(math.ceil(self.batch_size / self.world_size) / (self.micro_batch or self.batch_size))
 
     @property
     def smallest_piece(self) -> int:
-        """Samples in the smallest non-empty piece over which BatchNorm takes statistics.
+        """Number of samples in the smallest non-empty piece over which BatchNorm takes statistics.
 
-        That is a piece of any rank and batch, or, in step, the ranks' pieces together.
+        BatchNorm takes them over one rank's piece or, if the plan is ``in_step``, over the ranks' pieces together.
         """
+        # Batches have two sizes: the full one and the last one's.
         sizes = {self.batch_size, self.samples % self.batch_size or self.batch_size}
         pieces: list[int] = []
         for size in sizes:
@@ -103,7 +109,7 @@ class BatchPlan:
 
 
 def in_order(samples: int, piece: int, rank: int, world_size: int) -> Iterator[Indices]:
-    """A rank's part of all samples in pieces, for evaluation: every sample once over all ranks."""
+    """One rank's part of all samples, in pieces of at most ``piece``; over the ranks, each sample occurs once."""
     share = np.array_split(np.arange(samples), world_size)[rank]
     for start in range(0, len(share), piece):
         yield share[start : start + piece]

@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 photographs of 32×32, as torchvision reads them.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 photographs of 32×32, read by torchvision.
 
-Their files are pickles. torchvision compares each with a checksum before it opens it, and nothing else is unpickled.
+The files are pickles, which can run code. torchvision unpickles only files whose checksums are the known ones.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def load(request: Request) -> ImageData:
-    """Both parts, from the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``, or from that itself.
+    """Read both parts.
+
+    The request's folder is the one that holds ``cifar-10-batches-py`` or ``cifar-100-python``, or that one itself.
 
     Raises:
-        DataError: not found, or damaged.
+        DataError: the data is not there, is damaged, or can't be downloaded.
     """
     root = _root(request.name, request.folder)
     try:
+        # torchvision makes the folder before it downloads.
         with removed_on_failure(root):
             train, test = (_read(request.name, root, train=train, download=request.download) for train in (True, False))
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
@@ -41,18 +44,18 @@ def load(request: Request) -> ImageData:
 
 
 def find(name: str, folder: Path | None) -> Path | None:
-    """The folder of the data set's batches."""
+    """The folder that holds the data set's batches; None if it isn't there."""
     home = _root(name, folder) / _FOLDERS[name]
     return home if home.is_dir() else None
 
 
 def count(home: Path | None) -> tuple[int, int]:
-    """Training and test images: the checksums leave no choice."""
+    """Numbers of training and test images; the checksums admit no other files."""
     return 50_000, 10_000
 
 
 def _root(name: str, folder: Path | None) -> Path:
-    """torchvision's root: the folder above the batches."""
+    """What torchvision calls root: the folder above the batches."""
     if folder is None:
         return DOWNLOAD_FOLDER
     return folder.parent if folder.name == _FOLDERS[name] else folder
@@ -63,6 +66,7 @@ def _read(name: str, root: Path, *, train: bool, download: bool) -> TensorImages
 
     kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     part = kind(str(root), train=train, download=download)
+    # torchvision keeps the channels last.
     images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(part.targets, dtype=torch.int64)
     return TensorImages(images, labels, 255.0, IMAGENET_MEAN, IMAGENET_STD)

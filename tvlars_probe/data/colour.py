@@ -1,6 +1,7 @@
-"""Changes of colour of whole batches, each sample by its own factor; values in [0, 1].
+"""Changes of colour in whole batches, with one factor per sample; values are in [0, 1].
 
-They are torchvision's definitions for floating-point images. Grey images have neither saturation nor hue.
+The definitions are torchvision's for floating-point images. Images are (samples, channels, height, width), factors
+(samples, 1, 1, 1). Images of one channel have neither saturation nor hue: those operations return them unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601
 
 
 def luminance(x: Tensor) -> Tensor:
-    """(samples, 1, height, width)."""
+    """Luminance of each pixel, (samples, 1, height, width)."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
@@ -27,7 +28,7 @@ def luminance(x: Tensor) -> Tensor:
 
 
 def greyscale(x: Tensor) -> Tensor:
-    """Luminance in every channel."""
+    """Luminance in every channel, as a view that must not be written to: its channels share memory."""
     return luminance(x).expand_as(x)
 
 
@@ -37,7 +38,7 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """factor·x + (1 − factor)·m, m the image's mean luminance."""
+    """factor·x + (1 − factor)·m, where m is the image's mean luminance."""
     return _blend(x, luminance(x).mean(dim=(1, 2, 3), keepdim=True), factor)
 
 
@@ -47,16 +48,17 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Hue in HSV moved by so many turns of the colour circle.
+    """Move the hue in HSV by ``turns`` turns of the colour circle.
 
-    With V the largest channel and C its distance from the smallest, a channel at angle a of the circle (in sixths; red
-    5, green 3, blue 1) is V − C·clamp(min(k, 4 − k), 0, 1), k = (a + 6·hue) mod 6.
+    Let V be a pixel's largest channel, C its distance from the smallest, and h the hue in turns. Then each channel is
+    V − C·clamp(min(k, 4 − k), 0, 1) with k = (a + 6·h) mod 6, where a is 5 for red, 3 for green and 1 for blue.
     """
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
+    # A grey pixel has C = 0 and no hue. Dividing by 1 instead gives it any hue, which the factor C below removes.
     safe = torch.where(chroma > 0, chroma, 1)
     sixths = torch.where(
         value == red,
@@ -69,7 +71,7 @@ def hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def solarise(x: Tensor) -> Tensor:
-    """1 − x where x is at least a half."""
+    """1 − x where x is at least 1/2, and x elsewhere."""
     return torch.where(x >= 0.5, 1 - x, x)
 
 
@@ -78,4 +80,4 @@ def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 COLOUR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness, contrast, saturation, hue)
-"""In the order of their factors."""
+"""The operations of colour jitter, in the order in which `tvlars_probe.data.views.ViewDraw` holds their factors."""

@@ -1,4 +1,4 @@
-"""Image files of any format that Pillow reads, decoded by several threads into one tensor."""
+"""Decodes image files of any format that Pillow reads, by several threads, into one tensor."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_BYTES = 16 * 2**30
+"""Most memory that decoded images may take: data sets are held in memory."""
 
 
 def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tensor:
-    """The images as (samples, 3, height, width) bytes.
+    """Decode images of one size into (samples, 3, height, width) bytes.
 
     Args:
-        paths: of the files.
-        side: bring each to a square of this side: the shorter side is scaled to it, the middle is kept. None takes
-            them as they are, and they must be of one size.
-        workers: threads.
+        paths: the files.
+        side: each image is brought to a square of this side: its shorter side is scaled to it, and the middle is kept.
+            None leaves the images as they are; then they must be of one size.
+        workers: number of threads.
 
     Raises:
-        DataError: a file can't be decoded, or the sizes differ; the message names the file.
+        DataError: a file can't be decoded or the sizes differ, and the message names the file; or the images would take
+            too much memory.
     """
+    # The first image tells the size of all: what would take too much memory is refused before the rest is decoded.
     first = decode(paths[0], side, str(paths[0]))
     if first.nbytes * len(paths) > _MOST_BYTES:
         raise DataError(
@@ -54,21 +57,28 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         for _ in pool.map(put, range(len(paths)), chunksize=64):
-            pass
+            pass  # taking each result raises a thread's error here
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]:
-    """One image as (height, width, 3) bytes; ``name`` is what an error calls it.
+    """Decode one image into (height, width, 3) bytes.
+
+    Args:
+        file: its path or its content.
+        side: as for `decode_files`.
+        name: what an error message calls the image.
 
     Raises:
-        DataError: it can't be decoded.
+        DataError: the image can't be decoded.
     """
     try:
         with warnings.catch_warnings():
+            # Pillow only warns of an image up to twice its limit of pixels, and raises above that: both are refused.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
                 image = _eight_bits(opened).convert("RGB")
+    # Pillow's plugins raise SyntaxError for damaged files, among others.
     except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} can't be decoded: {reason}") from None
@@ -76,8 +86,12 @@ def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]
 
 
 def _eight_bits(image: Any) -> Any:
-    """Greyscale of 16 bits scaled to 8, which Pillow's own conversion clips instead; other wide types are refused."""
+    """An image of 8 bits a channel: 16-bit greyscale is scaled, and wider types are refused.
+
+    Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
+    """
     if image.mode.startswith("I;16"):
+        # 65535 = 257·255: white stays white.
         return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of mode {image.mode}, whose white isn't known: convert it to 8 bits")
@@ -85,6 +99,7 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _square(image: Any, side: int) -> Any:
+    """Scale the shorter side to ``side``, and keep the middle of the longer one."""
     shorter = min(image.size)
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
     scaled = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image

@@ -1,4 +1,4 @@
-"""The UCI handwritten digits that scikit-learn ships: 1,797 images of 8×8, ten classes, no network needed."""
+"""The UCI handwritten digits that come with scikit-learn: 1,797 images of 8×8, ten classes. They need no download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.data.registry import Request
 
-# Of the 1,437 training images below, scaled to [0, 1].
+# Moments of the 1,437 training images below, scaled to [0, 1].
 _MEAN, _STD = (0.3051,), (0.3759,)
 
 
@@ -19,12 +19,12 @@ _TEST = 360
 
 
 def find(name: str, folder: Path | None) -> Path | None:
-    """It is in no folder."""
+    """None: the digits are part of scikit-learn, not in a folder."""
     return None
 
 
 def count(home: Path | None) -> tuple[int, int]:
-    """Training and test images."""
+    """Numbers of training and test images."""
     return 1797 - _TEST, _TEST
 
 

@@ -26,17 +26,17 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-# Of the training images, scaled to [0, 1].
+# Moments of the training images, scaled to [0, 1].
 _MEAN, _STD = (0.2860,), (0.3530,)
 
 
 def load(request: Request) -> ImageData:
-    """Fashion-MNIST from a folder of idx files, gzipped or not.
+    """Read Fashion-MNIST from a folder of idx files, gzipped or not.
 
-    It is looked for where Debian's package and torchvision put it, unless a folder is given.
+    Unless the request names a folder, the places where Debian's package and torchvision put it are tried.
 
     Raises:
-        DataError: not found, or damaged.
+        DataError: the data is not there, is damaged, or can't be downloaded.
     """
     home = find(request.name, request.folder)
     if home is None and request.download:
@@ -48,7 +48,7 @@ def load(request: Request) -> ImageData:
 
 
 def find(name: str, folder: Path | None) -> Path | None:
-    """The folder of its four files."""
+    """The first folder that holds all four files; None if there is none."""
     homes = [folder] if folder else [DEBIAN_FOLDER, DOWNLOAD_FOLDER]
     candidates = [c for home in homes for c in (home, home / "FashionMNIST" / "raw")]
     wanted = [name for names in _FILES.values() for name in names]
@@ -56,7 +56,7 @@ def find(name: str, folder: Path | None) -> Path | None:
 
 
 def count(home: Path | None) -> tuple[int, int]:
-    """Training and test images, as the files' headers say."""
+    """Numbers of training and test images, from the headers of the label files."""
     assert home is not None
     train, test = (_existing(home, labels) for _, labels in _FILES.values())
     assert train is not None
@@ -65,6 +65,7 @@ def count(home: Path | None) -> tuple[int, int]:
 
 
 def _items(path: Path) -> int:
+    """Number of items in an idx file: the big-endian integer after its four magic bytes; 0 if the header is cut off."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         try:
             header = stream.read(8)
@@ -116,19 +117,26 @@ def _read_part(folder: Path, images_name: str, labels_name: str) -> TensorImages
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes as an array (its own, writable).
+    """Read an idx file of unsigned bytes into a new, writable array.
+
+    Args:
+        path: the file; gzipped if its name ends in ``.gz``.
+        dimensions: the number of dimensions that the file must have.
 
     Raises:
-        DataError: it is damaged, or of another kind; the message names the file.
+        DataError: the file is damaged, or not an idx file of that kind; the message names it.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): get it again") from None
     header = 4 + 4 * dimensions
+    # The magic bytes are two zeros, the type (8 is unsigned byte) and the number of dimensions.
     if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(f"{path} is not an idx file of bytes in {dimensions} dimensions: get it again")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
+    # dtype=object multiplies Python integers: a damaged header may claim a product that overflows 64 bits.
     if len(content) - header != np.prod(shape, dtype=object):
         raise DataError(f"{path} is damaged: it claims the shape {shape} and holds {len(content) - header:,} bytes")
+    # frombuffer's view of bytes is read-only, of which torch.from_numpy would warn.
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

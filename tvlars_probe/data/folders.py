@@ -1,4 +1,4 @@
-"""Folders that are made on the way to something, and go again where that fails."""
+"""Removes the folders that a failed operation has made."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
-    """``folder`` and its parents, as far as they don't exist yet, are removed if what happens inside raises."""
+    """If the body raises, remove ``folder`` and those of its parents that didn't exist before.
+
+    A folder that existed before is left as it is, with whatever the body has put into it.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C during a download, too
         if missing:
+            # The last one is the topmost: the others are inside.
             shutil.rmtree(missing[-1], ignore_errors=True)
         raise

@@ -1,4 +1,7 @@
-"""Anyone's own images: ``train/<class>/*`` and ``test/<class>/*`` (or ``val``, ``valid``), held in memory."""
+"""A user's own images: ``train/<class>/*`` and ``test/<class>/*``, held in memory.
+
+The test part may also be named ``val``, ``valid`` or ``validation``.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ _TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def load(request: Request) -> ImageData:
-    """The folder's two parts, normalised by the training images' own means and deviations.
+    """Read both parts of the folder, with the channel moments of the training images to normalise by.
 
     Raises:
-        DataError: the folder is not laid out so, or an image can't be used.
+        DataError: the folder has another layout, or an image can't be used.
     """
     home = find(request.name, request.folder)
     if home is None:
@@ -33,6 +36,7 @@ def load(request: Request) -> ImageData:
         raise DataError(f"{home / 'train'} has {len(classes)} class folder(s); a classifier needs two or more")
     train_files, train_labels = labelled_files(home / "train", classes)
     test_files, test_labels = labelled_files(_test_part(home), classes)
+    # Both parts are decoded at once, which checks that they are of one size.
     images = decode_files([*train_files, *test_files], request.image_size, request.workers)
     mean, std = channel_moments(images[: len(train_files)])
     train, test = (
@@ -46,12 +50,12 @@ def load(request: Request) -> ImageData:
 
 
 def find(name: str, folder: Path | None) -> Path | None:
-    """The folder, if it has both parts."""
+    """The folder, if it has both parts; None otherwise."""
     return folder if folder and (folder / "train").is_dir() and _test_part(folder).is_dir() else None
 
 
 def count(home: Path | None) -> tuple[int, int]:
-    """Training and test images."""
+    """Numbers of training and test images."""
     assert home is not None
     parts = (home / "train", _test_part(home))
     train, test = (sum(p.suffix.lower() in SUFFIXES for p in part.glob("*/*")) for part in parts)
@@ -59,15 +63,15 @@ def count(home: Path | None) -> tuple[int, int]:
 
 
 def class_folders(part: Path) -> list[Path]:
-    """One folder per class, in order of their names; hidden ones are none."""
+    """The folders of the classes, in order of their names; hidden folders are no classes."""
     return sorted(child for child in part.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def labelled_files(part: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    """The images of a part in order, and the index of each one's class.
+    """The image files of a part, in order, and the index of each file's class in ``classes``.
 
     Raises:
-        DataError: a class is unknown, or holds no image.
+        DataError: a folder is none of the classes, a training class has no images, or the whole part has none.
     """
     files: list[Path] = []
     labels: list[int] = []
@@ -86,8 +90,12 @@ def labelled_files(part: Path, classes: list[str]) -> tuple[list[Path], list[int
 
 
 def channel_moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of (samples, channels, height, width) bytes, scaled to [0, 1]."""
+    """Mean and standard deviation per channel of (samples, channels, height, width) bytes, scaled to [0, 1].
+
+    A deviation is at least 1/255, so that a constant channel can be divided by it.
+    """
     means, deviations = [], []
+    # Bytes have 256 values: their counts give the moments in double precision, with no copy of all pixels as floats.
     for channel in range(images.shape[1]):
         counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
         values = torch.arange(256, dtype=torch.float64) / 255
@@ -99,6 +107,7 @@ def channel_moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[floa
 
 
 def _test_part(home: Path) -> Path:
+    """The folder of the test part by the first name that is there; by the first name of all if none is."""
     return next((home / name for name in _TEST_NAMES if (home / name).is_dir()), home / _TEST_NAMES[0])
 
 

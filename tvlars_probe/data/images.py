@@ -1,4 +1,4 @@
-"""Labelled images in memory, and a data set's two parts."""
+"""Labelled images in memory, and the parts of a data set."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on ``device``, without waiting for it: a copy from memory that isn't pinned would."""
+    """Copy a tensor of the host to ``device`` without waiting for CUDA; from unpinned memory, the host would wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+# Tensors compare element by element: with eq=False, objects compare and hash by identity.
 @dataclass(frozen=True, eq=False)
 class TensorImages:
     """Labelled images held as one tensor; a batch is one gather, without Python per sample.
@@ -29,9 +30,9 @@ class TensorImages:
     Attributes:
         images: (samples, channels, height, width), raw values.
         labels: (samples,) int64.
-        white: the raw value that means 1.
-        mean: per channel, of values scaled to [0, 1].
-        std: likewise.
+        white: the raw value that is scaled to 1.
+        mean: mean of each channel's values, scaled to [0, 1].
+        std: standard deviation of each channel's values, scaled to [0, 1].
     """
 
     images: Tensor
@@ -44,7 +45,7 @@ class TensorImages:
         return len(self.labels)
 
     def at(self, indices: NDArray[np.int64]) -> Tensor:
-        """Indices made on the host, on the images' device, without waiting for it."""
+        """Indices from the host as a tensor on the images' device; the host doesn't wait for the copy."""
         return to_device(torch.from_numpy(indices), self.images.device)
 
     def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -52,11 +53,11 @@ class TensorImages:
         return self.normalised(self.images.index_select(0, indices), dtype), self.labels.index_select(0, indices)
 
     def normalised(self, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Raw values scaled to [0, 1], less the mean, over the standard deviation, as a new tensor."""
+        """Raw values scaled to [0, 1], minus the mean, divided by the standard deviation, as a new tensor."""
         return self.standardised(raw.to(dtype, copy=True).div_(self.white))
 
     def standardised(self, scaled: Tensor) -> Tensor:
-        """Values in [0, 1] less the mean, over the standard deviation, in place."""
+        """Values in [0, 1], minus the mean, divided by the standard deviation, in place."""
         if scaled.dtype not in self._moments:
             self._moments[scaled.dtype] = torch.tensor([self.mean, self.std], dtype=scaled.dtype, device=scaled.device)
         mean, std = self._moments[scaled.dtype][:, :, None, None]
@@ -64,11 +65,11 @@ class TensorImages:
 
     @cached_property
     def _moments(self) -> dict[torch.dtype, Tensor]:
-        """Mean and deviation on the images' device, copied there once."""
+        """Mean and deviation as a tensor on the images' device, by type: each is copied there once."""
         return {}
 
     def to(self, device: torch.device) -> TensorImages:
-        """The same images on a device."""
+        """The same images on ``device``."""
         return self._with(self.images.to(device), self.labels.to(device))
 
     def subset(self, indices: Sequence[int] | Tensor) -> TensorImages:
@@ -80,7 +81,7 @@ class TensorImages:
         return TensorImages(images, labels, self.white, self.mean, self.std)
 
     def fingerprint(self) -> str:
-        """Hash of the pixels and labels."""
+        """Hash of the pixels and labels, which must be on the host; 16 hexadecimal digits."""
         digest = hashlib.blake2b(digest_size=8)
         for tensor in (self.images, self.labels):
             digest.update(tensor.contiguous().numpy().data)
@@ -92,11 +93,11 @@ class ImageData:
     """A data set for classification.
 
     Attributes:
-        name: as asked for.
+        name: the name in `tvlars_probe.data.registry.DATASETS`.
         train: training samples.
         test: test samples.
-        num_classes: labels are 0 to num_classes − 1.
-        val: samples held out of the training data, if asked for.
+        num_classes: number of classes; labels are 0 to num_classes − 1.
+        val: samples held out of the training data; None if none are.
     """
 
     name: str
@@ -107,11 +108,11 @@ class ImageData:
 
     @property
     def channels(self) -> int:
-        """Colour channels of an image."""
+        """Number of an image's channels."""
         return int(self.train.images.shape[1])
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of the data."""
+        """The manifest's entry for the data."""
         return {
             "name": self.name,
             "train": len(self.train),

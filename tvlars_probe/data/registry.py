@@ -1,4 +1,4 @@
-"""Data sets by name. A new one is one entry in `DATASETS` and a module that finds, counts and loads it."""
+"""Data sets by name. A new one needs an entry in `DATASETS` and a module that finds, counts and loads it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("train", "val", "test")
-"""Parts of a data set."""
+"""The parts of a data set."""
 
 
 class DataModule(Protocol):
-    """What the module of a data set offers."""
+    """The functions that a data set's module must have."""
 
     def find(self, name: str, folder: Path | None) -> Path | None:
-        """Where the data is: in ``folder`` or the usual places; None if it isn't, or comes with a package."""
+        """The folder that holds the data: ``folder`` or one of the usual places.
+
+        It is None if the data is not there, or comes with a package and needs no folder.
+        """
 
     def count(self, home: Path | None) -> tuple[int, int]:
-        """Training and test images at ``home``, without reading them."""
+        """Numbers of training and test images in ``home``, which `find` has returned; no image is read."""
 
     def load(self, request: Request) -> ImageData:
-        """Read it, or raise a `DataError` that says how to get it."""
+        """Read the data, or raise a `DataError` that says how to get it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a loader is asked for.
+    """The arguments of `DataModule.load`.
 
     Attributes:
-        name: the data set.
-        folder: where it is, if not in its usual places.
+        name: name of the data set.
+        folder: where the data is; None for the data set's usual places.
         download: whether it may be downloaded.
         image_size: side of the square to which images of different sizes are brought; None leaves them.
         workers: threads that decode image files.
@@ -54,13 +57,13 @@ class DatasetEntry:
     """A known data set.
 
     Attributes:
-        module: below ``tvlars_probe.data``.
-        about: what it is.
+        module: name of its module in ``tvlars_probe.data``.
+        about: what the data set is, in a few words.
         obtain: how to get it.
         is_augmented: whether classification trains on cropped, flipped and rotated images by default.
         flips: whether an image and its mirror image are of one class.
-        included: whether it comes with a package we depend on.
-        downloads: whether it is fetched where it is missing, without being asked.
+        included: whether it comes with a package that this one depends on.
+        downloads: whether it is downloaded by default where it is missing.
     """
 
     module: str
@@ -73,7 +76,7 @@ class DatasetEntry:
 
     @property
     def loader(self) -> DataModule:
-        """Its module, loaded."""
+        """The data set's module. It is imported here, so that the names in `DATASETS` cost no import of torch."""
         return cast("DataModule", import_module(f"tvlars_probe.data.{self.module}"))
 
 
@@ -109,18 +112,18 @@ DATASETS: dict[str, DatasetEntry] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data as chosen by a user.
+    """The data as a user chooses it.
 
     Attributes:
         name: one of `DATASETS`.
-        folder: where it is, if not in its usual places.
-        download: whether it may be downloaded; None leaves it to the data set (CIFAR is fetched, as in the official
-            experiments).
-        val: fraction of the training data to hold out, 0 <= val < 1; the same samples for every seed.
-        limit: use only so many training and test samples, drawn once for all seeds (for trying things out).
-        image_size: side of the square to which the images of an imagefolder are brought.
-        augmentation: of the images a classifier trains on: "standard" (crop, mirror image where the data set allows
-            it, rotation), "none", or "auto", which the data set decides.
+        folder: where the data is; None for the data set's usual places.
+        download: whether it may be downloaded; None leaves that to the data set (CIFAR is downloaded, as in the
+            official experiments).
+        val: share of the training data to hold out, 0 <= val < 1; the same samples for every seed.
+        limit: most training samples, and most test samples, that are used; the same ones for every seed.
+        image_size: side of the square to which the images of an imagefolder are brought; None leaves them.
+        augmentation: of the images on which a classifier trains: "standard" (crop, mirror image where the data set
+            allows it, rotation), "none", or "auto" for the data set's default.
     """
 
     name: str = "digits"
@@ -158,13 +161,13 @@ class DataConfig:
         return DATASETS[self.name].flips
 
     def load(self, workers: int = 4) -> ImageData:
-        """Read the data and hold out what is to be held out.
+        """Read the data, limit it, and hold out the validation part.
 
         Args:
             workers: threads that decode image files.
 
         Raises:
-            DataError: it is missing or damaged, or holding out leaves a part empty.
+            DataError: the data is missing or damaged, or too small to hold out a share of each class.
         """
         request = Request(
             name=self.name,
@@ -174,6 +177,7 @@ class DataConfig:
             workers=workers,
         )
         data = DATASETS[self.name].loader.load(request)
+        # The limit comes first, so that ``val`` is a share of what remains.
         if self.limit is not None:
             train, test = (part.subset(_spread(len(part), self.limit)) for part in (data.train, data.test))
             data = replace(data, train=train, test=test)
@@ -181,6 +185,7 @@ class DataConfig:
 
 
 def _spread(size: int, wanted: int) -> list[int]:
+    """Random indices, in order: data may be sorted by class, and its first samples would all be of one."""
     import numpy as np
 
     chosen = np.random.default_rng(0).permutation(size)[:wanted]
@@ -188,7 +193,7 @@ def _spread(size: int, wanted: int) -> list[int]:
 
 
 def _hold_out(data: ImageData, share: float) -> ImageData:
-    """Hold out ``share`` of each class, and at least one sample altogether."""
+    """Hold out ``share`` of each class for validation; the same samples at any seed of the run."""
     from sklearn.model_selection import train_test_split
 
     try:

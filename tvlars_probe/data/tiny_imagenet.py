@@ -1,7 +1,7 @@
 """Tiny ImageNet: 100,000 + 10,000 photographs of 64×64, 200 classes; its validation part is the test data here.
 
-It is read from the folder that the original archive holds, or, without decoding, from the arrays that `import_into`
-writes into ``packed/`` there.
+It is read from the folder of the original archive, whose JPEG files are decoded, or from the arrays that `import_into`
+has written into ``packed/`` in that folder, which need no decoding.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ USUAL_PLACE = Path("data") / FOLDER_NAME
 PACKED = "packed"
 
 _SPLITS = {"train": ("train",), "test": ("val", "test")}
+"""How the names of each part's parquet files begin, in order of preference: the original test split has no labels."""
 
 
 def load(request: Request) -> ImageData:
-    """Both parts.
+    """Read both parts.
 
     Raises:
-        DataError: not found, or damaged.
+        DataError: the data is not there, or damaged.
     """
     home = find(request.name, request.folder)
     if home is None:
@@ -54,13 +55,13 @@ def load(request: Request) -> ImageData:
 
 
 def find(name: str, folder: Path | None) -> Path | None:
-    """The folder that holds ``packed/``, or ``train/`` and ``val/``."""
+    """The folder that holds ``packed/``, or ``train/`` and ``val/``; None if there is none."""
     places = [folder, folder / FOLDER_NAME] if folder else [USUAL_PLACE]
     return next((p for p in places if (p / PACKED).is_dir() or ((p / "train").is_dir() and (p / "val").is_dir())), None)
 
 
 def count(home: Path | None) -> tuple[int, int]:
-    """Training and test images."""
+    """Numbers of training and test images."""
     assert home is not None
     if (home / PACKED).is_dir():
         train, test = (len(_array(home / PACKED, f"{part}-labels")) for part in _SPLITS)
@@ -76,13 +77,14 @@ def _load_folder(home: Path, workers: int) -> tuple[TensorImages, TensorImages]:
     test = [*_annotated(home / "val", classes)]
     if not train or not test:
         raise DataError(f"{home} holds no images: expected train/<class>/images/*.JPEG and val/images/*.JPEG")
+    # Both parts are decoded at once, which checks that they are of one size.
     images = decode_files([path for path, _ in (*train, *test)], None, workers)
     labels = torch.tensor([label for _, label in (*train, *test)], dtype=torch.int64)
     return _part(images[: len(train)], labels[: len(train)]), _part(images[len(train) :], labels[len(train) :])
 
 
 def _annotated(folder: Path, classes: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    """Images of the validation part with their classes, as its table tells."""
+    """The image files of the validation part with their classes, which a table lists."""
     table = folder / "val_annotations.txt"
     try:
         lines = table.read_text(encoding="utf-8").splitlines()
@@ -125,16 +127,16 @@ def import_into(home: Path, source: Path, workers: int = 4) -> tuple[int, int]:
     """Write ``home/packed`` from parquet files (columns image: {bytes}, label) or from the original folder.
 
     Args:
-        home: where the loader looks.
+        home: the folder in which the loader looks.
         source: the folder of the parquet files (``train-*.parquet`` and ``val*-*.parquet``, at any depth), or the
             original folder.
-        workers: threads that decode.
+        workers: number of threads that decode.
 
     Returns:
-        Training and test images.
+        Numbers of training and test images.
 
     Raises:
-        DataError: the source is not such a folder or damaged, or ``home/packed`` is there already.
+        DataError: the source is neither kind of folder or is damaged, or ``home/packed`` exists already.
     """
     if (home / PACKED).exists():
         raise DataError(f"{home / PACKED} is there already: remove it to import again")
@@ -144,8 +146,9 @@ def import_into(home: Path, source: Path, workers: int = 4) -> tuple[int, int]:
         raise DataError(
             f"{source} holds neither train-*.parquet and val*-*.parquet nor tiny-imagenet-200's train/, val/"
         )
+    # Written aside and renamed at the end: ``packed/`` is either complete or not there.
     temporary = home / f".{PACKED}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of an import that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed import has left
     with removed_on_failure(temporary):
         temporary.mkdir(parents=True)
         if is_folder:
@@ -160,13 +163,13 @@ def import_into(home: Path, source: Path, workers: int = 4) -> tuple[int, int]:
 
 
 def _parquet_files(source: Path, names: tuple[str, ...]) -> list[Path]:
-    """Those of the first of the names that has any."""
+    """The parquet files whose names begin with the first of ``names`` for which there are any."""
     groups = (sorted(source.rglob(f"{name}*.parquet")) for name in names)
     return next((group for group in groups if group), [])
 
 
 def _check_labels(where: Path, train: torch.Tensor, test: torch.Tensor) -> None:
-    """Refuse labels that aren't 0, 1, ... as the training data has them."""
+    """Raise DataError unless the training labels are 0, 1, ..., without a gap, and the test labels among them."""
     classes = int(train.max()) + 1
     if len(train.unique()) != classes or int(train.min()) < 0:
         raise DataError(f"{where}: the training labels aren't 0, 1, ..., {classes - 1}")
@@ -187,9 +190,11 @@ def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, 
     for file in files:
         try:
             with ThreadPoolExecutor(max(workers, 1)) as pool:
+                # In batches, so that a file's encoded images are never all in memory as Python objects.
                 for batch in pq.ParquetFile(file).iter_batches(1024, columns=["image", "label"]):
                     rows = batch.to_pylist()
                     names = (f"{file}, image {len(images) + k}" for k in range(len(rows)))
+                    # map takes all names at once, before ``images`` grows.
                     images += pool.map(decode, (row["image"]["bytes"] for row in rows), itertools.repeat(None), names)
                     labels += [int(row["label"]) for row in rows]
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:

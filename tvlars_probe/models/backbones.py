@@ -1,4 +1,7 @@
-"""Image classifiers by name. A new one is one entry in `MODELS`."""
+"""Image classifiers by name. A new one is one entry in `MODELS`.
+
+torch and torchvision are imported inside functions: the command line reads the names and the settings without them.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,12 @@ class ModelConfig:
 
     Attributes:
         name: one of `MODELS`.
-        stem: first layers of a ResNet: "imagenet" is the 7×7 convolution with stride 2 and pooling, which the
-            official experiments use at any image size; "cifar" a 3×3 convolution that keeps the resolution.
+        stem: first layers of a ResNet. "imagenet" is a 7×7 convolution with stride 2, and pooling; the official
+            experiments use it at any image size. "cifar" is a 3×3 convolution that keeps the resolution.
         winit: how convolutions and linear layers are initialised; one of `INITIALIZATIONS`.
+
+    Raises:
+        UserError: an unknown name, or a stem that the model doesn't have.
     """
 
     name: str = "cnn"
@@ -49,13 +55,18 @@ class ModelConfig:
         return model
 
     def as_dict(self) -> dict[str, Any]:
-        """What changes the numbers."""
+        """The settings that change a run's numbers."""
+        # The default winit is left out: configurations from before this setting keep their hash.
         chosen = {"name": self.name, "stem": self.stem}
         return chosen if self.winit == "default" else {**chosen, "winit": self.winit}
 
 
 def without_head(model: nn.Module) -> tuple[nn.Module, int]:
-    """A classifier without its last linear layer (in place), and the number of features that it then gives."""
+    """Take the last linear layer off a classifier, in place.
+
+    Returns:
+        the model, and the number of features that it now gives.
+    """
     from torch import nn
 
     name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
@@ -65,10 +76,10 @@ def without_head(model: nn.Module) -> tuple[nn.Module, int]:
 
 
 def _cnn(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
-    """Three 3×3 convolutions, 16-32-64 wide, the last two with stride 2: 26,000 weights.
+    """Three 3×3 convolutions, 16, 32 and 64 channels wide, the last two with stride 2: 26,000 weights.
 
-    Without normalisation, so that nothing in it depends on how a batch is cut; and without biases but the last, which
-    LARS would give the full rate.
+    It has no normalisation, so nothing depends on how a batch is cut. Only the last layer has a bias, because LARS
+    gives biases the full learning rate.
     """
     from torch import nn
 
@@ -92,7 +103,7 @@ def _resnet(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
 
 
 def _with_stem(net: nn.Module, channels: int, config: ModelConfig) -> nn.Module:
-    """Give a torchvision ResNet the stem asked for, initialised as torchvision does."""
+    """Give a torchvision ResNet the stem asked for, initialised as torchvision initialises its own."""
     from torch import nn
 
     if config.stem == "imagenet" and channels == 3:
@@ -108,7 +119,7 @@ def _with_stem(net: nn.Module, channels: int, config: ModelConfig) -> nn.Module:
 
 
 def _effb0(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
-    """EfficientNet-B0 (Tan and Le 2019), with dropout and stochastic depth as torchvision has them."""
+    """EfficientNet-B0 (Tan and Le 2019), with torchvision's dropout and stochastic depth."""
     from torch import nn
     from torchvision.models import efficientnet_b0
 

@@ -1,4 +1,4 @@
-"""Barlow Twins (Zbontar, Jing, Misra, LeCun, Deny 2021, arXiv:2103.03230) and the linear probe of what it learned."""
+"""Barlow Twins (Zbontar, Jing, Misra, LeCun, Deny 2021, arXiv:2103.03230) and the linear probe of its features."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class BarlowTwins(nn.Module):
     """A backbone and the projector above it.
 
     Args:
-        backbone: gives (samples, features).
-        features: its width.
-        widths: of the projector's layers.
+        backbone: maps samples to features, shape (samples, features).
+        features: number of features.
+        widths: widths of the projector's layers.
     """
 
     def __init__(self, backbone: nn.Module, features: int, widths: tuple[int, ...]) -> None:
@@ -26,7 +26,10 @@ class BarlowTwins(nn.Module):
         self.projector = projector(features, widths)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (samples, widths[-1]) of two views of the same samples, each view with its own statistics."""
+        """Embeddings of two views of the same samples, each of shape (samples, widths[-1]).
+
+        The views go through the model one after the other, so that BatchNorm normalises each by its own statistics.
+        """
         return self.projector(self.backbone(first)), self.projector(self.backbone(second))
 
 
@@ -34,10 +37,10 @@ class LinearProbe(nn.Module):
     """A backbone and one linear layer on its features.
 
     Args:
-        backbone: gives (samples, features).
-        features: its width.
-        num_classes: outputs.
-        frozen: the backbone isn't trained: it stays in evaluation mode and no gradient reaches it.
+        backbone: maps samples to features, shape (samples, features).
+        features: number of features.
+        num_classes: number of outputs.
+        frozen: whether the backbone stays in evaluation mode and gets no gradient.
     """
 
     def __init__(self, backbone: nn.Module, features: int, num_classes: int, *, frozen: bool = True) -> None:
@@ -52,7 +55,7 @@ class LinearProbe(nn.Module):
 
     def train(self, mode: bool = True) -> LinearProbe:
         super().train(mode)
-        if self.frozen:
+        if self.frozen:  # in training mode its running statistics would still move
             self.backbone.eval()
         return self
 
@@ -73,7 +76,8 @@ def projector(features: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def build_barlow_twins(config: ModelConfig, *, channels: int, widths: tuple[int, ...]) -> BarlowTwins:
-    """Any model of the registry as backbone, its head taken off; every BatchNorm is synchronised."""
+    """Barlow Twins with a model of the registry, its head taken off, as backbone; every BatchNorm is synchronised."""
+    # One class is the smallest head to make only for taking it off.
     backbone, features = without_head(config.build(channels=channels, num_classes=1))
     model = BarlowTwins(backbone, features, widths)
     initialize(model.projector, config.winit)
@@ -82,7 +86,7 @@ def build_barlow_twins(config: ModelConfig, *, channels: int, widths: tuple[int,
 
 
 def build_linear_probe(config: ModelConfig, *, channels: int, num_classes: int, frozen: bool) -> LinearProbe:
-    """The same backbone under a linear classifier."""
+    """A linear classifier on a new backbone of the same form as that of `build_barlow_twins`."""
     backbone, features = without_head(config.build(channels=channels, num_classes=1))
     model = LinearProbe(backbone, features, num_classes, frozen=frozen)
     synchronize_batch_norm(model)
@@ -90,17 +94,20 @@ def build_linear_probe(config: ModelConfig, *, channels: int, num_classes: int, 
 
 
 def barlow_twins_loss(first: Tensor, second: Tensor, lmbda: float) -> Tensor:
-    """Σᵢ (1 − Cᵢᵢ)² + λ Σᵢ Σⱼ≠ᵢ Cᵢⱼ², C = Z₁ᵀZ₂/N the cross-correlation of the global batch.
+    """Σᵢ (1 − Cᵢᵢ)² + λ Σᵢ Σⱼ≠ᵢ Cᵢⱼ², with the cross-correlation C = Z₁ᵀZ₂/N of the global batch.
+
+    Z₁ and Z₂ are the embeddings of the views, standardised over the N samples of all ranks.
 
     Args:
-        first: this rank's embeddings (samples, features) of one view.
-        second: those of the other.
+        first: this rank's embeddings of one view, shape (samples, features).
+        second: this rank's embeddings of the other view, of the same shape.
         lmbda: λ, weight of the redundancy term.
 
     Returns:
-        The loss over all ranks' samples, the same on every rank; Z are the embeddings standardised over all N of them.
-        Differentiable through the sums over ranks: the mean over ranks of the gradients is its gradient.
+        The loss over all ranks' samples, the same on every rank. It is differentiable through the sums over ranks; its
+        gradient is the mean over ranks of the ranks' gradients.
     """
+    # Ranks' shares may differ, and the last batch is smaller: N is counted, not taken from the batch size.
     samples = torch.full((), first.shape[0], dtype=first.dtype, device=first.device)
     correlation = sum_over_ranks(standardized(first).T @ standardized(second)) / sum_over_ranks(samples)
     squares = correlation.square()

@@ -14,9 +14,13 @@ INITIALIZATIONS: tuple[str, ...] = get_args(Initialization)
 def initialize(model: nn.Module, name: str) -> None:
     """Draw all weights of convolutions and linear layers anew, from torch's global generator.
 
-    Standard deviations, with a tensor's fan_in and fan_out: xavier √(2/(fan_in + fan_out)), kaiming √(2/fan_in), both
-    as a normal distribution and as the uniform one of that deviation. Biases and normalisation layers keep what they
-    have; "default" leaves everything to the layers.
+    The standard deviation is √(2/(fan_in + fan_out)) for xavier and √(2/fan_in) for kaiming, with fan_in and fan_out of
+    the tensor. The distribution is normal, or the uniform one of the same deviation. Biases and normalisation layers
+    keep what they have. "default" changes nothing.
+
+    Args:
+        model: changed in place.
+        name: one of `INITIALIZATIONS`.
     """
     if name == "default":
         return

@@ -1,4 +1,4 @@
-"""LARS, LAMB and TVLARS as `torch.optim` optimizers, the learning-rate schedules, and the registry of both.
+"""LARS, LAMB, N-LAMB and TVLARS for `torch.optim`, descriptions of any optimizer, and learning-rate schedules.
 
-The classes are imported from ``tvlars_probe`` itself; this package stays importable without torch.
+The classes are imported from ``tvlars_probe`` itself, so that this package can be imported without torch.
 """

@@ -1,4 +1,7 @@
-"""Dataclasses whose fields are of the types that they say: their values may come out of a stranger's manifest."""
+"""Dataclasses that check their fields against their annotations.
+
+Their values may come from a manifest that another program or another version has written.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class Checked:
-    """Base of frozen dataclasses of plain values, literals, and other dataclasses.
+    """Base of frozen dataclasses whose fields are plain values, literals or other dataclasses.
 
     Raises:
-        ValueError: on construction, if a field holds another type than its annotation, or no value of its literal.
+        ValueError: on construction, if a field's value is not of the annotated type, or not among the values that the
+            annotated ``Literal`` allows.
     """
 
+    # A base without __slots__ would give the subclasses, which are made with slots=True, a __dict__ after all.
     __slots__ = ()
 
     def __post_init__(self) -> None:
@@ -25,10 +30,12 @@ class Checked:
 
 
 def known_fields(kind: type[Any], stored: Any) -> dict[str, Any]:
-    """The entries of ``stored`` that are fields of a dataclass.
+    """Return the entries of ``stored`` that are fields of the dataclass ``kind``.
+
+    Other entries are dropped: a later version may have added them.
 
     Raises:
-        ValueError: it is no dict.
+        ValueError: ``stored`` is not a dict.
     """
     if not isinstance(stored, dict):
         raise ValueError(f"a {kind.__name__} is {stored!r:.60}")
@@ -38,6 +45,7 @@ def known_fields(kind: type[Any], stored: Any) -> dict[str, Any]:
 
 @functools.cache
 def _types_of(kind: type[Any]) -> dict[str, Any]:
+    # Annotations are strings here, and evaluating them is slow: it is done once per class.
     return get_type_hints(kind)
 
 
@@ -51,5 +59,6 @@ def _fits(value: Any, expected: Any) -> bool:
     if _is_literal(expected):
         return value in get_args(expected)
     if expected is float:
+        # JSON and users write 1 for 1.0. A bool is an int in Python, but True as a rate is a mistake.
         return isinstance(value, float | int) and not isinstance(value, bool)
     return isinstance(value, expected)

@@ -1,12 +1,12 @@
-"""What is any optimizer? `describe` says it of each parameter group, for torch's, ours, and those of other packages.
+"""`describe` says what an optimizer of torch, of this package or of another does to each of its parameter groups.
 
-It is open to anybody::
+A class that has no rule here can be given one::
 
     @tvlars_probe.describe.register(MyOptimizer)
     def _(optimizer):
         return tuple(GroupDescription(optimizer="MyOptimizer", ...) for group in optimizer.param_groups)
 
-An optimizer that nobody has described is unknown: its norms are recorded all the same, and nothing else is assumed.
+An optimizer that nobody has described is unknown: its norms are recorded, and nothing else is assumed of it.
 """
 
 from __future__ import annotations
@@ -29,28 +29,31 @@ if TYPE_CHECKING:
     from tvlars_probe.optimizers.rules import Rule
 
 RULES: Mapping[str, Rule] = {**TORCH, **FOREIGN, **{entry.path: entry.rule for entry in OPTIMIZERS.values()}}
-"""By the full name of the class, so that no package is imported to be known."""
+"""The rule of each described class, by the class's full name: no package has to be imported for its entry."""
 
 MOVING = {"params", "lr", "initial_lr", "num_updates", "step"}
-"""Entries of a parameter group that schedules and steps change; no description depends on them."""
+"""Entries of a parameter group that schedules or steps change in every update. No description depends on them."""
 
 _HARMLESS = {name for name in vars(Optimizer) if name != "step"}
-"""Methods that a subclass may override without changing what a step does."""
+"""Methods of torch's base class. A subclass may override them without changing what a step does."""
 
 
 @functools.singledispatch
 def describe(optimizer: Any) -> tuple[GroupDescription, ...]:
-    """Describe each parameter group of an optimizer, as it is now: settings that are changed later aren't followed.
+    """Describe each parameter group of an optimizer by its present settings.
+
+    Settings that are changed later aren't followed; `LiveDescription` follows them.
 
     Args:
-        optimizer: any optimizer. A wrapper that only passes on what another one does (accelerate's) is seen through.
-            A subclass is described as its parent is, unless it overrides what a step does.
+        optimizer: any optimizer. For a wrapper that only delegates (accelerate's), the wrapped optimizer is described.
+            A subclass is described as its parent is, unless it overrides a method on which the step depends.
 
     Returns:
-        a description a group; one that is not known (``is_known``) where the class isn't, or one of its settings.
+        One description per parameter group. Its ``is_known`` is False where the class has no rule, or where a
+        description can't express one of the group's settings.
 
     Raises:
-        TypeError: what is given is no optimizer: it has no parameter groups.
+        TypeError: ``optimizer`` has no parameter groups, so it is not an optimizer.
     """
     kind = type(optimizer)
     wrapped = WRAPPERS.get(_path(kind))
@@ -60,6 +63,7 @@ def describe(optimizer: Any) -> tuple[GroupDescription, ...]:
     if groups is None:
         raise TypeError(f"{kind.__name__} is no optimizer: it has no param_groups")
     rule = _rule_of(kind)
+    # apex and pytorch_optimizer keep some settings (adam_w_mode, maximize) on the optimizer, not in its groups.
     further = {name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
     return tuple(_described(kind, rule, {**further, **group}) for group in groups)
 
@@ -69,15 +73,16 @@ def _described(kind: type[Any], rule: Rule | None, settings: Mapping[str, Any]) 
     if rule is not None:
         try:
             found = rule(settings)
-        except KeyError:  # a version of the class that lacks one of its settings
+        except KeyError:  # this version of the class lacks a setting that the rule reads
             found = None
     if found is None:
         return GroupDescription.unknown(kind.__name__, kind.__module__)
+    # A rule names the class that it was written for; a subclass goes by its own name.
     return replace(found, optimizer=kind.__name__, module=kind.__module__)
 
 
 def _rule_of(kind: type[Any]) -> Rule | None:
-    """The rule of the class, or of a parent whose steps it makes unchanged."""
+    """The rule of the class itself, or of the nearest described parent if the class makes the same step."""
     for parent in kind.__mro__:
         path = _path(parent)
         if path in RULES:
@@ -90,11 +95,13 @@ def _path(kind: type[Any]) -> str:
 
 
 def _overrides(kind: type[Any], parent: type[Any]) -> bool:
-    """Whether a class changes anything by which its parent makes a step."""
+    """Whether a class overrides any method or attribute of ``parent`` on which a step may depend."""
+    # Names that the parent lacks are the subclass's own: the parent's step can't read them. Dunders are passed over
+    # too, __init__ above all: the settings that it chooses stand in the groups.
     between = kind.__mro__[: kind.__mro__.index(parent)]
     names = {name for one in between for name in vars(one) if not name.startswith("__")}
     return any(
-        # torch wraps each class's step in a function of its own, once there is an object of it
+        # torch wraps a class's step in a new function when the first object of that class is made.
         inspect.unwrap(getattr(kind, name)) is not inspect.unwrap(getattr(parent, name))
         for name in names - _HARMLESS
         if hasattr(parent, name)
@@ -102,16 +109,16 @@ def _overrides(kind: type[Any], parent: type[Any]) -> bool:
 
 
 def updates_made(group: Mapping[str, Any]) -> int | None:
-    """How many updates a parameter group has been through, where its optimizer counts them in it."""
+    """The number of updates that an optimizer has counted in a parameter group (TVLARS' t); None if it counts none."""
     count: int | None = group.get("num_updates")
     return count
 
 
 class LiveDescription:
-    """An optimizer's descriptions, made again when a setting has changed: schedules change decay and momentum, too.
+    """An optimizer's descriptions, renewed when a setting has changed: some schedules change decay or momentum.
 
     Attributes:
-        groups: a description a group.
+        groups: one description per parameter group.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -120,12 +127,13 @@ class LiveDescription:
         self.groups = describe(optimizer)
 
     def renew(self) -> None:
-        """Describe the optimizer again if one of its settings isn't what it was."""
+        """Describe the optimizer again if a setting has changed since the last description."""
         settings = self._read()
         if settings != self._settings:
             self._settings, self.groups = settings, describe(self._optimizer)
 
     def _read(self) -> list[list[Any]]:
+        # Comparing tensors would compare element by element and wait for their device: identity stands for them.
         return [
             [value if isinstance(value, _PLAIN) else id(value) for name, value in group.items() if name not in MOVING]
             for group in self._optimizer.param_groups
@@ -133,3 +141,4 @@ class LiveDescription:
 
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
+"""Types of settings that `LiveDescription` compares by value; all others are compared by identity."""

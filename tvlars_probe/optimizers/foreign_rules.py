@@ -1,8 +1,8 @@
-"""Optimizers of other packages, as descriptions. Needs neither those packages nor torch.
+"""Rules for the optimizers of other packages. Needs neither those packages nor torch.
 
-Rules as in `tvlars_probe.optimizers.rules`. Those of timm (1.0) and pytorch_optimizer (4) are tested against the
-packages, those of apex, which needs a CUDA compiler, against its documented formulas. An option of theirs that a
-description has no words for (timm's ``caution``, say) makes the group unknown.
+`tvlars_probe.optimizers.rules` says what a rule is. The rules for timm (1.0) and pytorch_optimizer (4) are tested
+against the packages. apex needs a CUDA compiler, so its rules are tested against its documented formulas. Where a
+description can't express an option that is switched on (timm's ``caution``, for instance), the group is unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _timm_lars(settings: Settings) -> GroupDescription:
 
 
 def _timm_lamb(settings: Settings) -> GroupDescription | None:
-    """timm's LAMB corrects the bias, adapts where there is weight decay, and clips the gradient of all its groups."""
+    """timm's LAMB corrects the bias, adapts where there is weight decay, and clips all groups' gradients together."""
     if settings["caution"] or settings.get("decoupled_decay") or not settings["grad_averaging"]:
         return None
     adapts = settings["weight_decay"] != 0 or settings["always_adapt"]
@@ -58,7 +58,7 @@ def _timm_lamb(settings: Settings) -> GroupDescription | None:
 
 
 def _apex_lamb(settings: Settings) -> GroupDescription | None:
-    """apex's FusedLAMB is timm's LAMB in one kernel; ``use_nvlamb`` adapts without decay, too."""
+    """apex's FusedLAMB is timm's LAMB in one kernel. With ``use_nvlamb`` it adapts groups without decay, too."""
     if not settings["adam_w_mode"] or not settings["grad_averaging"]:
         return None
     adapts = settings["weight_decay"] != 0 or settings.get("use_nvlamb", False)
@@ -68,8 +68,10 @@ def _apex_lamb(settings: Settings) -> GroupDescription | None:
 def _lamb(
     optimizer: str, settings: Settings, *, bias_corrected: bool, adapts: bool, **scaling: Any
 ) -> GroupDescription:
+    """What timm's and apex's LAMB have in common."""
     beta1, beta2 = settings["betas"]
     clipped = settings.get("max_grad_norm")
+    # The official LAMB caps ‖w‖ at 10; these two don't.
     ratio = Scaling(kind="trust-ratio", direction="preconditioned", **scaling)
     return GroupDescription(
         optimizer=optimizer,
@@ -88,7 +90,7 @@ def _lamb(
 
 
 def _timm_sgdw(settings: Settings) -> GroupDescription | None:
-    """SGD with decoupled decay."""
+    """timm's SGD with decoupled decay."""
     if settings.get("caution") or settings.get("corrected_weight_decay"):
         return None
     return GroupDescription(
@@ -108,7 +110,7 @@ def _timm_adamw(settings: Settings) -> GroupDescription | None:
 
 def _kozistr_lars(settings: Settings) -> GroupDescription:
     """pytorch_optimizer's LARS leaves vectors out of decay and adaptation, and divides by ‖g‖ + λ‖w‖."""
-    momentum = heavy_ball(settings)
+    momentum = heavy_ball(settings)  # its buffer starts at zero, unlike torch's and timm's
     return GroupDescription(
         optimizer="LARS",
         momentum=momentum,
@@ -122,9 +124,13 @@ def _kozistr_lars(settings: Settings) -> GroupDescription:
 
 
 def _kozistr_lamb(settings: Settings) -> GroupDescription | None:
-    """pytorch_optimizer's LAMB corrects the first moment's bias by the rate alone, and adds eps to the divisor, too."""
+    """pytorch_optimizer's LAMB corrects the first moment's bias by the rate alone, and adds eps to the divisor, too.
+
+    The second moment's bias is not corrected.
+    """
     further = ("rectify", "adanorm", "pre_norm")
-    decays_apart = settings["weight_decay"] and settings["weight_decouple"]  # it takes ‖w‖ after the decay
+    # With decoupled decay it takes ‖w‖ after the decay, which no description expresses.
+    decays_apart = settings["weight_decay"] and settings["weight_decouple"]
     if any(settings.get(name) for name in further) or decays_apart or not settings["grad_averaging"]:
         return None
     beta1, beta2 = settings["betas"]
@@ -162,6 +168,7 @@ def _apex_sgd(settings: Settings) -> GroupDescription | None:
 
 
 def _apex_adagrad(settings: Settings) -> GroupDescription:
+    # It adds λw to the preconditioned direction. Since nothing scales that, it is decoupled decay by another name.
     decays_apart = bool(settings["adagrad_w_mode"])
     return GroupDescription(
         optimizer="FusedAdagrad",
@@ -182,17 +189,17 @@ FOREIGN: dict[str, Rule] = {
     "apex.optimizers.fused_sgd.FusedSGD": _apex_sgd,
     "apex.optimizers.fused_adagrad.FusedAdagrad": _apex_adagrad,
 }
-"""By the class's full name."""
+"""The rule of each class, by the class's full name."""
 
 _EARLIEST = {"pytorch_optimizer": 4}
-"""Packages whose versions before this one computed something else under the same names."""
+"""The first described major version of packages whose earlier versions compute something else under the same names."""
 
 WRAPPERS = {"accelerate.optimizer.AcceleratedOptimizer": "optimizer"}
-"""Optimizers that only pass on what another one does, and the attribute that holds that one."""
+"""Optimizers that only delegate to another one, with the attribute that holds it."""
 
 
 def is_described_version(path: str) -> bool:
-    """Whether the installed version of the package that ``path`` is in is one that the rules are of."""
+    """Whether the rules hold for the installed version of the package that ``path``, a class's full name, is in."""
     package = path.partition(".")[0]
     if package not in _EARLIEST:
         return True

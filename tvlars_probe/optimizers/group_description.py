@@ -1,16 +1,16 @@
 """What an optimizer does to the tensors of one parameter group, in words that a program can read. Needs no torch.
 
-Everything that must know an optimizer asks a `GroupDescription`: the recorder (which columns can be filled), the
-applied rates (what multiplied the gradient), the manifest (which keeps it whole) and the analyses (which find it
-there). `tvlars_probe.describe` makes them; see `tvlars_probe.optimizers.description`.
+Code that depends on the optimizer asks its `GroupDescription`. The recorder learns from it which columns can be filled,
+and the applied rates what multiplied the gradient; the manifest stores all of it, and the analyses read it there.
+`tvlars_probe.describe` makes descriptions; see `tvlars_probe.optimizers.description`.
 
-A description is complete or it is unknown. Complete means that these steps reproduce the update of a tensor w of the
-group, with gradient g, rate lr, in the optimizer's t-th update::
+A description is either complete or unknown. If it is complete, the following steps reproduce the optimizer's t-th
+update (t = 1, 2, ...) of a tensor w of the group, with gradient g and learning rate lr::
 
     g  ← g / max(1, ‖all g‖/max_grad_norm)      where the optimizer clips, and −g where it maximizes
     d  = g + λw                                 decay.form "coupled"
     d  = momentum(d)                            momentum.over "gradient"
-    d  = d / divisor(v)                         preconditioner; v is kept of the d before momentum
+    d  = d / divisor(v)                         preconditioner; v is of the d before momentum
     d  = d + λw                                 decay.form "direction"
     d  = q·d                                    scaling
     d  = momentum(d)                            momentum.over "direction"
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NORM_CAP = 10.0
-"""Where the official TVLARS clamps ‖w‖ and its denominator, and the official LAMB ‖w‖."""
+"""The bound at which the official TVLARS clamps ‖w‖ and its denominator, and the official LAMB ‖w‖ alone."""
 
 Denominator = Literal["decayed", "sum", "grad"]
 Exclusion = Literal["ndim", "undecayed"]
@@ -41,19 +41,20 @@ EXCLUSIONS: tuple[str, ...] = get_args(Exclusion)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Momentum(Checked):
-    """How the directions u of past steps enter a step.
+    """How past steps enter a step: m accumulates each step's input u, and gives the step's output.
 
     Attributes:
-        form: "none"; "heavy-ball": m ← β·m + (1 − dampening)·u, and m is the direction; "nesterov": the same m, and
-            u + β·m is; "moving-average": m ← β·m + (1 − β)·u, and m is.
+        form: "none": the output is u. "heavy-ball": m ← β·m + (1 − dampening)·u, and the output is m. "nesterov": the
+            same m, and the output is u + β·m. "moving-average": m ← β·m + (1 − β)·u, and the output is m.
         beta: β.
-        dampening: of heavy-ball and nesterov; a moving average's own is β (`damping`).
-        over: what is averaged: the "gradient", or the "direction" that comes of preconditioning and scaling.
-        lookahead: a moving average in Nesterov's form: (1 − β)·u + β·m is the direction.
-        bias_corrected: the direction is divided by 1 − βᵗ.
-        rate_corrected: the rate is, so that no scaling of the direction cancels it (pytorch_optimizer's Lamb).
+        dampening: dampening of heavy-ball and nesterov. A moving average has dampening β by its form: see `damping`.
+        over: what u is: the "gradient", or the "direction" that preconditioning and scaling have made of it.
+        lookahead: a moving average in Nesterov's form, whose output is (1 − β)·u + β·m.
+        bias_corrected: the output is divided by 1 − βᵗ.
+        rate_corrected: the rate is divided by 1 − βᵗ instead. A trust ratio would cancel a factor in the direction; it
+            doesn't cancel this one (pytorch_optimizer's Lamb).
         starts_whole: the first m is u, without dampening (torch's SGD).
-        buffer: name of m in the optimizer's state, where a `GroupDescription.update_norm` is read from it.
+        buffer: name of m in the optimizer's state, where `GroupDescription.update_norm` is "buffer".
     """
 
     form: Literal["none", "heavy-ball", "nesterov", "moving-average"] = "none"
@@ -68,16 +69,17 @@ class Momentum(Checked):
 
     @property
     def damping(self) -> float:
-        """Share of u that does not enter m. A moving average is heavy-ball momentum with dampening β."""
+        """Share of u that does not enter m; a moving average is heavy-ball momentum with dampening β."""
         return self.beta if self.form == "moving-average" else self.dampening
 
     @property
     def stability_limit(self) -> float:
-        """Curvature times rate beyond which a quadratic diverges, the rate being lr·(1 − `damping`).
+        """The product of curvature and rate beyond which steps on a quadratic diverge; the rate is lr·(1 − `damping`).
 
-        2(1 + β) for heavy-ball momentum β, 2(1 + β)/(1 + 2β) with Nesterov (Cohen et al. 2021, arXiv:2103.00065,
-        appendix B).
+        It is 2(1 + β) for heavy-ball momentum and 2(1 + β)/(1 + 2β) for Nesterov's (Cohen et al. 2021,
+        arXiv:2103.00065, appendix B); 2 without momentum.
         """
+        # A moving average is 1 − β times the heavy-ball m, and that factor is in the rate: one formula serves both.
         is_nesterov = self.form == "nesterov" or self.lookahead
         return 2 * (1 + self.beta) / (1 + 2 * self.beta) if is_nesterov else 2 * (1 + self.beta)
 
@@ -87,10 +89,10 @@ class Decay(Checked):
     """Weight decay.
 
     Attributes:
-        form: "none"; "coupled": λw is added to the gradient; "direction": to the preconditioned direction, before that
-            is scaled (LAMB); "decoupled": lr·λ·w is taken off the weights.
+        form: "none"; "coupled": λw is added to the gradient; "direction": λw is added to the preconditioned direction,
+            before scaling (LAMB); "decoupled": lr·λ·w is subtracted from the weights.
         value: λ.
-        spares_vectors: tensors of at most one dimension get none.
+        spares_vectors: tensors of at most one dimension are not decayed.
     """
 
     form: Literal["none", "coupled", "direction", "decoupled"] = "none"
@@ -98,26 +100,25 @@ class Decay(Checked):
     spares_vectors: bool = False
 
     def of(self, ndim: int) -> float:
-        """λ of a tensor of so many dimensions."""
+        """λ of a tensor with ``ndim`` dimensions."""
         return 0.0 if self.form == "none" or (self.spares_vectors and ndim <= 1) else self.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preconditioner(Checked):
-    """What the direction is divided by, element by element, or multiplied by as a matrix.
+    """What the direction d is divided by, element by element, or how it is transformed as a matrix.
 
     Attributes:
-        kind: "none"; "adam": √v + eps with v ← β₂·v + (1 − β₂)·d²; "rmsprop": the same v, from which "centered" takes
-            the squared average of d; "adagrad": √v + eps with v the sum of all d²; "matrix": the direction is made a
-            (nearly) orthogonal matrix (Muon).
-        beta: β₂, None where it isn't known.
-        eps: added outside the root.
+        kind: "none"; "adam" and "rmsprop": the divisor is √v + eps with v ← β₂·v + (1 − β₂)·d²; "adagrad": it is
+            √v + eps with v the sum of all d²; "matrix": the direction is made a (nearly) orthogonal matrix (Muon).
+        beta: β₂; None where it isn't known.
+        eps: added to the root, not under it.
         bias_corrected: v is divided by 1 − β₂ᵗ.
-        keeps_maximum: v is the largest so far (AMSGrad).
-        centered: see rmsprop.
+        keeps_maximum: each element of v is replaced by its largest value so far (AMSGrad).
+        centered: the squared moving average of d is subtracted from v under the root (RMSprop).
         start: v before the first step.
         second_moment: name of v in the optimizer's state.
-        first_moment: name of the average of d in the optimizer's state, where ``centered``.
+        first_moment: name of the moving average of d in the optimizer's state, where ``centered``.
     """
 
     kind: Literal["none", "adam", "rmsprop", "adagrad", "matrix"] = "none"
@@ -147,25 +148,25 @@ class Phi(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling(Checked):
-    """The factor q on a tensor's own rate.
+    """The factor q by which each tensor's rate is scaled.
 
     Attributes:
-        kind: "none": q = 1; "trust-ratio": q = eta·φ·min(‖w‖, weight_cap)/min(divisor, divisor_cap); "shape": a factor
-            of the tensor's shape alone.
+        kind: "none": q = 1; "trust-ratio": q = eta·φ·min(‖w‖, weight_cap)/min(divisor, divisor_cap); "shape": q depends
+            on the tensor's shape alone.
         eta: trust coefficient.
-        direction: what u is in the divisor: the "gradient" before decay, or the "preconditioned" direction.
-        divisor: "decayed" ‖u + λw‖, "sum" ‖u‖ + λ‖w‖, or "grad" ‖u‖.
+        direction: what u in the divisor is, before decay: the "gradient", or the "preconditioned" direction.
+        divisor: "decayed" is ‖u + λw‖, "sum" is ‖u‖ + λ‖w‖, "grad" is ‖u‖.
         eps: added to the divisor.
-        weight_cap: largest ‖w‖ that counts; None for any.
-        divisor_cap: largest divisor that counts; None for any.
-        clip: q ← min(q/lr, 1) for "rate" (LARC), min(q, 1) for "one" (LAMBC).
-        phi: φ, None for 1.
+        weight_cap: where ‖w‖ is clamped; None for no clamp.
+        divisor_cap: where the divisor is clamped; None for no clamp.
+        clip: "rate" is q ← min(q/lr, 1) (LARC), "one" is q ← min(q, 1) (LAMBC).
+        phi: φ; None for 1.
         spares_vectors: q = 1 for tensors of at most one dimension.
-        spares_undecayed: q = 1 for tensors that get no weight decay.
-        idle_without: q = 1 where ‖w‖ is zero, or where this is: the "divisor", or the "gradient" (timm, which clips
-            that 1, too).
-        shape: of kind "shape", for a matrix A×B: "original" √max(1, A/B), "match_rms_adamw" 0.2·√max(A, B),
-            "spectral_unclamped" √(A/B).
+        spares_undecayed: q = 1 for tensors without weight decay.
+        idle_without: q = 1 where ‖w‖ is zero, and where the norm named here is zero: that of the "divisor", or that of
+            the "gradient" (timm). In the second case the clip applies to this 1, too.
+        shape: the formula of kind "shape" for a matrix A×B: "original" is √max(1, A/B), "match_rms_adamw" is
+            0.2·√max(A, B), "spectral_unclamped" is √(A/B).
     """
 
     kind: Literal["none", "trust-ratio", "shape"] = "none"
@@ -189,20 +190,20 @@ class GroupDescription(Checked):
 
     Attributes:
         optimizer: name of its class.
-        module: where that is defined.
-        is_known: whether the rest describes it. If not, nothing is assumed of it, and columns that need the rest are
-            null.
-        momentum: how past directions enter.
+        module: the module that defines the class.
+        is_known: whether the other fields describe the optimizer. If not, nothing is assumed of it, and the columns
+            that depend on those fields are null.
+        momentum: how past steps enter a step.
         decay: weight decay.
         preconditioner: what the direction is divided by.
         scaling: the factor on each tensor's rate.
-        max_grad_norm: the optimizer itself scales all its gradients so that their common norm is at most this.
-        maximize: it climbs.
-        rate_decay: the rate falls with the number of updates (Adagrad's lr_decay).
-        norms: where the recorder finds the norms: in the "last_step" that the optimizer leaves behind, or at the
-            "gradient" just before the step.
-        update_norm: where ‖Δw‖ can be read without a copy of the weights: "buffer", lr times the norm of
-            `Momentum.buffer`; "direction", lr·q times the divisor; "weights": only from the weights before and after.
+        max_grad_norm: the norm of all gradients together to which the optimizer itself clips them; None if it doesn't.
+        maximize: whether the optimizer maximizes, by taking −g for g.
+        rate_decay: in the t-th update the rate is divided by 1 + (t − 1)·rate_decay (Adagrad's lr_decay).
+        norms: where the recorder finds the norms: in the "last_step" that the optimizer leaves behind, or in the
+            weights and the "gradient" just before the step.
+        update_norm: how ‖Δw‖ is found: "buffer" is lr·‖m‖, m being `Momentum.buffer`; "direction" is lr·q times the
+            divisor; "weights" needs a copy of the weights from before the step.
     """
 
     optimizer: str
@@ -220,15 +221,15 @@ class GroupDescription(Checked):
 
     @classmethod
     def unknown(cls, optimizer: str, module: str = "") -> GroupDescription:
-        """Of an optimizer whose rule these words don't hold, or that nobody has described."""
+        """The description of an optimizer that has no rule, or that these fields can't express."""
         return cls(optimizer=optimizer, module=module, is_known=False)
 
     def decay_of(self, ndim: int) -> float:
-        """λ of a tensor of so many dimensions."""
+        """λ of a tensor with ``ndim`` dimensions."""
         return self.decay.of(ndim)
 
     def adapts(self, ndim: int) -> bool | None:
-        """Whether the rate of a tensor of so many dimensions is scaled by a trust ratio; None where unknown."""
+        """Whether a trust ratio scales the rate of a tensor with ``ndim`` dimensions; None where unknown."""
         if not self.is_known:
             return None
         s = self.scaling
@@ -237,9 +238,10 @@ class GroupDescription(Checked):
         )
 
     def shape_factor(self, shape: tuple[int, ...]) -> float:
-        """q of a tensor of this shape, where it is a factor of the shape alone.
+        """q of a tensor of this shape, where `Scaling.kind` is "shape".
 
-        A tensor of more than two dimensions counts as the matrix that it is when flattened from the second on.
+        A tensor of more than two dimensions counts as the matrix whose columns are all its dimensions from the second
+        on, flattened.
         """
         rows, columns = shape[0], 1
         for size in shape[1:]:
@@ -253,25 +255,29 @@ class GroupDescription(Checked):
 
     @property
     def direction_rule(self) -> tuple[object, ...]:
-        """How the direction is made that is scaled: alike in two descriptions, one's norms are the other's."""
+        """How the scaled direction is made.
+
+        Optimizers with equal rules scale the same kind of direction: norms recorded with one can replay the other.
+        """
         m, p = self.momentum, self.preconditioner
+        # Momentum over the scaled direction comes after the ratio, which doesn't depend on it.
         momentum = (m.form, m.lookahead, m.bias_corrected) if m.over == "gradient" else ()
         return (*momentum, p.kind, p.bias_corrected, p.keeps_maximum)
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the optimizer needs what it kept of the steps before to continue."""
+        """Whether the optimizer needs state from earlier steps to continue."""
         return self.momentum.form != "none" or self.preconditioner.kind != "none"
 
     @property
     def stability_limit(self) -> float | None:
-        """Effective sharpness beyond which a quadratic diverges; None where the rates aren't known that it takes."""
+        """Effective sharpness beyond which steps on a quadratic diverge; None where the applied rates aren't known."""
         has_rates = self.is_known and self.preconditioner.kind != "matrix"
         return self.momentum.stability_limit if has_rates else None
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns of the table ``layers`` that are filled for this optimizer, beside the norms of w and g."""
+        """The columns of the table ``layers`` that only some optimizers fill, as far as this one does."""
         if not self.is_known:
             return frozenset()
         if self.norms == "last_step":  # the optimizer leaves its divisor and its ratio behind
@@ -280,19 +286,20 @@ class GroupDescription(Checked):
             return frozenset({"trust_ratio", "direction_norm", *precondition, *phis})
         if self.scaling.kind != "trust-ratio":
             return frozenset({"trust_ratio"})
-        # The ratio follows from the norms of w and g, unless it is of a direction whose norm nobody took.
+        # ‖w‖, ‖g‖ and ⟨w, g⟩ give the ratio, unless it divides by a preconditioned direction, which nobody measures.
         return frozenset({"trust_ratio", "direction_norm"} if self.scaling.direction == "gradient" else ())
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """The description as the manifest stores it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> GroupDescription:
-        """What `as_dict` gave; what a later version has added is passed over.
+        """The description that `as_dict` has stored; fields that a later version has added are ignored.
 
         Raises:
-            ValueError: it is none.
+            ValueError: a stored value doesn't fit its field, or the optimizer's name is missing.
+            TypeError: the stored φ has no ``lmbda``.
         """
         parts: dict[str, type[Any]] = {
             "momentum": Momentum,

@@ -1,7 +1,7 @@
-"""Parameter groups in a manifest: what is written of one, and what is read of one, also from older manifests.
+"""Parameter groups in a manifest: how an entry is written, and how it is read, also from an older manifest.
 
-An entry holds the settings by their own names, and the whole description. Older entries hold the settings alone:
-today's rules tell from class and settings what the description would have been. Needs no torch.
+An entry holds the group's settings under their own names, and the whole description. Older entries hold the settings
+alone: for these the present rules make the description from class and settings. Needs no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BY_PATH = {**TORCH, **FOREIGN}
 
 
 def to_entry(description: GroupDescription, group: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a parameter group: its settings, and what its optimizer makes of them."""
+    """The manifest's entry for a parameter group: its settings, and the description of what they do."""
     decay = description.decay.form
     return {
         "optimizer": description.optimizer,
@@ -38,6 +38,7 @@ def to_entry(description: GroupDescription, group: Mapping[str, Any]) -> dict[st
         "eta": group.get("eta"),
         "momentum": _momentum(description.momentum) if description.is_known else None,
         "weight_decay": group.get("weight_decay"),
+        # Entries have always known two forms; only the description tells LAMB's "direction" from decoupled decay.
         "decay_form": None if decay == "none" else "coupled" if decay == "coupled" else "decoupled",
         "eps": group.get("eps"),
         "variant": {name: group[name] for name in _VARIANT if name in group},
@@ -54,24 +55,28 @@ def _momentum(momentum: Momentum) -> dict[str, Any]:
 
 
 def from_entry(entry: Mapping[str, Any]) -> GroupDescription:
-    """The description of a group in a manifest: as it is stored there, or in older ones by class and settings."""
+    """The description of a group in a manifest: the stored one, or in an older manifest that of class and settings.
+
+    The result is unknown where the entry is damaged or no rule fits it: no manifest's content ends an analysis here.
+    """
     name, module = str(entry.get("optimizer") or ""), str(entry.get("module") or "")
     ours = _OURS.get(name)
     try:
         if entry.get("description") is not None:
             return GroupDescription.from_dict(entry["description"])
+        # Class names such as LARS and Adam occur in several packages: the module decides, where the entry has one.
         if ours is not None and (not module or ours.path == f"{module}.{name}"):
             found: GroupDescription | None = ours.describe(_settings(entry))
         else:
             rule = _BY_PATH.get(f"{module}.{name}")
             found = None if rule is None else rule(_settings(entry))
-    except (KeyError, TypeError, ValueError):  # a stranger's entry lacks a setting, or holds what it can't be
+    except (KeyError, TypeError, ValueError):  # an entry of another origin lacks a setting, or holds a wrong value
         found = None
     return GroupDescription.unknown(name, module) if found is None else replace(found, optimizer=name, module=module)
 
 
 def registered_name(entry: Mapping[str, Any]) -> str | None:
-    """The name by which `train` knows the optimizer of a manifest's group; None where it doesn't."""
+    """The name by which `train` knows the optimizer of a manifest's group; None for optimizers that it can't build."""
     module, name = str(entry.get("module") or ""), str(entry.get("optimizer") or "")
     for known, registered in OPTIMIZERS.items():
         if registered.class_name == name and (not module or registered.path == f"{module}.{name}"):
@@ -80,13 +85,13 @@ def registered_name(entry: Mapping[str, Any]) -> str | None:
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An older entry's settings by the names that classes give them."""
+    """An older entry's settings under the names that the classes give them."""
     momentum = entry.get("momentum") or {}
     form, beta = momentum.get("form"), momentum.get("beta", 0.0)
     told = {name: entry[name] for name in ("eta", "weight_decay", "eps") if entry.get(name) is not None}
     told |= {**(entry.get("variant") or {}), **(entry.get("phi") or {})}
     if form == "moving-average":
-        told["betas"] = (beta, None)
+        told["betas"] = (beta, None)  # older entries don't hold β₂
     elif form is not None:
         told |= {"momentum": beta, "dampening": momentum.get("dampening", 0.0), "nesterov": form == "nesterov"}
     return told | {"decoupled_weight_decay": entry.get("decay_form") == "decoupled"}

@@ -1,4 +1,4 @@
-"""The arithmetic of the layer-wise optimizers: torch's fused and multi-tensor kernels, put to their use."""
+"""The arithmetic of the layer-wise optimizers, on torch's fused and multi-tensor kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch import Tensor
 from tvlars_probe.reductions import Tensors, squared_norm
 
 CANCELLATION = 0.25
-"""Below this share of ‖u‖ + λ‖w‖, the identity for ‖u + λw‖² loses digits and the sum is formed instead."""
+"""Where ‖u + λw‖ is below this share of ‖u‖ + λ‖w‖, the vector u + λw is formed and its norm taken.
+
+The identity ‖u + λw‖² = ‖u‖² + 2λ⟨w, u⟩ + λ²‖w‖² cancels there. Down to this share s, cancellation magnifies the
+relative error of its terms by 1/s² = 16 at most.
+"""
 
 
 def decayed_direction(
@@ -19,25 +23,37 @@ def decayed_direction(
 ) -> tuple[float, Tensor, float]:
     """‖u + λw‖ of a CPU tensor, from ‖w‖, ‖u‖ and ⟨w, u⟩ where that is accurate.
 
-    Where u ≈ −λw the identity cancels: there the sum is formed, in double precision.
+    Where u ≈ −λw the identity of `CANCELLATION` is inaccurate. There u + λw is formed in double precision.
+
+    Args:
+        p: the tensor w.
+        direction: u.
+        decay: λ.
+        weight_norm: ‖w‖.
+        direction_norm: ‖u‖.
+        dot: ⟨w, u⟩.
 
     Returns:
-        the norm, and a direction and a decay still to be added to it which together are u + λw.
+        The norm ‖u + λw‖, a tensor d and a number c with d + c·w = u + λw. They are u and λ, or, where the sum has been
+        formed, the sum and 0.
     """
     norm_sum = direction_norm + decay * weight_norm
     squared = direction_norm**2 + 2 * decay * dot + (decay * weight_norm) ** 2
+    # Norms that are infinite or NaN go to the identity: they show in the result, and no sum would be better.
     if decay and 0 < norm_sum < math.inf and squared < (CANCELLATION * norm_sum) ** 2:
         exact = direction.double() + decay * p.double()
         return math.sqrt(squared_norm(exact)), exact.to(p.dtype), 0.0
+    # Rounding can make the square negative. A NaN stays: max returns its first argument unless the second is larger.
     return math.sqrt(max(squared, 0.0)), direction, decay
 
 
 def add_decay(directions: Tensors, params: Tensors, decays: list[float]) -> None:
-    """u ← u + λw for every tensor, multi-tensor.
+    """u ← u + λw for every tensor, in multi-tensor kernels.
 
-    Kernels take λ rounded to float32, which where u ≈ −λw is an error in all of the result's digits: what rounding
-    took from λ is added in a second pass.
+    Below float64 the kernels round λ to float32. Where u ≈ −λw, that error can reach every digit of the sum, so a
+    second pass adds the remainder of λ.
     """
+    # A multi-tensor kernel takes one factor for all its tensors: one call per distinct λ.
     for decay in {*decays} - {0.0}:
         some = [i for i, d in enumerate(decays) if d == decay]
         u, w = [directions[i] for i in some], [params[i] for i in some]
@@ -57,10 +73,12 @@ def fused_sgd(
     momentum: float = 0.0,
     dampening: float = 0.0,
 ) -> None:
-    """torch's one-pass SGD kernel on one tensor, all of one memory layout.
+    """torch's one-pass SGD kernel on one tensor; parameter, gradient and buffer must have the same memory layout.
 
     mu ← momentum·mu + (1 − dampening)·(g + λw); w ← w − lr·mu. Without a buffer mu is g + λw.
     """
+    # With is_first_step the kernel would set mu to g + λw without dampening. These optimizers' buffers start at zero
+    # instead, so that the first step is like any other.
     torch._fused_sgd_(
         [p],
         [grad],
@@ -75,16 +93,17 @@ def fused_sgd(
     )
 
 
-# Of a step so late, β^step is 0 and the bias corrections are 1.
+# At a step as late as this β^step is 0, so that the kernel's bias corrections 1 − β^step are 1.
 _LATE = torch.tensor(1e9)
 
 
 def fused_adam_direction(
     direction: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, betas: tuple[float, float], eps: float
 ) -> None:
-    """m ← β₁·m + (1 − β₁)·g, v ← β₂·v + (1 − β₂)·g², and m / (√v + eps) added to ``direction``, in one pass.
+    """Update Adam's moments m and v, and add m / (√v + eps) to ``direction``, in one pass.
 
-    That is torch's fused Adam step of rate −1 without bias correction, with ``direction`` for the weights.
+    m ← β₁·m + (1 − β₁)·g; v ← β₂·v + (1 − β₂)·g². This is torch's fused Adam step without bias correction, with rate −1
+    and ``direction`` in place of the weights.
     """
     torch._fused_adam_(
         [direction],
@@ -104,7 +123,8 @@ def fused_adam_direction(
 
 
 def where_adapted(adapted: list[int], values: Tensor, otherwise: float = 1.0) -> Tensor:
-    """``values`` at the indices ``adapted``, a constant elsewhere; the indices never cross to the device."""
+    """``values`` at the indices ``adapted``, and the constant ``otherwise`` elsewhere."""
+    # Indexing by a list would copy it to the device, and the host would wait for that.
     if len(adapted) == len(values):
         return values
     constant, chosen = torch.full_like(values[0], otherwise), {*adapted}
@@ -112,7 +132,10 @@ def where_adapted(adapted: list[int], values: Tensor, otherwise: float = 1.0) ->
 
 
 def widened(tensors: Tensors) -> Tensors:
-    """Half-precision tensors in float32, so that what is computed from them in several kernels is rounded once."""
+    """Half-precision tensors as float32 copies, so that a result of several kernels is rounded once.
+
+    Tensors of other types are returned as they are.
+    """
     return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
 
 
@@ -123,7 +146,7 @@ def scale_each(tensors: Tensors, factors: Tensors) -> None:
 
 
 def descend(params: Tensors, directions: Tensors, lr: float | Tensor) -> None:
-    """w ← w − lr·d for every tensor, with ``lr`` a number or a 0-dim tensor that stays where it is."""
+    """w ← w − lr·d for every tensor; ``lr`` is a number, or a tensor of one element that is never read on the host."""
     if isinstance(lr, Tensor):
         torch._foreach_add_(params, torch._foreach_mul(directions, -lr.reshape(())))
     else:

@@ -1,9 +1,10 @@
 """LAMB: layer-wise adaptive moments (You et al. 2020, arXiv:1904.00962, third version: no bias correction).
 
-The CPU step walks each tensor in cache-sized blocks: one fused kernel reads g and both moments, writes the moments
-and the Adam direction r, and the five inner products of the block are taken while it is in cache. In passes over all
-parameters: w, g, m and v read, m, v and r written, then w and r read and w written once q is known: ten. Only r's two
-are not needed by the formula itself (to form r again from m and v would read as much).
+The CPU step walks each tensor in cache-sized blocks. One fused kernel reads g and both moments, and writes the moments
+and the Adam direction r; the five inner products of the block are taken while it is in cache. In passes over all
+parameters, the step reads w, g, m and v and writes m, v and r; once q is known, it reads w and r and writes w. These
+are ten passes. Two more zero r and read the zeros, since the kernel adds to them. Any implementation needs all but the
+passes over r; to form r again from m and v would cost as much as to write and read it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
 
     from torch.optim.optimizer import ParamsT
 
-# Elements per block: 4 MiB of each tensor, within the last cache; smaller ones cost more in starts than they save.
+# Elements per block: 4 MiB of each float32 tensor, which stays in the last cache. Smaller blocks cost more in kernel
+# starts than they save.
 _BLOCK = 1 << 20
 
-# ⟨w,w⟩, ⟨g,g⟩, ⟨w,g⟩, ⟨r,r⟩, ⟨w,r⟩ of (w, g, r)
+# The inner products ⟨w,w⟩, ⟨g,g⟩, ⟨w,g⟩, ⟨r,r⟩, ⟨w,r⟩, as indices into (w, g, r).
 _PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (0, 2))
 
 
@@ -58,19 +60,19 @@ class LAMB(LayerwiseOptimizer):
         q = min(‖w‖, 10) / ‖d‖           1 where either norm is zero, and with ``adam``
         w ← w − lr·q·d
 
-    without bias correction; every tensor is decayed and adapted unless a filter says otherwise.
+    The moments' bias is not corrected. Every tensor is decayed and adapted unless a filter leaves it out.
 
     Args:
         params: parameters, named parameters, or groups with their own settings.
         lr: learning rate, lr >= 0.
         betas: (β₁, β₂), each in [0, 1).
-        eps: added outside the root, eps >= 0.
-        weight_decay: decay λ of the direction, >= 0.
+        eps: added to √v, not under the root, eps >= 0.
+        weight_decay: decay λ, added to the direction as λw, >= 0.
         adam: switch the trust ratio off (q = 1).
         weight_decay_filter: leave tensors of at most one dimension out of the decay (not in the official LAMB).
-        lars_adaptation_filter: leave them out of the adaptation (not in the official LAMB).
+        lars_adaptation_filter: leave the same tensors out of the adaptation (not in the official LAMB).
         trust_clip: q ← min(q, 1), known as LAMBC (timm).
-        foreach: multi-tensor kernels; by default on accelerators only.
+        foreach: True uses multi-tensor kernels on the CPU, too; accelerators always use them.
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -125,6 +127,7 @@ class LAMB(LayerwiseOptimizer):
         lr, decay = as_float(group["lr"]), self.decay_of(group, p)
         direction, (ww, gg, wg, rr, wr) = self._adam_direction(group, p)
         weight_norm, adam_norm = math.sqrt(ww), math.sqrt(rr)
+        # The pair (direction, decay) stands for r + λw from here on: the SGD kernel forms that sum as it descends.
         norm, direction, decay = decayed_direction(p, direction, decay, weight_norm, adam_norm, wr)
         ratio = 1.0
         if self.adapts(group, p) and weight_norm > 0 and norm > 0:
@@ -136,6 +139,7 @@ class LAMB(LayerwiseOptimizer):
 
     def _adam_direction(self, group: dict[str, Any], p: Tensor) -> tuple[Tensor, list[float]]:
         """Update the moments; return r and the inner products named by `_PAIRS`."""
+        # The caller uses r up before the next tensor's turn, so that one scratch serves all.
         direction = self.scratch(p)
         m, v = self.state_tensor(p, "exp_avg"), self.state_tensor(p, "exp_avg_sq")
         totals = [0.0] * len(_PAIRS)
@@ -147,13 +151,17 @@ class LAMB(LayerwiseOptimizer):
         return direction, totals
 
     def look_ahead(self, group: dict[str, Any], direction: Tensor, grad: Tensor, exp_avg_sq: Tensor) -> None:
-        """Change a block of the direction r = m / (√v + eps), in place, where m isn't all of its numerator."""
+        """On the host path, turn a block of m / (√v + eps) into that of r, in place.
+
+        LAMB has nothing to change. A subclass whose r has another numerator than m overrides this and `numerators`.
+        """
 
     def numerators(self, group: dict[str, Any], grads: Tensors, exp_avgs: Tensors) -> Tensors:
-        """What is divided by √v + eps, of all tensors at once: m."""
+        """On the device path, the numerator of r for every tensor: m."""
         return exp_avgs
 
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
+        # `_step_group` passes only parameters with a gradient; the condition is for the type checker.
         grads = widened([p.grad for p in params if p.grad is not None])
         beta1, beta2 = group["betas"]
         states = [[self.state_tensor(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
@@ -162,15 +170,18 @@ class LAMB(LayerwiseOptimizer):
         torch._foreach_add_(m, grads, alpha=1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        # `widened` copies half-precision moments: the new values go back. In other types the update was in place.
         for kept, new in zip(states, (m, v), strict=True):
             if kept[0] is not new[0]:
                 torch._foreach_copy_(kept, new)
         directions: Tensors = torch._foreach_sqrt(v)
         torch._foreach_add_(directions, group["eps"])
+        # Not in place: the numerators are the moments themselves.
         directions = torch._foreach_div(self.numerators(group, grads, m), directions)
         weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
         adam_norm, weight_adam_dot = multi_tensor_norms(directions), multi_tensor_dots(params, directions)
         weight_grad_dot = multi_tensor_dots(params, grads)
+        # r becomes r + λw in place, so its own norm and inner product were taken above.
         add_decay(directions, params, [self.decay_of(group, p) for p in params])
         norm = multi_tensor_norms(directions)
         ratio = weight_norm.clamp(max=NORM_CAP) / norm
@@ -178,6 +189,7 @@ class LAMB(LayerwiseOptimizer):
             ratio = ratio.clamp(max=1.0)
         adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]
         ratio = where_adapted(adapted, torch.where((weight_norm > 0) & (norm > 0), ratio, 1.0))
+        # The others' ratio is 1: they need no kernel.
         scale_each([directions[i] for i in adapted], [ratio[i] for i in adapted])
         descend(params, directions, group["lr"])
         phi = torch.full_like(norm, NAN)

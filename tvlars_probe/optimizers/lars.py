@@ -1,12 +1,13 @@
 """LARS: layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv:1708.03888).
 
-As in the official TVLARS experiments, which took theirs from Barlow Twins: the ratio scales the gradient before it
-enters the momentum buffer, and the learning rate is applied after it.
+The trust ratio scales the gradient before it enters the momentum buffer, and the learning rate is applied after the
+buffer. The official TVLARS experiments do the same; their LARS is that of Barlow Twins.
 
-Memory traffic of the CPU step, in passes over all parameters. Before the update w and g are read once each, which no
-implementation can avoid, since q is a quotient of sums over the whole tensor; the inner product reads both again, from
-cache where the tensor fits. Then one fused kernel reads w, g and the momentum buffer and writes w and the buffer: five
-passes, the least for a step with momentum, and all that torch's fused SGD does. No pass serves recording alone.
+Memory traffic of the CPU step, in passes over all parameters: before the update, w and g are read once each. No
+implementation can avoid that, since q is a quotient of sums over the whole tensor. The inner product reads both again,
+from cache where the tensor fits. Then one fused kernel reads w, g and the momentum buffer and writes w and the buffer:
+these five passes are the least for a step with momentum, and all that torch's fused SGD makes. No pass serves recording
+alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.optimizers.group_description import Denominator, Exclusion
 
-# The fused kernel takes 1 − q; below this q that difference has lost q's digits.
+# The fused kernel takes 1 − q, whose rounding error of 6e-17 is below 1e-9 of q down to this q.
 _SMALLEST_FUSED_RATIO = 1e-7
 
 
@@ -44,7 +45,7 @@ class LARS(LayerwiseOptimizer):
         mu ← momentum·mu + q·d
         w  ← w − lr·mu
 
-    Libraries disagree on what LARS is; the three options at the end select among them.
+    Libraries disagree on what LARS is; ``denominator``, ``exclusion`` and ``trust_clip`` select among their versions.
 
     Args:
         params: parameters, named parameters, or groups with their own settings.
@@ -53,14 +54,14 @@ class LARS(LayerwiseOptimizer):
         momentum: 0 <= momentum < 1.
         eta: trust coefficient, eta >= 0.
         weight_decay_filter: leave tensors of at most one dimension (biases, normalisation) out of the decay.
-        lars_adaptation_filter: leave them out of the adaptation: q = 1.
+        lars_adaptation_filter: leave the same tensors out of the adaptation: q = 1.
         denominator: "decayed" is ‖g + λw‖ (official; Barlow Twins), "sum" is ‖g‖ + λ‖w‖ (timm, lightly, apex),
             "grad" is ‖g‖ (pytorch_optimizer).
-        exclusion: "ndim" adapts what ``lars_adaptation_filter`` leaves (official); "undecayed" further leaves out
-            tensors that are not decayed (timm, lightly, bolts).
-        trust_clip: LARC's clipping, q ← min(q / lr, 1) where both norms are positive (apex; timm likewise, and at a
-            norm of zero it takes 1 / lr); 1 at lr = 0.
-        foreach: multi-tensor kernels; by default on accelerators only.
+        exclusion: "ndim" leaves out of the adaptation what ``lars_adaptation_filter`` does (official). "undecayed" also
+            leaves out tensors that are not decayed (timm, lightly, bolts).
+        trust_clip: LARC's clipping, q ← min(q / lr, 1) where both norms are positive (apex); at lr = 0, q = 1. timm
+            also clips the q = 1 of a zero norm, to min(1 / lr, 1); this class doesn't.
+        foreach: True uses multi-tensor kernels on the CPU, too; accelerators always use them.
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -82,7 +83,7 @@ class LARS(LayerwiseOptimizer):
         foreach: bool | None = None,
         _further: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        # What a subclass adds to the groups is there from the first check on.
+        # The base class checks the settings at once, so a subclass's own settings must be among them here.
         super().__init__(
             params,
             {
@@ -113,15 +114,17 @@ class LARS(LayerwiseOptimizer):
         return super().adapts(group, p) and (group["exclusion"] != "undecayed" or self.decay_of(group, p) != 0)
 
     def _factor(self, group: dict[str, Any]) -> float:
-        """What multiplies the ratio of norms in this step."""
+        """The number that multiplies the ratio of norms in this step."""
         eta: float = group["eta"]
         return eta
 
     norm_cap = math.inf
+    """The bound at which both norms of the ratio are clamped; LARS has none."""
 
     def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterator[Sequence[float]]:
         grads = [self.aligned_grad(p) for p in params]
         vectors = [flat_views(p, grad) for p, grad in zip(params, grads, strict=True)]
+        # This reads a large tensor only when its products are asked for, so that the update finds it in cache.
         each = inner_products_of_each(vectors, ((0, 0), (1, 1), (0, 1)))
         for p, grad, products in zip(params, grads, each, strict=True):
             yield self._update_one_on_host(group, p, grad, *products)
@@ -131,6 +134,7 @@ class LARS(LayerwiseOptimizer):
     ) -> Sequence[float]:
         lr, decay = as_float(group["lr"]), self.decay_of(group, p)
         weight_norm, grad_norm = math.sqrt(ww), math.sqrt(gg)
+        # direction + left·w is g + λw: the update takes the accurate sum also where the ratio uses another norm.
         decayed, direction, left = decayed_direction(p, grad, decay, weight_norm, grad_norm, wg)
         norms = {"decayed": decayed, "sum": grad_norm + decay * weight_norm, "grad": grad_norm}
         norm = norms[group["denominator"]]
@@ -140,7 +144,7 @@ class LARS(LayerwiseOptimizer):
             if group["trust_clip"]:
                 ratio = min(ratio / lr, 1.0) if lr > 0 else 1.0
         elif not math.isnan(phi):
-            phi = 1.0
+            phi = 1.0  # recorded as applied: φ multiplies only a trust ratio
         self._descend_on_host(group, p, direction, left, ratio, lr)
         return weight_norm, grad_norm, wg, norm, NAN, NAN, ratio, phi
 
@@ -148,6 +152,7 @@ class LARS(LayerwiseOptimizer):
         self, group: dict[str, Any], p: Tensor, grad: Tensor, decay: float, ratio: float, lr: float
     ) -> None:
         if not group["momentum"]:
+            # Without a buffer, the ratio can be part of the rate.
             fused_sgd(p, grad, None, lr=lr * ratio, weight_decay=decay)
             return
         buffer = self.state_tensor(p, "momentum_buffer")
@@ -159,10 +164,12 @@ class LARS(LayerwiseOptimizer):
             fused_sgd(p, grad, buffer, lr=lr, weight_decay=decay, momentum=group["momentum"], dampening=1.0 - ratio)
 
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
+        # `_step_group` passes only parameters with a gradient; the condition is for the type checker.
         grads = [p.grad for p in params if p.grad is not None]
         decays = [self.decay_of(group, p) for p in params]
         weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
         dots = multi_tensor_dots(params, grads)
+        # A copy, since the gradients belong to the caller.
         directions: Tensors = torch._foreach_clone(grads)
         add_decay(directions, params, decays)
         norm = self._denominator_on_device(group, decays, directions, weight_norm, grad_norm)
@@ -186,21 +193,24 @@ class LARS(LayerwiseOptimizer):
         weight_norm: Tensor,
         grad_norm: Tensor,
     ) -> Tensor:
+        """The norm that each tensor's ratio divides by, unclamped; ``directions`` hold g + λw."""
         if group["denominator"] == "decayed":
             return multi_tensor_norms(directions)
         if group["denominator"] == "grad":
             return grad_norm
+        # Multiplying by Python numbers sends none of the decays to the device as a tensor.
         scaled = [decay * norm for decay, norm in zip(decays, weight_norm.unbind(), strict=True)]
         return grad_norm + torch.stack(scaled)
 
     def _ratios_on_device(
         self, group: dict[str, Any], adapted: list[int], weight_norm: Tensor, norm: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Trust ratio and φ of every tensor, 1 where not adapted (and NaN for φ where the optimizer has none)."""
+        """Trust ratio and φ of every tensor: both 1 where not adapted; φ is NaN for optimizers that have none."""
         ratio = self._factor(group) * weight_norm.clamp(max=self.norm_cap) / norm.clamp(max=self.norm_cap)
         if group["trust_clip"]:
             lr = group["lr"]
             if isinstance(lr, Tensor):
+                # torch.where, not if: a branch on lr would wait for the device.
                 ratio = torch.where(lr > 0, (ratio / lr).clamp(max=1.0), 1.0)
             else:
                 ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)

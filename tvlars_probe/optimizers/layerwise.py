@@ -1,11 +1,11 @@
-"""What LARS, TVLARS and LAMB share: a rate per tensor, set by a ratio of norms, and the norms it was set by.
+"""What LARS, TVLARS and LAMB share: a ratio of norms scales each tensor's rate, and the step leaves the norms behind.
 
-Each step leaves `LastStep` behind: what was computed for every tensor, in parameter order. A recorder reads it; the
-arithmetic is the same whether anybody does or not.
+After each step, `LastStep` holds what was computed for every tensor, in parameter order. The arithmetic is the same
+whether a recorder reads it or not.
 
-There are two ways through a step. On the CPU, tensor by tensor with Python floats, where reading a scalar is free.
-On an accelerator, multi-tensor kernels and vectors of norms that stay on the device: the host never waits.
-``foreach`` chooses one by hand, as in `torch.optim`.
+There are two paths through a step. The host path takes CPU tensors one by one and computes with Python floats, since
+reading a scalar is free there. The device path uses multi-tensor kernels and vectors of norms that stay on the device,
+so that the host never waits. ``foreach=True`` sends CPU tensors down the device path, too.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ NAN = float("nan")
 class LastStep:
     """What the last step computed for each parameter: vectors over all groups' parameters, in their order.
 
-    Norms are of the state before the update and unclamped. Entries of a parameter without gradient are NaN
-    (``has_grad`` tells), as are quantities that the optimizer has no use for (``adam_norm`` outside LAMB).
+    Norms are unclamped and of the state before the update. Entries are NaN for a parameter without gradient (see
+    ``has_grad``), and for a quantity that the optimizer doesn't have (``adam_norm`` outside LAMB).
 
     Attributes:
         has_grad: which parameters took part in the step.
         weight_norm: ‖w‖₂.
         grad_norm: ‖g‖₂, before weight decay.
         weight_grad_dot: ⟨w, g⟩.
-        direction_norm: the norm divided by: ‖g + λw‖ (LARS, TVLARS; their other denominators likewise), ‖r + λw‖
+        direction_norm: the divisor of the trust ratio: ‖g + λw‖ or the chosen ``denominator`` (LARS, TVLARS), ‖r + λw‖
             (LAMB).
         adam_norm: LAMB's ‖r‖, r its Adam direction.
         weight_adam_dot: LAMB's ⟨w, r⟩.
-        trust_ratio: the factor by which the tensor's rate was scaled; 1 where excluded or at zero norm.
-        phi: TVLARS' φ_t as applied, 1 where not applied; NaN for the others.
+        trust_ratio: the factor by which the tensor's rate was scaled; 1 where it isn't adapted or a norm is zero.
+        phi: TVLARS' φ_t as applied, 1 where it wasn't applied; NaN for the other optimizers.
     """
 
     has_grad: tuple[bool, ...]
@@ -60,27 +60,29 @@ class LastStep:
 
 
 QUANTITIES = tuple(name for name in LastStep.__slots__ if name != "has_grad")
+"""The vectors of `LastStep`, in the order in which both paths return each tensor's numbers."""
 
 
 def require(name: str, value: float, allowed: str, holds: bool) -> None:
-    """Refuse a hyperparameter outside its range, naming the range."""
+    """Raise ValueError, naming the range, if a hyperparameter is outside it (``holds`` is False) or NaN."""
     if not holds or math.isnan(value):
         raise ValueError(f"invalid {name}: {value!r} (allowed: {allowed})")
 
 
 def as_float(value: float | Tensor) -> float:
-    """A hyperparameter that may be a 0-dim tensor, as torch's optimizers accept for ``lr``."""
+    """A hyperparameter as a float. As in torch's optimizers, ``lr`` may be a tensor of one element."""
     return value.item() if isinstance(value, Tensor) else value
 
 
 class LayerwiseOptimizer(Optimizer):
     """Base of the optimizers that scale each tensor's rate by a trust ratio.
 
-    A subclass says what one tensor's update is, once for each way through a step: `_update_on_host` and
-    `_update_on_device`; the rest of the `torch.optim.Optimizer` contract stands here.
+    A subclass implements the update once for each path through a step, in `_update_on_host` and `_update_on_device`.
+    This class implements the rest of the `torch.optim.Optimizer` contract.
     """
 
     last_step: LastStep | None = None
+    """What the last step computed; None before the first."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self.check(defaults)
@@ -89,14 +91,17 @@ class LayerwiseOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        # torch pickles defaults, state and groups only, and calls this after loading a state_dict as well.
         self._scratch = {}
+        # A state that an older version has saved may lack settings.
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters with its own settings; its hyperparameters are checked like the first ones."""
+        """Add a group of parameters with its own settings, which are checked like those of the first group."""
         super().add_param_group(param_group)
+        # Only torch's method fills in the defaults, so the check comes after it and takes a bad group out again.
         try:
             self.check(self.param_groups[-1])
         except ValueError:
@@ -109,6 +114,7 @@ class LayerwiseOptimizer(Optimizer):
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"invalid lr: a tensor of shape {tuple(lr.shape)} (allowed: a number or one element)")
+        # The value of an lr on an accelerator isn't checked: the host would wait for it.
         if not isinstance(lr, Tensor) or lr.device.type == "cpu":
             require("lr", as_float(lr), "0 <= lr < inf", 0 <= as_float(lr) < math.inf)
         require("weight_decay", group["weight_decay"], "0 <= weight_decay < inf", 0 <= group["weight_decay"] < math.inf)
@@ -118,15 +124,19 @@ class LayerwiseOptimizer(Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: re-evaluates the model and returns the loss, which is returned.
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss; None without a closure.
 
         Raises:
-            RuntimeError: a gradient is sparse, complex, or of another type than its parameter.
+            RuntimeError: a gradient is sparse, complex, or of another type than its parameter. Nothing is updated.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # In this order, a refused step has neither changed a tensor nor been counted.
         self._refuse_unsupported()
         self._begin_step()
         columns: list[Sequence[float] | Tensor | None] = []
@@ -136,7 +146,7 @@ class LayerwiseOptimizer(Optimizer):
         return loss
 
     def decay_of(self, group: dict[str, Any], p: Tensor) -> float:
-        """The weight decay that this tensor gets."""
+        """λ of this tensor: 0 where the filter leaves it out of the decay."""
         decay: float = group["weight_decay"]
         return 0.0 if group["weight_decay_filter"] and excluded(p) else decay
 
@@ -145,14 +155,14 @@ class LayerwiseOptimizer(Optimizer):
         return not (group["lars_adaptation_filter"] and excluded(p))
 
     def phi_of(self, group: dict[str, Any]) -> float:
-        """φ of the step that is being made or was made last; NaN for optimizers that have none."""
+        """φ of the step in progress, or else of the last one; NaN for optimizers without φ."""
         return NAN
 
     def state_tensor(self, p: Tensor, name: str) -> Tensor:
-        """A state tensor of p's shape and memory layout, zero at first.
+        """The state tensor ``name`` of p, in p's shape and memory layout; zero at first.
 
-        The layout follows the parameter's (which ``model.to(memory_format=...)`` may change), because the fused
-        kernels walk both by address.
+        The fused kernels walk p and its state by address, so the state is laid out anew when p's layout has changed, as
+        by ``model.to(memory_format=...)``.
         """
         state = self.state[p]
         if name not in state:
@@ -170,18 +180,21 @@ class LayerwiseOptimizer(Optimizer):
         return torch.empty_like(p, memory_format=torch.preserve_format).copy_(p.grad)
 
     def scratch(self, p: Tensor) -> Tensor:
-        """Uninitialised memory of p's shape and layout, good until the next call."""
+        """Uninitialised memory of p's shape and layout, valid until the next call."""
+        # One allocation per type, as large as the largest tensor so far, serves every tensor of every step. p is dense
+        # on the host path, so that its strides stay within p.numel() elements.
         key = (p.device, p.dtype)
         if key not in self._scratch or self._scratch[key].numel() < p.numel():
             self._scratch[key] = torch.empty(p.numel(), dtype=p.dtype, device=p.device)
         return torch.as_strided(self._scratch[key], p.shape, p.stride())
 
     def _begin_step(self) -> None:
-        """Whatever counts updates counts this one."""
+        """Count this update, in optimizers that count updates."""
 
     def _step_group(self, group: dict[str, Any]) -> list[Sequence[float] | Tensor | None]:
-        """Update one group; return a column of `QUANTITIES` per parameter, None where there was no gradient."""
+        """Update one group; return a column of `QUANTITIES` per parameter, None where it has no gradient."""
         columns: list[Sequence[float] | Tensor | None] = [None] * len(group["params"])
+        # Multi-tensor kernels are fast only where all tensors share device and type.
         buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         on_host: list[int] = []
         for index, p in enumerate(group["params"]):
@@ -192,6 +205,7 @@ class LayerwiseOptimizer(Optimizer):
             else:
                 on_host.append(index)
         updates = self._update_on_host(group, [group["params"][i] for i in on_host])
+        # ``updates`` may be a generator: this loop is what makes the updates.
         for index, quantities in zip(on_host, updates, strict=True):
             columns[index] = quantities
         for indices in buckets.values():
@@ -202,10 +216,11 @@ class LayerwiseOptimizer(Optimizer):
 
     @staticmethod
     def _takes_device_path(foreach: bool | None, p: Tensor) -> bool:
+        # The host path's fused kernels walk memory by address, in the layouts that `is_dense` knows.
         return p.device.type != "cpu" or bool(foreach) or not is_dense(p)
 
     def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterable[Sequence[float]]:
-        """Update CPU tensors one by one; yield each one's `QUANTITIES`."""
+        """Update CPU tensors one by one; yield the `QUANTITIES` of each."""
         raise NotImplementedError
 
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
@@ -227,7 +242,10 @@ class LayerwiseOptimizer(Optimizer):
 
 
 def assemble(columns: Iterable[Sequence[float] | Tensor | None]) -> LastStep:
-    """Put the parameters' columns side by side; one device transfer at most, none where all are floats."""
+    """Put the parameters' columns side by side, as vectors on the device of the first column that is a tensor.
+
+    Where all columns are floats, the vectors are on the host and nothing touches a device.
+    """
     columns = list(columns)
     device = next((c.device for c in columns if isinstance(c, Tensor)), torch.device("cpu"))
     missing = [NAN] * len(QUANTITIES)
@@ -251,5 +269,5 @@ def _column(column: Sequence[float] | Tensor | None, blank: Tensor) -> Tensor:
 
 
 def excluded(p: Tensor) -> bool:
-    """Whether the official filters leave this tensor out: at most one dimension (biases, normalisation layers)."""
+    """Whether the official filters leave this tensor out: those of at most one dimension (biases, normalisation)."""
     return p.ndim <= 1

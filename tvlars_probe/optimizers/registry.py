@@ -1,7 +1,7 @@
 """Optimizers that `train` knows by name: the settings that each takes, and what each does to a parameter group.
 
-A new one is one `OptimizerEntry` in `OPTIMIZERS`, with its rule: a function from the settings to a `GroupDescription`.
-Everything else follows from that. Needs no torch: classes are loaded when they are built.
+A new optimizer needs one `OptimizerEntry` in `OPTIMIZERS` and a rule, a function from the settings to a
+`GroupDescription`. Everything else follows from these. Needs no torch: a class is loaded when an optimizer is built.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class OptimizerEntry:
 
     Attributes:
         path: full name of its class.
-        rule: from the settings of a parameter group to its description.
+        rule: makes a description from the settings of a parameter group.
         default_lr: learning rate where the user gives none.
-        settings: fields of `OptimizerConfig` that it takes, besides lr.
-        colour: in charts: of Okabe and Ito's palette (2008), with Tol's muted tones (2021) where it ends.
-        fixed: keyword arguments that are always given.
+        settings: fields of `OptimizerConfig` that the optimizer takes, besides lr.
+        colour: its colour in charts, from the palette of Okabe and Ito (2008) or, once that is used up, from Tol's
+            muted tones (2021).
+        fixed: keyword arguments that its class always gets.
     """
 
     path: str
@@ -53,12 +54,12 @@ class OptimizerEntry:
 
     @property
     def class_name(self) -> str:
-        """Name of the class, by which traces and charts call the optimizer."""
+        """Name of the class; traces and charts show the optimizer under it."""
         return self.path.rpartition(".")[2]
 
     @property
     def is_layerwise(self) -> bool:
-        """Whether each tensor's rate is scaled by a trust ratio, which a replay can compute again."""
+        """Whether a trust ratio scales each tensor's rate; a replay can compute it again."""
         return self.describe({}).scaling.kind == "trust-ratio"
 
     def load(self) -> type[Optimizer]:
@@ -68,15 +69,16 @@ class OptimizerEntry:
         return found
 
     def describe(self, settings: Settings) -> GroupDescription:
-        """What it does to a group of these settings; those that aren't given are as `train` gives them."""
+        """The description of a group with these settings; a setting that isn't given has the value `train` gives it."""
         found = self.rule({**_DEFAULTS, **dict(self.fixed), **settings})
         return found or GroupDescription.unknown(self.class_name, self.path.rpartition(".")[0])
 
 
 def _lars(settings: Settings) -> GroupDescription:
-    """LARS, and TVLARS by its φ: see `tvlars_probe.LARS` for the formula."""
+    """`tvlars_probe.LARS`, whose class states the formula."""
+    # Of heavy_ball's settings LARS has momentum alone: the others are for SGD.
     momentum = heavy_ball({"momentum": settings["momentum"]})
-    # Without momentum ‖Δw‖ is lr·q·‖d‖, where ‖d‖ is what was divided by.
+    # Without momentum ‖Δw‖ is lr·q·‖d‖. The trace has ‖d‖ only where it is the divisor.
     without = "direction" if settings["denominator"] == "decayed" else "weights"
     return GroupDescription(
         optimizer="LARS",
@@ -96,6 +98,7 @@ def _lars(settings: Settings) -> GroupDescription:
 
 
 def _tvlars(settings: Settings) -> GroupDescription:
+    """`tvlars_probe.TVLARS`: LARS with φ and with both norms clamped."""
     lars = _lars(settings)
     phi = Phi(**{name: number(settings[name]) for name in _PHI})
     return replace(
@@ -106,7 +109,7 @@ def _tvlars(settings: Settings) -> GroupDescription:
 
 
 def _lamb(settings: Settings) -> GroupDescription:
-    """LAMB without bias correction: see `tvlars_probe.LAMB` for the formula."""
+    """`tvlars_probe.LAMB`, whose class states the formula; no bias is corrected."""
     beta1, beta2 = settings["betas"]
     decayed = number(settings["weight_decay"] or 0.0)
     scaling = Scaling(
@@ -148,6 +151,7 @@ def _torchs(module: str, name: str, default_lr: float, settings: tuple[str, ...]
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
+    # The official runs switch both filters on for LARS and TVLARS; the classes themselves have them off.
     "lars": OptimizerEntry(
         path=f"{_HOME}.lars.LARS", rule=_lars, default_lr=5.0, settings=_LARS, colour="#0072B2", fixed=_FILTERS
     ),
@@ -173,14 +177,15 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """An optimizer as chosen by a user; settings that it doesn't take are ignored.
+    """An optimizer and its settings as a user chooses them; settings that the optimizer doesn't take are ignored.
 
     Attributes:
         name: one of `OPTIMIZERS`.
-        lr: learning rate; by default the optimizer's own.
-        weight_decay: coupled for all but adamw; lars and tvlars leave biases and normalisation layers out.
+        lr: learning rate; None for the optimizer's own default.
+        weight_decay: decoupled for adamw, added to the direction for lamb and nlamb, coupled for the others; lars and
+            tvlars leave biases and normalisation layers out.
         momentum: of lars, tvlars and sgd.
-        nesterov: of sgd.
+        nesterov: Nesterov's momentum for sgd.
         eta: trust coefficient of lars and tvlars.
         lmbda: TVLARS' λ, per update.
         alpha: TVLARS' α.
@@ -188,10 +193,10 @@ class OptimizerConfig:
         gamma_min: TVLARS' γ_min.
         denominator: of lars and tvlars; see `tvlars_probe.LARS`.
         exclusion: of lars and tvlars; see `tvlars_probe.LARS`.
-        trust_clip: of lars, tvlars (q ← min(q/lr, 1)) and lamb (q ← min(q, 1)).
-        adam: lamb without its trust ratio.
-        excluded_lr: learning rate of what lars and tvlars don't adapt for having one dimension; by default ``lr``. A
-            schedule scales both.
+        trust_clip: clips the trust ratio: q ← min(q/lr, 1) for lars and tvlars, q ← min(q, 1) for lamb and nlamb.
+        adam: switches the trust ratio of lamb and nlamb off.
+        excluded_lr: learning rate of the tensors of at most one dimension, which lars and tvlars don't adapt; None for
+            ``lr``. A schedule scales both.
     """
 
     name: str = "lars"
@@ -232,15 +237,19 @@ class OptimizerConfig:
         return OPTIMIZERS[self.name].default_lr if self.lr is None else self.lr
 
     def settings(self) -> dict[str, Any]:
-        """What this optimizer really takes of the settings: all that changes its numbers."""
+        """The learning rate and the settings that this optimizer takes: all that changes its numbers."""
         entry = OPTIMIZERS[self.name]
         taken = {name: getattr(self, name) for name in entry.settings}
         if taken.get("excluded_lr", 0) is None:
-            del taken["excluded_lr"]  # a configuration without it keeps its hash
+            del taken["excluded_lr"]  # configurations from before this setting keep their hash
         return {"lr": self.peak, **taken, **dict(entry.fixed)}
 
     def build(self, params: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters; with ``excluded_lr`` in two groups, those of one dimension last."""
+        """The optimizer of these parameters.
+
+        With ``excluded_lr`` it has two groups, the second for tensors of at most one dimension. Empty groups are left
+        out.
+        """
         settings = self.settings()
         excluded_lr = settings.pop("excluded_lr", None)
         build = OPTIMIZERS[self.name].load()
@@ -261,7 +270,7 @@ _DEFAULTS: dict[str, Any] = {
     "weight_decay_filter": False,
     "lars_adaptation_filter": False,
 }
-"""What `OptimizerEntry.describe` takes for settings that a user can't choose, or hasn't."""
+"""The values that `OptimizerEntry.describe` takes for settings that are not given."""
 
 LAYERWISE = tuple(name for name, entry in OPTIMIZERS.items() if entry.is_layerwise)
-"""Those whose trust ratio a replay can compute again."""
+"""Names of the optimizers whose trust ratio a replay can compute again."""

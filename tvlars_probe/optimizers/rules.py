@@ -1,9 +1,9 @@
-"""torch's optimizers, as descriptions: from the settings of a parameter group to a `GroupDescription`. Needs no torch.
+"""Rules for torch's optimizers. Needs no torch.
 
-A rule is a function of a group's settings, by the names that the class gives them. What it returns is tested by
-experiment: the description must reproduce the class's updates (``tests/optimizers/test_description.py``). A class that
-isn't in the table is unknown, and so is a group for which its rule returns None: one with a setting that a description
-has no words for.
+A rule is a function that makes a `GroupDescription` from a parameter group's settings, under the names that the class
+gives them. Rules are tested by experiment: the description must reproduce the class's updates
+(``tests/optimizers/test_description.py``). A class without a rule is unknown. So is a group for which the rule returns
+None, because a description can't express one of its settings.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 def number(value: Any) -> float:
-    """A hyperparameter as a float, also where it is kept as a tensor; NaN where there is none."""
+    """A hyperparameter as a float, also one that is kept as a tensor; NaN for None."""
     if value is None:
         return math.nan
     return float(value.item() if hasattr(value, "item") else value)
 
 
 def number_or_none(value: Any) -> float | None:
-    """The same, None where there is none: of settings that an older manifest doesn't hold."""
+    """`number`, but None for None: an older manifest doesn't hold the setting."""
     return None if value is None else number(value)
 
 
 def decay(settings: Settings, form: str, **further: Any) -> Decay:
-    """``weight_decay`` in a form; none where it is zero."""
+    """The group's ``weight_decay``, applied in this form; no decay where it is zero."""
     value = number(settings.get("weight_decay") or 0.0)
     return Decay(form=form, value=value, **further) if value else Decay()  # type: ignore[arg-type]
 
 
 def heavy_ball(settings: Settings, **further: Any) -> Momentum:
-    """``momentum``, ``dampening`` and ``nesterov`` as torch's SGD names them; none where momentum is zero."""
+    """Momentum from the settings that torch's SGD calls ``momentum``, ``dampening`` and ``nesterov``."""
     beta, dampening = (_plain(settings.get(name, 0.0)) for name in ("momentum", "dampening"))
     if not beta:
         return Momentum()
@@ -48,7 +48,7 @@ def heavy_ball(settings: Settings, **further: Any) -> Momentum:
 
 
 def _plain(value: Any) -> float:
-    """A setting as it stands in the group, 0 or 0.0: a manifest keeps it so."""
+    """A setting as the group holds it: an int stays an int, and the manifest shows it as the user gave it."""
     return value if isinstance(value, int | float) else number(value or 0.0)
 
 
@@ -59,12 +59,13 @@ def _sgd(settings: Settings) -> GroupDescription:
         momentum=momentum,
         decay=decay(settings, "coupled"),
         maximize=bool(settings.get("maximize")),
+        # In Nesterov's form the buffer is not the direction.
         update_norm="buffer" if momentum.form == "heavy-ball" else "weights",
     )
 
 
 def adam(settings: Settings, *, optimizer: str = "Adam", form: str = "coupled") -> GroupDescription:
-    """Adam (Kingma and Ba 2015) with decay in a form; AMSGrad by its setting."""
+    """Adam (Kingma and Ba 2015), or AMSGrad where that is switched on, with decay of this form."""
     beta1, beta2 = settings["betas"]
     keeps_maximum = bool(settings.get("amsgrad"))
     return GroupDescription(
@@ -84,6 +85,7 @@ def adam(settings: Settings, *, optimizer: str = "Adam", form: str = "coupled") 
 
 
 def _adam(settings: Settings) -> GroupDescription:
+    # torch's AdamW is an Adam with this setting.
     return adam(settings, form="decoupled" if settings.get("decoupled_weight_decay") else "coupled")
 
 
@@ -110,7 +112,7 @@ def _rmsprop(settings: Settings) -> GroupDescription:
     centered = bool(settings.get("centered"))
     return GroupDescription(
         optimizer="RMSprop",
-        momentum=heavy_ball({"momentum": settings.get("momentum")}),
+        momentum=heavy_ball({"momentum": settings.get("momentum")}),  # undamped, and its buffer starts at zero
         decay=decay(settings, "coupled"),
         preconditioner=Preconditioner(
             kind="rmsprop",
@@ -129,7 +131,7 @@ def _muon(settings: Settings) -> GroupDescription:
         optimizer="Muon",
         momentum=Momentum(
             form="moving-average",
-            beta=number(settings["momentum"]),
+            beta=number(settings["momentum"]),  # its buffer is a moving average, in spite of the name
             over="gradient",
             lookahead=bool(settings["nesterov"]),
         ),
@@ -145,7 +147,10 @@ TORCH: dict[str, Rule] = {
     "torch.optim.adamw.AdamW": _adamw,
     "torch.optim.adagrad.Adagrad": _adagrad,
     "torch.optim.rmsprop.RMSprop": _rmsprop,
-    "torch.optim.Muon": _muon,
+    "torch.optim.Muon": _muon,  # torch sets this class's __module__ to "torch.optim"
 }
-"""By the class's full name. torch's others (Adadelta, Adafactor, Adamax, ASGD, LBFGS, NAdam, RAdam, Rprop, SparseAdam)
-do what a description has no words for."""
+"""The rule of each class, by the class's full name.
+
+A description can't express torch's other optimizers (Adadelta, Adafactor, Adamax, ASGD, LBFGS, NAdam, RAdam, Rprop,
+SparseAdam).
+"""

@@ -1,7 +1,7 @@
 """Learning-rate schedules: the rate of each step as a multiple of ``--lr``.
 
-A `ScheduleConfig` is what a user chooses; with the length of the training it becomes a `Schedule`, a pure function of
-the step. `torch.optim.lr_scheduler.LambdaLR` applies it.
+A user chooses a `ScheduleConfig`. With the length of a phase it becomes a `Schedule`, a pure function of the step,
+which `torch.optim.lr_scheduler.LambdaLR` applies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REFERENCE_BATCH_SIZE = 256
 """lars-warm multiplies the learning rate by batch size / 256."""
 
 FINAL_SHARE = 0.001
-"""lars-warm ends at this share of its base rate."""
+"""lars-warm falls to this share of its peak rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Schedule:
     """The factor on the learning rate in every step of one phase.
 
     Attributes:
-        name: the schedule.
+        name: one of `SCHEDULES`.
         total_steps: updates in the phase.
-        warmup_steps: updates of linear warm-up at its start (lars-warm).
-        scale: what the whole schedule is multiplied by (lars-warm: batch size / 256).
+        warmup_steps: updates of linear warm-up at the start of the phase (lars-warm).
+        scale: factor on the whole schedule (lars-warm: batch size / 256).
     """
 
     name: str
@@ -50,12 +50,13 @@ class Schedule:
             return _cosine(step, self.total_steps)
         if step < self.warmup_steps:
             return self.scale * step / self.warmup_steps
+        # The cosine starts at 1 where the warm-up ends, so that the peak is reached exactly, also without warm-up.
         share = _cosine(step - self.warmup_steps, self.total_steps - self.warmup_steps)
         return self.scale * (share + FINAL_SHARE * (1.0 - share))
 
     @property
     def peak_factor(self) -> float:
-        """The largest factor of any step."""
+        """The largest factor of any step: that of step ``warmup_steps``."""
         return self.scale
 
 
@@ -65,12 +66,12 @@ def _cosine(step: int, total_steps: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """A schedule as chosen by a user.
+    """A schedule as a user chooses it.
 
     Attributes:
         name: one of `SCHEDULES`.
-        warmup_epochs: length of lars-warm's warm-up in epochs of the phase, fractions allowed; None is 20 or a fifth
-            of the phase, whichever is less.
+        warmup_epochs: length of lars-warm's warm-up in epochs of the phase, fractions allowed; None is 20 epochs or a
+            fifth of the phase, whichever is less.
     """
 
     name: str = "none"
@@ -87,14 +88,19 @@ class ScheduleConfig:
             raise UserError(f"--warmup-epochs {self.warmup_epochs} is not a number of epochs (allowed: 0 or more)")
 
     def warmup_for(self, epochs: float) -> float:
-        """Warm-up in epochs, for a phase of so many epochs."""
+        """Length of the warm-up in epochs, for a phase of ``epochs`` epochs."""
         return min(20.0, epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
 
     def build(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Schedule:
         """The schedule of a phase.
 
+        Args:
+            epochs: epochs in the phase.
+            steps_per_epoch: updates per epoch.
+            batch_size: samples of one update, over all ranks.
+
         Raises:
-            UserError: the warm-up leaves no step after it.
+            UserError: the warm-up takes all steps of the phase.
         """
         total = epochs * steps_per_epoch
         if self.name != "lars-warm":

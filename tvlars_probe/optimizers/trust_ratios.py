@@ -1,6 +1,6 @@
-"""The trust ratio that a description gives for norms: of arrays, or of tensors on their device. Needs no torch.
+"""The trust ratio that follows from norms by a description, for NumPy arrays and for torch tensors. Needs no torch.
 
-It is what a replay computes, and what the recorder computes of optimizers that keep their ratio to themselves.
+A replay computes it, and so does the recorder for optimizers that don't leave their own ratio behind.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class TrustRatios(NamedTuple):
-    """What `trust_ratios` computes, each (T, P).
+    """The results of `trust_ratios`, each of shape (T, P).
 
     Attributes:
         ratio: the factor on the rate; 1 where the tensor is not adapted and where a norm is zero.
-        divisor: the norm that the optimizer divides by.
-        closeness: ‖u + λw‖ / (‖u‖ + λ‖w‖). Where it is small, the identity from which the divisor is computed has lost
-            digits; 1 for divisors that need no identity.
+        divisor: the norm that the optimizer divides by, with eps and before any clamp.
+        closeness: ‖u + λw‖ / (‖u‖ + λ‖w‖). Where it is small, the identity that gives the divisor has lost digits. It
+            is 1 for divisors that need no identity.
     """
 
     ratio: Any
@@ -45,25 +45,27 @@ def trust_ratios(
     """Compute the ratio of every step (T) and tensor (P) from ‖u + λw‖² = ‖u‖² + 2λ⟨w, u⟩ + λ²‖w‖².
 
     Args:
-        group: of kind "trust-ratio".
+        group: a description whose ``scaling.kind`` is "trust-ratio".
         weight_norm: ‖w‖, (T, P); a NumPy array, or a torch tensor, on whose device the ratio is computed.
-        direction: ‖u‖, u being what ``scaling.direction`` says, (T, P).
+        direction: ‖u‖ of the u that ``scaling.direction`` names, (T, P).
         dot: ⟨w, u⟩, (T, P).
-        lr: rate of the group, (T, P) or a number.
-        decay: λ of each tensor, (P,), as `GroupDescription.decay_of` says.
-        adapted: whether each tensor is, (P,), as `GroupDescription.adapts` says.
-        updates: number of each update, from 1, (T,); needed for optimizers with a φ.
+        lr: learning rate of the group, (T, P) or a number.
+        decay: λ of each tensor, (P,), from `GroupDescription.decay_of`.
+        adapted: whether each tensor is adapted, (P,), from `GroupDescription.adapts`.
+        updates: number of each update, counted from 1, (T,); needed for optimizers with φ.
     """
+    # The module that made the norms computes with them: torch is found here only if the caller has imported it.
     s, xp = group.scaling, sys.modules[type(weight_norm).__module__.partition(".")[0]]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # norms of a run that diverged
         total = direction + decay * weight_norm
+        # Rounding can make the square negative where u ≈ −λw; ``closeness`` flags such entries.
         decayed = xp.sqrt((direction**2 + 2 * decay * dot + (decay * weight_norm) ** 2).clip(min=0.0))
         divisor = {"decayed": decayed, "sum": total, "grad": direction}[s.divisor]
         divisor = divisor + s.eps if s.eps else divisor
         capped = divisor if s.divisor_cap is None else divisor.clip(max=s.divisor_cap)
         ratio = (weight_norm if s.weight_cap is None else weight_norm.clip(max=s.weight_cap)) / capped
         ratio = _factor(group, updates) * ratio
-        # A norm that is NaN makes the ratio NaN; one that is zero makes it 1, which timm clips, too.
+        # A zero norm makes the ratio 1, which timm clips, too. A NaN divisor makes it NaN, adapted or not.
         clips_idle = s.idle_without == "gradient"
         idle = ~((weight_norm > 0) & ((direction if clips_idle else divisor) > 0) | xp.isnan(divisor))
         ratio = ratio if clips_idle else _clipped(xp, ratio, lr, s.clip)
@@ -75,7 +77,7 @@ def trust_ratios(
 
 
 def _factor(group: GroupDescription, updates: NDArray[np.int64] | None) -> Any:
-    """eta·φ_t, (T, 1), or a number where there is no φ."""
+    """eta·φ_t of each update, (T, 1); without φ the number eta."""
     if group.scaling.phi is None:
         return group.scaling.eta
     assert updates is not None, "φ depends on the number of the update"
@@ -88,6 +90,7 @@ def _clipped(xp: Any, ratio: Any, lr: Any, clip: str) -> Any:
         return ratio
     if clip == "one":
         return ratio.clip(max=1.0)
+    # LARC divides by lr; at lr = 0, where a schedule may start or end, the ratio is 1.
     if isinstance(lr, float | int):
         return (ratio / lr).clip(max=1.0) if lr > 0 else xp.ones_like(ratio)
     return xp.where(lr > 0, ratio / lr, 1.0).clip(max=1.0)

@@ -1,4 +1,4 @@
-"""TVLARS: LARS whose trust ratio is multiplied by a factor that varies in time, in place of warm-up.
+"""TVLARS: LARS with a factor on the trust ratio that varies in time and takes the place of warm-up.
 
 Do, Nguyen, Nguyen, Tran-Thanh, Pham: arXiv:2309.14053; IEEE TAI 2024, doi:10.1109/TAI.2024.3523252.
 """
@@ -28,7 +28,7 @@ class TVLARS(LARS):
         q  = eta·φ_t·min(‖w‖, 10) / min(‖d‖, 10)      1 where either norm is zero, and for tensors left out
         φ_t = 1 / (alpha + exp(lmbda·(t − delay))) + gamma_min
 
-    and from there on as in `LARS`. The count of updates is part of ``state_dict``.
+    The update by q·d is that of `LARS`. The count t of updates is part of ``state_dict``.
 
     Args:
         params: parameters, named parameters, or groups with their own settings.
@@ -38,14 +38,14 @@ class TVLARS(LARS):
         eta: trust coefficient, >= 0.
         lmbda: delay factor λ, >= 0, per update.
         weight_decay_filter: leave tensors of at most one dimension out of the decay.
-        lars_adaptation_filter: leave them out of the adaptation.
-        alpha: > 0; the official 0.1.
-        delay: d_e in updates; the official 0.
-        gamma_min: >= 0; the official 0.
+        lars_adaptation_filter: leave the same tensors out of the adaptation.
+        alpha: bounds φ by 1/alpha + gamma_min, > 0; officially 0.1.
+        delay: d_e, in updates; officially 0.
+        gamma_min: lower bound of φ, >= 0; officially 0.
         denominator: as in `LARS`.
         exclusion: as in `LARS`.
         trust_clip: as in `LARS`.
-        foreach: multi-tensor kernels; by default on accelerators only.
+        foreach: True uses multi-tensor kernels on the CPU, too; accelerators always use them.
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -97,7 +97,7 @@ class TVLARS(LARS):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        # t counts the optimizer's updates, so that a layer unfrozen late joins the others' φ.
+        # t counts the optimizer's updates, not the group's: a layer that is unfrozen late gets the φ of the others.
         self.param_groups[-1]["num_updates"] = self.param_groups[0]["num_updates"]
 
     def _begin_step(self) -> None:

@@ -1,4 +1,4 @@
-"""When to probe: predicates on the step."""
+"""In which steps to probe: every n-th, or ever more rarely."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Protocol
 from tvlars_probe.errors import UserError
 
 PER_DECADE = 10
+"""Steps that `Logarithmic` probes in each decade 10^k <= step < 10^(k + 1), from k = 1 on."""
 
 
 class Cadence(Protocol):
-    """Says of each step whether it is probed."""
+    """Decides for each step whether it is probed."""
 
     def due(self, step: int) -> bool:
         """Whether the state before update ``step`` is probed."""
@@ -21,7 +22,11 @@ class Cadence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Steps 0, n, 2n, ..."""
+    """Steps 0, n, 2n, ...
+
+    Raises:
+        UserError: n is below 1.
+    """
 
     n: int
 
@@ -40,15 +45,17 @@ class Logarithmic:
     def due(self, step: int) -> bool:
         if step < PER_DECADE:
             return True
+        # A step is due if the step before it lies in another tenth of a decade. The 1e-9 guards against a log10 that
+        # rounds a power of ten to just below its exponent.
         place, before = (math.floor(PER_DECADE * math.log10(s) + 1e-9) for s in (step, step - 1))
         return place != before
 
 
 def cadence(text: str | int) -> Cadence:
-    """A number of steps, or "log".
+    """Return the cadence that ``text`` stands for: a number n of steps is `Every`, "log" is `Logarithmic`.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or n is below 1.
     """
     if str(text) == "log":
         return Logarithmic()

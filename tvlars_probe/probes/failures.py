@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.manifest import Manifest
 
 OnProbeError = Literal["warn", "raise"]
+"""What a failure does: "warn" goes on without layers and curvature, "raise" ends the run."""
+
 POLICIES: tuple[str, ...] = get_args(OnProbeError)
 
 
@@ -30,7 +32,7 @@ class Probe(Protocol):
 
     @property
     def has_budget(self) -> bool:
-        """Whether `affordable` has a say."""
+        """Whether the probe has a budget, and `affordable` is asked."""
         ...
 
     def due(self, step: int) -> bool:
@@ -38,15 +40,24 @@ class Probe(Protocol):
         ...
 
     def affordable(self) -> bool:
-        """Whether its budget allows one more measurement."""
+        """Whether the budget allows one more measurement; rank 0's answer holds for all ranks."""
         ...
 
     def measure(self, step: int, phase: str, rates: Rates | None) -> dict[str, list[Any]]:
-        """Columns of rows of the table ``curvature``; empty for none."""
+        """Measure the state before update ``step``.
+
+        Args:
+            step: index of the update.
+            phase: name of the training phase.
+            rates: the rates applied in the step before; None before the first.
+
+        Returns:
+            rows of the table ``curvature``, as a list per column; {} for no row.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values with which it continues after a resume."""
+        """Return the tensors and plain values from which the probe continues after a resume."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,20 +67,27 @@ class Probe(Protocol):
 
 @dataclass(slots=True)
 class Attempt:
-    """Whether something that may fail did."""
+    """What became of a block guarded by `ProbeFailures.attempt`.
+
+    Attributes:
+        failed: whether the block raised and the training goes on.
+    """
 
     failed: bool = False
 
 
 class ProbeFailures:
-    """Keeps probes from ending a run, if asked to.
+    """Applies the policy for probes that raise.
 
     Args:
-        policy: "warn" or "raise".
+        policy: "warn" or "raise", see `OnProbeError`.
 
     Attributes:
-        found: the first failure of this process, in a sentence.
-        step: when that was.
+        found: the first failure of this process, in a sentence; None while there is none.
+        step: the step of the latest failure.
+
+    Raises:
+        UserError: an unknown policy.
     """
 
     def __init__(self, policy: str) -> None:
@@ -81,30 +99,39 @@ class ProbeFailures:
 
     @contextlib.contextmanager
     def attempt(self, what: str, step: int) -> Iterator[Attempt]:
-        """Inside it ``what`` is measured in ``step``.
+        """Guard a block that measures ``what`` in ``step``.
 
         Yields:
-            what became of it.
+            what became of the block, complete when the block is left.
 
         Raises:
-            ProbeError: it failed and the policy is "raise".
+            ProbeError: the block raised, and the policy is "raise".
         """
         attempt = Attempt()
         try:
             yield attempt
+        # Under either policy these end the run: what was asked for is impossible, or the run has failed itself.
         except (UserError, RunFailedError):
             raise
         except Exception as error:
+            # Of a message of many lines the first is enough for a note and a warning.
             reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
             text = f"{what} failed at step {step}: {reason}"
             if self.policy == "raise":
                 raise ProbeError(f"{text} (on_probe_error 'warn' would go on without it)") from error
+            # The first failure is kept: those that follow may be its consequences.
             self.found, self.step, attempt.failed = self.found or text, step, True
 
     def announce(self, manifest: Manifest, step: int) -> None:
-        """Say, once and in the manifest, that layers and curvature are recorded no longer."""
+        """Say in the manifest, and in a warning, that layers and curvature are no longer recorded.
+
+        Args:
+            manifest: the run's manifest.
+            step: where the gaps begin if only another rank has failed; else they begin where this process failed.
+        """
         text = f"{self.found or 'a probe of another rank failed'}; layers and curvature are not recorded from there on"
         first = step if self.step is None else self.step
         manifest.notes.append(text)
         manifest.gaps += [Gap(table, first, None, self.found or text) for table in ("layers", "curvature")]
+        # Last, because a warning may be an error: the manifest is complete by then.
         warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class LoopEvents(Protocol):
-    """What happens in a recorded loop, and who is called then.
+    """The events of a recorded loop, and what the recorder does at each.
 
     ::
 
@@ -24,12 +24,12 @@ class LoopEvents(Protocol):
             ...                                         # a flush, when it is due: rows cross to the journal
                                                         # the last rows are flushed, the journal is closed
 
-    With several optimizers a row is one update of each: the next row begins when one steps that already has. A step
-    with a closure computes its gradients itself; ``before_update`` then comes after the closure's first call.
+    With several optimizers a row holds one update of each: the next row begins as soon as one of them steps again. A
+    step with a closure computes its gradients itself; ``before_update`` then comes after the closure's first call.
     """
 
     def before_update(self, index: int) -> None:
         """Optimizer ``index`` is about to update its weights."""
 
     def after_update(self, index: int, started: float) -> None:
-        """Optimizer ``index`` has updated them; the hook was entered at ``started`` (`time.perf_counter`)."""
+        """Optimizer ``index`` has updated its weights; the hook was entered at ``started`` (`time.perf_counter`)."""

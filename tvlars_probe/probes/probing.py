@@ -17,11 +17,11 @@ class Probing:
     """Calls probes before updates, until one of them fails on any rank.
 
     Args:
-        probes: of this process.
-        failures: what happens when one raises.
+        probes: the probes of this process.
+        failures: applies the policy when a probe raises.
 
     Attributes:
-        is_on: whether nothing has failed so far.
+        is_on: whether measurements go on; false from `stop` on.
     """
 
     def __init__(self, probes: Sequence[Probe], failures: ProbeFailures) -> None:
@@ -29,17 +29,17 @@ class Probing:
         self.is_on = True
 
     def replace(self, probes: Sequence[Probe]) -> None:
-        """Go on with others, if anything is measured any more."""
+        """Go on with other probes; after `stop`, with none."""
         self._probes = list(probes) if self.is_on else []
 
     def stop(self) -> None:
-        """Measure nothing any more."""
+        """Measure nothing from now on."""
         self._probes.clear()
         self.is_on = False
 
     @property
     def has_failed_here(self) -> bool:
-        """Whether something has failed in this process, and the others may not know yet."""
+        """Whether something has failed in this process of which the other ranks may not know yet."""
         return self.is_on and self._failures.found is not None
 
     def measure(
@@ -49,19 +49,21 @@ class Probing:
 
         Args:
             step: index of the update.
-            phase: of training.
-            rates: applied in the step before, None before the first; asked for only where a probe measures.
-            ranks: of the run.
-            journal: where the rows go, on the rank that has one.
+            phase: name of the training phase.
+            rates: gives the rates applied in the step before, None before the first; called only where a probe
+                measures.
+            ranks: the ranks of the run.
+            journal: takes the rows; None on ranks other than 0.
 
         Returns:
-            False where a probe has failed on any rank: `stop` is due.
+            False where a probe has failed on any rank: the caller then calls `stop`.
         """
         for probe in self._probes:
-            name, due = type(probe).__name__, True  # one that can't tell has failed, and is asked no more
+            # A probe whose ``due`` raises counts as due, so that its failure reaches the agreement below.
+            name, due = type(probe).__name__, True
             with self._failures.attempt(name, step) as asked:
                 due = probe.due(step)
-            # Time differs from rank to rank, so the first one's budget counts for all.
+            # Elapsed time differs from rank to rank: rank 0's budget decides, or some would measure and others not.
             if not due or (probe.has_budget and not ranks.flag_of_first(probe.affordable())):
                 continue
             measured = asked
@@ -70,15 +72,21 @@ class Probing:
                     columns = probe.measure(step, phase, rates())
                     if journal is not None and columns:
                         journal.append("curvature", columns)
+            # After each probe: the next one may sum over the ranks, and would wait for one that has failed.
             if ranks.any(measured.failed):
                 return False
         return True
 
     def states(self, step: int, ranks: Ranks) -> list[dict[str, Any]] | None:
-        """What the probes need to continue after ``step``; None where one has failed on any rank: `stop` is due."""
+        """Return the states from which the probes continue after ``step`` updates.
+
+        Returns:
+            a state per probe; None where a probe has failed on any rank: the caller then calls `stop`.
+        """
         states, failed = [], False
         for probe in self._probes:
             with self._failures.attempt(f"{type(probe).__name__}.state_dict", step) as attempt:
                 states.append(probe.state_dict())
             failed |= attempt.failed
+        # Without probes there is nothing to agree on: all ranks have as many, so all of them skip the collective.
         return None if self._probes and ranks.any(failed) else states

@@ -55,24 +55,28 @@ def record(
     """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
 
     Args:
-        model: whose parameters give the rows their names; DDP and compiled wrappers are seen through.
+        model: the model whose parameters name the rows; DDP and compiled wrappers are seen through. Tensors of no
+            module, and all of them where it is None, are named ``optimizer<i>.group<j>.<k>``.
         optimizer: one optimizer or several; parameters added later are followed.
         path: a folder that doesn't exist yet (or, with ``resume``, the run to continue).
         config: settings of yours to keep in the manifest.
         total_steps: updates that the run is going to make, if known.
         detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
-        every: record the layers in every so many steps.
+        every: n, to fill the table ``layers`` in steps 0, n, 2n, ...
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
-        on_probe_error: when a probe or the reading of norms raises, "warn" goes on recording only what the loop tells,
-            with a warning and a note in the manifest; "raise" ends the run.
-        manifest: further facts to keep in the manifest.
+        on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
+            the loop tells, with a warning and a note in the manifest; "raise" ends the run.
+        manifest: a manifest that holds further facts about the run.
         resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
             are averaged over ranks; False records this process alone.
 
+    Returns:
+        a recorder, which records from entering its ``with`` block to leaving it.
+
     Raises:
         RunDirectoryError: on entering, if the folder holds something already or can't be written.
-        UserError: a setting outside its range.
+        UserError: a setting is outside its range, no optimizer is given, or ``resume`` is no recorder's state.
     """
     if detail not in get_args(Detail):
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
@@ -88,7 +92,7 @@ def record(
         raise UserError(
             f"record() needs a torch.optim.Optimizer or a list of them, got {given} (give a wrapper's inner optimizer)"
         )
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (a user unknown is no error)
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     facts = manifest or Manifest(run_id=new_run_id(path))
     facts.config = dict(config) if config is not None else facts.config
     facts.total_steps = total_steps if total_steps is not None else facts.total_steps

@@ -1,9 +1,8 @@
 """The recorder: puts together what watches a loop's steps, what reads them, and what writes them down.
 
-`tvlars_probe.probes.loop` shows the loop and its events. `StepHooks` tells of them, `StepRows` fills the rows of a
-buffer on the device, `Probing` calls the probes, `Wishes` let the ranks do the same in the same step, and `Crossing`
-hands the rows to the `Journal`, which a `Session` holds. What the numbers are is decided there; here, only in which
-order these are called.
+`tvlars_probe.probes.loop` shows the loop and its events. `StepHooks` reports them, `StepRows` fills a buffer's rows on
+the device, `Probing` calls the probes, `Wishes` let the ranks do the same in the same step, and `Crossing` hands the
+rows to the `Journal`, which a `Session` holds. The recorder only decides in which order these are called.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ class Recorder:
 
     Attributes:
         path: the run directory.
-        phase: its name, written into each row.
+        phase: name of the training phase, written into each row.
         manifest: what stands in run.json; saved with each flush.
         diverged: whether the last loss told was not finite (on accelerators: known after a flush).
-        interrupted: set it before leaving early: the status is then interrupted, not completed.
+        interrupted: set it before leaving early, and the run's status is interrupted instead of completed.
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class Recorder:
         self._hooks = StepHooks(self, self._rows.clock)
         self._crossing = Crossing(begun["step"], begun["samples"])
         self._probing = Probing(probes, failures)
+        # Not strict: a resumed run may have other probes than its state.
         for probe, state in zip(probes, begun.get("probes", ()), strict=False):
             probe.load_state_dict(state)
         self._last_epoch: int | None = begun.get("last_epoch")
@@ -93,7 +93,7 @@ class Recorder:
 
     @property
     def journal(self) -> Journal | None:
-        """The writing side, None on ranks other than 0."""
+        """The run's journal on rank 0; None on other ranks."""
         return self._session.journal
 
     @property
@@ -103,19 +103,17 @@ class Recorder:
 
     @property
     def stop_agreed(self) -> bool:
-        """Whether all ranks have learned of `request_stop`."""
+        """Whether all ranks have learned that one of them called `request_stop`."""
         return self._wishes.stop_agreed
 
     @property
     def checkpoint_agreed(self) -> bool:
-        """Whether all ranks have learned of `request_checkpoint`; until the next `state_dict`."""
+        """Whether all ranks have learned of rank 0's `request_checkpoint`; false again after `state_dict`."""
         return self._wishes.checkpoint_agreed
 
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rows.last_rates()
-
-    # What the loop calls.
 
     def log(
         self,
@@ -130,8 +128,11 @@ class Recorder:
         Args:
             loss: mean loss of this rank's samples.
             samples: number of this rank's samples.
-            epoch: counted from 0.
+            epoch: index of the epoch, from 0.
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
+
+        Raises:
+            UserError: a value is no number or no count, or nothing is being recorded.
         """
         self._session.refuse_idle()
         loss = mean_loss(loss)
@@ -142,11 +143,11 @@ class Recorder:
         """Add a row to the table ``epochs``, for the state after the updates made so far.
 
         Args:
-            epoch: counted from 0.
+            epoch: index of the epoch, from 0.
             figures: columns of the table: train_loss, test_acc1, seconds, ...
 
         Raises:
-            UserError: the table has no such column, or a value is no number.
+            UserError: the table has no such column, a value is no number, or nothing is being recorded.
         """
         self._session.refuse_idle()
         if "step" in figures:
@@ -172,12 +173,12 @@ class Recorder:
         """Go on with another model and optimizer in the same trace; steps run on. Every rank calls it.
 
         Args:
-            phase: its name, as its rows have it.
+            phase: the new phase's name, as its rows have it.
             model: as for `record`.
-            optimizer: likewise.
-            probes: likewise.
+            optimizer: as for `record`.
+            probes: as for `record`.
         """
-        self.flush()
+        self.flush()  # first, while the rows' parameters and phase are the recorder's
         self._hooks.detach()
         self._model = model
         self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
@@ -188,10 +189,7 @@ class Recorder:
         self._hooks.attach(self._optimizers)
 
     def request_stop(self) -> None:
-        """Ask all ranks to stop in the same step: `stop_agreed` becomes true on each. Any rank's wish counts.
-
-        It only sets a flag, so that a signal handler may call it.
-        """
+        """Ask all ranks to stop in the same step (`stop_agreed`). Any rank may, also from a signal handler."""
         self._wishes.stop = True
 
     def request_checkpoint(self) -> None:
@@ -199,7 +197,7 @@ class Recorder:
         self._wishes.checkpoint = True
 
     def agree_to_stop(self) -> bool:
-        """Learn of `request_stop` between two steps, after an evaluation, say. Every rank calls it."""
+        """Learn of `request_stop` between two steps, for instance after an evaluation. Every rank calls it."""
         return self._wishes.agree_to_stop()
 
     def flush(self) -> None:
@@ -207,6 +205,7 @@ class Recorder:
         self._session.refuse_idle()
         self._close_row()
         with children_may_wait():
+            # From here until the journal has them, drained rows are nowhere else: an exception would lose them.
             self._cross()
             self._wishes.flush_agreed = False
             if self.journal is not None:
@@ -219,6 +218,7 @@ class Recorder:
         if self.journal is not None:
             self.journal.end_parts_at(self.step)
         self._wishes.forget_checkpoint()
+        # Only rank 0's manifest is the run's: another rank's run_id names nothing.
         state = {
             "run_id": None if self.journal is None else self.manifest.run_id,
             "step": self.step,
@@ -233,11 +233,10 @@ class Recorder:
         return {**state, "probes": probes or []}
 
     # The events of the loop: see `tvlars_probe.probes.loop.LoopEvents`.
-
     def before_update(self, index: int) -> None:
         if self._rows.begins_another(index):
             self._begin_row()
-        self._rows.before(index, self.step - 1)
+        self._rows.before(index, self.step - 1)  # `step` counts the open row already
 
     def after_update(self, index: int, started: float) -> None:
         if self._rows.begins_another(index):
@@ -248,12 +247,14 @@ class Recorder:
 
     def _begin_row(self) -> None:
         self._close_row()
+        # Rows cross with the names of the layout that they were read by.
         if not self._rows.layout.is_current:
             with children_may_wait():
                 self._cross()
             self._rows.lay_out(self._model, self._optimizers)
         elif self._wishes.flush_agreed or self._rows.buffer.full:
             self.flush()
+        # Before the row is opened: until then `step` is the index of the update to come.
         if not self._probing.measure(self.step, self.phase, self._applied_rates, self._ranks, self.journal):
             self._stop_probing()
         self._rows.begin(self.step, self.phase)
@@ -270,6 +271,7 @@ class Recorder:
 
     def _agree(self, loss: Tensor | float | None) -> None:
         """Let the ranks learn of each other's wishes, once the loop has told of its step."""
+        # A loss on an accelerator isn't read here, where the host would wait for it, but by the flush in `_cross`.
         on_host = not hasattr(loss, "device") or loss.device.type == "cpu"  # type: ignore[union-attr]
         decision = self._wishes.agree(
             self.step,
@@ -283,7 +285,7 @@ class Recorder:
             self.diverged = decision.bad_loss
 
     def _stop_probing(self) -> None:
-        """A probe has failed on some rank: nothing but what the loop tells is recorded from now on, on any."""
+        """Record only what the loop tells from now on, on all ranks: a probe has failed on one of them."""
         self._probing.stop()
         self._rows.measures_layers = False
         if self._ranks.is_first:
@@ -297,8 +299,6 @@ class Recorder:
 
     def _note_parameters(self) -> None:
         note_parameters(self.manifest, self.phase, self._model, self._optimizers)
-
-    # Attaching and letting go.
 
     def __enter__(self) -> Self:
         if self._rows.is_laid_out:
@@ -344,6 +344,7 @@ class Recorder:
     def _salvage(self) -> None:
         """Write what this rank has without the others, which may be gone."""
         self._crossing.alone |= self._ranks.world_size > 1
+        # A world of one rank has no collectives that would wait for the others.
         self._ranks = Ranks(self._device, self._ranks.rank)
         self._wishes.go_alone(self._ranks)
         self.flush()

@@ -1,4 +1,4 @@
-"""From entering a recorder's block to leaving it: the journal held, and what the run's end is called."""
+"""A recorder's block from entering to leaving it: the journal that is held, and the status with which the run ends."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class Session:
     """The time in which a recorder records.
 
-    A process forked meanwhile has no part in it: the run is its parent's.
+    A process that is forked meanwhile has no part in it: the run is its parent's.
 
     Args:
         path: the run directory.
 
     Attributes:
-        journal: the writing side, None on ranks other than 0.
+        journal: the run's journal on rank 0; None on other ranks, and before `enter`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,34 +42,40 @@ class Session:
         return os.getpid() != self._pid
 
     def refuse_idle(self) -> None:
-        """Refuse to write where nothing is recorded: before and after the block, and in a forked child."""
+        """Refuse to write where nothing is recorded.
+
+        Raises:
+            UserError: this is before or after the block, or in a forked child.
+        """
         if self.is_forked:
             raise UserError("this process was forked from the one that records the run: record() another one here")
         if not self._is_recording:
             raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
 
     def enter(self, open_journal: Callable[[], Journal], agreement: Agreement) -> None:
-        """Open the journal on rank 0; all ranks go in, or none.
+        """Open the journal on rank 0. Either all ranks enter, or none does.
 
         Raises:
-            RunDirectoryError: rank 0 can't record there.
-            UserError: the other ranks don't come.
+            RunDirectoryError: rank 0 couldn't open the journal. Rank 0 itself raises whatever error that was.
+            UserError: another rank didn't come in time.
         """
         failure: Exception | None = None
         if agreement.ranks.is_first:
             try:
                 self.journal = open_journal()
+            # Kept until all ranks have met: raised here, it would leave the others waiting for this one.
             except Exception as error:
                 failure = error
         if agreement.enter(failure is not None):
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
 
     def begin(self, leave: Callable[[type[BaseException] | None, BaseException | None], None]) -> None:
-        """Record from now on; ``leave`` is called when the interpreter ends, if the block was never left."""
+        """Record from now on. If the block is never left, ``leave`` is called when the interpreter ends."""
 
         def at_exit() -> None:
-            if not self.is_forked:
+            if not self.is_forked:  # a child inherits this registration
                 warnings.warn(f"the recorder of {self.path} was never left: use it as a context manager", stacklevel=1)
+                # As if the block had raised: this rank writes what it has without the others, as interrupted.
                 leave(SystemExit, None)
 
         self._is_recording, self._at_exit = True, at_exit
@@ -83,13 +89,13 @@ class Session:
         write: Callable[[], str],
         salvage: Callable[[], None],
     ) -> None:
-        """Write what is left and note how the run ended.
+        """Write the remaining rows and note how the run ended.
 
         Args:
-            kind: of the exception that ends it; None for none.
-            error: the exception.
-            write: writes all rows and says the status.
-            salvage: writes what this process has, where an exception ends the run.
+            kind: type of the exception that ends the block; None for none.
+            error: that exception.
+            write: writes all rows and returns the status; called where no exception ends the block.
+            salvage: writes what this process has, without the other ranks; called where an exception does.
         """
         atexit.unregister(self._at_exit)
         status = "failed" if kind is not None and issubclass(kind, Exception) else "interrupted"
@@ -97,10 +103,13 @@ class Session:
             if kind is None:
                 status = write()
             else:
-                for _ in range(2):  # what a data loader's signal handler has to say may come in the middle of the first
+                # Twice, because a data loader's signal handler may raise during the first attempt. What both raise is
+                # dropped: the exception that ends the run is the one to see.
+                for _ in range(2):
                     with contextlib.suppress(Exception):
                         salvage()
                         break
+        # The last flush has failed, or a signal has interrupted it: that is how the run ends now.
         except BaseException as failure:
             status, error = "failed" if isinstance(failure, Exception) else "interrupted", failure
             raise
@@ -109,7 +118,7 @@ class Session:
             self._finish(status, error)
 
     def _finish(self, status: str, error: BaseException | None) -> None:
-        """Save the status; where even that can't be written, the error that is on its way stands."""
+        """Save the status. If that fails while an error is on its way, that error is the one that is raised."""
         if self.journal is None:
             return
         try:

@@ -1,8 +1,9 @@
 """The in-training probe of the Hessian: its top eigenvalue at chosen steps, on a fixed batch.
 
-It reads and never writes: a run with it is bit-identical to one without. Each measurement starts from the eigenvector
-of the one before, which takes a fraction of a cold start's products. Where another eigenvalue has overtaken, it
-leads to the one that was the top: so every `COLD`-th measurement starts from a random vector.
+The probe reads and never writes: a run with it is bit-identical to one without. Each measurement starts from the
+last one's eigenvector, which takes a fraction of a cold start's products. But where another eigenvalue has meanwhile
+overtaken the top one, a warm start still leads to the old one. So every `COLD`-th measurement starts from a random
+vector.
 """
 
 from __future__ import annotations
@@ -32,26 +33,29 @@ if TYPE_CHECKING:
 
 
 COLD = 5
-"""One measurement in so many starts from a random vector and ends by its residual, whatever the last one found."""
+"""One measurement in this many starts from a random vector, and its error is the residual, not an estimate."""
 
 
 class SharpnessProbe:
-    """Give it to `tvlars_probe.record` as one of ``probes``.
+    """Measures the top eigenvalue before chosen updates. Give it to `tvlars_probe.record` as one of ``probes``.
+
+    The operators are defined in `tvlars_probe.curvature.scaling`, the BatchNorm modes in
+    `tvlars_probe.curvature.batch_norm`.
 
     Args:
         model: the model that is trained; wrappers are taken off.
         loss_fn: mean loss of ``model(inputs)`` and ``targets``.
         data: a pair (inputs, targets), or batches of them; under DDP each rank's own part of the sample.
-        every: measure before every so many updates, or "log" (each of the first ten, then ten in each decade).
+        every: n, to measure before updates 0, n, 2n, ..., or "log" (each of the first ten, then ten in each decade).
         operators: among "hessian", "effective" and "relative".
         bn_mode: "train", "eval" or "frozen-batch".
         budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
-            out. None doesn't limit it.
-        tol: relative error of the eigenvalue: its residual at the first measurement, Kato and Temple's estimate later.
-        seed: of the first start vector.
+            out. None sets no limit.
+        tol: relative error of the eigenvalue: its residual at a cold start, Kato and Temple's estimate at a warm one.
+        seed: seed of the random vector that cold starts begin with.
         sample_id: names the sample in the trace.
         compute: mean loss of a batch, in place of ``loss_fn`` (pass None) for models with another signature.
-        shards: the ranks that hold the sample; by default those of the process group.
+        shards: the ranks that hold the sample; by default all ranks of the process group.
 
     Raises:
         UserError: a setting outside its range.
@@ -81,6 +85,7 @@ class SharpnessProbe:
         self._cadence = cadence(every)
         self._measures = Measures(operators=tuple(operators), tol=tol, seed=seed)
         self._model = unwrap(model)
+        # A pair is a tuple of tensors; a tuple of batches is one of tuples.
         is_pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
         batches: list[tuple[Tensor, ...]] = [data] if is_pair else list(data)  # type: ignore[list-item, arg-type]
         self._objective = Objective(
@@ -97,22 +102,28 @@ class SharpnessProbe:
 
     @property
     def has_budget(self) -> bool:
-        """Whether `affordable` has a say."""
+        """Whether the probe has a budget, and `affordable` is asked."""
         return self._budget is not None
 
     def affordable(self) -> bool:
-        """Whether one more measurement, as long as the last one, stays within the budget."""
+        """Whether one more measurement stays within the budget, if it lasts as long as the last one.
+
+        That is (spent + last) <= budget · (elapsed + last), in seconds; so the first measurement is always affordable.
+        """
         elapsed = time.perf_counter() - self._began
         return self._budget is None or self._spent + self._last <= self._budget * (elapsed + self._last)
 
     def measure(self, step: int, phase: str, rates: Rates | None) -> dict[str, list[Any]]:
-        """Columns of the rows of the table ``curvature`` for the state before update ``step``.
+        """Measure the state before update ``step``.
 
         Args:
             step: index of the update.
-            phase: of training.
-            rates: applied in the step before, None before a phase's first; the effective operator is left out where
-                there are none, or none yet of a tensor that has just been unfrozen.
+            phase: name of the training phase.
+            rates: the rates applied in the step before; None before a phase's first. The effective operator is left
+                out where there are none, or none yet of a tensor that has just been unfrozen.
+
+        Returns:
+            rows of the table ``curvature``, as a list per column; {} where the sample's loss isn't finite.
         """
         began = time.perf_counter()
         operators = tuple(o for o in self._measures.operators if o != "effective" or self._has_rates(rates))
@@ -123,11 +134,12 @@ class SharpnessProbe:
                 replace(self._measures, operators=operators),
                 rates=rates,
                 sample_id=self._sample_id,
+                # By the number of measurements, not the step: so one in `COLD` is cold at any cadence.
                 starts=self._vectors if self._count % COLD else None,
             )
         except NonFiniteLossError:
-            return {}  # the run's finding says so
-        finally:
+            return {}  # a run that diverges has its finding, and a probe doesn't end it
+        finally:  # a measurement that came to nothing has cost time, too
             self._last = time.perf_counter() - began
             self._spent += self._last
         self._vectors |= found.vectors
@@ -135,7 +147,11 @@ class SharpnessProbe:
         return curvature_columns(found.measurements, step=step, phase=phase, split="train")
 
     def _has_rates(self, rates: Rates | None) -> bool:
-        """Whether there has been a step of every tensor that is trained; of unknown optimizers, let it be tried."""
+        """Whether every tensor that is trained has made a step, so that its rate is known.
+
+        True also where no rate is finite, as with an optimizer that has no description: then the operator's own error
+        says what is missing.
+        """
         if rates is None:
             return False
         known = {name for name, rate in rates.rates.items() if rate.isfinite().all()}
@@ -143,7 +159,7 @@ class SharpnessProbe:
         return not known or trained <= known
 
     def state_dict(self) -> dict[str, Any]:
-        """The eigenvectors that the next measurement starts from, and the time spent."""
+        """Return the eigenvectors to start from next, the number of measurements, and their seconds."""
         vectors = {name: vector.detach().cpu() for name, vector in self._vectors.items()}
         elapsed = time.perf_counter() - self._began
         budget = {"elapsed": elapsed, "spent": self._spent, "last": self._last}
@@ -151,8 +167,10 @@ class SharpnessProbe:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
+        # States of older versions hold the vectors alone.
         self._vectors = dict(state["vectors"])
         self._count = state.get("count", 0)
+        # Time between two sessions is no part of the run: the clock goes on from where it stood.
         self._began = time.perf_counter() - state.get("elapsed", 0.0)
         self._spent, self._last = state.get("spent", 0.0), state.get("last", 0.0)
 
@@ -160,7 +178,17 @@ class SharpnessProbe:
 def curvature_columns(
     measurements: Iterable[Measurement], *, step: int, phase: str, split: str
 ) -> dict[str, list[Any]]:
-    """Rows of the table ``curvature``, by column."""
+    """Put measurements of one state into rows of the table ``curvature``.
+
+    Args:
+        measurements: a row each.
+        step: number of updates made before that state: the index of the next one.
+        phase: name of the training phase.
+        split: the part of the data that the sample is from: "train", "val" or "test".
+
+    Returns:
+        a list per column; {} where there are no measurements.
+    """
     common = {
         "measurement_id": _measurement_id(phase, step),
         "created_at": now(),
@@ -173,10 +201,10 @@ def curvature_columns(
 
 
 def _measurement_id(phase: str, step: int) -> str:
-    """Names a measurement within its run: the same when a resumed run makes it again."""
+    """Return an id that is unique within the run, and the same when a resumed run repeats the measurement."""
     return hashlib.blake2b(f"{phase} {step}".encode(), digest_size=6).hexdigest()
 
 
 def new_measurement_id() -> str:
-    """Names the rows of one measurement."""
+    """Return a random id for the rows of one measurement: after training a state may be measured many times."""
     return uuid.uuid4().hex[:12]

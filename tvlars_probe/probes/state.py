@@ -1,6 +1,7 @@
 """What a recorder and its probes need to continue, checked before a run is touched.
 
-Annotations are evaluated in this module, as in `tvlars_probe.traces.manifest_entries`.
+Annotations are evaluated in this module: as strings they would hide from `TypedDict` which keys are not required. Those
+are the keys that a state of an older version may lack.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,15 @@ from tvlars_probe.traces.plain_types import mismatches, shown
 
 
 class SharpnessState(TypedDict):
-    """A sharpness probe's state: eigenvectors, and seconds of the run and of its measurements."""
+    """A sharpness probe's state.
+
+    Attributes:
+        vectors: the top eigenvector that was found last, by operator.
+        count: measurements made.
+        elapsed: seconds since the probe was made, over all sessions.
+        spent: seconds of all measurements.
+        last: seconds of the last one.
+    """
 
     vectors: dict[str, Tensor]
     count: NotRequired[int]
@@ -22,7 +31,17 @@ class SharpnessState(TypedDict):
 
 
 class RecorderState(TypedDict):
-    """The recorder's state after ``step`` updates."""
+    """The recorder's state after ``step`` updates.
+
+    Attributes:
+        step: number of updates.
+        samples: samples seen in them, over all ranks; None where unknown.
+        phase: name of the training phase.
+        rates: lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known.
+        run_id: the run's, None on ranks other than 0.
+        last_epoch: number of updates when the last epoch was logged; None before the first.
+        probes: the probes' states, in their order.
+    """
 
     step: int
     samples: int | None
@@ -34,7 +53,7 @@ class RecorderState(TypedDict):
 
 
 def faults(state: Mapping[str, Any]) -> Iterator[str]:
-    """What of a state can't be what ``state_dict()`` gave."""
+    """Yield the reasons why ``state`` can't be what ``state_dict()`` gave; none where it can."""
     if lacking := sorted(RecorderState.__required_keys__ - state.keys()):
         yield f"it lacks {', '.join(lacking)}"
         return
@@ -44,8 +63,11 @@ def faults(state: Mapping[str, Any]) -> Iterator[str]:
     for name in ("step", "samples", "last_epoch"):
         if (count := state.get(name)) is not None and count < 0:
             yield f"{name} is {shown(count)}"
+    # An epoch is logged after updates that were made.
     if (last := state.get("last_epoch")) is not None and last > state["step"]:
         yield f"its last epoch ended after {shown(last)} updates of {shown(state['step'])}"
+    # `mismatches` takes the strings "nan" and "inf" for floats, since a manifest spells them so; a state holds numbers.
+    # The number NaN passes: it stands for a rate that isn't known.
     yield from (
         f"the rate of {shown(n)} is {shown(r)}" for n, r in state["rates"].items() if isinstance(r, str) or r < 0
     )

@@ -30,12 +30,18 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.warmup import Warmup
 
 MOST_DETAILED = 8
-"""Runs with charts of their own; further ones stand in the tables and the charts over all runs."""
+"""Most runs with charts of their own. Further runs stand in the tables and in the charts over all runs."""
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of the page: headings by column; the column ``parameter`` takes part in selecting a layer."""
+    """A table of the page.
+
+    Attributes:
+        title: what stands above it.
+        frame: its rows. The column ``parameter`` takes part in selecting a layer.
+        headings: headings by column; columns without one aren't shown.
+    """
 
     title: str
     frame: pd.DataFrame
@@ -47,11 +53,11 @@ class Section:
     """A question, its answer, and what it rests on.
 
     Attributes:
-        anchor: of links to it.
-        title: of what.
+        anchor: target of links to it, unique on the page.
+        title: the run with its method, or what is shown of all runs.
         verdict: the answer; None for charts without one.
-        specs: Vega-Lite specifications.
-        tables: below the charts.
+        specs: Vega-Lite specifications of the charts.
+        tables: the tables below the charts.
     """
 
     anchor: str
@@ -68,9 +74,9 @@ class Report:
     Attributes:
         runs: a row per run.
         sections: verdicts over all runs first, then run by run.
-        manifests: per run its configuration and environment.
-        layers: names that can be selected.
-        left_out: runs without charts of their own.
+        manifests: by run, its configuration and environment.
+        layers: names of the layers that can be selected.
+        left_out: number of runs without charts of their own.
     """
 
     runs: ReportTable
@@ -82,7 +88,10 @@ class Report:
 
 @dataclass
 class _Gathered:
-    """What is kept of every run: small tables, no matrices."""
+    """What is kept of every run until all are read: small tables, no matrices.
+
+    The lists run parallel, an entry per run; ``own`` holds the sections of the runs with charts of their own.
+    """
 
     facts: list[RunFacts] = field(default_factory=list)
     warmups: list[tuple[Warmup, float | None]] = field(default_factory=list)
@@ -97,13 +106,13 @@ def gather(sources: Sequence[Source]) -> Report:
     """Analyse the runs one after the other and collect what the page shows.
 
     Args:
-        sources: the runs.
+        sources: the runs, one phase of each. The first `MOST_DETAILED` have charts of their own.
     """
     found = _Gathered()
     for index, source in enumerate(sources):
         _analyse(source, found, detailed=index < MOST_DETAILED)
     sections = [*_over_runs(found), *found.own]
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # a set that keeps the order of the model
     for result, _ in found.warmups[:MOST_DETAILED]:
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
     return Report(
@@ -116,7 +125,8 @@ def gather(sources: Sequence[Source]) -> Report:
 
 
 def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
-    # The grid is read once, for the analysis and for the charts, and let go with the run.
+    """Analyse one run: add its figures to ``found`` and, if it is ``detailed``, its sections."""
+    # The grid is the run's largest part in memory. It is read once, for analysis and charts, and let go on return.
     facts = source.facts
     grid, steps = source.layers(COLUMNS), source.steps(["step", "loss"])
     warmup = analyse_warmup(grid, steps, facts)
@@ -143,6 +153,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
 
 
 _INK = "currentColor"
+"""Charts take the colour of the page's text, which is light on a dark page."""
 
 
 def _heat(grid: LayerGrid, facts: RunFacts, quantity: str) -> dict[str, Any]:
@@ -151,6 +162,7 @@ def _heat(grid: LayerGrid, facts: RunFacts, quantity: str) -> dict[str, Any]:
 
 
 def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Iterator[Section]:
+    """The sections on one run's minimum, as far as it is on record: its sharpness, and the loss around it."""
     specs = []
     if len(result.curves):
         specs.append(spec_of(sharpness.sharpness_curves([result]), _INK))
@@ -171,13 +183,13 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
 
 
 def _over_runs(found: _Gathered) -> Iterator[Section]:
-    """What is asked of several runs together; of one run its curves."""
+    """The sections on all runs together. Of one run these are its loss and accuracy alone."""
     plain = [spec_of(curves.loss_curves(found.losses), _INK), spec_of(curves.accuracy_curves(found.epochs), _INK)]
     if len(found.facts) == 1:
         yield Section("curves", "Loss and accuracy", None, tuple(plain))
         return
     comparison = compare(found.rows)
-    if comparison.table["mean"].notna().any():
+    if comparison.table["mean"].notna().any():  # no run may have finished an epoch yet
         plain.insert(0, spec_of(comparisons.comparison_chart(comparison), _INK))
     cells = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)}
     yield Section(
@@ -197,6 +209,7 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
             (chart,),
             (ReportTable("Pairs", pairs.pairs, headings.pairs("run")),),
         )
+    # A correlation takes two runs at least; each one's curve stands in its own section.
     measured = [pair for pair in found.minimizers if len(pair[0].curves)]
     if len(measured) > 1:
         over = correlate(measured)
@@ -242,8 +255,9 @@ def _run_table(found: _Gathered) -> ReportTable:
 
 
 def _environment(source: Source) -> dict[str, Any]:
+    """What the page tells of a run's configuration and of the machines that it ran on."""
     m = source.trace.manifest
-    # A group's settings say in a few lines what its description, which is for programs, says in thirty.
+    # A group's description is for programs: its settings say the same in a few lines.
     groups = [{name: value for name, value in group.items() if name != "description"} for group in m.groups]
     return {
         "command": " ".join(m.command) if m.command else None,
@@ -261,11 +275,16 @@ RUNS = {
     "peak_lr": "peak lr", "seed": "seed", "data": "data", "model": "model", "accuracy": "test acc (%)",
     "warmup": "warm-up needed?", "minimizer": "trapped?",
 }  # fmt: skip
+"""Headings of the table of runs."""
+
 SUMMARY = {
     "operator": "sharpness", "measurements": "measured", "early_peak": "early peak", "peak_step": "at step",
     "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held", "state": "state",
 }  # fmt: skip
+"""Headings of a run's table of sharpness."""
+
 COMPARISON = {
     "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",
     "diverged": "diverged",
 }  # fmt: skip
+"""Headings of the table of settings, after its fields."""

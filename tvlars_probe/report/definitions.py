@@ -1,4 +1,4 @@
-"""What the words on the page mean."""
+"""The meaning of the terms on the page."""
 
 DEFINITIONS: dict[str, str] = {
     "step": "Index of the optimizer's update, from 0. Everything at step t describes the state before update t.",
@@ -30,3 +30,4 @@ DEFINITIONS: dict[str, str] = {
     "generalisation gap": "Accuracy on un-augmented training data minus accuracy on test data, in percentage points.",
     "± 95 %": "Half of Student's interval for the mean over seeds.",
 }
+"""A definition for each term, in the order of the page."""

@@ -1,4 +1,4 @@
-"""The HTML page: everything inside one file, text escaped, drawn without a network."""
+"""The HTML page: one file that holds everything and needs no network. All text of a run is escaped."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from tvlars_probe.report.content import Report, ReportTable, Section
 
 MOST_TABLE_ROWS = 400
-"""Rows of a table on the page; the commands print and export all."""
+"""Most rows of a table on the page; the commands export all."""
 
 TONES = {
     "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
     "escaped": "good", "helps": "good", "one basin": "good", "can't tell": "open",
 }  # fmt: skip
+"""By a verdict's answer, the class that gives it its colour in page.css."""
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """The report as the text of an HTML page."""
     import vl_convert
 
+    # As in `tvlars_probe.charts.export`: page.js finds vegaEmbed through window, and no "</script" ends the element.
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
     names = [str(name) for name in report.runs.frame["run"]]
     title = f"tvlars-probe: {names[0]}" if len(names) == 1 else f"tvlars-probe: {len(names)} runs"
+    # Filled by `_section`: the sections must be made before the script element that holds the specifications.
     specs: dict[str, Any] = {}
     sections = "".join(_section(section, specs) for section in report.sections)
     return "".join(
@@ -50,10 +53,12 @@ def render(report: Report) -> str:
 
 
 def _resource(name: str) -> str:
+    """The text of a file in this folder."""
     return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _header(title: str, report: Report) -> str:
+    """The bar at the top, with the list that selects a layer where there are any."""
     options = "".join(f"<option>{escape(name)}</option>" for name in report.layers)
     picker = (
         '<label>Layer <select id="layer"><option value="">all</option>' + options + "</select></label>"
@@ -68,6 +73,7 @@ def _header(title: str, report: Report) -> str:
 
 
 def _verdicts(report: Report) -> str:
+    """A card for each verdict, and the table of runs."""
     cards = [_card(section) for section in report.sections if section.verdict is not None]
     further = "1 further run stands" if report.left_out == 1 else f"{report.left_out} further runs stand"
     note = f"<p>{further} in the tables and the charts over all runs only.</p>" if report.left_out else ""
@@ -92,6 +98,7 @@ def _tone(verdict: Verdict) -> str:
 
 
 def _number(verdict: Verdict) -> str:
+    """The figure to show beside the answer: the first that is known, with its meaning."""
     told = [f for f in verdict.figures if _is_told(f)]
     return f"{told[0].text}: {told[0].meaning}" if told else ""
 
@@ -101,6 +108,7 @@ def _is_told(figure: Figure) -> bool:
 
 
 def _section(section: Section, specs: dict[str, Any]) -> str:
+    """A section with its charts' places; their specifications are added to ``specs``, by the names of the places."""
     parts = [f'<section id="{section.anchor}">']
     if section.verdict is None:
         parts.append(f"<h2>{escape(section.title)}</h2>")
@@ -115,6 +123,7 @@ def _section(section: Section, specs: dict[str, Any]) -> str:
         name = f"chart-{len(specs)}"
         heading = spec.get("title") or {}
         seen, of = (escape(str(heading.get(part, ""))) for part in ("text", "subtitle"))
+        # The caption shows the title, as text that wraps to the width of the page.
         specs[name] = {key: value for key, value in spec.items() if key != "title"}
         parts.append(
             f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
@@ -127,6 +136,7 @@ def _section(section: Section, specs: dict[str, Any]) -> str:
 
 
 def _figures(verdict: Verdict) -> str:
+    """The known figures of a verdict, folded."""
     rows = "".join(
         f"<tr><td>{escape(f.name.replace('_', ' '))}</td><td class=n>{escape(f.text)}</td>"
         f"<td>{escape(f.meaning)}</td></tr>"
@@ -150,23 +160,26 @@ def _table(table: ReportTable, *, folded: bool = False) -> str:
 
 
 def _row(row: dict[Any, Any], headings: dict[str, str]) -> str:
+    """A row of a table; ``data-layer`` lets page.js find the rows of the selected layer."""
     layer = row.get("parameter")
     mark = f' data-layer="{escape(str(layer))}"' if layer is not None else ""
     return f"<tr{mark}>" + "".join(_cell(name, row.get(name)) for name in headings) + "</tr>"
 
 
 def _cell(name: str, value: Any) -> str:
-    if value is None or value != value:
+    if value is None or value != value:  # NaN differs from itself
         return "<td></td>"
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return f"<td>{'yes' if value else 'no'}</td>"
     if isinstance(value, int | float):
+        # `value % 1` is 0 for a whole number; for infinity it is NaN, which counts as true.
         text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
         return f"<td class=n>{text}</td>"
     return f"<td>{escape(str(value))}</td>"
 
 
 def _environment(report: Report) -> str:
+    """Configuration and environment of each run, folded."""
     blocks = "".join(
         f"<details><summary>{escape(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
         for name, facts in report.manifests.items()
@@ -175,6 +188,7 @@ def _environment(report: Report) -> str:
 
 
 def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested entries as a flat list, names joined by "›". Empty entries are left out; 0 and False aren't empty."""
     for name, value in facts.items():
         label = f"{prefix}{name}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Everything a training run is asked to do, checked, stored whole in its manifest."""
+"""The configuration of a training run: checked when it is made, and stored whole in the manifest."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.traces.plain_types import mismatches, shown
 
 PRECISIONS = ("float32", "bf16", "float64")
+# A seed is shifted by 20 bits to make room for the rank, and must still fit the 64 bits of torch's.
 MOST_SEEDS, MOST_THREADS = 2**32, 1024
 DETAILS = ("full", "norms", "none")
 ON_PROBE_ERROR = ("warn", "raise")
@@ -28,13 +29,14 @@ ON_PROBE_ERROR = ("warn", "raise")
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceConfig:
-    """Where a run computes: the number of ranks and of threads decides the order of sums, the rest no number.
+    """Where a run computes. The numbers of ranks and threads decide the order of sums; port and workers change nothing.
 
     Attributes:
         devices: "auto" (the first CUDA device, else the CPU), "cpu", or numbers of CUDA devices, one rank each.
-        nproc: ranks on the CPU; with CUDA devices their number.
-        threads: torch threads per rank; by default the machine's cores shared out.
-        port: of the rendezvous on this machine; 0 takes a free one.
+        nproc: number of ranks on the CPU; with CUDA devices it must be their number, if it is given.
+        threads: torch threads per rank; by default torch's own number for one rank, an equal share of the cores for
+            several.
+        port: port on this machine where the ranks meet; 0 takes a free one.
         workers: threads that decode image files.
     """
 
@@ -59,17 +61,18 @@ class PlaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """What of a run is recorded; none of it changes the numbers.
+    """What is recorded of a run, and when it is checkpointed. None of it changes the run's numbers.
 
     Attributes:
         detail: "full", "norms" (without update_norm) or "none" (steps and epochs only).
-        every: record the layers in every so many steps.
+        every: steps between recordings of the layers; 1 records them in every step.
         checkpoint_every: epochs between checkpoints; 0 writes only the last one.
         checkpoint_steps: updates between further checkpoints, also within epochs.
         checkpoint_minutes: minutes between further checkpoints.
-        keep_checkpoints: how many of the latest are kept, beside the best and the end of the phase before; 0 keeps all.
+        keep_checkpoints: how many of the latest are kept, beside the best one and the one at the end of the phase
+            before; 0 keeps all.
         on_probe_error: "warn" goes on without the probes when one raises, "raise" ends the run.
-        train_eval_samples: training samples evaluated at each epoch's end; 0 leaves it out.
+        train_eval_samples: training samples evaluated at each epoch's end; 0 leaves this evaluation out.
     """
 
     detail: str = "full"
@@ -99,15 +102,15 @@ class RecordConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessConfig:
-    """The Hessian measured in training; none of it changes the numbers.
+    """How the Hessian is measured in training. None of it changes the run's numbers.
 
     Attributes:
         every: steps between measurements, "log" (each of the first ten steps, then ten in each decade), or None.
-        operators: among "hessian", "effective" and "relative".
-        samples: training samples of the fixed probe batch; fewer where there are fewer.
-        bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch".
+        operators: operators to measure, among "hessian", "effective" and "relative".
+        samples: training samples of the fixed probe batch; all of them where there are fewer.
+        bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
         tol: relative error of the eigenvalue.
-        budget: highest share of the run's time to spend on it, such as "10%"; None doesn't limit it.
+        budget: highest share of the run's time to spend on measuring, such as "10%"; None sets no limit.
     """
 
     every: str | None = None
@@ -133,7 +136,11 @@ class SharpnessConfig:
 
     @property
     def share(self) -> float | None:
-        """The budget as a number between 0 and 1."""
+        """The budget as a number above 0 and at most 1; None without a budget.
+
+        Raises:
+            UserError: the budget is no such share.
+        """
         if self.budget is None:
             return None
         text = self.budget.strip()
@@ -148,7 +155,7 @@ class SharpnessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run.
+    """Everything that a training run is asked to do.
 
     Attributes:
         data: data set.
@@ -157,16 +164,19 @@ class TrainConfig:
         schedule: learning-rate schedule.
         place: devices and processes.
         recording: what is recorded.
-        sharpness: the Hessian measured in training.
-        barlow: Barlow Twins and its linear probe, in mode "bt".
+        sharpness: how the Hessian is measured in training.
+        barlow: settings of Barlow Twins and its linear probe, for mode "bt".
         mode: "clf" (classification) or "bt" (Barlow Twins, then a linear probe).
-        batch_size: global batch of one update, over all ranks.
-        micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is the one of the
+        batch_size: samples of one update, over all ranks.
+        micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is that of the
             whole batch, but BatchNorm takes its statistics over the micro-batch.
-        epochs: passes over the training data; in mode "bt" those of the linear probe.
-        seed: of weights, order, and everything else random.
+        epochs: passes over the training data; in mode "bt" the passes of the linear probe.
+        seed: seed of the weights, the order of samples, and everything else random.
         precision: "float32", "bf16" (autocast) or "float64".
-        sync_bn: BatchNorm's statistics are those of all ranks' samples; always so in mode "bt".
+        sync_bn: whether BatchNorm takes its statistics over the samples of all ranks; in mode "bt" it always does.
+
+    Raises:
+        UserError: a setting is outside its range, or two settings don't go together.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -210,22 +220,24 @@ class TrainConfig:
 
     @property
     def scheduled_epochs(self) -> int:
-        """Epochs of the phase that the optimizer and the schedule are for."""
+        """Epochs of the first phase, which the run's optimizer and schedule are for."""
         epochs: int = operator.attrgetter(MODES[self.mode].epochs)(self)
         return epochs
 
     @property
     def joins_ranks(self) -> bool:
-        """Whether layers sum over the ranks, so that all must compute in step."""
+        """Whether layers sum over the ranks, so that every rank must make the same forward passes."""
         return self.sync_bn or MODES[self.mode].joins_samples
 
     def config_id(self, *, fingerprint: str, world_size: int) -> str:
-        """Hash of what changes the numbers: not ports, workers, recording or paths.
+        """Hash of the settings that change a run's numbers; ports, workers, recording and paths aren't among them.
 
         Args:
-            fingerprint: of the data.
+            fingerprint: hash of the training data.
             world_size: number of ranks.
         """
+        # The fingerprint is of pixels and labels, in which folder, limit and image size show. The warm-up is the one
+        # that is carried out, so that the default and the same length spelt out have one hash.
         numbers: dict[str, Any] = {
             "data": [self.data.name, fingerprint, self.data.val],
             "model": self.model.as_dict(),
@@ -233,7 +245,7 @@ class TrainConfig:
             "schedule": [self.schedule.name, self.schedule.warmup_for(self.scheduled_epochs)],
             "training": [self.batch_size, self.micro_batch, self.epochs, self.seed, self.precision, world_size],
         }
-        # What later versions added is left out where it isn't used, so that a configuration keeps its hash.
+        # A setting that a later version added stands in the hash only where it is used: so old runs keep their hash.
         if (own := MODES[self.mode].settings) is not None:
             numbers[own] = dataclasses.asdict(getattr(self, own))
         if self.sync_bn and not MODES[self.mode].joins_samples:
@@ -243,22 +255,22 @@ class TrainConfig:
         return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def without_download(self) -> TrainConfig:
-        """The same of data that is there: what a run directory says starts no connection."""
+        """The same configuration with downloads off: what a run directory says must not start a connection."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, download=False))
 
     def default_name(self, config_id: str) -> str:
-        """Data, model, optimizer, batch, rate, schedule, seed and the first characters of the config_id."""
+        """The name of a run directory: data, model, optimizer, batch, rate, schedule, seed, start of the config_id."""
         optimizer = f"{self.optimizer.name}-bs{self.batch_size}-lr{self.optimizer.peak:g}"
         data = f"{MODES[self.mode].prefix}{self.data.name}"
         return f"{data}-{self.model.name}-{optimizer}-{self.schedule.name}-seed{self.seed}-{config_id[:6]}"
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """All settings as plain values, as they stand in the manifest."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
-        """The configuration in a manifest; fields of later versions are passed over.
+        """The configuration that a manifest holds; fields of later versions are passed over.
 
         Raises:
             UserError: it is not the configuration of a training run.
@@ -273,7 +285,7 @@ class TrainConfig:
             "sharpness": SharpnessConfig,
             "barlow": BarlowTwinsConfig,
         }
-        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():  # those that any version writes
+        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():  # every version has written these
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
         there = {name: kind for name, kind in parts.items() if name in stored}
         wrong = [f"{name} is {shown(stored[name])}" for name in there if not isinstance(stored[name], dict)]
@@ -285,6 +297,7 @@ class TrainConfig:
 
 
 def _fields(kind: type[Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The stored values that are fields of ``kind``; its tuples have become lists in JSON."""
     known = {f.name for f in dataclasses.fields(kind)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name in known}
 

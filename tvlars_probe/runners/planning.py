@@ -1,4 +1,4 @@
-"""From what a user asks for to a run that is made, continued, or done already."""
+"""Planning: whether what a user asks for is a run to make, a run to continue, or one that is finished already."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ RUNS_FOLDER = Path("runs")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run to make or to continue; it crosses to other processes.
+    """A run to make or to continue. It is pickled for the processes of the ranks.
 
     Attributes:
         config: what to do.
         path: the run directory.
-        run_id: of the run.
-        config_id: of the configuration.
+        run_id: unique name of the run; a run that is continued keeps the one in its manifest.
+        config_id: hash of the settings that change the numbers.
         command: the command line.
-        checkpoint: to continue from.
-        continues: whether the run directory exists.
-        quiet: whether to say nothing while training.
+        checkpoint: the checkpoint to continue from; None starts from the beginning.
+        continues: whether the run exists already.
+        quiet: whether to show no progress while training.
     """
 
     config: TrainConfig
@@ -55,18 +55,18 @@ class Job:
 
     @property
     def blank_state(self) -> dict[str, Any] | None:
-        """The recorder's state where a run is continued that was ended before its first checkpoint."""
+        """A recorder's state in which a run without a checkpoint is continued from step 0; None for a new run."""
         first = next(iter(MODES[self.config.mode].phases))
         return {"step": 0, "samples": 0, "phase": first, "rates": {}} if self.continues else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A run of this configuration that is finished already.
+    """A run of the configuration that is finished already.
 
     Attributes:
         path: its directory.
-        recorded_otherwise: what is asked to be recorded is not what was; none of it changes the numbers.
+        recorded_otherwise: whether its recording settings, which change no numbers, differ from those asked for.
     """
 
     path: Path
@@ -80,30 +80,38 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
         UserError: they don't.
     """
     samples = len(data.train)
+    # A larger batch would be cut down to the data set, against what the run's settings say.
     if config.batch_size > samples:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the training data: {data.name} has {samples} samples"
         )
     for phase in phases_of(config):
         plan = phase.plan(samples, world_size=world_size)
+        # For its error: a warm-up that leaves no step after it.
         phase.schedule.build(epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
         _check_phase(phase, data, plan)
 
 
 def _check_phase(phase: Phase, data: ImageData, plan: BatchPlan) -> None:
-    """Pass the smallest piece of a batch through the phase's model."""
+    """Pass the smallest piece of a batch through the phase's model.
+
+    Raises:
+        UserError: the model can't be built, or refuses the piece; or a batch has fewer samples than there are ranks.
+    """
     import torch
 
     if plan.batch_size < plan.world_size:
         raise UserError(
             f"{phase.batch_option} {plan.batch_size} is smaller than the number of ranks, {plan.world_size}"
         )
+    # Weights are drawn here, and the caller's random generator stays where it was.
     with torch.random.fork_rng(devices=()), torch.no_grad():
         try:
             model = phase.build_model(data)
         except (RuntimeError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) else "out of memory"
             raise UserError(f"{phase.model_option} can't be built on this machine: {reason}") from None
+        # BatchNorm refuses one value per channel: beyond two samples, the size of the piece makes no difference.
         x, _ = data.train.batch(torch.arange(min(plan.smallest_piece, 2)))
         try:
             model(*[x] * phase.views)
@@ -125,10 +133,19 @@ def plan_run(
     command: tuple[str, ...] = (),
     quiet: bool = False,
 ) -> Job | Done:
-    """What to do about this configuration at this path: make the run, continue it, or nothing.
+    """Decide what to do about a configuration at a path: make the run, continue it, or nothing.
+
+    Args:
+        config: what to do.
+        path: the run directory; None takes a telling name below `RUNS_FOLDER`.
+        data: the data set, whose fingerprint goes into the config_id.
+        world_size: number of ranks.
+        rerun: whether to make a new run beside one that is there.
+        command: the command line.
+        quiet: whether to show no progress while training.
 
     Raises:
-        RunDirectoryError: something else is there, or another process is at it.
+        RunDirectoryError: something else is there, the run has failed, or another process is training it.
     """
     config_id = config.config_id(fingerprint=data.train.fingerprint(), world_size=world_size)
     path = path or RUNS_FOLDER / config.default_name(config_id)
@@ -148,6 +165,7 @@ def plan_run(
         return Done(path=path, recorded_otherwise=differs)
     if state == "running":
         raise RunDirectoryError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
+    # A failure is continued only on request, for its cause may still be there; torchrun's restart is such a request.
     if state == "failed" and not restarted():
         reason, remedy = "; ".join(manifest.notes[-1:]), f"--resume {shlex.quote(str(path))}, or --rerun"
         raise RunDirectoryError(f"{path} failed ({reason}): {remedy}")
@@ -157,17 +175,17 @@ def plan_run(
 def plan_resume(
     path: Path, changes: Mapping[str, Any], *, command: tuple[str, ...] = (), quiet: bool = False
 ) -> Job | Done:
-    """Continue the run at ``path`` with its own configuration.
+    """Decide how the run at ``path`` is continued with its own configuration.
 
     Args:
         path: a run directory.
-        changes: fields of `PlaceConfig` and `RecordConfig` to change: nothing that changes the numbers.
+        changes: new values of fields of `PlaceConfig` and `RecordConfig`; no other setting may change.
         command: the command line.
-        quiet: whether to say nothing while training.
+        quiet: whether to show no progress while training.
 
     Raises:
-        RunDirectoryError: there is no run, or it is being trained.
-        UserError: it was not made by ``train``.
+        RunDirectoryError: there is no run, another process is training it, or its last checkpoint is damaged.
+        UserError: the run was not made by ``train``.
     """
     manifest = Manifest.load(path)
     config = TrainConfig.from_dict(manifest.config).without_download()
@@ -195,12 +213,18 @@ def plan_resume(
 
 
 def check_same_data(job: Job, data: ImageData) -> None:
-    """Refuse to continue a run on other data, or with other settings, than it began with."""
+    """Refuse to continue a run on other data, or with other settings, than it began with.
+
+    Raises:
+        UserError: the data has changed.
+        RunDirectoryError: the settings in the manifest have changed.
+    """
     manifest, fingerprint = Manifest.load(job.path), data.train.fingerprint()
     began = (manifest.data or {}).get("fingerprint")
     if began is not None and began != fingerprint:
         raise UserError(f"{job.path} was trained on other data: {data.name} is not what it was when the run began")
     if manifest.config_id and manifest.world_size:
+        # With the number of ranks that the run began with: it may go on with another one.
         found = job.config.config_id(fingerprint=fingerprint, world_size=manifest.world_size)
         if found != manifest.config_id:
             raise RunDirectoryError(
@@ -210,18 +234,21 @@ def check_same_data(job: Job, data: ImageData) -> None:
 
 
 def _continue(job: Job) -> Job:
-    """Continue from the last checkpoint, or from the start if there is none."""
+    """The job that continues from the last checkpoint, or from the beginning if there is none."""
     _check_writable(job.path)
     there = checkpoints.list_checkpoints(job.path)
     last = list(there.values())[-1] if there else None
     if last is not None:
-        # Before any process is started: what is damaged or doesn't belong here is refused.
+        # A checkpoint that is damaged, or another run's, is refused here, before any process is started.
         checkpoints.refuse(last, contents.misfits(checkpoints.load(last), Manifest.load(job.path)))
     return dataclasses.replace(job, continues=True, checkpoint=last)
 
 
 def _free(path: Path, *, restarted: bool) -> Path:
-    """``path`` or the first of ``path-2``, ``path-3``, ... that nothing stands at; restarted, the one before it."""
+    """The first of ``path``, ``path-2``, ``path-3``, ... at which nothing stands.
+
+    In a process that torchrun restarted it is the one before: there stands the run that the first attempt began.
+    """
     candidate, before, number = path, path, 1
     while candidate.exists():
         number += 1
@@ -230,11 +257,16 @@ def _free(path: Path, *, restarted: bool) -> Path:
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a place that can't become, or isn't, a run directory one may write to; nothing is made yet."""
+    """Refuse a path that isn't a writable run directory and can't become one. Nothing is made yet.
+
+    Raises:
+        RunDirectoryError: it can't.
+    """
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file: choose another --run-dir")
     if path.is_dir() and not is_vacant(path) and not (path / FILE_NAME).exists():
         raise RunDirectoryError(f"{path} already holds something that is not a run: choose another --run-dir")
+    # The folder in which the first missing one would be made.
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise RunDirectoryError(f"can't write to {nearest}: choose another --run-dir, or change its permissions")

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a plain line per epoch elsewhere."""
+"""Showing how far a run is: as a bar on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Silent:
-    """Says nothing: ranks other than 0. Base of the others, and what the training loop may tell them."""
+    """The reporter of ranks that show nothing. It is the base of the others: the training loop calls its methods."""
 
     def __enter__(self) -> Self:
         return self
@@ -30,20 +30,32 @@ class Silent:
         return None
 
     def step(self, *, epoch: int, step: int, samples: int, lr: float, loss: Tensor, tally: Tally) -> None:
-        """One update is made; ``loss`` and ``tally`` are read only where that doesn't make the host wait."""
+        """Take note of an update.
+
+        Args:
+            epoch: index of the epoch, from 0.
+            step: index of the update in the phase, from 0.
+            samples: samples of the global batch.
+            lr: learning rate of the update.
+            loss: mean loss of this rank's share; read only where that doesn't make the host wait.
+            tally: scores of the epoch so far; likewise read only there.
+        """
 
     def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
-        """One epoch is finished and evaluated; ``figures`` as in the table ``epochs``."""
+        """Take note of an epoch that is finished and evaluated; ``figures`` are columns of the table ``epochs``."""
 
 
 class _Speaking(Silent, ABC):
-    """Counts what the others show.
+    """Base of the reporters that show something: it computes the figures.
 
     Args:
         total_steps: updates of the phase.
-        epochs: of the phase.
-        first_step: updates that were made before.
+        epochs: epochs of the phase.
+        first_step: updates of the phase that were made before this process began.
         label: what each epoch's line begins with.
+
+    Attributes:
+        interval: least seconds between two calls of `show`; after the phase's last step it is always called.
     """
 
     interval: float
@@ -60,6 +72,7 @@ class _Speaking(Silent, ABC):
             return
         self._shown = now
         figures = [f"lr {lr:.3g}", f"{self._samples / max(now - self._started, 1e-9):,.0f} img/s"]
+        # An accuracy is there only where reading the device's values is free: so the loss may be read, too.
         if (accuracy := tally.accuracy_here()) is not None:
             figures = [f"loss {loss.item():.3f}", f"acc {accuracy:.1f} %", *figures]
         done = step + 1 - self.first_step
@@ -67,10 +80,10 @@ class _Speaking(Silent, ABC):
 
     @abstractmethod
     def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
-        """Show where the run is."""
+        """Show how far the phase is, after the update ``step``."""
 
     def line(self, epoch: int, figures: Mapping[str, float | None]) -> str:
-        """An epoch in one line."""
+        """The line about a finished epoch."""
         parts = [self.label] if self.label else []
         for name in ("train", "val", "test"):
             loss, accuracy = figures.get(f"{name}_loss"), figures.get(f"{name}_acc1")
@@ -86,7 +99,7 @@ class Lines(_Speaking):
     interval = 30.0
 
     def show(self, epoch: int, step: int, figures: str, seconds_left: float) -> None:
-        if step + 1 < self.total_steps:
+        if step + 1 < self.total_steps:  # after the last step the epoch's own line follows
             where = f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.total_steps}"
             say(f"{where}  {figures}  {clock(seconds_left)} left")
 
@@ -96,10 +109,11 @@ class Lines(_Speaking):
 
 
 def say(line: str) -> None:
-    """Print a line; whoever closes the other end of the pipe (``| head``) ends the talking, not the run."""
+    """Print a line. Whoever closes the other end of the pipe (``| head``) silences the run, and doesn't end it."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
+        # From now on stdout is /dev/null: later lines, and Python's flush at exit, would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -141,7 +155,7 @@ class Bar(_Speaking):
 
 
 def reporter(*, speaks: bool, total_steps: int, epochs: int, first_step: int, label: str | None = None) -> Silent:
-    """The reporter for this process and its terminal."""
+    """The reporter for this process: a silent one, a bar on a terminal, or lines. Arguments as for `_Speaking`."""
     if not speaks:
         return Silent()
     kind = Bar if sys.stderr.isatty() else Lines
@@ -160,7 +174,15 @@ def clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def status_line(*, speaks: bool, interval: float = 10.0) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being computed: renewed on a terminal, every ten seconds elsewhere."""
+    """Show on stderr what is being computed: one line that is renewed on a terminal, plain lines elsewhere.
+
+    Args:
+        speaks: whether to show anything.
+        interval: least seconds between two plain lines.
+
+    Yields:
+        a function that is called with each new text.
+    """
     if not speaks:
         yield lambda _: None
         return

@@ -40,15 +40,15 @@ def train(
     Args:
         config: what to do.
         path: the run directory; by default a telling name under ``runs/``.
-        rerun: train in a new folder beside whatever is there.
+        rerun: whether to train in a new folder beside a run that is there.
         command: the command line, for the manifest.
-        quiet: say nothing while training.
-        announce: called with what is going to happen, before it does.
+        quiet: whether to show no progress while training.
+        announce: called with the plan before it is carried out.
 
     Raises:
         UserError: something can't be done as asked; nothing has been changed.
-        RunFailedError: a rank ended with an error; the run says so.
-        InterruptedRunError: a signal ended it; the same call continues.
+        RunFailedError: a rank ended with an error, which the manifest notes.
+        InterruptedRunError: a signal ended the run; the same call continues it.
     """
 
     def plan(world_size: int) -> Job | Done:
@@ -67,7 +67,7 @@ def resume(
     quiet: bool = False,
     announce: Callable[[Job | Done], None] = lambda _: None,
 ) -> Path:
-    """Continue a run from its last checkpoint; ``changes`` as in `plan_resume`, the rest as in `train`."""
+    """Continue a run from its last checkpoint. ``changes`` is as for `plan_resume`; the rest is as for `train`."""
     planned = plan_resume(path, changes or {}, command=command, quiet=quiet)
     if isinstance(planned, Done):
         announce(planned)
@@ -84,6 +84,7 @@ def resume(
 
 
 def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce: Callable[[Job | Done], None]) -> Path:
+    """Plan, announce the plan, train if it says so, and return the run directory."""
     placement = place(config.place)
     if not launched_by_torchrun():
         planned = plan(placement.nproc)
@@ -92,7 +93,8 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
             _train(planned, placement)
         return planned.path
     rank, world_size = seat()
-    # Before the ranks meet: the plan tries the model, whose layers would sum over ranks that don't.
+    # Only rank 0 plans, so that all ranks follow one plan. It does so before the ranks meet: planning passes a batch
+    # through the model, whose layers would wait to sum over ranks that make no such pass.
     planned_here = _attempt(plan, world_size) if rank == 0 else None
     ranks = join(placement)
     try:
@@ -109,11 +111,16 @@ def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce:
 
 
 def _train(job: Job, placement: Placement, *, speaks: bool = True) -> None:
-    """Carry a job out.
+    """Train the run of a job.
+
+    Args:
+        job: what to do.
+        placement: the ranks of this machine.
+        speaks: whether the error for a signal holds advice on how to continue: of torchrun's ranks, one gives it.
 
     Raises:
-        InterruptedRunError: a signal ended it.
-        RunFailedError: it failed; the run says so.
+        InterruptedRunError: a signal ended the run.
+        RunFailedError: the run failed; its manifest notes why.
     """
     try:
         number = launch(run_phases, job, placement, job.config.place)
@@ -122,6 +129,7 @@ def _train(job: Job, placement: Placement, *, speaks: bool = True) -> None:
     except KeyboardInterrupt:  # before training began, or in the middle of a long operation
         raise InterruptedRunError(signal.SIGINT, advice(job.path)) from None
     except RunFailedError as error:
+        # Ranks that were killed leave a manifest that says running.
         note_failure(job.path, error)
         raise
     if number:
@@ -129,6 +137,7 @@ def _train(job: Job, placement: Placement, *, speaks: bool = True) -> None:
 
 
 def _attempt(plan: Callable[[int], Job | Done], world_size: int) -> Job | Done | UserError:
+    """Plan, and return a user's error in place of raising it, so that every rank can raise it."""
     try:
         return plan(world_size)
     except UserError as error:

@@ -1,6 +1,6 @@
-"""Parts cut, split and merged: readers see a table's folder as it was or as it is, whenever the process is killed.
+"""Cuts, splits and merges parts. Readers see a table's folder as it was or as it is, whenever the process is killed.
 
-The new folder is made beside the old one, and the two change places in one step.
+To split or merge, a new folder is made beside the old one, and the two change places in one step.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.schema import Table
 
 _ROW_GROUP = 1 << 13
-"""Rows of a merged part that are in memory at a time."""
+"""Rows after which a piece of a merged part is written."""
 
 
 def cut(folder: Path, step: int, aside: Path) -> int:
-    """Move the parts from ``step`` on into ``aside``, the last one first, so that what stays is always a prefix.
+    """Move the rows from ``step`` on into the folder ``aside``.
+
+    A part that holds steps on both sides is split first. Then whole parts are moved, the last one first: what stays is
+    a prefix of the table at every moment.
 
     Returns:
         the number of parts moved.
+
+    Raises:
+        TraceError: as for `split`.
+        OSError: a part can't be moved.
     """
     split(folder, step)
     late = [part for part in list_parts(folder) if part.last_step >= step]
@@ -53,19 +60,22 @@ def cut(folder: Path, step: int, aside: Path) -> int:
 
 
 def _carry_over(folder: Path, scratch: Path, parts: Sequence[Part]) -> None:
-    """Link into ``scratch`` what else stands in the table's folder: it isn't ours to lose."""
+    """Hard-link into ``scratch`` everything in the table's folder that is no part: it may be the user's."""
     known = {part.path.name for part in parts}
     for path in folder.iterdir():
         if path.name in known or TEMPORARY_PART.fullmatch(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
+            # A folder can't be hard-linked: its files are.
             shutil.copytree(path, scratch / path.name, symlinks=True, copy_function=os.link)
         else:
             os.link(path, scratch / path.name, follow_symlinks=False)
 
 
 def split(folder: Path, step: int) -> None:
-    """Let a part end at ``step``: one that holds steps on both sides becomes two, in one step for readers.
+    """Split each part that straddles ``step`` in two: one of the steps before it, one of ``step`` and those after.
+
+    Readers see the change in one step.
 
     Raises:
         TraceError: a part is damaged, or the file system can't exchange two folders; nothing has been changed.
@@ -77,6 +87,7 @@ def split(folder: Path, step: int) -> None:
     parts = list_parts(folder)
     if not any(part.first_step < step <= part.last_step for part in parts):
         return
+    # Beside the folder, hence on its file system. Readers skip the dot; `leftovers` knows the form.
     scratch = folder.with_name(f".{folder.name}-split-{os.getpid()}")
     try:
         scratch.mkdir()
@@ -90,6 +101,8 @@ def split(folder: Path, step: int) -> None:
             if (first, last) != (part.first_step, part.last_step):
                 what = f"{part.path} holds steps {first} to {last}, which is not what its name says"
                 raise TraceError(f"{what}: {remedy(part.path)}")
+            # Halves of a part in order of parameters keep that order, but no footer notes it: the next `compact` by
+            # parameter sorts them anew.
             schema = schema_of(folder.name)
             for side in (pc.field("step") < step, pc.field("step") >= step):
                 write_part(scratch, schema, rows.filter(side))
@@ -101,6 +114,7 @@ def split(folder: Path, step: int) -> None:
         reason = getattr(error, "strerror", None) or error
         raise TraceError(f"{folder} can't be cut at step {step}: {reason}; nothing is lost") from None
     finally:
+        # After the exchange this is the old folder.
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -114,25 +128,26 @@ def compact(
     run_id: str | None = None,
     places: Exchange | None = None,
 ) -> bool:
-    """Merge neighbouring small parts, where the file system can exchange two folders in one step.
+    """Merge small parts that are neighbours, if the file system can exchange two folders in one step.
 
     Readers see the old folder or the new one, never both or neither, whenever the process is killed.
 
     Args:
-        folder: the table's parts.
+        folder: the table's folder.
         schema: the table.
-        boundaries: steps (of kept checkpoints) that a part may not straddle.
-        target_rows: size of a merged part; parts of half that size are left alone.
-        by_parameter: write every part in order of parameters, so that one's history is read without the others'.
-        run_id: of the run; a table that holds a part of another one, of a later version, or one that can't be read is
-            left as it is, for a check to name.
-        places: whether folders can change places there, where that is known.
+        boundaries: steps of the checkpoints kept; no merged part straddles one.
+        target_rows: the most rows of a merged part. A part of more than half as many isn't merged.
+        by_parameter: write every part in order of parameters, so that one parameter's history is read alone.
+        run_id: the run's run_id; None if unknown. A table with a part of another run, of a later version, or that can't
+            be read is left as it is: a check names what is wrong.
+        places: tells whether folders can change places beside the table's folder; by default that is tried out.
 
     Returns:
         whether anything was changed.
     """
     import pyarrow as pa
 
+    # A training run has one writer: whatever scratch is there, a killed process left it.
     for leftover in folder.parent.glob(f".{folder.name}-compact-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     parts = list_parts(folder)
@@ -141,6 +156,8 @@ def compact(
         counts = [check_footer(part.path, schema.name, run_id).num_rows for part in parts]
         groups = _groups(parts, counts, boundaries, target_rows)
         kept = [len(group) == 1 and (not by_parameter or is_by_parameter(group[0])) for group in groups]
+        # Steps that two parts hold would stand twice in the merged one, where a check can set neither aside. Parts come
+        # in order of their first steps: if any two overlap, two neighbours do.
         overlap = any(before.last_step >= part.first_step for before, part in itertools.pairwise(parts))
         if all(kept) or overlap or not (places or Exchange(folder.parent)).is_possible:
             return False
@@ -152,6 +169,7 @@ def compact(
                 columns = _common_schema(group, schema)
                 pieces = _pieces(group, columns)
                 if by_parameter:
+                    # Sorting needs the whole part in memory.
                     whole = pa.concat_tables(pieces).unify_dictionaries()
                     pieces = iter([whole.take(order_by_parameter(whole))])
                 steps = group[0].first_step, max(part.last_step for part in group)
@@ -168,14 +186,15 @@ def compact(
 
 
 def _common_schema(group: Sequence[Part], table: Table) -> pa.Schema:
-    """Every column of the parts: newer ones may have some that older ones lack.
+    """The columns that any of the parts has: newer parts may have some that older ones lack.
 
     Raises:
-        TraceError: they lack a column that no row is without, or it is of another type.
+        TraceError: the parts lack a required column, or it has another type.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # The metadata of the first schema are kept: the merged part's footer names version, table and run.
     columns, expected = pa.unify_schemas([pq.read_schema(part.path) for part in group]), table.arrow_schema()
     for name in table.required:
         if name not in columns.names or columns.field(name).type != expected.field(name).type:
@@ -184,7 +203,7 @@ def _common_schema(group: Sequence[Part], table: Table) -> pa.Schema:
 
 
 def _pieces(group: Sequence[Part], columns: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of the parts, some `_ROW_GROUP` at a time."""
+    """The rows of the parts in pieces, each complete once it has `_ROW_GROUP` rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -204,6 +223,7 @@ def _pieces(group: Sequence[Part], columns: pa.Schema) -> Iterator[pa.Table]:
 def _joined(tables: Sequence[pa.Table], columns: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
+    # Nulls stand in for columns that some of these tables lack; below, for those that only other pieces have.
     joined = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     for field in columns:
         if field.name not in joined.column_names:
@@ -214,7 +234,10 @@ def _joined(tables: Sequence[pa.Table], columns: pa.Schema) -> pa.Table:
 def _groups(
     parts: Sequence[Part], counts: Sequence[int], boundaries: Sequence[int], target_rows: int
 ) -> list[list[Part]]:
+    """The parts, in order, in groups to be merged; see `compact`."""
     groups: list[list[Part]] = []
+    # A full group takes no further part. Filled from the start, it makes the first part begin a group; a large part
+    # fills its own.
     filled = target_rows
     for part, rows in zip(parts, counts, strict=True):
         crossed = bool(groups) and any(groups[-1][-1].last_step < edge <= part.first_step for edge in boundaries)

@@ -1,4 +1,4 @@
-"""What a reader does with the parts of a table as one Arrow dataset: choose rows, and name the part that is damaged."""
+"""Reads the parts of a table as one Arrow dataset: chooses rows, and names the part that is damaged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def condition_of(
     where: pc.Expression | None, steps: tuple[int, int] | None, parameters: Sequence[str] | None
 ) -> pc.Expression | None:
-    """All of these conditions; None for none."""
+    """All of these conditions, joined by and; None if none is given."""
     import pyarrow.compute as pc
 
     conditions = [] if where is None else [where]
@@ -41,7 +41,12 @@ def without_nulls(table: str, batches: Iterator[pa.RecordBatch], dataset: ds.Dat
 
 
 def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> None:
-    """Refuse rows that lack what no row is without, and name the part."""
+    """Refuse rows of which a required column is null.
+
+    Raises:
+        TraceError: there are some; the message names their part.
+    """
+    # Arrow doesn't hold what it reads to the schema: a column that is not nullable may come with nulls.
     for name in schema_of(table).required:
         if name not in rows.schema.names or not rows.column(name).null_count:
             continue
@@ -52,9 +57,10 @@ def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> N
 
 
 def row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
-    """The row groups that can hold one of ``parameters`` (Arrow itself passes over statistics of dictionaries)."""
+    """The part of a dataset whose row groups can hold one of ``parameters``."""
     import pyarrow.dataset as ds
 
+    # Arrow's own filter leaves the statistics of dictionary columns unused: without this every row group is read.
     fragments = []
     for fragment in dataset.get_fragments():
         metadata = fragment.metadata
@@ -73,26 +79,38 @@ def _may_hold(span: Any, parameters: Sequence[str]) -> bool:
 
 
 def by_step(rows: pa.Table) -> pa.Table:
-    """Rows in order of steps: the parts of a finished run are in order of parameters."""
+    """The rows in order of steps; in the parts of a finished run they are in order of parameters."""
     import numpy as np
 
     steps = rows["step"].to_numpy()
     if (steps[1:] >= steps[:-1]).all():
         return rows
-    return rows.take(np.argsort(steps, kind="stable"))
+    return rows.take(np.argsort(steps, kind="stable"))  # stable: within a step the parameters keep their order
 
 
 def unfound(table: str, paths: Sequence[Path]) -> str:
-    """Which part it is that is listed and yet can't be opened: a link that leads nowhere."""
+    """The message about a part that is listed and yet can't be opened: a link that leads nowhere."""
     path = next((path for path in paths if not path.exists()), paths[0])
     return f"a part of the table {table} leads to a file that isn't there: {path}; {remedy(path)}"
 
 
 def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -> str:
-    """Which part it is that can't be read."""
+    """The message about the part that is damaged.
+
+    Args:
+        run: the run directory.
+        table: name of the table.
+        paths: of its parts.
+        error: what reading them together raised.
+
+    Raises:
+        FileNotFoundError: a part is gone.
+        UnreadableError: the system refuses to read a part.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # An error of Arrow need not name the file: the parts are read one by one.
     schema = schema_of(table).arrow_schema()
     for path in paths:
         try:
@@ -108,6 +126,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:
-    """The table without rows, some of its columns or all."""
+    """The table without rows, with the columns given or all."""
     schema = schema_of(table)
     return schema.arrow_schema().empty_table().select(list(columns or schema.names))

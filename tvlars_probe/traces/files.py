@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut."""
+    """Make the renames in ``folder`` survive a power cut, where the system can."""
     with suppress(OSError, AttributeError):  # some file systems, and Windows, can't open a folder
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -26,38 +26,44 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write(stream)`` fill a temporary file beside ``path``, sync it, and rename it there.
+    """Replace ``path``, in one step, by a file with what ``write(stream)`` writes.
+
+    A temporary file beside ``path`` is written and synced, and then takes its name.
 
     Raises:
         OSError: it can't be written (no space, no permission, ...); ``path`` is as it was.
     """
+    # Beside it, since a rename within one file system is one step. Readers skip the dot; `leftovers` knows the form.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as stream:  # no link that stands there is followed
             write(stream)
             stream.flush()
+            # The content must reach the disk before the name does: a power cut could leave an empty file.
             os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # torch's writer meets a refused write with an assertion of its own.
+        # torch.save answers a refused write with a RuntimeError: the OSError behind it says what happened.
         cause = (error.__cause__ or error.__context__) if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
         if cause.errno is not None:
+            # The user knows the file, not the temporary one.
             cause.filename = str(path)
         raise cause from None
     sync_folder(path.parent)
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Swap two folders' names in one step that no reader can see the middle of.
+    """Swap the names of two folders in one step: no reader sees one of the names missing.
 
     Raises:
-        OSError: the system or the file system can't.
+        OSError: the system or the file system can't do that.
     """
+    # Python wraps no such call: os.replace refuses to put a folder in the place of one that isn't empty.
     if sys.platform not in ("linux", "darwin"):
         raise OSError("this platform can't exchange two folders in one step")
     libc = ctypes.CDLL(None, use_errno=True)
@@ -68,7 +74,7 @@ def exchange(first: Path, second: Path) -> None:
             failed = libc.renameat2(at_cwd, here, at_cwd, there, swap)
         else:
             failed = libc.renamex_np(here, there, swap)
-    except AttributeError:
+    except AttributeError:  # an older C library
         raise OSError(errno.ENOSYS, "the system's library can't exchange two folders", str(second)) from None
     if failed:
         number = ctypes.get_errno()
@@ -76,10 +82,10 @@ def exchange(first: Path, second: Path) -> None:
 
 
 class Exchange:
-    """Whether two folders below one can change places.
+    """Tells whether two folders can change places.
 
     Args:
-        folder: below which; all of it lies on one file system.
+        folder: the folder above both. What lies below it must be on one file system.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +93,7 @@ class Exchange:
 
     @property
     def is_possible(self) -> bool:
-        """Tried out once; a file system that is full or read-only is asked again."""
+        """Whether they can. This is tried once; a file system that was full or refused a write is tried again."""
         try:
             return self._tried
         except OSError:
@@ -95,6 +101,7 @@ class Exchange:
 
     @cached_property
     def _tried(self) -> bool:
+        # Only a trial tells: the C library may know the call and the file system refuse it.
         places = [self.folder / f".exchange-{side}-{os.getpid()}" for side in "ab"]
         try:
             for place in places:
@@ -102,7 +109,7 @@ class Exchange:
             exchange(*places)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise  # that may pass
+                raise  # that may pass, and cached_property keeps no result of a call that raises
             return False
         finally:
             for place in places:

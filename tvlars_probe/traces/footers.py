@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MOST_ROWS = 1 << 23
-"""Rows of one part: the writer makes at most some four million."""
+"""The most rows that a part may claim; the writer's parts have at most some four million."""
 
 MOST_BYTES = 1 << 31
-"""Bytes of one part when uncompressed."""
+"""The most bytes that a part may claim, uncompressed."""
 
 _COPIES = 4
-"""Of rows that are made into a frame, how many are in memory at a time."""
+"""How often each row is in memory at once while rows are made into a frame."""
 
 
 def read_footer(path: Path) -> pq.FileMetaData:
-    """The footer of a part; nothing else of it is read.
+    """Read the footer of a part, and nothing else of it.
 
     Raises:
         FileNotFoundError: there is no such file (a part may be merged into another meanwhile).
-        UnreadableError: the system refuses.
+        UnreadableError: the system refuses to read it.
         TraceError: it is no parquet file, or claims more than a part can hold.
     """
     import pyarrow as pa
@@ -51,8 +51,10 @@ def read_footer(path: Path) -> pq.FileMetaData:
         refuse_unreadable(path, error)
         reason = "it is empty" if not path.stat().st_size else _first_line(error)
         raise TraceError(f"{path} is damaged ({reason}): {remedy(path)}") from None
+    # The file, its row groups and their columns each claim a number of their own, and a reader may trust any of them.
     rows = max(footer.num_rows, sum(group.num_rows for group in groups), *(_values(group) for group in groups), 0)
     size = sum(group.total_byte_size for group in groups)
+    # The number is stored with a sign, and a forged one may be negative.
     if footer.num_rows < 0 or rows > MOST_ROWS or size > MOST_BYTES:
         raise TraceError(
             f"{path} claims {rows:,} rows in {size:,} bytes, more than a part can hold ({MOST_ROWS:,} rows): "
@@ -62,21 +64,26 @@ def read_footer(path: Path) -> pq.FileMetaData:
 
 
 def rows_in_memory(row_bytes: int) -> int:
-    """How many rows of so many bytes this machine's memory can hold while they are made into a frame."""
+    """The number of rows that this machine's memory holds while they are made into a frame.
+
+    Args:
+        row_bytes: bytes of one row.
+    """
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return 1 << 31
     return memory // (_COPIES * row_bytes)
 
 
 def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMetaData:
-    """`read_footer` of a part of ``table`` (and of the run ``run_id``, where that is known).
+    """Read the footer of a part, and check that it belongs to ``table`` (and to the run ``run_id``, if that is given).
 
     Raises:
         FileNotFoundError: there is no such file.
-        LaterVersionError: it is of a later version.
-        TraceError: it is damaged, another table's, or another run's.
+        UnreadableError: the system refuses to read it.
+        LaterVersionError: it has a later schema version.
+        TraceError: it is damaged, or belongs to another table or run.
     """
     footer = read_footer(path)
     about = describe(footer)
@@ -88,6 +95,7 @@ def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMe
         raise LaterVersionError(
             f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
         )
+    # A part whose footer names no run may belong to any.
     other = about.get("run_id")
     if run_id is not None and other is not None and other != run_id:
         raise TraceError(f"{path} belongs to another run, {other}: {remedy(path)}")
@@ -95,7 +103,7 @@ def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMe
 
 
 def describe(footer: pq.FileMetaData) -> dict[str, Any] | None:
-    """What the writer noted in a footer: schema_version, table, run_id; None where another program wrote it."""
+    """What the writer noted in a footer: schema_version, table, run_id. None if another program wrote the part."""
     try:
         about = json.loads((footer.metadata or {})[b"tvlars_probe"])
     except (KeyError, ValueError):
@@ -104,11 +112,11 @@ def describe(footer: pq.FileMetaData) -> dict[str, Any] | None:
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse what is there but is no plain file: opening a FIFO would wait for ever.
+    """Refuse a path that is no plain file: opening a FIFO would wait for ever.
 
     Raises:
         FileNotFoundError: nothing is there.
-        UnreadableError: the system refuses.
+        UnreadableError: the system refuses to look at it.
         TraceError: it is a folder, a FIFO, a device, ...
     """
     try:
@@ -122,9 +130,9 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_unreadable(path: Path, error: BaseException) -> None:
-    """Raise where ``error`` is the system's refusal (permission, disk, open files) and not damage.
+    """Raise if ``error`` is a refusal of the system (permission, disk, too many open files) and not damage.
 
-    Arrow tells of damage by errors without a number.
+    Arrow's errors carry the system's error number for a refusal, and none for damage.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -132,17 +140,20 @@ def refuse_unreadable(path: Path, error: BaseException) -> None:
     """
     if isinstance(error, FileNotFoundError):
         raise error
+    # A folder under the name of a part is damage: it can be set aside.
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, IsADirectoryError):
         raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
 
 
 def remedy(path: Path) -> str:
-    """What to do about a damaged file of a run."""
+    """The advice about a damaged file of a run."""
+    # A table's folder stands in trace/ or sharpness/, or in the run itself (landscape).
     run = next((folder.parent for folder in path.parents if folder.name in ("trace", "sharpness")), path.parents[1])
     return f"'tvlars-probe check {shlex.quote(str(run))} --repair' sets it aside"
 
 
 def _values(group: Any) -> int:
+    """The largest number of values that a column of a row group claims."""
     return max((group.column(index).num_values for index in range(group.num_columns)), default=0)
 
 

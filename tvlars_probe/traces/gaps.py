@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Steps of a table.
+    """Successive steps of a table.
 
     Attributes:
-        table: its name.
-        first_step: the first of them.
-        last_step: the last of them; None for all that follow.
+        table: name of the table.
+        first_step: the first step.
+        last_step: the last step; None if the stretch has no end.
     """
 
     table: str
@@ -26,15 +26,15 @@ class Stretch:
 
     @property
     def end(self) -> int:
-        """The last step, as a number that every step is at most where there is none."""
+        """The last step; without one, a number that no step exceeds."""
         return sys.maxsize if self.last_step is None else self.last_step
 
     def covers(self, other: Stretch) -> bool:
-        """Whether the other one lies in this one."""
+        """Whether all steps of the other stretch are also in this one."""
         return self.table == other.table and self.first_step <= other.first_step and self.end >= other.end
 
     def length(self, total: int) -> int:
-        """Number of its steps, of a run of ``total``."""
+        """The number of steps, in a run of ``total`` steps."""
         return (total - 1 if self.last_step is None else self.last_step) - self.first_step + 1
 
 
@@ -43,23 +43,24 @@ class Gap(Stretch):
     """Steps that a table lacks.
 
     Attributes:
-        reason: why.
+        reason: why they are lacking.
     """
 
     reason: str
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Gap:
-        """A gap as it stands in a manifest."""
+        """Make a gap of what a manifest holds."""
         return cls(stored["table"], stored["first_step"], stored["last_step"], stored["reason"])
 
     def before(self, step: int) -> Gap | None:
-        """What of it lies before ``step``; None if nothing does."""
+        """The part of the gap before ``step``; None if there is none."""
         return None if self.first_step >= step else replace(self, last_step=min(self.end, step - 1))
 
 
 def holes(spans: Iterable[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """The stretches of steps from ``first`` to ``last`` that none of the spans covers; a span's ends belong to it."""
+    """The stretches of steps from ``first`` to ``last`` that no span covers. All ends are inclusive."""
+    # At each turn ``first`` is the first step that the spans so far leave open.
     for start, end in sorted(spans):
         if first < start and first <= last:
             yield first, min(start - 1, last)

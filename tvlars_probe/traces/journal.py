@@ -1,4 +1,4 @@
-"""The writing side of a run: its directory held, its manifest kept true, its tables appended to."""
+"""The writing side of a run: it holds the run directory, saves the manifest, and adds rows to the tables."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 
 _MOST_BOUNDARIES = 16
+"""How many steps, the latest ones, `Journal.end_parts_at` remembers."""
 
 
 class Journal:
-    """A run being written; one process holds it. Made by `create` or `resume`.
+    """A run that is being written, and that one process holds. `create` and `resume` make it.
 
     Attributes:
-        manifest: saved with every flush.
-        boundaries: steps of the checkpoints kept; parts of the trace don't straddle them.
+        path: the run directory.
+        manifest: the run's manifest, saved with every flush.
+        boundaries: steps of the checkpoints kept; merging makes no part that straddles one.
     """
 
     def __init__(self, directory: RunDirectory, manifest: Manifest) -> None:
@@ -43,26 +45,29 @@ class Journal:
         """Begin a run in a new folder.
 
         Raises:
-            RunDirectoryError: something is there, or it can't be written.
+            RunDirectoryError: something is there already, or the folder can't be written.
         """
         return cls(RunDirectory.create(path), manifest)
 
     @classmethod
     def resume(cls, path: Path, manifest: Manifest, step: int, epochs_from: int | None = None) -> Self:
-        """Continue a run after ``step`` updates; later rows are set aside, ``manifest`` takes over its history.
+        """Continue a run after ``step`` updates. Later rows are set aside.
 
         Args:
             path: the run directory.
-            manifest: of the run as it goes on.
-            step: number of updates.
+            manifest: the manifest from now on; it takes over the history of the one that is there.
+            step: number of updates that the run keeps.
             epochs_from: as for `RunDirectory.cut_back`.
 
         Raises:
             RunDirectoryError: there is no run, another process writes to it, or it can't be written.
+            TraceError: a part that must be split is damaged.
         """
         directory = RunDirectory.take_over(path)
         try:
             manifest.continue_from(Manifest.load(path), step)
+            # run.json is saved only later (`begin_segment`). A kill in between leaves a run.json that names steps which
+            # are set aside; a check recognises that by the folder which the cut makes in aside/.
             directory.cut_back(step, epochs_from)
             _note_lost(path, manifest, step)
         except BaseException:
@@ -73,30 +78,39 @@ class Journal:
         return journal
 
     def end_parts_at(self, step: int) -> None:
-        """Keep a state to which the run may be cut back: parts aren't merged across it. The last few are kept."""
+        """Keep parts from being merged across ``step``, a state to which the run may be cut back.
+
+        Only the last `_MOST_BOUNDARIES` such steps count.
+        """
+        # The cut then moves whole parts and has none to split.
         self.boundaries = sorted({*self.boundaries, step})[-_MOST_BOUNDARIES:]
 
     def begin_segment(self, first_step: int, **machine: Any) -> None:
-        """Note where, when and with what this stretch of the run begins."""
+        """Note in the manifest where and when this stretch of the run begins, and on what machine.
+
+        Args:
+            first_step: the first step of the stretch.
+            machine: further facts: device, threads, ranks.
+        """
         self.manifest.status = "running"
         self.manifest.segments.append({"first_step": first_step, "last_step": None, **environment(), **machine})
         with self.writing():
             self.manifest.save(self.path)
 
     def release(self) -> None:
-        """Let go of the run as it is."""
+        """Let go of the run and leave it as it is."""
         self._directory.release()
 
     def abandon(self) -> None:
-        """Leave a run in which nothing was recorded; its directory goes too."""
+        """Let go of a run in which nothing was recorded, and remove its directory."""
         self._directory.abandon()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """What happens inside writes into the run.
+        """Guard a block that writes into the run.
 
         Raises:
-            StorageError: the directory has vanished, or the file system refuses.
+            StorageError: the directory has vanished, or the file system refuses a write.
         """
         if not self._directory.is_there:
             raise StorageError(
@@ -105,7 +119,7 @@ class Journal:
             )
         try:
             yield
-        except StorageError:
+        except StorageError:  # an OSError too, whose message is complete
             raise
         except OSError as error:
             when = "when there is room again, " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
@@ -119,7 +133,11 @@ class Journal:
         self._writer.append(table, columns)
 
     def append_epoch(self, row: Mapping[str, Any]) -> None:
-        """Add one row to the table ``epochs`` and keep it as the manifest's final metrics."""
+        """Add one row to the table ``epochs``, and keep it as the manifest's final metrics.
+
+        Raises:
+            UserError: the table has no such column.
+        """
         known = EPOCHS.names
         if strange := sorted({*row} - {*known}):
             raise UserError(f"the table epochs has no column {', '.join(strange)} (known: {', '.join(known)})")
@@ -140,6 +158,7 @@ class Journal:
             steps: updates made so far.
         """
         with self.writing():
+            # Rows before the manifest: whatever step run.json names is on disk in all tables.
             self._writer.flush(self.boundaries)
             segment = self.manifest.segments[-1]
             segment["last_step"] = steps - 1 if steps > segment["first_step"] else None
@@ -149,8 +168,12 @@ class Journal:
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Save the final status and let go of the directory.
 
-        The parts of a run that has come to its end are compacted; one that was stopped will be continued, and is left
-        as it is so that stopping is quick.
+        A run that has come to its end is compacted. One that was stopped will be continued: its parts are left as they
+        are, which makes stopping quick.
+
+        Args:
+            status: one of `tvlars_probe.traces.manifest.STATUSES`.
+            error: what ended the run; the manifest notes it.
         """
         try:
             self.manifest.status = status
@@ -165,14 +188,17 @@ class Journal:
 
 
 def _note_lost(path: Path, manifest: Manifest, step: int) -> None:
-    """Note as gaps the steps before ``step`` that no part of the trace holds and of which nothing says why."""
+    """Note as gaps the steps before ``step`` that no part of the trace holds, unless the manifest accounts for them."""
+    # The parts' names are enough: no row is read.
     spans = {
         table: [(part.first_step, part.last_step) for part in list_parts(path / "trace" / table)]
         for table in ("steps", "layers", "epochs")
     }
+    # The table steps has a row for every step, so its holes are losses. In layers a hole may mean that nothing was due.
     known = [(gap.first_step, gap.end) for gap in manifest.gaps if gap.table == "steps"]
     for first, last in [*holes([*spans["steps"], *known], 0, step - 1)]:
         for table, held in spans.items():
-            unknown = table == "epochs" and last < step - 1  # whether an epoch ended there
+            # Within the trace nothing tells whether an epoch ended in the hole.
+            unknown = table == "epochs" and last < step - 1
             if not unknown and not any(low <= last and high >= first for low, high in held):
                 manifest.gaps.append(Gap(table, first, last, "not there when the run was continued"))

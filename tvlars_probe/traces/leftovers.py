@@ -1,4 +1,4 @@
-"""What killed processes left half done in a run, by the names that are given to it."""
+"""Removes what killed processes left half done in a run. It is recognised by its name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from tvlars_probe.traces.schema import TABLES
 if TYPE_CHECKING:
     from pathlib import Path
 
+# The names that `replace_file` gives a manifest or checkpoint in the making, and `compaction` a folder in the making.
 _REPLACED = re.compile(r"\.(?:run\.json|step-\d+\.pt)\.\d+\.tmp")
 _SCRATCH = re.compile(rf"\.(?:{'|'.join(TABLES)})-(?:split|compact)-\d+")
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process left half done in a run: nobody else may be writing there.
+    """Remove what a killed process left half done in a run. The caller must hold the run.
 
-    Only what bears a name that is made here goes, and no link is followed.
+    Only what has a name that this package gives to unfinished work is removed, and no link is followed.
     """
+    # Each folder is listed as a whole first, since its entries are removed meanwhile.
     for home in (run, run / "checkpoints"):
         for file in [*home.iterdir()] if home.is_dir() and not home.is_symlink() else []:
             if _REPLACED.fullmatch(file.name):

@@ -1,4 +1,4 @@
-"""run.json: what a run is, how far it came, and on which machine."""
+"""The manifest, ``run.json``: what a run is, how far it came, and on which machine."""
 
 from __future__ import annotations
 
@@ -27,46 +27,47 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "run.json"
+# Fields in which the names of non-finite floats become floats again. Elsewhere "inf" and "nan" stay text, as in notes.
 _WITH_RATES = {"peak_lr", "phases", "groups", "best", "config"}
 MOST_BYTES = 1 << 26
-"""Of a manifest: one of a thousand tensors has some 300,000."""
+"""The most bytes that a manifest may have. One of a model of a thousand tensors has some 300,000."""
 
 _REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
 STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
-"""What a manifest can say; a run that says running while nobody holds its lock is shown as killed."""
+"""What a manifest's status can be. A run that says running while nobody holds its lock is shown as killed."""
 
 
 @dataclass(kw_only=True)
 class Manifest:
-    """The manifest of a run; what isn't known is None or empty.
+    """The manifest of a run. What isn't known is None or empty.
 
     Attributes:
-        run_id: unique name of the run, the trace's column ``run``.
-        schema_version: of the tables and of this file.
+        run_id: unique name of the run; the column ``run`` holds it.
+        schema_version: version of the tables and of this file.
         config_id: hash of the settings that change the numbers.
-        created: UTC time, ISO 8601.
+        created: when the run began: UTC, ISO 8601.
         status: one of `STATUSES`.
         command: the command line.
         config: the whole configuration.
-        seed: of everything random.
+        seed: seed of everything random.
         data: name, sizes of the parts, number of classes, image shape, fingerprint.
         model: name, number of parameters.
-        batch_size: global batch of one update.
-        micro_batches: pieces in which a rank computes its share.
-        world_size: ranks.
+        batch_size: samples of one update, over all ranks.
+        micro_batches: number of pieces in which a rank computes its share of the batch.
+        world_size: number of ranks.
         bn_batch_size: samples over which BatchNorm takes its statistics.
         steps_per_epoch: updates per epoch.
         total_steps: updates of the whole run.
         peak_lr: largest learning rate of the schedule.
-        phases: in order, each one's first step, epochs, steps per epoch, batch size, schedule and peak rate; the
-            figures above are the first one's.
-        groups: per parameter group, what its optimizer does to it, and in which phase.
+        phases: first step, epochs, steps per epoch, batch size, schedule and peak rate of each phase, in order. The
+            figures above are those of the first phase.
+        groups: per parameter group, its phase and what its optimizer does to it.
         parameters: per phase, the table of parameters.
-        segments: per uninterrupted stretch, its steps, times and environment.
-        finding: a non-finite loss: first bad step and first bad tensor.
+        segments: per uninterrupted stretch of the run, its steps, times and environment.
+        finding: the first step whose loss, or a recorded norm, was not finite, and the first bad tensor in it.
         notes: what else a reader of the numbers should know.
-        gaps: stretches that a table lacks, and why.
+        gaps: stretches of steps that a table lacks, and why.
         best: step, metric and value of the best checkpoint.
         best_test_acc1: highest top-1 test accuracy of any epoch.
         final: the last epoch's metrics.
@@ -101,36 +102,49 @@ class Manifest:
     final: dict[str, Any] = field(default_factory=dict)
 
     def continue_from(self, before: Manifest, step: int) -> None:
-        """Take over the history of the same run up to ``step``, and whatever hasn't been given anew."""
+        """Take over an earlier manifest of the same run.
+
+        The run's history up to ``step`` is taken over, and every field that is empty here.
+
+        Args:
+            before: the earlier manifest.
+            step: number of updates that the run keeps.
+        """
         history = ("run_id", "created", "segments", "notes", "gaps", "best", "best_test_acc1", "final")
         for f in dataclasses.fields(self):
             if f.name in history or getattr(self, f.name) in (None, {}, []):
                 setattr(self, f.name, getattr(before, f.name))
+        # From ``step`` on the run is recorded anew: what was lacking or not finite there says nothing any more.
         self.gaps = [early for gap in self.gaps if (early := gap.before(step)) is not None]
         if self.finding is not None and self.finding.get("step", 0) >= step:
             self.finding = None
 
     def save(self, folder: Path) -> None:
-        """Replace ``folder/run.json`` in one step."""
+        """Replace ``folder/run.json`` in one step.
+
+        Raises:
+            OSError: it can't be written; the file is as it was.
+        """
+        # A path that is no UTF-8 holds lone surrogates. backslashreplace spells them as JSON's own escapes: \udc80.
         replace_file(folder / FILE_NAME, lambda stream: stream.write(self.to_json().encode(errors="backslashreplace")))
 
     def to_json(self) -> str:
-        """All of it, as text."""
+        """The whole manifest as JSON."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read ``folder/run.json``; fields of later versions are passed over.
+        """Read ``folder/run.json``. Unknown fields are passed over.
 
         Raises:
-            UnreadableError: the system refuses.
-            LaterVersionError: it is of a later schema.
+            UnreadableError: the system refuses to read it.
+            LaterVersionError: it has a later schema version.
             RunDirectoryError: there is none, or it is damaged.
         """
         path = folder / FILE_NAME
         try:
             about = path.stat()
-            if not stat.S_ISREG(about.st_mode):  # a FIFO would be waited for
+            if not stat.S_ISREG(about.st_mode):  # opening a FIFO would wait for ever
                 raise RunDirectoryError(f"{path} is no plain file; {_REMEDY}")
             if about.st_size > MOST_BYTES:
                 raise RunDirectoryError(
@@ -146,16 +160,17 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, path: Path) -> Manifest:
-        """What `to_json` wrote; fields of later versions are passed over.
+        """Make a manifest of what `to_json` gave. Unknown fields are passed over.
 
         Args:
-            text: of the manifest.
-            path: of the file it was read from, for messages.
+            text: the JSON.
+            path: the file that it was read from, for messages.
 
         Raises:
-            LaterVersionError: it is of a later schema.
+            LaterVersionError: it has a later schema version.
             RunDirectoryError: it is damaged.
         """
+        # Text that is nested deep enough exhausts the parser's stack.
         try:
             content = json.loads(text, parse_int=_integer)
         except (ValueError, RecursionError) as error:
@@ -167,6 +182,7 @@ class Manifest:
             raise LaterVersionError(
                 f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
             )
+        # A stored gap is a dict and no `Gap` yet: `ManifestEntries` has its shape.
         stored = {name: value for name, value in content.items() if name != "gaps"}
         if wrong := mismatches(cls, stored) or mismatches(ManifestEntries, content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
@@ -177,14 +193,19 @@ class Manifest:
 
 
 def _integer(digits: str) -> int:
-    """An integer of JSON; steps, sizes and seeds have 64 bits at most."""
+    """Parse an integer of JSON: steps, sizes and seeds have 64 bits at most.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    # The number of digits comes first, since int() takes long for very many.
     if len(digits) > 20 or not -(1 << 63) <= (value := int(digits)) < 1 << 64:
         raise ValueError(f"the integer {digits[:24]}... is too large" if len(digits) > 24 else f"{digits} is too large")
     return value
 
 
 def _finite_or_not(value: Any) -> Any:
-    """Floats that JSON doesn't know, back from their names."""
+    """The value with the names of non-finite floats turned into floats, at any depth."""
     if isinstance(value, dict):
         return {key: _finite_or_not(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -198,7 +219,7 @@ def now() -> datetime:
 
 
 def environment() -> dict[str, Any]:
-    """Host, process and versions, for a segment of the manifest."""
+    """Start time, host, process and versions, for a segment of the manifest."""
     return {
         "start": now().isoformat(timespec="seconds"),
         "host": socket.gethostname(),
@@ -211,6 +232,7 @@ def environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    # The loaded module is what runs; the installed package may be another copy. torch's version is a subclass of str.
     loaded = sys.modules.get(package.replace("-", "_"))
     if loaded is not None and isinstance(version := getattr(loaded, "__version__", None), str):
         return str(version)
@@ -221,7 +243,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Revision of the code that is being run, where the working directory is a git checkout."""
+    """The revision that is checked out in the working directory; None if that is no git checkout."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -236,13 +258,14 @@ def _git_revision() -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinities and no NaN: they become strings ("inf", "nan")."""
+    """The value as JSON can hold it. inf and NaN, which JSON lacks, become strings ("inf", "nan")."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    # `_integer` would refuse it when the manifest is read.
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):

@@ -1,8 +1,10 @@
-"""What stands inside a manifest's fields: the shape of their entries, which a manifest is checked against when read.
+"""The entries of a manifest's fields, against which a manifest is checked when it is read.
 
-Entries may hold more than is named here; what is named is of the type given, and what is required is there. Annotations
-are evaluated in this module: as strings they would hide from `TypedDict` what is not required.
+What is required must be there, and what is named must have the type given. Entries may hold more.
 """
+
+# No "from __future__ import annotations" here: it makes strings of annotations, and TypedDict would take every key for
+# required.
 
 from typing import Any, NotRequired, TypedDict
 
@@ -37,14 +39,14 @@ class PhaseEntry(TypedDict):
 
 
 class MomentumEntry(TypedDict):
-    """An optimizer's momentum."""
+    """An optimizer's momentum: its form and its factor β."""
 
     form: str
     beta: float
 
 
 class GroupEntry(TypedDict):
-    """A parameter group: what its optimizer does to it."""
+    """A parameter group, and what its optimizer does to it."""
 
     optimizer: str
     phase: NotRequired[str]
@@ -82,7 +84,7 @@ class SegmentEntry(TypedDict):
 
 
 class FindingEntry(TypedDict):
-    """What was not finite."""
+    """The first step with something that was not finite, and the first bad tensor in it."""
 
     step: int
     loss: float | None
@@ -91,7 +93,7 @@ class FindingEntry(TypedDict):
 
 
 class GapEntry(TypedDict):
-    """A stretch that a table lacks."""
+    """A stretch of steps that a table lacks."""
 
     table: str
     first_step: int
@@ -108,7 +110,7 @@ class BestEntry(TypedDict):
 
 
 class ManifestEntries(TypedDict, total=False):
-    """The manifest's fields that have entries."""
+    """The fields of a manifest that have entries."""
 
     data: DataEntry | None
     model: ModelEntry | None

@@ -1,7 +1,7 @@
 """A table on disk: a folder of parquet parts, each complete from the moment it can be seen.
 
-Parts are written under a name that starts with a dot, which readers skip, then synced and renamed. Their names hold
-the first and the last step.
+A part is written under a name that starts with a dot, which readers skip. It is then synced and renamed. Its final name
+holds its first and its last step.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.schema import Table
 
 _GROUP_BY_PARAMETER = 1 << 14
+"""Rows of a row group in a part that is in order of parameters."""
 
+# At least ten digits, so that a listing by name is in order of steps. The last number tells apart parts of equal steps.
 _PART = re.compile(r"part-(\d{10,19})-(\d{10,19})(?:-\d+)?\.parquet")
 TEMPORARY_PART = re.compile(rf"\.{_PART.pattern}\.\d+\.tmp")
-"""Name of a part that is being written."""
+"""Name of a part that is being written, as `tvlars_probe.traces.files.replace_file` makes it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,21 +42,30 @@ class Part:
 
 
 def list_parts(folder: Path) -> list[Part]:
-    """The complete parts of a table in order of their steps; files of other names are none."""
+    """The complete parts of a table, in order of their steps. Files with other names are passed over."""
     if not folder.is_dir():
         return []
+    # Nineteen digits can exceed int64, the type of a step.
     matches = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
     return sorted(Part(int(m[1]), int(m[2]), path) for path, m in matches if m and int(m[2]) < 1 << 63)
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:
-    """Write ``rows`` (not empty, in order of steps) as one more part of the table.
+    """Write ``rows`` as one more part of the table.
 
-    With ``by_parameter`` they are put in order of parameters first and of steps within each, in row groups so small
-    that one parameter's history is a fraction of the part; the footer says so.
+    Args:
+        folder: the table's folder.
+        schema: the table.
+        rows: at least one.
+        by_parameter: put the rows in order of parameters, and of steps within each. Row groups are then so small that
+            one parameter's history is a fraction of the part. The footer notes the order.
+
+    Returns:
+        the part.
     """
     import pyarrow.compute as pc
 
+    # Not the first and the last row's: halves of a split part may be in order of parameters.
     first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
     rows = rows.take(order_by_parameter(rows)) if by_parameter else rows
     return write_pieces(folder, schema, (first, last), rows.schema, [rows], by_parameter=by_parameter)
@@ -69,18 +80,33 @@ def write_pieces(
     *,
     by_parameter: bool = False,
 ) -> Path:
-    """Write the pieces, in order, as one part; only one of them is in memory at a time."""
+    """Write pieces of a table, in the order given, as one part. Only one of them is in memory at a time.
+
+    Args:
+        folder: the table's folder.
+        schema: the table.
+        steps: the first and the last step of all pieces.
+        columns: the Arrow schema of each piece.
+        pieces: the rows.
+        by_parameter: the rows are in order of parameters; the footer notes it.
+
+    Returns:
+        the part.
+    """
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
     stem, copy = f"part-{steps[0]:010d}-{steps[1]:010d}", 1
     path = folder / f"{stem}.parquet"
+    # The same steps may be recorded more than once, by measurements after training: no part replaces another.
     while path.exists():
         copy += 1
         path = folder / f"{stem}-{copy}.parquet"
+    # zstd packs floats tighter with their bytes grouped by significance, and steps and times stored as differences.
     encodings = dict.fromkeys(schema.of_type("float32", "float64"), "BYTE_STREAM_SPLIT")
     encodings |= dict.fromkeys(schema.of_type("int64", "time"), "DELTA_BINARY_PACKED")
     names = columns.names
+    # This sorts nothing: it notes the order for `is_by_parameter`. Parameters follow the model, not the alphabet.
     sorting = [pq.SortingColumn(names.index(name)) for name in ("parameter", "step")] if by_parameter else None
 
     def fill(stream: IO[bytes]) -> None:
@@ -100,25 +126,27 @@ def write_pieces(
 
 
 def order_by_parameter(rows: pa.Table) -> NDArray[np.int64]:
-    """Where the rows go, in order of parameters first and of steps within each."""
+    """The indices that put rows in order of parameters, and of steps within each parameter."""
     import numpy as np
 
     steps, parameters = rows["step"].to_numpy(), _indices(rows["parameter"])
+    # Where steps ascend already, a stable sort by parameter keeps them so. NumPy sorts 16-bit integers by radix.
     if len(parameters) and parameters.max() < 1 << 16 and (steps[1:] >= steps[:-1]).all():
-        return np.argsort(parameters.astype(np.uint16), kind="stable")  # by radix, in a fraction of the time
+        return np.argsort(parameters.astype(np.uint16), kind="stable")  # in a fraction of the time
     return np.lexsort((steps, parameters))
 
 
 def _indices(names: pa.ChunkedArray[Any]) -> NDArray[np.int32]:
-    """The dictionary's indices of a column of names: they follow the model's order, not the alphabet's."""
+    """The dictionary indices of a column of names. They follow the model's order, not the alphabet's."""
     import numpy as np
 
+    # Chunks have dictionaries of their own: only one dictionary for all makes their indices comparable.
     chunks: list[Any] = names.unify_dictionaries().chunks
     return np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
 
 
 def is_by_parameter(part: Part) -> bool:
-    """Whether a part's rows are in order of parameters."""
+    """Whether a part's footer says that its rows are in order of parameters."""
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(part.path)
@@ -126,8 +154,9 @@ def is_by_parameter(part: Part) -> bool:
 
 
 def run_ids(trace: Path) -> list[str]:
-    """The run of each part below a run's ``trace``, as its footer tells it; of parts that can be read."""
+    """The run_id of every part below a run's ``trace``, from its footer. Parts that can't be read are left out."""
     found: list[str] = []
+    # A hidden folder is scratch of a merge or a split: its rows stand in the table's folder too.
     for part in (part for folder in sorted(trace.glob("[!.]*")) for part in list_parts(folder)):
         try:
             about = describe(read_footer(part.path)) or {}

@@ -1,4 +1,4 @@
-"""A run's trace as pandas frames, with columns and rows chosen before they are read."""
+"""Reads a run's trace as pandas frames. Columns and rows are chosen before they are read."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH_ROWS = 1 << 17
-_ATTEMPTS = 5  # a part may be merged into another between being listed and being opened
+"""Rows that are handed on at a time."""
+
+_ATTEMPTS = 5
+"""How often the parts are listed at most: a part that is listed may be merged into another before it is opened."""
 
 
 class Frames(ABC):
-    """The tables of one run or several as pandas frames. Subclasses say where the rows are: `frame`."""
+    """The tables of one run or several as pandas frames. A subclass says in `frame` where the rows are."""
 
     @abstractmethod
     def frame(
@@ -56,14 +59,15 @@ class Frames(ABC):
         """Rows of a table in order of steps.
 
         Args:
-            table: its name in the schema.
-            columns: which columns, all by default.
-            steps: first and last step wanted, both included.
+            table: name of the table.
+            columns: the columns wanted, all by default.
+            steps: the first and the last step wanted, both included.
             parameters: names of the parameters wanted (tables with a column ``parameter``).
             where: any other condition, a `pyarrow.compute` expression.
 
         Raises:
-            TraceError: a column isn't in the trace, or a part is damaged.
+            UserError: there is no such table or column.
+            TraceError: the trace lacks a column, a part is damaged, or memory can't hold the rows.
         """
 
     def layers(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
@@ -84,12 +88,16 @@ class Frames(ABC):
 
 
 class Trace(Frames):
-    """What is recorded of a run, in any state: being written, finished, killed, or by an older version.
+    """The trace of a run in any state: being written, finished or killed, also by an older version.
 
     Attributes:
-        path: its directory.
-        name: of its directory; who opens several adds folders above it to those of one name.
-        manifest: its manifest as it was when this object was made.
+        path: the run directory.
+        name: name of the run directory. Where several runs share a name, `tvlars_probe.runs.open_runs` puts folders
+            above it in front.
+        manifest: the run's manifest as it was when this object was made.
+
+    Raises:
+        RunDirectoryError: there is no run, or its manifest can't be read.
     """
 
     def __init__(self, path: StrPath) -> None:
@@ -101,7 +109,7 @@ class Trace(Frames):
 
     @property
     def status(self) -> str:
-        """running, completed, diverged, interrupted, failed or killed."""
+        """The run's status now: running, completed, diverged, interrupted, failed or killed."""
         return status(self.path, self.manifest)
 
     def parameters(self, phase: str | None = None) -> pd.DataFrame:
@@ -123,8 +131,9 @@ class Trace(Frames):
     ) -> pd.DataFrame:
         schema = schema_of(table)
         for column in columns or ():
-            schema[column]
+            schema[column]  # raises if there is no such column
         wanted, condition = list(columns or schema.names), condition_of(where, steps, parameters)
+        # Only this table is ever out of order, and sorting it takes its steps.
         read_columns = [*wanted, *({"step"} - {*wanted})] if table == "layers" else wanted
 
         def read(dataset: ds.Dataset | None) -> pa.Table:
@@ -148,20 +157,22 @@ class Trace(Frames):
         *,
         steps: tuple[int, int] | None = None,
     ) -> T:
-        """Hand the rows of a table to ``use``, a batch at a time, so that they are never all there.
+        """Hand the rows of a table to ``use`` in batches: they are never all in memory.
 
-        They come in order of steps, those of a finished run's ``layers`` in order of parameters.
-
-        ``use`` is called again from the start if parts are merged while it reads.
+        Rows come in order of steps, but those of a finished run's ``layers`` in order of parameters. ``use`` is called
+        again from the start if parts are merged while it reads.
 
         Args:
-            table: its name in the schema.
-            columns: which columns.
-            use: what is made of the batches; its result is handed back.
-            steps: first and last step wanted, both included.
+            table: name of the table.
+            columns: the columns wanted.
+            use: makes something of the batches.
+            steps: the first and the last step wanted, both included.
+
+        Returns:
+            what ``use`` returned.
 
         Raises:
-            TraceError: a column isn't in the trace, or a part is damaged.
+            TraceError: the trace lacks a column, or a part is damaged.
         """
         wanted, condition = list(columns), condition_of(None, steps, None)
 
@@ -174,26 +185,39 @@ class Trace(Frames):
                 batch_size=_BATCH_ROWS,
                 batch_readahead=2,
                 fragment_readahead=1,
-                use_threads=False,  # they would run ahead of the reader, and hold what they read
+                use_threads=False,  # threads would run ahead of the reader, and hold what they read
             )
             return use(without_nulls(table, found, dataset))
 
         return self._with_parts(table, wanted, read)
 
     def _with_parts(self, table: str, columns: list[str], read: Callable[[ds.Dataset | None], T]) -> T:
-        """What ``read`` makes of the table's parts, None where there are none; again where they changed meanwhile."""
+        """Hand the table's parts to ``read`` as one dataset, and return what it makes of them.
+
+        Args:
+            table: name of the table.
+            columns: the columns that must be in the trace.
+            read: gets None if there are no parts. It is called again if parts vanish meanwhile, in a merge.
+
+        Raises:
+            TraceError: a column is missing, or a part is damaged.
+            UnreadableError: the system refuses to read a part.
+        """
         import pyarrow as pa
         import pyarrow.dataset as ds
 
+        # Recorded in training, measured at checkpoints, or (landscape) in a folder of the run itself.
         folders = [self.path / home / table for home in ("trace", "sharpness", ".")]
         for attempt in range(_ATTEMPTS):
             paths = [part.path for folder in folders for part in list_parts(folder)]
             if not paths:
                 return read(None)
             try:
+                # All footers are checked before any row is read: parts may be a stranger's.
                 footers = [check_footer(path, table, self.manifest.run_id) for path in paths]
                 there = [{*footer.schema.to_arrow_schema().names} for footer in footers]
                 self._refuse_missing(table, columns, {*there[0]}.intersection(*there))
+                # With the table's own schema, columns that an older part lacks come as nulls.
                 schema = schema_of(table).arrow_schema()
                 return read(ds.dataset([*map(str, paths)], schema=schema, format="parquet"))
             except FileNotFoundError:
@@ -206,9 +230,13 @@ class Trace(Frames):
     def _refuse_too_many(
         self, table: str, columns: Sequence[str], dataset: ds.Dataset, condition: pc.Expression | None
     ) -> None:
-        """Refuse rows that memory can't hold: few bytes on disk may stand for any number of equal ones."""
+        """Refuse rows that memory can't hold: a few bytes on disk may stand for any number of equal rows.
+
+        Raises:
+            TraceError: the rows chosen are too many.
+        """
         most = rows_in_memory(schema_of(table).row_bytes(columns))
-        if dataset.count_rows() <= most:  # of the footers alone
+        if dataset.count_rows() <= most:  # this count takes the footers alone
             return
         rows = dataset.count_rows(filter=condition)
         if rows > most:
@@ -218,11 +246,12 @@ class Trace(Frames):
             )
 
     def _refuse_missing(self, table: str, columns: list[str], there: Set[str]) -> None:
+        # Whoever asks for all columns gets nulls in those that an older version didn't record.
         missing = sorted({*columns} - there)
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
 
 
 def expanded(path: StrPath) -> str:
-    """The path with a home folder in place of its ``~``."""
+    """The path with the home folder in place of ``~``."""
     return os.path.expanduser(os.fspath(path))  # noqa: PTH111 (a user unknown is no error)

@@ -1,7 +1,7 @@
 """A run's directory: who may write there, and what state it is in.
 
-The process that trains holds a lock on it, so that two never write to one run, and so that a run whose manifest says
-running can be told from one that was killed.
+The process that trains holds a lock on the directory, so two processes never write to one run. The system frees the
+lock when the process dies: a run was killed if its manifest says running and nobody holds its lock.
 """
 
 from __future__ import annotations
@@ -32,18 +32,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_NAME = ".lock"
-_LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.01
-FIXED = (LOCK_NAME, "aside")
-"""What can't be set aside if it is a link: it is needed for setting aside."""
 
+_LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.01
+"""How often the lock is tried, and the seconds between."""
+
+FIXED = (LOCK_NAME, "aside")
+"""What a repair needs itself, and therefore can't set aside if it is a link."""
+
+# The other places into which a run is written.
 _PLACES = (FILE_NAME, "trace", "checkpoints", "sharpness", "landscape")
 
 
 class RunDirectory:
-    """A run directory held for writing. Use `create` or `take_over`."""
+    """A run directory that this process holds for writing. `create`, `take_over` and `hold` make it.
+
+    Attributes:
+        path: the directory, absolute.
+    """
 
     def __init__(self, path: Path, lock: int | None) -> None:
-        self.path = path.absolute()  # whatever becomes of the working directory
+        self.path = path.absolute()  # the loop may change its working directory
         self._lock = lock
 
     @classmethod
@@ -51,7 +59,7 @@ class RunDirectory:
         """Make the directory and hold it.
 
         Raises:
-            RunDirectoryError: something is there already, or it can't be written.
+            RunDirectoryError: something is there already, or the directory can't be written.
         """
         if path.exists() and not is_vacant(path):
             if (path / FILE_NAME).exists() and HAS_LOCKS and is_held(path):
@@ -64,6 +72,7 @@ class RunDirectory:
             made = cls(path, _acquire(path))
         except OSError as error:
             raise RunDirectoryError(f"can't write to {path}: {error.strerror or error}") from None
+        # Before the lock was ours, another process may have begun a run here.
         if not is_vacant(path):
             made.release()
             raise RunDirectoryError(f"another process has just made {path}: choose another folder")
@@ -74,7 +83,7 @@ class RunDirectory:
         """Hold the directory of a run that nobody is writing to.
 
         Raises:
-            RunDirectoryError: it is no run, is being written to, can't be written, or a link leads out of it.
+            RunDirectoryError: it is no run, another process holds it, it can't be written, or a link leads out of it.
         """
         tables = [f"{home}/{child.name}" for home in ("trace", "sharpness") for child in _children(path / home)]
         refuse_links(path, (*FIXED, *_PLACES, *tables))
@@ -83,10 +92,10 @@ class RunDirectory:
 
     @classmethod
     def hold(cls, path: Path) -> RunDirectory:
-        """Hold a folder whatever is in it.
+        """Hold a folder, whatever is in it.
 
         Raises:
-            RunDirectoryError: another process does, it can't be written, or its lock or ``aside`` is a link.
+            RunDirectoryError: another process holds it, it can't be written, or its lock or ``aside`` is a link.
         """
         refuse_links(path, FIXED)
         try:
@@ -95,9 +104,9 @@ class RunDirectory:
             raise RunDirectoryError(f"can't write to {path}: {error.strerror or error}") from None
 
     def release(self) -> None:
-        """Let others write."""
+        """Let go of the directory: others may write."""
         if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing isn't enough: forked workers hold the descriptor too
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing isn't enough: forked workers share the lock
             os.close(self._lock)
             self._lock = None
 
@@ -110,7 +119,8 @@ class RunDirectory:
 
     @property
     def is_there(self) -> bool:
-        """Whether the directory still stands where it was when it was taken."""
+        """Whether the directory still stands where it was when this process took it."""
+        # The lock file tells: its name must still lead to the file that is held.
         try:
             there = (self.path / LOCK_NAME).stat()
         except OSError:
@@ -121,16 +131,16 @@ class RunDirectory:
         return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
 
     def cut_back(self, step: int, epochs_from: int | None = None) -> None:
-        """Set aside all rows of the state after ``step`` updates and later: a run is resumed there.
+        """Set aside the rows of step ``step`` and later ones: the run is resumed after ``step`` updates.
 
         Args:
-            step: number of updates.
-            epochs_from: the first step whose row of the table ``epochs`` goes; by default the next one, since an
-                epoch's row describes the state after its last update.
+            step: number of updates that the run keeps.
+            epochs_from: the first step whose row of the table ``epochs`` is set aside. By default it is ``step + 1``,
+                since an epoch's row describes the state after its last update.
 
         Raises:
             RunDirectoryError: the file system refuses; nothing is lost.
-            TraceError: a part is damaged.
+            TraceError: a part can't be split, since it is damaged or the file system can't exchange folders.
         """
         remove_leftovers(self.path)
         aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
@@ -146,7 +156,11 @@ class RunDirectory:
 
 
 def refuse_links(run: Path, names: Iterable[str]) -> None:
-    """Refuse a run some of whose files or folders are links: what is written there would lie outside it.
+    """Refuse a run if one of these files and folders is a link: what is written there would lie outside the run.
+
+    Args:
+        run: the run directory.
+        names: paths below it.
 
     Raises:
         RunDirectoryError: one of ``names`` is a link.
@@ -161,7 +175,7 @@ def refuse_links(run: Path, names: Iterable[str]) -> None:
 
 
 def is_led_out(run: Path, path: Path) -> bool:
-    """Whether ``path``, or a folder between the run and it, is a link."""
+    """Whether ``path``, which lies below the run, is a link, or a folder between the run and it is one."""
     places = (path, *path.parents)
     return any(place.is_symlink() for place in places[: places.index(run)])
 
@@ -178,6 +192,7 @@ def is_vacant(path: Path) -> bool:
 def _acquire(path: Path) -> int | None:
     if not HAS_LOCKS:
         return None
+    # A stranger's directory may hold a link or a FIFO here: no link is followed, and no FIFO waited for.
     descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     if not _is_plain(descriptor):
         os.close(descriptor)
@@ -197,7 +212,7 @@ def _is_plain(descriptor: int) -> bool:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock for writing. Who only asks whether the lock is free (`is_held`) holds it for a moment: that is waited out.
+    """Lock for writing. A process that only asks (`is_held`) holds the lock for a moment; that is waited out.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -210,7 +225,10 @@ def _lock(descriptor: int) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the run at ``path`` for writing (assumed where that can't be found out)."""
+    """Whether some process holds the run at ``path`` for writing.
+
+    Where there are no locks, or the lock file can't be opened, this is assumed.
+    """
     if not HAS_LOCKS:
         return True
     try:
@@ -222,6 +240,7 @@ def is_held(path: Path) -> bool:
     try:
         if not _is_plain(descriptor):
             return False  # nobody can have locked it
+        # A shared lock: two processes that ask at once don't take each other for a writer.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -231,19 +250,23 @@ def is_held(path: Path) -> bool:
 
 
 def status(path: Path, manifest: Manifest) -> str:
-    """The manifest's status, or killed where it says running and nobody does."""
+    """The manifest's status; killed if it says running and no process holds the run."""
     if manifest.status == "running" and not is_held(path):
         return "killed"
     return manifest.status
 
 
 def note_failure(path: Path, error: BaseException) -> None:
-    """Write into the manifest of a run whose processes are gone that it failed, and why."""
+    """Write into a run's manifest that the run failed, and why. Its processes must be gone.
+
+    If that can't be written, the manifest stays as it is.
+    """
     with contextlib.suppress(OSError, RunDirectoryError):
         directory = RunDirectory.take_over(path)
         try:
             manifest = Manifest.load(path)
             manifest.status = "failed"
+            # A rank that could still write may have noted the error before, with its class in front.
             if str(error) not in manifest.notes and not any(note.endswith(f": {error}") for note in manifest.notes):
                 manifest.notes.append(str(error))
             manifest.save(path)
@@ -252,16 +275,17 @@ def note_failure(path: Path, error: BaseException) -> None:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Every run directory at or below ``folder``, in order of their names."""
+    """Every run directory at or below ``folder``, in order of their names. None is looked for inside a run."""
     if (folder / FILE_NAME).is_file():
         yield folder
         return
     with contextlib.suppress(OSError):
         for child in sorted(folder.iterdir()):
+            # A link might lead back to a folder above it.
             if child.is_dir() and not child.name.startswith(".") and not child.is_symlink():
                 yield from find_runs(child)
 
 
 def new_run_id(path: Path) -> str:
-    """A telling and unique run_id for the run at ``path``."""
+    """A unique run_id for the run at ``path``: its folder's name and a random number."""
     return f"{path.name}.{secrets.token_hex(3)}"

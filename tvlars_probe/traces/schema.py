@@ -21,16 +21,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
+"""The version of the tables and of the manifest. A reader refuses a later one."""
 
 ONLY_PHASE = "train"
-"""The phase of a loop that knows no phases."""
+"""The phase of a loop that names none."""
 
 Type = Literal["int64", "float32", "float64", "name", "bool", "time"]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: type "name" is a dictionary of strings, "time" UTC microseconds; unit "1" is a pure number."""
+    """One column of a table.
+
+    Attributes:
+        name: the field's term for it.
+        type: the type of its values; "name" is a dictionary of strings, "time" a UTC time in microseconds.
+        unit: the unit of its values; "1" is a pure number.
+        definition: what its values are.
+        required: whether it is never null.
+    """
 
     name: str
     type: Type
@@ -39,7 +48,7 @@ class Column:
     required: bool = False
 
     def field(self) -> pa.Field[Any]:
-        """The Arrow field, unit and definition in its metadata."""
+        """The Arrow field, with unit and definition in its metadata."""
         import pyarrow as pa
 
         types: dict[str, pa.DataType] = {
@@ -56,7 +65,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the trace."""
+    """A table of the trace.
+
+    Attributes:
+        name: the table's name, and that of its folder.
+        about: what one row is.
+        columns: its columns, in the order in which they are stored.
+    """
 
     name: str
     about: str
@@ -70,26 +85,27 @@ class Table:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The columns' names in order."""
+        """The names of the columns, in order."""
         return tuple(c.name for c in self.columns)
 
     def of_type(self, *types: str) -> list[str]:
-        """Names of the columns of these types."""
+        """The names of the columns of these types."""
         return [c.name for c in self.columns if c.type in types]
 
     @cached_property
     def required(self) -> tuple[str, ...]:
-        """The columns that no row is without."""
+        """The names of the columns that are never null."""
         return tuple(c.name for c in self.columns if c.required)
 
     def row_bytes(self, columns: Iterable[str]) -> int:
-        """Bytes of a row of these columns in memory; a name is an index into the names."""
+        """Bytes that a row of these columns takes in memory; a name takes the four of its index."""
         return sum({"float32": 4, "name": 4, "bool": 1}.get(self[name].type, 8) for name in columns)
 
     def arrow_schema(self, run_id: str | None = None) -> pa.Schema:
         """The Arrow schema; its metadata name the schema version, the table and the run."""
         import pyarrow as pa
 
+        # Parquet keeps the metadata in the footer, where a reader checks them before it reads a row.
         footer = {"schema_version": SCHEMA_VERSION, "table": self.name, "run_id": run_id}
         return pa.schema([c.field() for c in self.columns], metadata={"tvlars_probe": json.dumps(footer)})
 
@@ -98,6 +114,8 @@ _RUN = Column("run", "name", "name", "the run's run_id", required=True)
 _STEP = Column("step", "int64", "step", "index of the optimizer update, from 0", required=True)
 _PHASE = Column("phase", "name", "name", "train, pretrain or linear")
 
+# By far the longest table: float32, the type of the recorder's buffer, keeps its rows short. With the two norms ⟨w, g⟩
+# gives what LARS divides by for any λ: ‖g + λw‖² = ‖g‖² + 2λ⟨w, g⟩ + λ²‖w‖². ⟨w, r⟩ does the same for LAMB.
 LAYERS = Table(
     "layers",
     "one row per recorded step and parameter tensor; a tensor without gradient in a step has no row",
@@ -190,7 +208,7 @@ EPOCHS = Table(
     ),
 )
 
-# What the rows of one measurement of a model's curvature share.
+# Columns that the tables of measurements share: the measurement, its operator, its data and settings.
 _MEASUREMENT = (
     Column("measurement_id", "name", "name", "rows made together from one state of the model", required=True),
     Column("created_at", "time", "UTC", "when it was measured"),
@@ -290,7 +308,11 @@ TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS, CURVATURE, SPEC
 
 
 def table(name: str) -> Table:
-    """The table of that name."""
+    """The table of that name.
+
+    Raises:
+        UserError: there is none.
+    """
     if name not in TABLES:
         raise unknown("table", name, TABLES)
     return TABLES[name]

@@ -1,4 +1,4 @@
-"""Rows in memory until they make a part: flushed by number and by time."""
+"""Rows wait in memory until they make a part. Their number and the time say when they are flushed."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FIRST_FLUSH_SECONDS = 5.0
-"""A run's first rows are on disk after this time; the interval grows with the run to `LAST_FLUSH_SECONDS`."""
+"""The interval between flushes when a writer begins. It grows with the writer's age."""
 
 LAST_FLUSH_SECONDS = 120.0
+"""The longest interval between flushes."""
 
 MOST_PENDING_ROWS = 1 << 20
-"""Rows of all tables that are held in memory at most (layers: some 60 bytes a row)."""
+"""With so many rows of all tables in memory a flush is due. A row of ``layers`` takes some 60 bytes."""
 
 MOST_PARTS = 150
 """A table with more parts than this is compacted."""
 
 
 class TraceWriter:
-    """Writes the tables below one folder (``<run>/trace``).
+    """Writes the tables below one folder (a run's ``trace`` or ``sharpness``, or the run itself).
 
     Args:
-        folder: where the tables' folders stand.
-        run_id: value of every row's column ``run``.
+        folder: the folder above those of the tables.
+        run_id: what the column ``run`` holds in every row.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -47,20 +48,20 @@ class TraceWriter:
         self._pending: dict[str, list[pa.Table]] = {}
         self._rows = 0
         self._written: set[str] = set()
+        # Device and inode of the folder. Compaction replaces the tables' folders, but never the one above them.
         self._identity: tuple[int, int] | None = None
         self._places = Exchange(folder)
         self._started = self._flushed = time.monotonic()
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
-        """Add rows, in order of steps; columns that aren't given are null.
+        """Add rows, in order of steps. Columns that aren't given are null.
 
         Args:
-            table: its name in the schema.
-            columns: arrays (NumPy or Arrow) or lists of equal length, by column.
+            table: name of the table.
+            columns: arrays (NumPy or Arrow) or lists of equal length, by name of the column.
 
         Raises:
-            ValueError: they aren't columns of the table, one that it can't do without is missing, or their lengths or
-                types don't fit.
+            ValueError: the table has no such column, a required one is missing, or lengths or types don't fit.
         """
         import pyarrow as pa
 
@@ -72,6 +73,7 @@ class TraceWriter:
         length = len(columns["step"])
         if not length:
             return
+        # One string and an index per row, instead of the same string in every row.
         run = pa.DictionaryArray.from_arrays(np.zeros(length, np.int32), pa.array([self.run_id]))
         arrays: list[pa.Array[Any]] = []
         for field in schema:
@@ -88,16 +90,23 @@ class TraceWriter:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to flush: enough rows, or long enough since the last time, whoever holds the rows."""
+        """Whether it is time to flush: there are rows enough, or the last flush is long enough ago.
+
+        The time counts even if no row is here: the recorder's buffer holds some.
+        """
         now = time.monotonic()
+        # A twentieth of the writer's age: between the two limits a kill costs at most 5 % of the time spent.
         interval = min(max(FIRST_FLUSH_SECONDS, (now - self._started) / 20), LAST_FLUSH_SECONDS)
         return self._rows >= MOST_PENDING_ROWS or now - self._flushed >= interval
 
     def flush(self, boundaries: Sequence[int] = ()) -> None:
-        """Write what is pending, a part per table; compact a table that has grown too many.
+        """Write the pending rows, one part per table. A table with more than `MOST_PARTS` parts is compacted.
 
         Args:
-            boundaries: steps of the checkpoints kept, which parts don't straddle.
+            boundaries: steps of the checkpoints kept; no merged part straddles one.
+
+        Raises:
+            OSError: the file system refuses, or a folder has vanished or was replaced.
         """
         import pyarrow as pa
 
@@ -110,7 +119,7 @@ class TraceWriter:
             if chunks:
                 rows = pa.concat_tables(chunks).unify_dictionaries()
                 write_part(self.folder / table, schema_of(table), rows)
-                chunks.clear()
+                chunks.clear()  # at once: if the next table can't be written, another flush must not repeat this one
                 self._written.add(table)
         self._rows = 0
         self._flushed = time.monotonic()
@@ -119,7 +128,12 @@ class TraceWriter:
                 self.compact(table, boundaries)
 
     def _refuse_another_folder(self) -> None:
-        """Refuse to write where another folder, or a link, has been put in this one's place."""
+        """Make the folder at first; later, refuse to write if another folder, or a link, stands in its place.
+
+        Raises:
+            FileNotFoundError: the folder has vanished.
+            NotADirectoryError: something else stands in its place.
+        """
         try:
             about = self.folder.lstat()
         except FileNotFoundError:
@@ -136,12 +150,17 @@ class TraceWriter:
         self._identity = identity
 
     def compact(self, table: str, boundaries: Sequence[int] = ()) -> bool:
-        """Merge small parts of a table; see `tvlars_probe.traces.compaction.compact`."""
+        """Merge small parts of a table, and tell whether anything was changed.
+
+        Args:
+            table: name of the table.
+            boundaries: steps of the checkpoints kept; no merged part straddles one.
+        """
         edges = _edges(table, boundaries)
         return compact(self.folder / table, schema_of(table), edges, run_id=self.run_id, places=self._places)
 
     def settle(self, boundaries: Sequence[int] = ()) -> None:
-        """Put a finished run's tables in the order in which they are read: few parts, ``layers`` by parameter."""
+        """Prepare a finished run's tables for reading: few parts, and ``layers`` in order of parameters."""
         for name, schema in TABLES.items():
             if (folder := self.folder / name).is_dir() and not folder.is_symlink():
                 edges = _edges(name, boundaries)
@@ -150,5 +169,7 @@ class TraceWriter:
 
 
 def _edges(table: str, boundaries: Sequence[int]) -> Sequence[int]:
-    """Where parts may not straddle: an epoch's row belongs to the state after its last update."""
+    """The steps that no part of the table may straddle."""
+    # A row of epochs has for its step the number of updates made when the epoch ended. A checkpoint after ``step``
+    # updates includes the row of that step, so the edge comes one step later.
     return [step + 1 for step in boundaries] if table == "epochs" else boundaries

@@ -1,7 +1,7 @@
 """What all ranks of a run do in the same step: flush, checkpoint, stop, notice a non-finite loss or a failed probe.
 
-Rank 0 decides, and every rank learns of it in one small collective. On CPUs that is done in every step. On
-accelerators reading its result would make the host wait, so it is done at intervals that rank 0 sets.
+Every rank learns of the decision in one small collective. On CPUs that is done in every step. On accelerators reading
+its result would make the host wait, so it is done at intervals that rank 0 sets.
 """
 
 from __future__ import annotations
@@ -17,14 +17,25 @@ if TYPE_CHECKING:
     from tvlars_probe.collectives import Ranks
 
 _INTERVAL_SECONDS = 1.0
+"""Time from one agreement to the next, on accelerators."""
+
 _LONGEST_INTERVAL = 256
-"""Steps: a run whose steps take microseconds still learns within these of a wish to stop."""
+"""Most steps from one agreement to the next, however short they are."""
 
 _ENTRY_TIMEOUT = timedelta(seconds=120)
+"""How long a rank waits for the others to start recording."""
 
 
 class Decision(NamedTuple):
-    """What the ranks agreed on in a step."""
+    """What a rank wishes, and what the ranks agree on, in a step.
+
+    Attributes:
+        flush: write the rows.
+        checkpoint: save a checkpoint.
+        stop: end the run.
+        bad_loss: a loss isn't finite.
+        probe_failed: a probe has raised.
+    """
 
     flush: bool = False
     checkpoint: bool = False
@@ -35,21 +46,22 @@ class Decision(NamedTuple):
 
 @dataclass
 class Agreement:
-    """How the ranks of a run come to do the same; with one rank its wishes are the decision.
+    """Turns the wishes of all ranks into one decision; a single rank's wishes are the decision.
 
     Attributes:
-        ranks: of the run.
+        ranks: the ranks of the run.
     """
 
     ranks: Ranks
+    # The step of the next agreement; step and time of the last one, from which the pace is known.
     _next: int = 0
     _last: tuple[int, float] = (0, 0.0)
 
     def enter(self, failed: bool) -> bool:
-        """Wait until every rank is here; whether any of them failed.
+        """Wait until every rank is here, and return whether any of them failed.
 
         Raises:
-            UserError: the others don't come.
+            UserError: another rank didn't come in time.
         """
         try:
             return self.ranks.any_within(failed, _ENTRY_TIMEOUT)
@@ -65,13 +77,22 @@ class Agreement:
 
         Rank 0 decides flushes and checkpoints. Any rank may stop the run (a machine of several is taken away), have a
         bad loss or a failed probe.
+
+        Args:
+            step: number of updates made.
+            wish: what this rank wishes.
+
+        Returns:
+            what all ranks do; nothing in the steps between two agreements.
         """
         if self.ranks.world_size == 1:
             return wish
+        # `_next` is the same on every rank: none of them calls the collective alone.
         if step < self._next:
             return Decision()
         # On a CPU reading the answer costs nothing; on an accelerator it would make the host wait in each step.
         interval = 1 if self.ranks.device.type == "cpu" else self._interval(step)
+        # The collective takes maxima: with zeros from the others, rank 0's wishes and its interval are what is found.
         if not self.ranks.is_first:
             wish, interval = wish._replace(flush=False, checkpoint=False), 0
         *flags, interval = self.ranks.agree([*wish, interval])
@@ -79,7 +100,7 @@ class Agreement:
         return Decision(*map(bool, flags))
 
     def _interval(self, step: int) -> int:
-        """Steps until the next agreement, about a second's worth."""
+        """Steps until the next agreement: about a second's worth, at the pace since the last one."""
         (last_step, last_time), now = self._last, time.monotonic()
         self._last = step, now
         if step <= last_step or now <= last_time:

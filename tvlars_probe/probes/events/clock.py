@@ -1,4 +1,4 @@
-"""Telling a step's own time from that of the probes in it."""
+"""A step's own time, and the time that the recorder and its probes take in it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class StepClock:
-    """Tells a step's own time from that of the probes in it.
+    """Tells a step's own time from the time that the recorder and its probes take in it.
+
+    Times are those of `time.perf_counter`, in seconds: setting the system's clock doesn't change them.
 
     Attributes:
         mark: when the last step ended.
-        left_out: seconds since then that aren't the step's.
-        probes: seconds of them that were probes.
+        left_out: seconds since then that aren't the step's own.
+        probes: the part of them that the recorder took: its hooks, with the probes and flushes in them.
     """
 
     mark: float = field(default_factory=time.perf_counter)
@@ -26,13 +28,13 @@ class StepClock:
     probes: float = 0.0
 
     def start(self) -> None:
-        """The next step begins now."""
+        """Begin the next step now."""
         self.left_out = self.probes = 0.0
         self.mark = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside isn't the next step's."""
+        """Leave the time spent inside out of the next step."""
         start = time.perf_counter()
         try:
             yield
@@ -40,16 +42,17 @@ class StepClock:
             self.left_out += time.perf_counter() - start
 
     def probed(self, seconds: float) -> None:
-        """These seconds since the last step were a probe's."""
+        """Count ``seconds`` of the time since the last step as the recorder's."""
         self.left_out += seconds
         self.probes += seconds
 
     def since_mark(self, end: float) -> float:
         """The step's own seconds from the last step's end to ``end``."""
+        # A pause that begins before the mark and ends after it is left out whole: then this would be negative.
         return max(end - self.mark - self.left_out, 0.0)
 
     def mark_end(self) -> float:
-        """The step ends now; returns the seconds that probes took in it."""
+        """End the step now, and return the seconds that the recorder took in it."""
         probes, self.left_out, self.probes = self.probes, 0.0, 0.0
         self.mark = time.perf_counter()
         return probes

@@ -27,8 +27,8 @@ class StepHooks:
     In a forked child, which may train on, nothing is told: the run is its parent's.
 
     Args:
-        events: who is told.
-        clock: that the time spent in the hooks is kept out of.
+        events: the recorder, which is told.
+        clock: is told of the time spent before an update, which isn't the step's own.
     """
 
     def __init__(self, events: LoopEvents, clock: StepClock) -> None:
@@ -42,7 +42,7 @@ class StepHooks:
         self._clock.start()
 
     def detach(self) -> None:
-        """Tell of none any more."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -51,6 +51,7 @@ class StepHooks:
         if os.getpid() != self._pid:
             return
         start = time.perf_counter()
+        # torch calls hooks outside of the no_grad that an optimizer's step runs in.
         with torch.no_grad():
             self._events.before_update(index)
         self._clock.probed(time.perf_counter() - start)
@@ -58,6 +59,7 @@ class StepHooks:
     def _after(self, index: int) -> None:
         if os.getpid() != self._pid:
             return
+        # Here the recorder tells the clock itself: the time of this hook belongs to the row that is about to end.
         with torch.no_grad():
             self._events.after_update(index, time.perf_counter())
 
@@ -65,12 +67,17 @@ class StepHooks:
 def around_step(
     optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]
 ) -> tuple[RemovableHandle, RemovableHandle]:
-    """Call ``before`` when the step's gradients are there and its update isn't, and ``after`` after the update.
+    """Call ``before`` once a step's gradients are there, before its update, and ``after`` after the update.
 
-    A step with a closure computes its gradients itself: there ``before`` is called after the closure's first call. Of a
-    step that calls the step of a parent class, whose hooks torch calls too, the outer one counts.
+    A step with a closure computes its gradients itself: there ``before`` is called after the closure's first call.
+    Where a step calls the step of its parent class, torch may call the hooks for both; only the outer step counts.
+
+    Returns:
+        the handles that remove the hooks.
     """
-    outer: FrameType | None = None  # of the step that is being made, or of one that raised
+    # The frame of torch's wrapper around the outer step. After a step that raised, torch calls no post-hook and the
+    # frame stays here: so an outer step counts only as long as its frame is running.
+    outer: FrameType | None = None
 
     def pre_hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal outer
@@ -78,10 +85,12 @@ def around_step(
         if outer is not None and _is_running(outer, frame):
             return None
         outer = frame
+        # args[0] is the optimizer itself.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             before()
             return None
+        # What a pre-hook returns takes the place of the step's arguments.
         observed = _after_first_call(closure, before)
         if "closure" in kwargs:
             return args, {**kwargs, "closure": observed}
@@ -105,6 +114,7 @@ def _is_running(frame: FrameType, below: FrameType) -> bool:
 
 
 def _after_first_call(closure: Callable[[], Any], then: Callable[[], None]) -> Callable[[], Any]:
+    """The closure, with ``then`` after its first call: a line search makes later calls, at other weights."""
     called = False
 
     def observed() -> Any:

@@ -1,4 +1,4 @@
-"""Signals that raise in the middle of anything, kept out of where rows would be lost."""
+"""Keeps signal handlers that raise out of code in which rows would be lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def children_may_wait() -> Iterator[None]:
-    """Hear of the death of a child process only at the end: torch's data loaders raise in that signal's handler."""
+    """Put off the handling of SIGCHLD to the end of the block: torch's data loaders raise in that handler.
+
+    Outside the main thread, and where Python handles no SIGCHLD, nothing is put off.
+    """
+    # Only the main thread may set handlers, and Windows has no SIGCHLD.
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if in_main and hasattr(signal, "SIGCHLD") else None
+    # SIG_DFL, SIG_IGN and None, which stands for a handler from outside Python, can't be called from here.
     if not callable(handler):
         yield
         return
@@ -25,5 +30,6 @@ def children_may_wait() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler)
+        # Once for all: torch's handler looks at every worker of every loader.
         if came:
             handler(*came[0])

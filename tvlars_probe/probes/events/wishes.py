@@ -14,12 +14,12 @@ class Wishes:
     """Wishes to stop, to checkpoint and to flush: set by this process, granted when all ranks have learned of them.
 
     Args:
-        ranks: of the run.
+        ranks: the ranks of the run.
 
     Attributes:
-        agreement: by which the ranks learn of them.
-        stop: this process asks for a stop; any rank's wish counts. A signal handler may set it.
-        checkpoint: likewise for a checkpoint; rank 0's counts.
+        agreement: how the ranks learn of the wishes.
+        stop: whether this process asks for a stop. Any rank's wish counts; a signal handler may set it.
+        checkpoint: whether this process asks for a checkpoint. Rank 0's wish counts.
         flush_agreed: whether all ranks are to flush.
         stop_agreed: whether all ranks have learned that they are to stop.
         checkpoint_agreed: whether all ranks have learned that they are to checkpoint.
@@ -34,10 +34,10 @@ class Wishes:
         """Learn what all ranks do after ``step``. Every rank calls it.
 
         Args:
-            step: just made.
+            step: number of updates made.
             flush: whether this process wishes to flush.
-            bad_loss: whether its loss isn't finite.
-            probe_failed: whether a probe has failed in it.
+            bad_loss: whether this process's loss isn't finite.
+            probe_failed: whether a probe has failed in this process.
         """
         decision = self.agreement.decide(
             step,
@@ -45,20 +45,22 @@ class Wishes:
                 flush=flush, checkpoint=self.checkpoint, stop=self.stop, bad_loss=bad_loss, probe_failed=probe_failed
             ),
         )
+        # What was agreed stands until it is done: the decisions of later steps may say nothing.
         self.flush_agreed |= decision.flush
         self.stop_agreed |= decision.stop
         self.checkpoint_agreed |= decision.checkpoint
         return decision
 
     def agree_to_stop(self) -> bool:
-        """Learn of a wish to stop between two steps. Every rank calls it."""
+        """Learn between two steps whether the ranks are to stop. Every rank calls it."""
+        # `stop_agreed` is the same on all ranks: either all of them call the collective, or none does.
         self.stop_agreed = self.stop_agreed or self.agreement.ranks.any(self.stop)
         return self.stop_agreed
 
     def forget_checkpoint(self) -> None:
-        """The checkpoint that was asked for is made."""
+        """Drop the wish for a checkpoint, which has been made."""
         self.checkpoint = self.checkpoint_agreed = False
 
     def go_alone(self, ranks: Ranks) -> None:
-        """Ask nobody any more: the other ranks may be gone."""
+        """Decide alone from now on: the other ranks may be gone."""
         self.agreement = Agreement(ranks)

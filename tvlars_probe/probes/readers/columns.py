@@ -1,7 +1,8 @@
-"""The figures of a tensor in a step that come from the device, in the order of a reading's rows."""
+"""The columns of the table ``layers`` that are read from tensors, in the order of a reading's rows."""
 
 from __future__ import annotations
 
+# The order matters: a reading fills the first three rows together, and gets its last one after the update.
 COLUMNS = (
     "weight_norm",
     "grad_norm",
@@ -15,7 +16,7 @@ COLUMNS = (
 )
 
 BEFORE_UPDATE = COLUMNS[:-1]
-"""Those that are known as soon as the step's rate is: all but ‖Δw‖."""
+"""The columns that don't need the updated weights: all but ‖Δw‖."""
 
 OPTIMIZER_SPECIFIC = frozenset({"direction_norm", "adam_norm", "weight_adam_dot", "trust_ratio", "phi"})
-"""Those that only some optimizers fill: see `GroupDescription.columns`."""
+"""The columns that only some optimizers fill: see `GroupDescription.columns`."""

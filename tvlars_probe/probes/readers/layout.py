@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 class Layout:
     """The parameters of a recorder's optimizers, in order, as they were when this object was made.
 
+    Args:
+        model: the model whose parameters give the names.
+        optimizers: the recorded optimizers.
+        updates: whether ‖Δw‖ is read.
+
     Attributes:
-        names: of all parameters, optimizer by optimizer.
-        offsets: where each optimizer's parameters begin among them.
-        readers: of each optimizer's norms.
+        names: the names of all parameters, optimizer by optimizer.
+        offsets: where each optimizer's parameters begin in ``names``, and at last where they end.
+        readers: a reader of norms per optimizer.
         nulls: per parameter, the columns that are null for it.
     """
 
@@ -46,12 +51,14 @@ class Layout:
 
 
 def _identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, ...]]:
+    """The parameters of each group by identity: a tensor put in another's place is another parameter."""
     return [tuple(map(id, group["params"])) for o in optimizers for group in o.param_groups]
 
 
 def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, optimizers: Sequence[Optimizer]) -> None:
-    """Put a phase's parameters and parameter groups into the manifest."""
+    """Put a phase's parameters and parameter groups into the manifest, in place of what it holds of that phase."""
     manifest.parameters[phase] = [info.as_dict() for info in parameter_table(model, optimizers)]
+    # A group that names no phase counts as this phase's, and is replaced.
     others = [group for group in manifest.groups if group.get("phase", phase) != phase]
     mine = [
         to_entry(description, group)
@@ -62,7 +69,7 @@ def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, opt
 
 
 def unknown_optimizers(optimizers: Sequence[Optimizer]) -> str | None:
-    """What to say of optimizers of which no description is known, in a line; None where all are."""
+    """Return a warning, in one line, about the optimizers that have no description; None where all have one."""
     names = [d.optimizer for one in optimizers for d in describe(one) if not d.is_known]
     if not names:
         return None

@@ -2,8 +2,8 @@
 
 An optimizer that leaves ``last_step`` behind is believed: what is recorded is what was used, and costs no second
 pass. For any other the norms are taken just before its step, and the trust ratio follows from them where its
-description says how. ‖Δw‖ comes from the optimizer's own state where that gives it, else from a copy of the weights: of
-a large model only in one recorded step of `SNAPSHOT_EVERY`.
+description says how. ‖Δw‖ comes from the optimizer's own state where that gives it, else from a copy of the weights. A
+large model is copied only in one recorded step of `SNAPSHOT_EVERY`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from tvlars_probe.optimizers.group_description import GroupDescription
 
 SNAPSHOT_ELEMENTS = 1 << 20
-"""Up to here a copy of the weights in every step costs next to nothing (4 MiB); beyond it the copies are sampled."""
+"""Up to so many elements (4 MiB) every step copies the weights, at next to no cost; above it copies are sampled."""
 
 SNAPSHOT_EVERY = 10
 """Recorded steps from one copy to the next."""
 
 
 class NormReader:
-    """Reads one optimizer's steps.
+    """Reads the norms of one optimizer's steps: `before` and `after` each update.
 
     Args:
         optimizer: any torch optimizer.
@@ -73,19 +73,19 @@ class NormReader:
 
     @property
     def samples_snapshots(self) -> bool:
-        """Whether so many weights would have to be copied that only some steps' are."""
+        """Whether the weights to copy are so many that only some steps copy them."""
         elements: int = sum(p.numel() for group, source in self._sources() if source == "weights" for p in group)
         return elements > SNAPSHOT_ELEMENTS
 
     @property
     def unread(self) -> list[bool]:
-        """Of which parameters the last step's ‖Δw‖ was left out."""
+        """Per parameter, whether the last step's ‖Δw‖ was left out."""
         left_out = self.updates and not self._takes_snapshots
         return [left_out and source == "weights" for group, source in self._sources() for _ in group]
 
     @property
     def nulls(self) -> list[frozenset[str]]:
-        """Per parameter the columns that this optimizer has nothing to say about."""
+        """Per parameter, the columns that this optimizer doesn't fill."""
         without_updates = frozenset() if self.updates else frozenset({"update_norm"})
         groups = zip(self._description.groups, self.optimizer.param_groups, strict=True)
         return [
@@ -98,12 +98,16 @@ class NormReader:
         """Each group's parameters, and where their ‖Δw‖ is read: see `GroupDescription.update_norm`."""
         for description, group in zip(self._description.groups, self.optimizer.param_groups, strict=True):
             params: list[Tensor] = group["params"]
-            # In half precision, the rounding of the weights is a large part of the update.
+            # In half precision, the rounding of the weights is a large part of the update, and only a copy shows it.
             rounds = any(p.dtype in (torch.bfloat16, torch.float16) or p.is_complex() for p in params)
             yield params, "weights" if rounds else description.update_norm
 
     def before(self, index: int = 0) -> None:
-        """Look at the state just before the update, that of the ``index``-th recorded step."""
+        """Read the state just before an update.
+
+        Args:
+            index: number of recorded steps before this one: it decides whether large weights are copied.
+        """
         self._description.renew()
         self._takes_snapshots = index % SNAPSHOT_EVERY == 0 or not self.samples_snapshots
         self._lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
@@ -115,10 +119,10 @@ class NormReader:
                     self._take_snapshots([p for p in params if p.grad is not None])
 
     def after(self) -> tuple[Tensor, list[bool]]:
-        """Look at what the update did.
+        """Read what the update did.
 
         Returns:
-            a tensor (len(COLUMNS), parameters of the optimizer) on their device, and which of them took part.
+            a tensor of shape (len(COLUMNS), number of parameters) on their device, and which of them took part.
         """
         if self.leaves_norms:
             last = self.optimizer.last_step  # type: ignore[attr-defined]
@@ -126,8 +130,9 @@ class NormReader:
             active = list(last.has_grad)
         else:
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            # Taken out, so that no later step finds this one's figures.
             measured, self._measured = self._measured, None
-            if measured is None:  # `before` was never called: by an optimizer that ignores its closure
+            if measured is None:  # `before` wasn't called, since the optimizer ignores its closure
                 blank = self._blank()
                 return torch.cat([blank, blank[:1]]), [False] * len(params)
             reading, active = measured, [p.grad is not None for p in params]
@@ -146,11 +151,13 @@ class NormReader:
                 [_real(t) for t in ts] for ts in zip(*((params[i], params[i].grad) for i in active), strict=True)
             )
             norms = _on_host(weights, grads) if reads_are_free(device) else _on_device(weights, grads)
+            # ‖g‖ and ⟨w,g⟩ are both linear in the scale of g.
             unscale = _unscaling(self.optimizer, norms)
             norms = torch.stack([norms[0], norms[1] * unscale, norms[2] * unscale]).to(table)
             if len(active) == len(params):
                 table[:3] = norms
             else:
+                # One by one: a list of indices would be sent to the device, and the host would wait for that.
                 for column, index in zip(norms.unbind(1), active, strict=True):
                     table[:3, index] = column
         self._put_ratios(table)
@@ -173,6 +180,7 @@ class NormReader:
                 for k, p in enumerate(params, start=span.start):
                     table[ratio, k] = description.shape_factor(tuple(p.shape))
             else:
+                # `trust_ratios` takes arrays of steps and tensors: here one step.
                 weight_norm, grad_norm, dot = (row[None, span] for row in table[:3])
                 decay, adapted = self._decay_and_adapted(description, params, table)
                 found = trust_ratios(
@@ -189,7 +197,7 @@ class NormReader:
     def _decay_and_adapted(
         self, description: GroupDescription, params: list[Tensor], like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """λ of each tensor and whether it is adapted, on the device: sent there once, for the host waits for that."""
+        """λ of each tensor, and whether it is adapted, on the device: kept, since the host waits for a transfer."""
         key = (description, tuple(p.ndim for p in params))
         if key not in self._policies:
             self._policies[key] = (
@@ -199,12 +207,15 @@ class NormReader:
         return self._policies[key]
 
     def _blank(self) -> Tensor:
+        """NaN of shape (len(BEFORE_UPDATE), number of parameters)."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         shape, device = (len(BEFORE_UPDATE), len(params)), params[0].device
         return torch.full(shape, math.nan, dtype=accumulation_dtype(device), device=device)
 
     def _take_snapshots(self, params: list[Tensor]) -> None:
         for p in params:
+            # A copy keeps its tensor's memory layout, which ``model.to(memory_format=...)`` may change: tensors of
+            # unlike layouts would have to be laid out anew for each comparison.
             kept = self._snapshots.get(id(p))
             if kept is None or kept.shape != p.shape or kept.stride() != p.stride():
                 self._snapshots[id(p)] = p.detach().clone()
@@ -220,12 +231,14 @@ class NormReader:
         sources = zip(self._sources(), self._description.groups, self._lrs, strict=True)
         for (params, source), description, lr in sources:
             some = [k for k, _ in enumerate(params) if active[offset + k]]
+            # Δw = −lr·q·d, of which q and ‖d‖ have been read.
             if source == "direction":
                 ratio, direction = (reading[COLUMNS.index(c)] for c in ("trust_ratio", "direction_norm"))
                 span = slice(offset, offset + len(params))
                 norms[span] = ratio[span] * direction[span] * lr
             elif some and (source != "weights" or self._takes_snapshots):
                 tensors = [params[k] for k in some]
+                # Δw = −lr·m, with m the buffer of momentum.
                 if source == "buffer":
                     values = _norms([self.optimizer.state[p][description.momentum.buffer] for p in tensors]) * lr
                 else:
@@ -240,23 +253,26 @@ class NormReader:
 
 
 def reads_are_free(device: torch.device) -> bool:
-    """Whether the host may read a number from there without waiting: on the CPU, where norms are Python floats."""
+    """Whether the host can read a number on ``device`` without waiting: on the CPU, where norms are Python floats."""
     return device.type == "cpu"
 
 
 def _unscaling(optimizer: Optimizer, norms: Tensor) -> Tensor | float:
-    """1 / the scale that a gradient scaler left for a fused optimizer to take out inside its step."""
+    """1/scale where a gradient scaler leaves it to a fused optimizer to unscale inside its step; 1 elsewhere."""
+    # torch's GradScaler sets this attribute for such a step only.
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else 1.0 / scale.to(norms)
 
 
 def _on_host(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+    """‖w‖, ‖g‖ and ⟨w,g⟩ as rows, a column per tensor."""
     vectors = [flat_views(w, g) for w, g in zip(weights, grads, strict=True)]
     products = inner_products_of_each(vectors, ((0, 0), (1, 1), (0, 1)))
     return torch.tensor([(math.sqrt(ww), math.sqrt(gg), wg) for ww, gg, wg in products], dtype=torch.float64).T
 
 
 def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+    """The same as `_on_host`, without waiting for the device."""
     return torch.stack([multi_tensor_norms(weights), multi_tensor_norms(grads), multi_tensor_dots(weights, grads)])
 
 
@@ -269,7 +285,7 @@ def _norms(tensors: list[Tensor]) -> Tensor:
 
 
 def _real(t: Tensor) -> Tensor:
-    """Dense and real, as the norms want it: of the same norm and inner products (their real part)."""
+    """``t`` as a dense, real tensor: norms stay the same, and inner products become their real part."""
     t = t.detach()
     t = t.to_dense() if t.is_sparse else t
     return torch.view_as_real(t) if t.is_complex() else t
@@ -279,5 +295,6 @@ def _difference_norms(new: list[Tensor], old: list[Tensor]) -> Tensor:
     new, old = [_real(t) for t in new], [_real(t) for t in old]
     if reads_are_free(new[0].device):
         return torch.tensor([difference_norm(a, b) for a, b in zip(new, old, strict=True)], dtype=torch.float64)
+    # Widened first: in half precision the difference would itself be rounded.
     wide = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in new]
     return multi_tensor_norms(torch._foreach_sub(wide, old))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["conv", "linear", "norm", "bias", "other"]
 
+# torch has no public base of its batch and instance normalisation (`_NormBase`), nor of its convolutions (`_ConvNd`).
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
@@ -40,8 +41,8 @@ class ParameterInfo:
         numel: its number of elements.
         optimizer: index of the optimizer that updates it, None if none does.
         group: index of that optimizer's parameter group.
-        adapted: whether its rate is scaled by a trust ratio; None for optimizers we don't know.
-        decayed: whether it gets weight decay; None likewise.
+        adapted: whether its rate is scaled by a trust ratio; None for optimizers without a description.
+        decayed: whether it gets weight decay; None for optimizers without a description.
         trainable: whether it requires a gradient.
     """
 
@@ -64,7 +65,15 @@ class ParameterInfo:
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """A parameter, the module that holds it, and all its names."""
+    """A parameter of a model.
+
+    Attributes:
+        tensor: the parameter.
+        module: the module that holds it; of a tied tensor, the first one.
+        layer: that module's name.
+        leaf: the tensor's name in that module.
+        names: all its full names; several for a tied tensor.
+    """
 
     tensor: Tensor
     module: nn.Module
@@ -74,7 +83,8 @@ class NamedTensor:
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module with its name, wrappers passed through."""
+    """Yield each module with its name, as if there were no wrappers."""
+    # `named_modules` would put the names of wrappers in between: "module", "_orig_mod".
     module = unwrap(module)
     yield prefix, module
     for name, child in module.named_children():
@@ -82,9 +92,10 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def named_tensors(model: nn.Module | None) -> dict[int, NamedTensor]:
-    """The model's parameters by ``id``, tied ones once, in the order of ``named_parameters()``."""
+    """The model's parameters by ``id``, in the order of ``named_parameters()``; a tied tensor stands once."""
     found: dict[int, NamedTensor] = {}
     for layer, module in walk(model) if model is not None else ():
+        # With duplicates, or a tensor tied within one module would show one of its names only.
         for leaf, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{layer}.{leaf}" if layer else leaf
             first = found.get(id(tensor))
@@ -98,8 +109,10 @@ def named_tensors(model: nn.Module | None) -> dict[int, NamedTensor]:
 
 def kind_of(module: nn.Module, leaf: str) -> Kind:
     """What a parameter is for, judged by its module and its name there."""
+    # The module comes first: a normalisation layer's bias is of the kind norm.
     if isinstance(module, _NORMS):
         return "norm"
+    # "in_proj_bias" is MultiheadAttention's.
     if leaf == "bias" or leaf.endswith("_bias"):
         return "bias"
     if isinstance(module, _ConvNd):
@@ -108,7 +121,7 @@ def kind_of(module: nn.Module, leaf: str) -> Kind:
 
 
 def optimizer_names(model: nn.Module | None, optimizers: Sequence[Optimizer]) -> list[list[str]]:
-    """A name for each parameter of each optimizer, in the order of its groups."""
+    """A name for each parameter of each optimizer, in the order of its groups: see `ParameterInfo`."""
     known = named_tensors(model)
     return [
         [

@@ -1,4 +1,4 @@
-"""What a loop tells of a step, as the numbers that a row takes."""
+"""Turns what a loop tells of a step into the numbers that a row takes, and refuses anything else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from tvlars_probe.optimizers.rules import number
 
 
 def mean_loss(loss: Any) -> Tensor | float | None:
-    """A mean loss as told: a tensor of one element stays where it is, anything else becomes a float.
+    """The mean loss that a loop told: a tensor of one element stays on its device, anything else becomes a float.
 
     Raises:
-        UserError: it is no real number.
+        UserError: it isn't one real number.
     """
     if isinstance(loss, Tensor) and (loss.numel() != 1 or loss.is_complex()):
         what = f"{'complex ' if loss.is_complex() else ''}tensor of {tuple(loss.shape)}"
         raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a {what}")
+    # Detached, so that the rows don't keep the step's graph in memory.
     if isinstance(loss, Tensor):
         return loss.detach()
     return None if loss is None else scalar("loss", loss)
@@ -28,7 +29,7 @@ def step_figures(*, samples: Any, epoch: Any, clip_scale: Any) -> dict[str, Any]
     """What was told of a step besides its loss, by column of the table ``steps``.
 
     Raises:
-        UserError: one is no number, or no count.
+        UserError: a figure is no number, or a count is no whole number from 0 on.
     """
     told = {"samples": count("samples", samples), "epoch": count("epoch", epoch)}
     figures = {name: value for name, value in told.items() if value is not None}
@@ -36,7 +37,7 @@ def step_figures(*, samples: Any, epoch: Any, clip_scale: Any) -> dict[str, Any]
 
 
 def scalar(name: str, value: Any) -> float:
-    """A figure that a loop told, as a float, also if it is a tensor or an array of one element.
+    """A figure that a loop told, as a float; it may be a tensor or an array of one element.
 
     Raises:
         UserError: it is no number.
@@ -58,4 +59,5 @@ def count(name: str, value: Any) -> int | None:
     told = scalar(name, value)
     if not 0 <= told < 1 << 63 or told != int(told):
         raise UserError(f"{name}={told:g} is no count: give a whole number from 0 to 2**63 - 1")
+    # Not of ``told``: a float rounds counts above 2⁵³.
     return int(value)

@@ -21,30 +21,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_BYTES = 64 << 20
+"""Memory of a buffer's figures, unless `_LEAST_ROWS` take more."""
+
 _MOST_ROWS, _LEAST_ROWS = 4096, 16
+"""Bounds of the number of rows; a full buffer is flushed."""
 
 
 @dataclass(slots=True)
 class StepRow:
-    """What the host knows of one step; the figures are in the buffer's tensors.
+    """What the host knows of one step; norms and loss are in the buffer's tensors.
 
     Attributes:
         recorded: whether the layers' norms are recorded in this step.
-        active: which parameters took part.
-        unread: whose update_norm was left out in this step.
+        active: per parameter, whether it took part in the step.
+        unread: per parameter, whether its update_norm was left out in this step.
         lr: learning rate per parameter.
-        device_lrs: rates that are kept in tensors on an accelerator, with the parameters they hold for.
-        phi: TVLARS' φ_t of the first group.
-        phase: train, pretrain or linear.
+        phase: name of the training phase.
+        device_lrs: learning rates that are tensors on an accelerator, each with the parameters that it holds for.
+        phi: TVLARS' φ_t of the first parameter group; NaN for other optimizers.
         epoch: as told.
         samples: this rank's samples as told.
         clip_scale: as told.
         loss_told: whether a loss was told.
-        stepped: optimizers that have stepped.
-        steps_told: how many of them had when the loop last told of the step.
-        step_seconds: time since the last step's end, without probes.
-        probe_seconds: time of the probes.
-        time: UTC.
+        stepped: indices of the optimizers that have stepped.
+        steps_told: number of optimizers that had stepped when the loop last told of the step.
+        step_seconds: the step's own seconds, see `StepClock`.
+        probe_seconds: seconds that the recorder and its probes took.
+        time: wall-clock time at the end of the step, UTC.
     """
 
     recorded: bool
@@ -71,9 +74,17 @@ class StepBuffer:
     Args:
         parameters: number of parameters, all optimizers together.
         device: where the figures come from.
+
+    Attributes:
+        capacity: most rows.
+        values: (capacity, len(COLUMNS), parameters), NaN where nothing is stored.
+        losses: this rank's mean loss per row, NaN where not told.
+        skipped: per row, whether the update was skipped after all; on the device, so that the host needn't wait.
+        rows: what the host knows of each row; an open row stands last.
     """
 
     def __init__(self, parameters: int, device: torch.device) -> None:
+        # 4 bytes a figure: norms are float32 in the table; losses, few and float64 there, are kept as wide as possible.
         width = len(COLUMNS) * max(parameters, 1)
         self.capacity = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_BYTES // (4 * width)))
         self.parameters = parameters
@@ -98,6 +109,7 @@ class StepBuffer:
 
     def drop_row(self) -> None:
         """Take the open row back: its update never happened."""
+        # Blank again: the next row takes this place, and may store less.
         n = len(self.rows) - 1
         del self.rows[n]
         self.values[n].fill_(math.nan)
@@ -105,14 +117,21 @@ class StepBuffer:
         self.skipped[n].fill_(value=False)
 
     def put(self, offset: int, reading: Tensor, active: Sequence[bool], unread: Sequence[bool]) -> None:
-        """Store an optimizer's figures in the open row."""
+        """Store an optimizer's figures in the open row.
+
+        Args:
+            offset: where the optimizer's parameters begin.
+            reading: (len(COLUMNS), parameters of the optimizer).
+            active: per parameter, whether it took part.
+            unread: per parameter, whether its update_norm was left out.
+        """
         span = slice(offset, offset + reading.shape[1])
         self.values[len(self.rows) - 1, :, span].copy_(reading, non_blocking=True)
         self.rows[-1].active[span] = active
         self.rows[-1].unread[span] = unread
 
     def put_lr(self, span: slice, lr: Any) -> None:
-        """Store a group's learning rate; one kept on an accelerator is read at the flush."""
+        """Store a group's learning rate; a rate that is on an accelerator is read at the flush."""
         row = self.rows[-1]
         if isinstance(lr, Tensor) and lr.device.type != "cpu":
             row.device_lrs.append((span, lr.detach().clone()))
@@ -130,6 +149,7 @@ class StepBuffer:
 
     def put_skipped(self, found_inf: Tensor | None) -> None:
         """Mark the open row as no update if a fused optimizer found an overflow inside its step."""
+        # The flag isn't read here, where the host would wait for it: until the flush a skipped step has a row.
         if found_inf is not None:
             self.skipped[len(self.rows) - 1] |= (found_inf.reshape(()) > 0).to(self.skipped.device)
 
@@ -139,6 +159,8 @@ class StepBuffer:
         for row in self.rows:
             for span, lr in row.device_lrs:
                 row.lr[span] = lr.item()
+        # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copy. ``astype``
+        # and ``~`` copy, too.
         drained = Drained(
             rows=self.rows,
             values=self.values[:n].cpu().numpy().copy(),
@@ -157,8 +179,8 @@ class Drained:
     """Rows on the host.
 
     Attributes:
-        rows: what the host knew.
-        values: (rows, len(COLUMNS), parameters).
+        rows: what the host knew of each.
+        values: norms, of shape (rows, len(COLUMNS), parameters).
         losses: this rank's mean loss, NaN where not told.
         kept: False for steps that a gradient scaler skipped inside a fused optimizer.
     """

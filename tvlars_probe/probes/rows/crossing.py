@@ -25,11 +25,13 @@ class Crossing:
     """The way of the rows from the device into the journal.
 
     Args:
-        written: updates whose rows have crossed before.
-        samples: seen in them over all ranks; None where unknown.
+        written: number of updates whose rows have crossed before.
+        samples: samples seen in those updates, over all ranks; None where unknown.
 
     Attributes:
-        alone: the other ranks may be gone: what needs them stays unknown.
+        written: number of updates whose rows have crossed.
+        samples: samples seen in them, over all ranks; None where unknown.
+        alone: whether the other ranks may be gone. Then figures over all ranks are null.
     """
 
     def __init__(self, written: int, samples: int | None) -> None:
@@ -43,6 +45,7 @@ class Crossing:
             the last loss told, over all ranks; None where none was.
         """
         losses, seen, self.samples = over_ranks(drained, ranks, self.samples)
+        # Counted on every rank, also where nothing is written: all ranks are in the same step.
         first_step = self.written
         self.written += len(drained.rows)
         told = [i for i, row in enumerate(drained.rows) if row.loss_told]
@@ -52,6 +55,7 @@ class Crossing:
                 row.loss_told = False
             seen[:] = -1
         if journal is not None and drained.rows:
+            # The first finding stays: what isn't finite later may follow from it.
             found = first_non_finite(drained, losses, first_step, layout.names)
             journal.manifest.finding = journal.manifest.finding or found
             journal.append("steps", step_columns(drained, first_step, seen, losses))
@@ -69,24 +73,30 @@ def over_ranks(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int | None]:
     """Mean losses over all ranks' samples, and the samples seen up to each step.
 
+    The mean is Σ n·loss / Σ n over the ranks, with n a rank's samples in that step.
+
     Args:
         drained: this rank's rows.
         ranks: all of them call this in the same step.
-        samples: seen before; None where unknown.
+        samples: samples seen before these rows; None where unknown.
 
     Returns:
-        the losses, the samples (−1 where unknown), and the samples seen after the last row.
+        the losses, the samples seen up to each step (−1 where unknown), and those seen after the last one (None where
+        unknown).
     """
     losses = drained.losses
     known = np.array([row.samples is not None for row in drained.rows], dtype=bool)
+    # Where the loop told no number of samples, the ranks weigh the same.
     counts = np.array([1 if row.samples is None else row.samples for row in drained.rows], dtype=np.float64)
     if ranks.world_size > 1:
         # A rank without samples has no mean: its NaN must not reach the sum.
         sums = np.where(counts > 0, losses * counts, 0.0)
         table = torch.tensor(np.stack([sums, counts]), dtype=accumulation_dtype(ranks.device), device=ranks.device)
         sums, counts = ranks.sum(table).cpu().numpy().astype(np.float64)
+        # At least 1: a step in which no rank has samples is no division by zero.
         losses = sums / np.maximum(counts, 1)
     seen = np.full(len(known), -1, dtype=np.int64)
+    # A running sum: after one step of unknown size it is unknown for good.
     for i, (is_known, count) in enumerate(zip(known, counts, strict=True)):
         samples = samples + int(count) if is_known and samples is not None else None
         seen[i] = -1 if samples is None else samples

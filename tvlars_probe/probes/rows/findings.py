@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 def first_non_finite(
     drained: Drained, losses: NDArray[np.float64], first_step: int, names: Sequence[str]
 ) -> dict[str, Any] | None:
-    """The first step whose loss, or a recorded norm, is not finite; None where all are.
+    """The first step whose loss, weights or gradient are not finite; None where all steps are.
+
+    Args:
+        drained: the steps.
+        losses: their mean losses over all ranks.
+        first_step: index of the first.
+        names: the names of the parameters.
 
     Returns:
-        step, loss, and the first tensor in the order of the parameters: one whose weights are not finite already,
-        else one whose gradient isn't (``quantity`` says which; both None where the step's norms weren't recorded).
+        step, loss, tensor and quantity. The tensor is the first one, in the order of the parameters, whose weights are
+        not finite already; without such a one, the first whose gradient isn't. The quantity says which: weight_norm or
+        grad_norm. Both are None where no recorded norm shows a tensor.
     """
     for index, row in enumerate(drained.rows):
         bad_loss = row.loss_told and not np.isfinite(losses[index])
+        # In a step without norms the values are all NaN, and say nothing.
         found = _first_tensor(drained.values[index], row.active) if row.recorded else None
         if bad_loss or found:
             tensor, quantity = (names[found[0]], found[1]) if found else (None, None)
@@ -36,6 +44,7 @@ def first_non_finite(
 
 
 def _first_tensor(values: NDArray[np.float32], active: NDArray[np.bool_]) -> tuple[int, str] | None:
+    # Weights first: they are those before the update, and spoil the gradients of other tensors, not the reverse.
     for quantity in ("weight_norm", "grad_norm"):
         bad = np.flatnonzero(active & ~np.isfinite(values[COLUMNS.index(quantity)]))
         if len(bad):

@@ -22,24 +22,25 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
 
 Detail = Literal["full", "norms", "none"]
+"""How much is read of the layers: all norms, all but ‖Δw‖, or nothing."""
 
 
 class StepRows:
-    """Fills a buffer's rows, one an update of every optimizer.
+    """Fills the rows of a buffer; a row holds one update of each optimizer.
 
     Args:
         device: where the figures come from.
         detail: "full", "norms" (without ‖Δw‖) or "none" (no figures of layers).
-        every: record the layers in every so many steps.
+        every: n, to record the layers in steps 0, n, 2n, ...
         reads: whether this process reads norms: rank 0 does.
-        failures: what happens when that raises.
-        rates: applied before, by name.
+        failures: applies the policy when reading norms raises.
+        rates: lr × trust_ratio of each parameter's last update, by name, in a resumed run; else empty.
 
     Attributes:
         layout: which parameters there are.
-        open: the row of the step that is being made; None between a flush and the next step.
-        clock: tells a step's own time from that of the probes.
-        measures_layers: whether norms are read: not any more once a probe has failed.
+        open: the row of the step that is being made or was made last; None between `close` and `begin`.
+        clock: tells a step's own time from the recorder's.
+        measures_layers: whether norms are read; false for "none", and after a failure.
     """
 
     layout: Layout
@@ -79,23 +80,24 @@ class StepRows:
         return self._buffer is not None
 
     def lay_out(self, model: nn.Module | None, optimizers: Sequence[Optimizer]) -> None:
-        """Learn the optimizers' parameters, once all rows are drained: at the start, and when one has got more."""
+        """Learn the optimizers' parameters: at the start, and when they have changed.
+
+        The buffer is a new one, so all rows must have been drained.
+        """
         self._optimizers = optimizers
         self.layout = Layout(model, optimizers, updates=self._detail == "full")
         self._buffer = StepBuffer(len(self.layout.names), self._device)
 
     def forget_rates(self) -> None:
-        """Other optimizers follow, which have applied none yet."""
+        """Forget all rates: other optimizers follow, which have applied none yet."""
         self._rates = LastRates({})
 
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
 
-    # The course of a row.
-
     def begins_another(self, index: int) -> bool:
-        """Whether a step of optimizer ``index`` belongs to another row than the open one."""
+        """Whether a step of optimizer ``index`` needs a new row: the open one has a step of it, or none is open."""
         return self.open is None or index in self.open.stepped
 
     def begin(self, step: int, phase: str) -> None:
@@ -104,7 +106,8 @@ class StepRows:
         self.open = self.buffer.open_row(recorded=recorded, phase=phase)
 
     def before(self, index: int, step: int) -> None:
-        """Optimizer ``index`` is about to make ``step``."""
+        """Read what must be read before optimizer ``index`` makes its update of ``step``."""
+        # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, step, lambda: self.layout.readers[index].before(step // self._every))
         self.note_rates(index)
 
@@ -113,7 +116,7 @@ class StepRows:
         self._rates.note(index, self._optimizers[index])
 
     def after(self, index: int, step: int, started: float) -> None:
-        """Optimizer ``index`` has made ``step``; the hook after it was entered at ``started``."""
+        """Read what optimizer ``index`` has done in ``step``; the hook after its update was entered at ``started``."""
         optimizer, row, start = self._optimizers[index], self.open, self.layout.offsets[index]
         assert row is not None
         row.stepped.add(index)
@@ -124,6 +127,7 @@ class StepRows:
         reader = self.layout.readers[index]
         if index == 0:
             row.phi = reader.phi
+        # A GradScaler sets ``found_inf`` on a fused optimizer during its step, to be read there only.
         self.buffer.put_skipped(getattr(optimizer, "found_inf", None))
 
         def put() -> None:
@@ -131,13 +135,15 @@ class StepRows:
             self.buffer.put(self.layout.offsets[index], reading, active, reader.unread)
 
         self._read(index, step, put)
+        # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
+        # row may hold updates of several optimizers.
         row.time = now()
         row.step_seconds += self.clock.since_mark(started)
         self.clock.probed(time.perf_counter() - started)
         row.probe_seconds += self.clock.mark_end()
 
     def _read(self, index: int, step: int, read: Callable[[], None]) -> None:
-        """Read norms, if this row has any. After a failure this step and the following ones have none."""
+        """Read norms, if this row records any. After a failure neither this row nor later ones do."""
         if self.open is None or not self.open.recorded or not self._reads:
             return
         what = f"reading the norms of {type(self._optimizers[index]).__name__}"
@@ -147,7 +153,11 @@ class StepRows:
             self.measures_layers = self.open.recorded = False
 
     def tell(self, loss: Tensor | float | None, told: Mapping[str, Any]) -> bool:
-        """Put into the open row what the loop tells; False where there is no step that it hasn't been told of."""
+        """Put what the loop tells into the open row.
+
+        Returns:
+            False where no optimizer has stepped since the loop last told of a step: then nothing is stored.
+        """
         row = self.open
         if row is None or row.steps_told == len(row.stepped):
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
@@ -161,7 +171,11 @@ class StepRows:
         return True
 
     def misplaced_telling(self, steps: int) -> str | None:
-        """What to say of a loop that seems to have told of other steps than it meant to, after so many steps."""
+        """Return a warning for a loop that seems to call ``log`` in the wrong place; None for any other.
+
+        Args:
+            steps: number of updates made.
+        """
         row = self.open
         if self._told_between and not steps:
             return (
@@ -176,7 +190,7 @@ class StepRows:
         return None
 
     def close(self) -> bool:
-        """End the open row, if there is one; whether it is of a step that the loop told nothing of."""
+        """End the open row, if there is one, and return whether the loop told nothing of its step."""
         row, self.open = self.open, None
         if row is not None and not row.stepped:
             self.buffer.drop_row()  # the optimizer's step raised

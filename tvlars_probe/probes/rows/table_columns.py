@@ -19,25 +19,28 @@ if TYPE_CHECKING:
 def layer_columns(
     drained: Drained, first_step: int, names: Sequence[str], nulls: Sequence[frozenset[str]]
 ) -> dict[str, Any]:
-    """The rows of the table ``layers``.
+    """The rows of the table ``layers``, by column: one per recorded step and parameter that took part in it.
 
     Args:
         drained: the steps.
         first_step: index of the first.
-        names: of the parameters.
+        names: the names of the parameters.
         nulls: per parameter, the columns that are null for it.
     """
     import pyarrow as pa
 
     recorded = np.array([row.recorded for row in drained.rows], dtype=bool)
+    # Reshaped, because NumPy can't tell the number of parameters where there are no rows.
     active = np.array([row.active for row in drained.rows], dtype=bool).reshape(len(drained.rows), len(names))
     unread = np.array([row.unread for row in drained.rows], dtype=bool).reshape(active.shape)
+    # `nonzero` goes through the rows in order: so the table is in order of steps, as the writer wants it.
     at_row, at_parameter = np.nonzero(active & recorded[:, None])
     columns: dict[str, Any] = {
         "step": first_step + at_row,
         "parameter": pa.DictionaryArray.from_arrays(at_parameter.astype(np.int32), pa.array(names, pa.string())),
         "lr": np.array([row.lr for row in drained.rows], dtype=np.float32)[at_row, at_parameter],
     }
+    # Null and NaN differ: null is what has no value, NaN a value that isn't a number. Hence masks.
     for k, column in enumerate(COLUMNS):
         mask = np.array([column in missing for missing in nulls], dtype=bool)[at_parameter]
         if column == "update_norm":
@@ -49,7 +52,14 @@ def layer_columns(
 
 
 def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], losses: Any) -> dict[str, Any]:
-    """The rows of the table ``steps``; ``samples`` is cumulative, −1 where unknown, and ``losses`` global means."""
+    """The rows of the table ``steps``, by column.
+
+    Args:
+        drained: the steps.
+        first_step: index of the first.
+        samples: samples seen up to and including each step, over all ranks; −1 where unknown.
+        losses: mean losses over all ranks.
+    """
     import pyarrow as pa
 
     rows = drained.rows
@@ -57,6 +67,7 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
     whole = np.array([row.recorded and bool(row.active.any()) for row in rows], dtype=bool)
 
     def total(column: str) -> Any:
+        # √Σ‖·‖² over the tensors; in float64, where the square of a finite float32 is finite.
         squares = np.square(drained.values[:, k(column)].astype(np.float64))
         active = np.array([row.active for row in rows]).reshape(squares.shape)
         return pa.array(np.sqrt(np.where(active, squares, 0.0).sum(axis=1)), mask=~whole)

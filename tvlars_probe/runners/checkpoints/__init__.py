@@ -1,1 +1,1 @@
-"""Checkpoints: their files, what they hold, when they are made, and how a run goes on from one."""
+"""Checkpoints: their files and contents, when a run saves one, and how a run continues from one."""

@@ -1,4 +1,4 @@
-"""Is a run whole? Its directory as `tvlars_probe.traces.checking` checks it, and its checkpoints."""
+"""Checking a whole run: its directory and trace, by `tvlars_probe.traces.checking`, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 
 
 def check_run(run: Path) -> Findings:
-    """Check a run; nothing is changed.
+    """Check a run's directory, trace and checkpoints, and change nothing.
 
     Raises:
+        UnreadableError: the system refuses to read one of its files.
         RunDirectoryError: there is nothing like a run at ``run``.
     """
     found = check_trace(run)
+    # A manifest that is to be written anew can't be read or is another run's: checkpoints aren't compared with it.
     manifest = None if any(fault.repair == "write anew" for fault in found.faults) else _manifest(run)
     for path in checkpoints.list_checkpoints(run).values():
         if is_led_out(run, path):
-            continue
+            continue  # check_trace has reported the link
         wrong = _wrong(path, manifest)
         if wrong is not None:
             found.faults.append(Fault(path.relative_to(run).as_posix(), wrong, "set aside"))
@@ -47,7 +49,8 @@ def _manifest(run: Path) -> Manifest | None:
 
 
 def _has_saved(run: Path, manifest: Manifest) -> bool:
-    """Whether a run is known to have made checkpoints of which none was set aside."""
+    """Whether the run is known to have saved checkpoints, and no note says that one was set aside."""
+    # A config with "recording" is that of train, which saves at the end of every run that it completes.
     ended = manifest.status == "completed" and "recording" in manifest.config
     return (
         (ended or manifest.best is not None)
@@ -57,7 +60,10 @@ def _has_saved(run: Path, manifest: Manifest) -> bool:
 
 
 def repair_run(run: Path, found: Findings) -> Path | None:
-    """Set aside what ``found`` says is broken; returns the folder where it is now, None where nothing was moved.
+    """Set aside what ``found`` names as broken.
+
+    Returns:
+        the folder that holds it now; None where nothing was moved.
 
     Raises:
         RunDirectoryError: another process writes to the run, or it can't be written.
@@ -66,11 +72,13 @@ def repair_run(run: Path, found: Findings) -> Path | None:
 
 
 def _wrong(path: Path, manifest: Manifest | None) -> str | None:
+    """What is wrong with a checkpoint; None if it loads and fits the manifest."""
     try:
         state = checkpoints.load(path)
         if manifest is not None:
             checkpoints.refuse(path, contents.misfits(state, manifest))
     except UnreadableError:
+        # A RunDirectoryError too, but of a file that may be sound: it must not be set aside.
         raise
     except RunDirectoryError as error:
         return problem(error)
@@ -78,10 +86,14 @@ def _wrong(path: Path, manifest: Manifest | None) -> str | None:
 
 
 def _last_manifest(run: Path) -> Manifest | None:
-    """The manifest as the last readable checkpoint holds it: of the run that most parts of the trace are of."""
+    """The manifest that the last readable checkpoint of this run holds, None where there is none.
+
+    This run is the one that most parts of the trace name; where no part names any, every checkpoint is of this run.
+    """
     ids = run_ids(run / "trace")
     for path in reversed(checkpoints.list_checkpoints(run).values()):
         try:
+            # A checkpoint without a manifest gives an empty text, which from_json refuses.
             manifest = Manifest.from_json(checkpoints.load(path).get("manifest") or "", path)
         except (RunDirectoryError, TypeError):
             continue

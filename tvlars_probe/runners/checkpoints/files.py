@@ -1,7 +1,7 @@
-"""Checkpoints: ``checkpoints/step-<N>.pt`` is the whole state after N updates.
+"""The files of checkpoints: ``checkpoints/step-<N>.pt`` holds the whole state after N updates.
 
-They hold tensors and plain values only and load with ``weights_only=True``: nothing is unpickled. They are written
-under a temporary name, synced and renamed.
+A checkpoint holds tensors and plain values only. It is loaded with ``weights_only=True``, so that a file can't run
+code. It is written under a temporary name, synced and renamed, so that no half file stands under its name.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
+"""Version of the format; a checkpoint of another one is refused."""
+
 FOLDER = "checkpoints"
 MOVE_AWAY = "move it away to use an earlier one"
+"""The remedy for a checkpoint that ``check --repair`` doesn't find fault with."""
+
 _REFUSALS = {
     errno.EACCES,
     errno.EPERM,
@@ -40,19 +44,24 @@ _REFUSALS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+"""Errors by which the system refuses to read a file that may be sound; any other error is taken for damage."""
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def list_checkpoints(run: Path) -> dict[int, Path]:
-    """The run's checkpoints by step, in order."""
+    """The run's checkpoints by number of updates, in ascending order."""
     folder = run / FOLDER
     found = {int(m[1]): p for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))} if folder.is_dir() else {}
     return dict(sorted(found.items()))
 
 
 def save(run: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of ``step`` updates."""
+    """Write ``state`` as the checkpoint after ``step`` updates and return its path.
+
+    Raises:
+        OSError: it can't be written; what stood under its name is as it was.
+    """
     path = run / FOLDER / f"step-{step}.pt"
     path.parent.mkdir(exist_ok=True)
     replace_file(path, lambda stream: torch.save({"format": FORMAT, "step": step, **state}, stream))
@@ -63,15 +72,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        UnreadableError: the system refuses.
-        RunDirectoryError: it is missing, damaged, holds anything but tensors and plain values, or not what a
+        UnreadableError: the system refuses to read the file, which may be sound.
+        RunDirectoryError: the file is missing or damaged, holds more than tensors and plain values, or lacks what a
             checkpoint holds.
     """
-    if path.exists() and not path.is_file():  # a FIFO would be waited for
+    if path.exists() and not path.is_file():  # to open a FIFO is to wait for a writer
         raise RunDirectoryError(f"{path} is no plain file: {_remedy(path)}")
     try:
         _refuse_compressed(path)
-        with warnings.catch_warnings(action="ignore"):  # of what is refused anyway
+        with warnings.catch_warnings(action="ignore"):  # torch warns of files that are refused below
             state = torch.load(path, map_location=device, weights_only=True)
     except RunDirectoryError:
         raise
@@ -85,7 +94,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise RunDirectoryError(
             f"{path} is damaged, or holds more than tensors and plain values (which is never loaded): {_remedy(path)}"
         ) from None
-    except Exception as error:  # the unpickler of tensors meets garbage with errors of any kind
+    except Exception as error:  # on garbage, torch's restricted unpickler raises errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunDirectoryError(f"{path} is damaged ({reason}): {_remedy(path)}") from None
     if not isinstance(state, dict) or not fits(found := state.get("format"), int) or found != FORMAT:
@@ -97,22 +106,29 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse what torch doesn't write: compressed, a few bytes on disk stand for any number in memory."""
+    """Refuse a compressed archive: a few bytes of it may stand for any number in memory, and torch writes none."""
+    # A file that is no archive is left to torch.load, whose error says what it is.
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe (it is compressed): {_remedy(path)}")
 
 
 def _remedy(path: Path) -> str:
+    """What to do about a checkpoint that ``check --repair`` finds broken."""
     run = shlex.quote(str(path.parent.parent))
     return f"'tvlars-probe check {run} --repair' sets it aside, and an earlier one is used"
 
 
 def refuse(path: Path, wrong: Iterable[str], remedy: str | None = None) -> None:
-    """Refuse a checkpoint of which something is wrong.
+    """Refuse a checkpoint if anything is wrong with it.
+
+    Args:
+        path: the checkpoint.
+        wrong: what is wrong with it; the message gives the first three texts.
+        remedy: what to do about it; by default to let ``check --repair`` set it aside.
 
     Raises:
-        RunDirectoryError: something is.
+        RunDirectoryError: ``wrong`` isn't empty.
     """
     if told := [*wrong]:
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
@@ -121,12 +137,18 @@ def refuse(path: Path, wrong: Iterable[str], remedy: str | None = None) -> None:
 
 
 def refuse_for_this_run(path: Path, wrong: Iterable[str]) -> None:
-    """`refuse`, where what is wrong shows only beside the run's model and optimizer, which a check doesn't build."""
+    """`refuse`, for faults that only the run's model and optimizer show.
+
+    ``check`` builds neither and would not find them, so the remedy is to move the file away by hand.
+
+    Raises:
+        RunDirectoryError: ``wrong`` isn't empty.
+    """
     refuse(path, wrong, MOVE_AWAY)
 
 
 def keep_only(run: Path, steps: Iterable[int]) -> None:
-    """Remove all checkpoints but these."""
+    """Remove all checkpoints but those after ``steps`` updates."""
     kept = {*steps}
     for step, path in list_checkpoints(run).items():
         if step not in kept:

@@ -1,4 +1,4 @@
-"""A checkpoint's state, put back into a model, an optimizer, a schedule and the random generators."""
+"""Putting a checkpoint's state back into a model, an optimizer, a schedule and the random generators."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def restore_model(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights and buffers into ``model``.
 
     Raises:
-        RunDirectoryError: they are another model's.
+        RunDirectoryError: the weights are another model's.
     """
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError) as error:
+        # torch's first line names only the class of the model; the next ones name the tensors.
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise RunDirectoryError(f"{path} holds another model's weights: {reason or error}; {MOVE_AWAY}") from None
 
@@ -42,10 +43,12 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -
     """Put a checkpoint's optimizer state into ``optimizer``.
 
     Raises:
-        RunDirectoryError: it is another optimizer's.
+        RunDirectoryError: the state is another optimizer's.
     """
     try:
         refuse_for_this_run(path, contents.unlike_optimizer(optimizer, state["optimizer"]))
+        # Loading replaces the groups' options by the saved ones, so the run's own are kept for the comparison. It is
+        # made after loading, when the optimizer has added the options that an earlier version of it didn't save.
         before = [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
         for mine, loaded in zip(before, optimizer.param_groups, strict=True):
@@ -55,20 +58,31 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -
 
 
 def restore_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any], made: int, path: Path) -> None:
-    """Put the schedule where it was after ``made`` updates of the phase.
+    """Put the scheduler where it was after ``made`` updates of the phase; call it after `restore_optimizer`.
+
+    Args:
+        scheduler: a new one; its base rates are the run's own.
+        schedule: what it applies.
+        state: the checkpoint.
+        made: updates of the phase so far.
+        path: the checkpoint's file, for messages.
 
     Raises:
-        RunDirectoryError: the checkpoint's is elsewhere, or its learning rates aren't those of the schedule.
+        RunDirectoryError: the checkpoint's scheduler is in another step, or the restored learning rates aren't those of
+            the schedule.
     """
     refuse_for_this_run(path, _off_schedule(scheduler, schedule, state, made))
 
 
 def _off_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any], made: int) -> Iterator[str]:
+    """Put the scheduler after ``made`` updates, and yield where the restored learning rates are off the schedule."""
     saved, groups = state["scheduler"].get("last_epoch"), scheduler.optimizer.param_groups
     if not fits(saved, int) or saved != made:
         yield f"its schedule is in step {shown(saved)}, not {made}"
         return
     lrs = [group["lr"] for group in groups]
+    # Only the step comes from the checkpoint: an edited file can't change base rates. torch's count of steps starts at
+    # 1, since the scheduler's constructor makes one.
     scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": made, "_step_count": made + 1, "_last_lr": lrs})
     for group, base in zip(groups, scheduler.base_lrs, strict=True):
         lr, due = group["lr"], base * schedule.factor(made)
@@ -79,7 +93,10 @@ def _off_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any]
 
 
 def rng_state(ranks: Ranks) -> list[dict[str, Any]]:
-    """The state of torch's random generators on every rank."""
+    """The states of torch's random generators, by device type, of each rank; every rank calls it.
+
+    NumPy's and Python's generators are left out: the order of samples and their augmentation are functions of the seed.
+    """
     generators = {"cpu": torch.get_rng_state()}
     if ranks.device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(ranks.device)
@@ -88,14 +105,15 @@ def rng_state(ranks: Ranks) -> list[dict[str, Any]]:
 
 
 def restore_rng(states: list[dict[str, Any]], ranks: Ranks, path: Path) -> None:
-    """Put this rank's generators back; ranks that the checkpoint doesn't know keep their own.
+    """Put this rank's random generators back; a rank beyond those that saved keeps its own state.
 
     Raises:
-        RunDirectoryError: what it holds is no generator's state.
+        RunDirectoryError: an entry is no generator's state.
     """
     if ranks.rank >= len(states):
         return
     try:
+        # A checkpoint may have been loaded onto the device, and torch takes these states only from the CPU.
         torch.set_rng_state(states[ranks.rank]["cpu"].cpu())
         if ranks.device.type == "cuda" and "cuda" in states[ranks.rank]:
             torch.cuda.set_rng_state(states[ranks.rank]["cuda"].cpu(), ranks.device)

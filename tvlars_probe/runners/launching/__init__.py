@@ -1,1 +1,1 @@
-"""Starting and ending a run's processes: devices, ranks, torchrun, signals."""
+"""Starting and ending the processes of a run: devices, ranks, torchrun, signals."""

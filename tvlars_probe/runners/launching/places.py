@@ -1,4 +1,4 @@
-"""On which devices of this machine a run's ranks compute."""
+"""The devices of this machine on which a run's ranks compute."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Devices of this machine's ranks.
+    """The ranks of this machine, and their devices.
 
     Attributes:
         kind: "cpu" or "cuda".
-        indices: CUDA devices, one per rank.
-        nproc: ranks on this machine.
+        indices: numbers of the CUDA devices, one per rank; empty on the CPU.
+        nproc: number of ranks on this machine.
     """
 
     kind: str
@@ -31,10 +31,10 @@ class Placement:
 
 
 def place(config: PlaceConfig) -> Placement:
-    """Find the devices asked for.
+    """Find the devices that ``config`` asks for.
 
     Raises:
-        UserError: they don't exist, or don't go with the number of processes.
+        UserError: they don't exist, or don't go with the number of processes; or the port is taken.
     """
     _check_port(config.port)
     words = config.devices
@@ -58,10 +58,11 @@ def place(config: PlaceConfig) -> Placement:
 
 
 def _check_port(port: int) -> None:
-    """Refuse a port that something listens on: the ranks would wait there for ever."""
+    """Refuse a port that can't be bound: the ranks would wait there in vain."""
     if port == 0 or launched_by_torchrun():
         return
     with socket.socket() as trial:
+        # With this option a port is free although connections of an earlier run still linger there (TIME_WAIT).
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind(("", port))
@@ -72,9 +73,10 @@ def _check_port(port: int) -> None:
 
 
 def device_of(placement: Placement, local_rank: int) -> torch.device:
-    """The device of the ``local_rank``-th rank of this machine, which becomes this process's CUDA device."""
+    """The device of rank ``local_rank`` of this machine. A CUDA device becomes this process's current one."""
     if placement.kind == "cpu":
         return torch.device("cpu")
+    # Under torchrun there may be more ranks than devices named: "auto" names only device 0.
     index = placement.indices[local_rank] if local_rank < len(placement.indices) else local_rank
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)

@@ -1,4 +1,4 @@
-"""Starting a run's processes: in this one, by torch's elastic launcher, or as one of torchrun's."""
+"""Doing a run's work on every rank: in this process, alone or as one of torchrun's, or in processes started here."""
 
 from __future__ import annotations
 
@@ -29,32 +29,34 @@ if TYPE_CHECKING:
     from tvlars_probe.runners.launching.places import Placement
 
 _POLL_SECONDS = 0.1
+"""Seconds between two looks at the ranks."""
 
 _FAREWELL_SECONDS = 1.0
-"""How long a rank that fails stays, so that the launcher sees first who died before it."""
+"""How long a failed rank stays alive, so that the launcher first notices a rank that died before it."""
 
 _FAILURE_CHARACTERS = 1000
-"""Of an error's text, what a rank tells the launcher: far below what a pipe takes at once."""
+"""Most characters of an error's text that a rank sends: far fewer than a pipe takes without a reader."""
 
 ORPHAN_SECONDS = 300.0
-"""How long ranks whose launcher is gone may take to end in order, checkpoint included, before they are ended."""
+"""How long a rank whose launcher has died may take to end in order, with a checkpoint, before it ends itself."""
 
 
 def launch(work: Callable[..., Any], job: Any, placement: Placement, config: PlaceConfig) -> int | None:
     """Run ``work(ranks, job)`` on every rank and wait for them.
 
     Args:
-        work: a function of a module, so that other processes can import it. What it returns is taken for the signal
-            that ended it early.
-        job: what to do; it must survive pickling.
-        placement: this machine's ranks.
+        work: a function at the top level of a module, so that other processes can import it. An integer that it
+            returns is the number of the signal that ended it early.
+        job: what to do; it is pickled.
+        placement: the ranks of this machine.
         config: threads and port.
 
     Returns:
-        the signal that ended the work early, if one did; the ranks ended in order.
+        the number of the signal that ended the work early and in order; None where there was none.
 
     Raises:
-        RunFailedError: a rank ended with an error; the others have been ended.
+        RunDirectoryError: the run can't be made as asked, which all ranks find alike.
+        RunFailedError: a rank that was started here ended with an error; the others have been ended.
         InterruptedRunError: a signal ended the ranks before they could do so in order.
     """
     if placement.nproc == 1 or launched_by_torchrun():
@@ -62,6 +64,7 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # "spawn": a forked child can't use CUDA once its parent has.
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -85,22 +88,27 @@ def launch(work: Callable[..., Any], job: Any, placement: Placement, config: Pla
     refused = next((value for value in returned.values() if isinstance(value, RunDirectoryError)), None)
     if refused is not None:
         raise refused
+    # The ranks were sent SIGTERM whatever came: what this process received is the signal to report.
     number = next((number for value in returned.values() if (number := _number(value))), None)
     return signals[0] if number and signals else number
 
 
 def _number(value: Any) -> int | None:
+    """What a rank returned, if that is the number of a signal."""
     return value if isinstance(value, int) else None
 
 
 def _in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
-    """Do the work in another thread: the elastic agent, there, leaves signals to us."""
+    """Do the work in another thread and call ``meanwhile`` every `_POLL_SECONDS`.
+
+    The elastic agent sets handlers of its own for signals, but only in the main thread.
+    """
     outcome: dict[str, Any] = {}
 
     def run() -> None:
         try:
             outcome["value"] = work()
-        except BaseException as error:
+        except BaseException as error:  # whatever it is: the thread that waits raises it again
             outcome["error"] = error
 
     thread = threading.Thread(target=run)
@@ -116,7 +124,11 @@ def _in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
 
 @contextlib.contextmanager
 def _silenced(*packages: str) -> Iterator[None]:
-    """Without the log of these packages: that signals are left to us, and tracebacks of what we say in a line."""
+    """Switch off the log of these packages.
+
+    They warn that no handlers for signals are set, and print tracebacks of failures that we report in one line.
+    """
+    # Each logger by itself: one that was disabled before stays so.
     names = [name for name in logging.root.manager.loggerDict if name.startswith(packages)]
     loggers = [logger for name in names if not (logger := logging.getLogger(name)).disabled]
     for logger in loggers:
@@ -130,13 +142,13 @@ def _silenced(*packages: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
-    """Hand the first signal on to the ranks, which end in order; at a second one they are killed.
+    """Hand the first signal on to the ranks, which end in order, and kill them at a second one.
 
     Yields:
-        the signals received, and a function that hands the last one on to ranks that have been started since.
+        the signals received, and a function that hands the last one on to ranks that were started after it came.
     """
     received: list[int] = []
-    told: dict[int, set[int | None]] = {1: set(), 2: set()}  # at the first signal, and at a later one
+    told: dict[int, set[int | None]] = {1: set(), 2: set()}  # ranks told of the first signal, and of a later one
     if threading.current_thread() is not threading.main_thread():
         yield received, lambda: None
         return
@@ -145,7 +157,9 @@ def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
         if not received:
             return
         this = told[min(len(received), 2)]
-        if len(this) < nproc:  # asking for the children takes their exit codes from whom waits for them
+        # active_children() reaps children that have ended. The agent, waiting for one in its thread, could then find no
+        # exit code and take it for failed; so this asks no longer than there are ranks to be told.
+        if len(this) < nproc:
             for child in multiprocessing.active_children():
                 if child.pid not in this:
                     this.add(child.pid)
@@ -156,7 +170,7 @@ def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
         pass_on()
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
-    os.environ[IS_CHILD] = "1"  # inherited
+    os.environ[IS_CHILD] = "1"  # the ranks inherit it
     try:
         yield received, pass_on
     finally:
@@ -172,7 +186,10 @@ def _attempt(
     placement: Placement,
     config: PlaceConfig,
 ) -> Any:
-    """`_work`; what a rank can't do as asked, which all ranks find alike, is handed back."""
+    """Do `_work` in a process that was started here.
+
+    A `RunDirectoryError` is returned, not raised: all ranks find it alike, and the launcher would see a failed rank.
+    """
     done = threading.Event()
     threading.Thread(target=_end_with_the_launcher, args=(done,), daemon=True).start()
     try:
@@ -184,11 +201,12 @@ def _attempt(
 
 
 def _end_with_the_launcher(done: threading.Event) -> None:
-    """Wait for the launcher's death, then end this rank: the elastic agent that was killed can't."""
+    """End this rank when the launcher has died: the elastic agent, which would end it, died with the launcher."""
     launcher = multiprocessing.parent_process()
     if launcher is None:
         return
     multiprocessing.connection.wait([launcher.sentinel])
+    # As if a user had sent it: the run ends in order, with a checkpoint. Nobody reads this rank's exit code any more.
     os.kill(os.getpid(), signal.SIGTERM)
     done.wait(ORPHAN_SECONDS)
     os._exit(128 + signal.SIGTERM)
@@ -201,6 +219,7 @@ def _work(
     config: PlaceConfig,
     failures: SimpleQueue[tuple[int, str]] | None = None,
 ) -> Any:
+    """Join the ranks, do the work, and leave them; a rank that fails says so in ``failures``, if that is given."""
     torch.set_num_threads(config.threads or _threads(placement))
     ranks: Ranks = join(placement)
     try:
@@ -209,7 +228,7 @@ def _work(
         raise
     except Exception as error:
         if failures is not None:
-            # Told while the others' connections still stand: theirs break when this rank leaves.
+            # Before this rank leaves: then the others' connections break, and they fail too.
             failures.put((ranks.rank, f"{type(error).__name__}: {error}"[:_FAILURE_CHARACTERS]))
             time.sleep(_FAREWELL_SECONDS)
         raise
@@ -218,14 +237,18 @@ def _work(
 
 
 def _threads(placement: Placement) -> int:
-    """torch's own number for one process, an equal share of the cores for several."""
+    """Threads of a rank: torch's own number for one rank on this machine, an equal share of the cores for several."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched_by_torchrun() else placement.nproc
     return torch.get_num_threads() if processes == 1 else max(1, (os.cpu_count() or 1) // processes)
 
 
 def _first_failure(failures: SimpleQueue[tuple[int, str]], error: Any) -> str:
-    """Which rank failed first, and how: of those that end within one poll torch names any."""
+    """Which rank failed first, and how.
+
+    Of the ranks that end between two polls torch names any one, so the order of ``failures`` counts.
+    """
     rank, failure = error.get_first_failure()
+    # A killed rank wrote nothing, and the others may have failed for its loss. SIGTERM is what the agent itself sends.
     was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
     if not was_killed and not failures.empty():
         rank, text = failures.get()
@@ -234,6 +257,7 @@ def _first_failure(failures: SimpleQueue[tuple[int, str]], error: Any) -> str:
 
 
 def _reason(failure: Any) -> str:
+    """The last line of what torch knows of a failure, or else the exit code."""
     message = failure.message
     if isinstance(message, dict):
         message = message.get("message", message)

@@ -1,9 +1,12 @@
 """Ending a run early and in order: SIGINT and SIGTERM end it after the current step.
 
-The first signal asks all ranks to stop in the same step, with a checkpoint. Who started the ranks decides what a second
-one does: alone, the process dies of it at once; ranks that another process of ours started leave that to it; under
-torchrun, which hands on what its whole process group has got already, a second one within `ONE_SIGNAL_SECONDS` is the
-same one again.
+The first signal asks all ranks to stop in the same step, with a checkpoint. What a second signal does depends on who
+started the process:
+
+- A process that runs alone dies of it at once.
+- A rank that another process of ours started ignores it: that process kills its ranks.
+- A rank under torchrun dies of it, unless it comes within `ONE_SIGNAL_SECONDS`. torchrun hands on a signal that may
+  have reached its whole process group already, so that is the first one again.
 """
 
 from __future__ import annotations
@@ -26,16 +29,17 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_SIGNAL_SECONDS = 1.0
+"""Under torchrun, signals that come within this time are one."""
 
 IS_CHILD = "TVLARS_PROBE_CHILD"
-"""Set in the environment of ranks that `tvlars_probe.runners.launching.processes` started."""
+"""Environment variable of the ranks that `tvlars_probe.runners.launching.processes` starts."""
 
 
 class StopSignals:
-    """While entered, signals ask ``recorder`` to stop; outside the main thread it does nothing.
+    """A context in which signals ask ``recorder`` to stop. Outside the main thread it does nothing.
 
     Attributes:
-        received: the first signal, if any.
+        received: the number of the first signal; None before it comes.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -45,6 +49,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        # Python sets handlers only from the main thread.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._first) for number in SIGNALS}
         return self
@@ -52,35 +57,39 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A handler that wasn't set from Python reads as None, which can't be set again.
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _first(self, number: int, frame: FrameType | None) -> None:
+        """Handle the first signal: ask for a stop, and decide what the next one does."""
         self.received, self._at = number, time.monotonic()
         self._recorder.request_stop()
-        # The system's own action needs no Python to run: it comes at once even inside a long operation.
+        # A handler in Python would wait for a long operation to return; the system's own action comes at once.
         then: Any = signal.SIG_DFL
         if os.environ.get(IS_CHILD):
-            then = signal.SIG_IGN
+            then = signal.SIG_IGN  # Ctrl-C reaches a rank from the terminal and again from its parent
         elif launched_by_torchrun():
             then = self._second
         for one in SIGNALS:
             signal.signal(one, then)
 
     def _second(self, number: int, frame: FrameType | None) -> None:
+        """Handle a later signal under torchrun."""
         if time.monotonic() - self._at < ONE_SIGNAL_SECONDS:
             return
+        # Dying of the signal itself lets torchrun see from the exit code what happened.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     @property
     def number(self) -> int:
-        """The signal that ended the run; SIGTERM where another rank got it."""
+        """The number of the signal that ended the run; SIGTERM where only another rank received one."""
         return self.received or signal.SIGTERM
 
 
 def advice(path: Path) -> str:
-    """How to continue the run at ``path``, in a line; where it hasn't begun, that nothing is there."""
+    """A line that says how to continue the run at ``path``, or that nothing was recorded where it hasn't begun."""
     if not (path / FILE_NAME).exists():
         return f"Interrupted before {path} began: nothing was recorded"
     return f"Interrupted; to continue: tvlars-probe train --resume {shlex.quote(str(path))}"

@@ -1,4 +1,4 @@
-"""What torchrun, or whatever sets its environment, says of this process. Needs no torch."""
+"""What the environment that torchrun sets says of this process. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def launched_by_torchrun() -> bool:
 
 
 def seat() -> tuple[int, int]:
-    """This process's rank and their number, as torchrun says."""
+    """This process's rank and the number of ranks, as torchrun says."""
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 

@@ -1,1 +1,1 @@
-"""The phases of a training run: what each trains, on what, and the loop that all share."""
+"""The phases of a training run: what each of them trains, on which data, and the loop that they share."""

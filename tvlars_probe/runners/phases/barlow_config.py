@@ -1,4 +1,4 @@
-"""Barlow Twins and its linear evaluation, as chosen by a user."""
+"""The settings of Barlow Twins and of its linear evaluation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ class BarlowTwinsConfig:
     """Barlow Twins as chosen by a user; the optimizer and schedule of the run are those of the pretraining.
 
     Attributes:
-        epochs: of pretraining.
+        epochs: epochs of the pretraining.
         lmbda: weight λ of the redundancy term.
         projector: widths of the projector's layers, joined by "-".
         lr_classifier: peak learning rate of the linear probe, falling as a cosine over its epochs.
-        lr_backbone: that of the backbone meanwhile; 0 freezes it.
-        probe_batch_size: global batch of the linear probe.
+        lr_backbone: peak learning rate of the backbone in the same phase; 0 freezes it.
+        probe_batch_size: samples of one update of the linear probe, over all ranks.
+
+    Raises:
+        UserError: a setting is outside its range.
     """
 
     epochs: int = 1000
@@ -44,7 +47,7 @@ class BarlowTwinsConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Widths of the projector's layers."""
+        """Widths of the projector's layers, as numbers."""
         words = self.projector.split("-")
         if not all(word.isdecimal() and int(word) > 0 for word in words):
             raise UserError(f"--projector {self.projector!r}: give the widths of its layers, such as 4096-4096-4096")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Pretraining(Phase):
-    """Barlow Twins by the optimizer and schedule of the run; its loss joins all samples of the global batch."""
+    """Barlow Twins by the run's optimizer and schedule. Its loss joins all samples of the global batch."""
 
     views: ClassVar[int] = 2
     is_sum_over_samples: ClassVar[bool] = False
@@ -57,13 +57,16 @@ class Pretraining(Phase):
         return Tally(device, classifies=False)
 
     def backward(self, replica: Replica, share: Share, epoch: int, tally: Tally) -> Tensor:
+        # In step and without micro-batches a share is one piece, which may be empty.
         (piece,) = share.pieces
         views = replica.augment(replica.images, piece, epoch, replica.precision.dtype)
         with replica.precision.context():
             first, second = replica.ddp(*views)
-        # The loss of the global batch, whose gradient is the mean over ranks that DDP takes.
+        # The loss of the global batch, the same on every rank. The mean over ranks of what backward() adds, which DDP
+        # takes, is its gradient. bfloat16 has too few digits for its sums over the batch.
         loss = barlow_twins_loss(_at_least_float32(first), _at_least_float32(second), self.config.barlow.lmbda)
         loss.backward()
+        # Summed over ranks this counts the loss once per sample of the batch, so that batches weigh by their size.
         tally.add_loss(loss.detach() * share.size, share.size)
         return loss.detach()
 
@@ -75,7 +78,7 @@ class Pretraining(Phase):
         return TwinViews(seed=0, flips=self.config.data.flips)(images, indices, 0, dtype)
 
     def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """That of all ranks' samples."""
+        """The loss over all ranks' samples, the same on every rank."""
         first, second = model(*batch)
         return barlow_twins_loss(first, second, self.config.barlow.lmbda)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Classification(Phase):
-    """Cross-entropy by the optimizer and schedule of the run."""
+    """Training with cross-entropy, by the run's optimizer and schedule."""
 
     @property
     def epochs(self) -> int:
@@ -63,7 +63,8 @@ class Classification(Phase):
                 with replica.precision.context():
                     logits = replica.ddp(x)
                 loss = loss_sum(logits, y)
-                # DDP averages over ranks: with this factor the average is the mean over the global batch.
+                # DDP averages gradients over ranks. With this factor the average is the gradient of the mean loss over
+                # the global batch, however unequal the shares.
                 (loss * (replica.ranks.world_size / share.batch_size)).backward()
             total += loss.detach()
             tally.add(logits.detach(), y, loss.detach())
@@ -81,7 +82,7 @@ class Classification(Phase):
         return figures
 
     def _train_eval_sample(self, data: ImageData) -> TensorImages | None:
-        """The same training samples after each epoch and for every seed."""
+        """Training samples to evaluate, the same after each epoch and for every seed; None where none is asked for."""
         wanted, there = self.config.recording.train_eval_samples, len(data.train)
         if not wanted:
             return None
@@ -89,7 +90,7 @@ class Classification(Phase):
         return data.train if wanted >= there else data.train.subset(order[:wanted])
 
     def probe_batch(self, images: TensorImages, indices: Indices, dtype: torch.dtype) -> Batch:
-        """Images and labels."""
+        """Images without augmentation, and their labels."""
         return images.batch(torch.as_tensor(indices, device=images.images.device), dtype)
 
     def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -98,14 +99,21 @@ class Classification(Phase):
 
 
 def _reducing(replica: Replica, *, now: bool) -> contextlib.AbstractContextManager[object]:
-    """Gradients are reduced over the ranks with the last piece of a batch only."""
+    """The context of a piece: DDP reduces gradients over the ranks only in the last one of a batch.
+
+    The forward pass must be inside, too: DDP decides there whether the backward pass reduces.
+    """
     if now or not isinstance(replica.ddp, DistributedDataParallel):
         return contextlib.nullcontext()
     return replica.ddp.no_sync()
 
 
 def _reduce_nothing(replica: Replica) -> None:
-    """Join the other ranks' reduction with a gradient of zero: the batch has fewer samples than ranks."""
+    """Join the other ranks' reduction with a gradient of zero, where the batch has fewer samples than there are ranks.
+
+    The pass changes this rank's BatchNorm statistics. Those that count are the first rank's, which always has samples.
+    """
+    # Two, since BatchNorm in training mode refuses one value per channel.
     some = torch.arange(min(2, len(replica.images)), device=replica.ranks.device)
     x, _ = replica.images.batch(some, replica.precision.dtype)
     with replica.precision.context():

@@ -1,4 +1,4 @@
-"""Linear evaluation of a pretrained backbone: how well does a linear classifier do on its features?"""
+"""Linear evaluation of a pretrained backbone: training a linear classifier on its features."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tvlars_probe.data.images import ImageData
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-6
-"""Of its SGD, as in Barlow Twins' own evaluation."""
+"""Settings of the SGD that trains the classifier, as in Barlow Twins' own evaluation."""
 
 
 class LinearEvaluation(Classification):
-    """A linear classifier on the pretrained backbone, by SGD with momentum; the rate falls as a cosine."""
+    """A linear classifier on the pretrained backbone, by SGD with momentum. The learning rate falls as a cosine."""
 
     batch_option: ClassVar[str] = "--probe-batch-size"
 
@@ -32,7 +32,7 @@ class LinearEvaluation(Classification):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the backbone stays as it is."""
+        """Whether the backbone isn't trained."""
         return self.config.barlow.lr_backbone == 0
 
     def plan(self, samples: int, *, rank: int = 0, world_size: int = 1) -> BatchPlan:
@@ -42,7 +42,7 @@ class LinearEvaluation(Classification):
             rank=rank,
             world_size=world_size,
             seed=self.config.seed,
-            in_step=not self.is_frozen,  # a backbone that is trained takes its statistics over all ranks' samples
+            in_step=not self.is_frozen,  # a trained backbone's BatchNorm sums over the ranks
         )
 
     def build_model(self, data: ImageData) -> nn.Module:
@@ -51,6 +51,7 @@ class LinearEvaluation(Classification):
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         assert isinstance(model, LinearProbe)
+        # The classifier comes first: the manifest and the progress show the first group's learning rate.
         groups: list[dict[str, Any]] = [
             {"params": list(model.head.parameters()), "lr": self.config.barlow.lr_classifier}
         ]
@@ -60,9 +61,9 @@ class LinearEvaluation(Classification):
 
     @torch.no_grad()
     def take_over(self, model: nn.Module, trained: nn.Module) -> None:
-        """Weights and statistics of the backbone."""
+        """Copy the weights and BatchNorm statistics of the backbone."""
         model.get_submodule("backbone").load_state_dict(trained.get_submodule("backbone").state_dict())
 
     def probe_bn_mode(self, asked: str) -> str:
-        """A frozen backbone is in evaluation mode in training too."""
+        """With a frozen backbone "eval", the mode in which it trains; otherwise the mode asked for."""
         return "eval" if self.is_frozen else asked

@@ -1,4 +1,4 @@
-"""The training loop of a phase of a run, on one rank or under DDP: the same for every phase."""
+"""The training loop, the same for every phase of a run, on one rank or under DDP."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Position:
     """How far a phase has come.
 
     Attributes:
-        epoch: the running one, from 0.
-        batches: of it that are done: the sampler's position.
-        seconds: of it that have passed.
-        tally: what its batches scored so far, as `Tally.state_dict` gives it.
+        epoch: index of the running epoch, from 0.
+        batches: batches of this epoch that are done; the sampler goes on behind them.
+        seconds: time that this epoch has taken so far.
+        tally: what these batches scored, as `Tally.state_dict` gives it; None where there are none.
     """
 
     epoch: int = 0
@@ -54,19 +54,19 @@ class Position:
 
 @dataclass(kw_only=True, eq=False)
 class Training:
-    """One rank's training of a phase: the loop around what the phase says.
+    """One rank's training of a phase: the loop, and everything that it needs.
 
     Attributes:
-        phase: what is trained, on what, and what is told of it.
+        phase: what is trained, and how it is scored.
         data: data set, on the host.
         plan: how epochs are cut into batches.
         replica: this rank's copy of the model.
-        optimizer: its optimizer.
-        schedule: learning rate of each step.
-        scheduler: applies the schedule.
-        saver: its checkpoints.
-        first_step: updates of the run before it.
-        position: where it begins, or goes on.
+        optimizer: the optimizer of the model.
+        schedule: learning rate of each step, as a multiple of the base rate.
+        scheduler: applies the schedule to the optimizer.
+        saver: saves checkpoints of the phase.
+        first_step: updates of the run before the phase.
+        position: where the phase begins, or goes on.
     """
 
     phase: Phase
@@ -82,14 +82,14 @@ class Training:
 
     @classmethod
     def build(cls, phase: Phase, ranks: Ranks, data: ImageData, images: TensorImages, *, first_step: int = 0) -> Self:
-        """Make everything, the same on every rank.
+        """Build model, optimizer and schedule of a phase, the same on every rank.
 
         Args:
-            phase: of the run.
+            phase: the phase.
             ranks: this process among the others.
             data: the data set.
             images: its training part, on the device.
-            first_step: updates of the run before this phase.
+            first_step: updates of the run before the phase.
         """
         plan = phase.plan(len(data.train), rank=ranks.rank, world_size=ranks.world_size)
         replica = _replica(phase, ranks, data, images)
@@ -116,17 +116,18 @@ class Training:
 
     @property
     def model(self) -> nn.Module:
-        """The model itself."""
+        """The model itself, not the DDP wrapper."""
         return self.replica.model
 
     def follow(self, before: Training) -> None:
-        """Take over what the phase before has learned."""
+        """Take over what the training ``before``, of the previous phase, has learned."""
         self.phase.take_over(self.model, before.model)
-        # As after any build: what this phase draws doesn't depend on what the one before it drew.
+        # All phases are built before the first one trains. Seeded again, this one draws the same random numbers whether
+        # the one before has just trained in this process or was restored from a checkpoint.
         seed_rank(self.phase.config.seed, self.ranks)
 
     def state_dict(self, position: Position) -> dict[str, Any]:
-        """The state at ``position``, as a checkpoint holds it; every rank calls it."""
+        """The state at ``position``, for a checkpoint. Every rank calls it."""
         return {
             "phase": self.phase.name,
             "epochs": position.epoch,
@@ -143,8 +144,12 @@ class Training:
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Go on from the checkpoint at ``path``.
 
+        Args:
+            state: what the checkpoint holds.
+            path: its file, for messages.
+
         Raises:
-            RunDirectoryError: it is another model's or optimizer's, or of another place in the run.
+            RunDirectoryError: the state is another model's or optimizer's, or it belongs elsewhere in the run.
         """
         phase, plan, made = self.phase, self.plan, state["step"] - self.first_step
         if state["phase"] != phase.name:
@@ -154,6 +159,7 @@ class Training:
         checkpoints.refuse(path, contents.misplaced(state, **place))
         restoring.restore_model(self.model, state, path)
         restoring.restore_optimizer(self.optimizer, state, path)
+        # After the optimizer, whose restored learning rates are compared with the schedule.
         restoring.restore_schedule(self.scheduler, self.schedule, state, made, path)
         restoring.restore_rng(state["rng"], self.ranks, path)
         self.saver.best.entry = state["best"]
@@ -165,7 +171,7 @@ class Training:
         )
 
     def describe(self) -> dict[str, Any]:
-        """This phase as it stands in the manifest."""
+        """What the manifest says of this phase."""
         return {
             "phase": self.phase.name,
             "first_step": self.first_step,
@@ -177,12 +183,13 @@ class Training:
         }
 
     def probes(self) -> list[SharpnessProbe]:
-        """What is measured before updates."""
+        """The probes that the configuration asks for, which measure before updates."""
         phase, asked = self.phase, self.phase.config.sharpness
         if asked.every is None:
             return []
         sample = ProbeSample.draw(self.data.train, min(asked.samples, len(self.data.train)))
         bn_mode = phase.probe_bn_mode(asked.bn_mode)
+        # Batch statistics, and a loss that joins all samples, need the sample in one batch.
         whole = bn_mode == "train" or not phase.is_sum_over_samples
         batches = sample.batches(self.ranks, self.replica.precision.dtype, whole=whole, make=phase.probe_batch)
         probe = SharpnessProbe(
@@ -203,9 +210,9 @@ class Training:
         """Train the phase's epochs from `position` on, until the end, a loss that isn't finite, or a signal.
 
         Args:
-            recorder: of the run.
+            recorder: the run's recorder.
             label: what each epoch's line begins with.
-            quiet: say nothing.
+            quiet: whether to show no progress.
         """
         done = self.position.epoch * self.plan.steps_per_epoch + self.position.batches
         progress = reporter(
@@ -223,18 +230,20 @@ class Training:
                 self.position = Position(epoch=epoch + 1)
 
     def epoch(self, epoch: int, recorder: Recorder, progress: Silent) -> None:
-        """Train an epoch from `position` on, evaluate and checkpoint.
+        """Train an epoch from `position` on, evaluate, and checkpoint where it is time.
 
-        Returns early after a loss that is not finite, or, interrupted, with a checkpoint.
+        Returns early after a loss that isn't finite, without a checkpoint, and when interrupted, with one.
         """
+        # The seconds of a continued epoch include those before the interruption.
         started, tally = time.perf_counter() - self.position.seconds, self.phase.tally(self.ranks.device)
         if self.position.tally is not None:
             tally.load_state_dict(self.position.tally, self.ranks)
         self.replica.ddp.train()
         first = self.position.batches
         for batches, share in enumerate(self.plan.epoch(epoch, first), start=first + 1):
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr = self.optimizer.param_groups[0]["lr"]  # before the scheduler moves it on
             loss = self.update(share, epoch, tally)
+            # Wishes come before log(), in which the ranks agree on what to do after this step.
             self.saver.wish(recorder)
             recorder.log(loss=loss, samples=share.size, epoch=epoch)
             if recorder.diverged:
@@ -242,6 +251,8 @@ class Training:
             step = recorder.step - 1 - self.first_step
             progress.step(epoch=epoch, step=step, samples=share.batch_size, lr=lr, loss=loss, tally=tally)
             recorder.interrupted = recorder.stop_agreed
+            # After an epoch's last batch end_epoch saves, once it has evaluated. An interrupted run saves here all the
+            # same: continued, it finds no batch left and goes on with the evaluation.
             if recorder.interrupted or (batches < self.plan.steps_per_epoch and self.saver.within_epoch(recorder)):
                 seconds = time.perf_counter() - started
                 with recorder.untimed():
@@ -254,7 +265,7 @@ class Training:
             self.end_epoch(epoch, tally, started, recorder, progress)
 
     def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
-        """One update by this rank's share of a batch; returns the share's mean loss."""
+        """Make one update from this rank's share of a batch, and return the share's mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.phase.backward(self.replica, share, epoch, tally)
         self.optimizer.step()
@@ -262,22 +273,33 @@ class Training:
         return loss
 
     def end_epoch(self, epoch: int, tally: Tally, started: float, recorder: Recorder, progress: Silent) -> None:
-        """Evaluate, and checkpoint where it is time or the run is to stop."""
-        # Each rank's statistics are of its own samples: the first rank's are those that count.
+        """Evaluate, and checkpoint if it is time or the run is to stop. Every rank calls it.
+
+        Args:
+            epoch: index of the epoch, from 0.
+            tally: what its batches scored.
+            started: when it began, by `time.perf_counter`.
+            recorder: the run's recorder.
+            progress: what shows how far the run is.
+        """
+        # BatchNorm's statistics on a rank are of that rank's samples: the first rank's are taken for all.
         self.ranks.broadcast(self.model.buffers())
         figures = self.phase.evaluate(self.replica, self.data, tally)
         figures["seconds"] = time.perf_counter() - started
         recorder.log_epoch(epoch=epoch, **figures)
         progress.epoch(epoch=epoch, figures=figures)
+        # In a phase's last epoch there is nothing to stop: the run ends anyway, or the next phase stops after a step.
         recorder.interrupted = epoch + 1 < self.phase.epochs and recorder.agree_to_stop()
         if recorder.interrupted or recorder.checkpoint_agreed or self.saver.after_epoch(epoch, self.phase.epochs):
+            # Only epochs that are checkpointed compete: of the best one there must be a file. Without samples held out
+            # test accuracy decides; pretraining has no accuracy.
             metric = "val_acc1" if self.data.val is not None else "test_acc1"
             self.saver.best.compare(recorder.step, metric, figures.get(metric))
             self.saver.save(self.state_dict(Position(epoch=epoch + 1)), recorder)
 
 
 def _replica(phase: Phase, ranks: Ranks, data: ImageData, images: TensorImages) -> Replica:
-    """This rank's copy of the model: the same on every rank; what is drawn afterwards differs from rank to rank."""
+    """This rank's copy of the model, with the same weights on every rank. Later draws differ by rank."""
     precision = Precision(phase.config.precision, ranks.device)
     torch.manual_seed(phase.config.seed)
     model = phase.build_model(data).to(ranks.device, precision.dtype)

@@ -1,6 +1,6 @@
-"""What a run does, by name: the modes of ``train``, and the phases of each.
+"""The modes of ``train`` by name, and the phases of each.
 
-Needs no torch: `tvlars_probe.runners.phases.phase` loads the classes.
+Needs no torch: the classes stand here as names, which `tvlars_probe.runners.phases.phase` loads.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class Mode:
     """A kind of run.
 
     Attributes:
-        phases: the phases in order: their names in the trace, and the full names of their classes.
-        epochs: where a configuration keeps the epochs of the first phase, whose optimizer and schedule are the run's;
-            names joined by dots.
-        epochs_option: the option that sets them.
-        joins_samples: whether the loss joins all samples of a batch: the ranks compute in step, and a batch can't be
-            cut into pieces.
-        settings: the part of a configuration that no other mode reads.
-        prefix: what the default name of a run directory begins with.
+        phases: the full name of each phase's class, by the phase's name in the trace, in order.
+        epochs: path, with dots, of the field of `TrainConfig` that holds the epochs of the first phase. The run's
+            optimizer and schedule are for that phase.
+        epochs_option: the option that sets these epochs.
+        joins_samples: whether the first phase's loss joins all samples of a batch. If so, the ranks compute in step,
+            and a batch can't be cut into micro-batches.
+        settings: name of the part of `TrainConfig` that only this mode reads.
+        prefix: beginning of a run directory's default name.
     """
 
     phases: Mapping[str, str]
@@ -51,4 +51,4 @@ MODES: dict[str, Mode] = {
 }
 
 PHASES: dict[str, str] = {name: path for mode in MODES.values() for name, path in mode.phases.items()}
-"""Every phase: its name, and the full name of its class."""
+"""The full name of each phase's class, by the phase's name, over all modes."""

@@ -1,4 +1,4 @@
-"""What a phase of a run is: all that differs between classification, pretraining and a linear evaluation."""
+"""The interface of a phase: all that differs between classification, pretraining and linear evaluation."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class Phase(ABC):
-    """A phase of a run, known from the configuration alone: its data, model, optimizer, loss and scores.
+    """A phase of a run: its batches, model, optimizer, loss and scores, all determined by the configuration.
 
-    The training loop, the checks before a run and the measurements after it ask a phase, and never for its name. A new
-    phase is one subclass, and one line in `tvlars_probe.runners.phases.modes.MODES`.
+    The training loop, the checks before a run and the measurements after it use these methods, and never depend on
+    which phase it is. A new phase is one subclass, and one line in `tvlars_probe.runners.phases.modes.MODES`.
 
     Args:
-        config: of the run.
-        name: of the phase, as its rows in the trace have it.
+        config: configuration of the run.
+        name: name of the phase in the trace.
 
     Attributes:
         views: how many views of each sample the model takes.
-        is_sum_over_samples: whether the loss of a batch is the mean of its samples' losses, so that it may be computed
-            in pieces.
+        is_sum_over_samples: whether the loss of a batch is the mean of a loss per sample, so that it can be computed in
+            pieces.
         batch_option: the option that sets the batch size.
     """
 
@@ -55,43 +55,49 @@ class Phase(ABC):
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """Of the learning rate: the run's own, unless a phase has another."""
+        """The learning-rate schedule: the run's own, unless a phase has another."""
         return self.config.schedule
 
     @property
     def model_option(self) -> str:
-        """The option that says how large the model is, with its value, for error messages."""
+        """The option that decides the size of the model, with its value, for error messages."""
         return f"--model {self.config.model.name}"
 
     @abstractmethod
     def plan(self, samples: int, *, rank: int = 0, world_size: int = 1) -> BatchPlan:
-        """How a rank's epochs are cut into batches."""
+        """How epochs of ``samples`` samples are cut into batches, and each batch over the ranks."""
 
     @abstractmethod
     def build_model(self, data: ImageData) -> nn.Module:
-        """The model, with fresh weights from torch's global generator."""
+        """The model, with fresh weights drawn from torch's global generator."""
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer of its model: the run's own, unless a phase has another."""
+        """An optimizer of ``model``: the run's own kind, unless a phase has another."""
         return self.config.optimizer.build(model.parameters())
 
     @abstractmethod
     def augmentation(self) -> Augmentation:
-        """Makes the training batches."""
+        """What makes training batches from images."""
 
     def take_over(self, model: nn.Module, trained: nn.Module) -> None:
-        """Copy into ``model`` what it shares with the model that the phase before this one has trained."""
+        """Copy into ``model`` what it shares with ``trained``, the model that the previous phase has trained."""
         raise NotImplementedError(f"{type(self).__name__} is a first phase")
 
     @abstractmethod
     def tally(self, device: torch.device) -> Tally:
-        """Counts what an epoch's batches score."""
+        """An empty tally for what an epoch's batches score."""
 
     @abstractmethod
     def backward(self, replica: Replica, share: Share, epoch: int, tally: Tally) -> Tensor:
         """Add the gradient of the global batch's mean loss to the parameters, from this rank's share of the batch.
 
-        Under DDP the mean over ranks of what each adds is that gradient. The batch is counted in ``tally``.
+        Under DDP, the mean over ranks of what each rank adds is that gradient.
+
+        Args:
+            replica: this rank's copy of the model.
+            share: this rank's samples of the batch.
+            epoch: index of the epoch, for the augmentation.
+            tally: counts the share's scores.
 
         Returns:
             the mean loss of the share, a scalar on the device.
@@ -99,28 +105,28 @@ class Phase(ABC):
 
     @abstractmethod
     def evaluate(self, replica: Replica, data: ImageData, tally: Tally) -> dict[str, float | None]:
-        """The epoch's row in the table ``epochs``: scores in training, and of the model as it is now."""
+        """An epoch's row of the table ``epochs``: scores counted in training, and scores of the model as it is now."""
 
     @abstractmethod
     def probe_batch(self, images: TensorImages, indices: Indices, dtype: torch.dtype) -> Batch:
-        """The samples on which the loss is probed, the same for every run: without augmentation that varies."""
+        """The samples at ``indices`` as a batch to probe the loss on. What is random is the same for every run."""
 
     @abstractmethod
     def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss of a batch from `probe_batch`."""
+        """Mean loss of a batch made by `probe_batch`."""
 
     def probe_bn_mode(self, asked: str) -> str:
-        """BatchNorm's mode while the loss is probed in training."""
+        """BatchNorm's mode while the loss is probed in training, where a user asks for the mode ``asked``."""
         return asked
 
 
 def phase_named(name: str, config: TrainConfig) -> Phase:
-    """The phase of that name, in a run of that configuration."""
+    """The phase called ``name`` of a run with this configuration."""
     module, _, kind = PHASES[name].rpartition(".")
     phase: Phase = getattr(import_module(module), kind)(config, name)
     return phase
 
 
 def phases_of(config: TrainConfig) -> list[Phase]:
-    """The phases of a run of that configuration, in order."""
+    """The phases of a run with this configuration, in order."""
     return [phase_named(name, config) for name in MODES[config.mode].phases]

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from tvlars_probe.data.images import TensorImages
 
 PIECE = 256
-"""Samples whose graph is built at once."""
+"""Most samples of a batch, which bounds the memory of its graph."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeSample:
-    """Un-augmented samples of a part of the data: the same for every run, rank count and phase.
+    """Samples of a part of the data set, the same for every run, number of ranks and phase.
 
     Attributes:
-        images: the part.
-        indices: of the samples in it.
+        images: the part of the data set.
+        indices: where the samples stand in it, in ascending order.
     """
 
     images: TensorImages
@@ -41,7 +41,7 @@ class ProbeSample:
         """Draw ``count`` samples without replacement.
 
         Raises:
-            UserError: there are fewer, or none is asked for.
+            UserError: there are fewer than ``count``, or ``count`` is below 1.
         """
         if not 1 <= count <= len(images):
             raise UserError(f"--samples {count}: there are {len(images):,} (allowed: 1 to {len(images)})")
@@ -50,7 +50,7 @@ class ProbeSample:
 
     @property
     def sample_id(self) -> str:
-        """Hash of the indices."""
+        """Hash of the indices, by which rows measured on one sample are known."""
         return sample_hash(self.indices)
 
     def batches(
@@ -61,9 +61,14 @@ class ProbeSample:
         whole: bool,
         make: Callable[[TensorImages, Indices, torch.dtype], tuple[Tensor, ...]] | None = None,
     ) -> list[tuple[Tensor, ...]]:
-        """This rank's part of the sample on its device: in pieces, or in one where statistics need it whole.
+        """This rank's part of the sample as batches on its device.
 
-        ``make`` says what a batch is; images and labels by default.
+        Args:
+            ranks: this process among the others.
+            dtype: type of the images.
+            whole: whether to make one batch of it, as statistics over the batch need it; otherwise pieces of at most
+                `PIECE` samples.
+            make: makes a batch of the samples at some indices; by default images and labels.
         """
         share = np.array_split(np.array(self.indices, dtype=np.int64), ranks.world_size)[ranks.rank]
         if not len(share):

@@ -1,4 +1,4 @@
-"""One rank's copy of a phase's model, and what it computes with."""
+"""One rank's copy of a phase's model, with what it needs to train."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Replica:
         ranks: this process among the others.
         precision: how the model computes.
         images: the training images, on the device.
-        augment: makes batches of them.
+        augment: makes training batches of them.
         model: the model itself.
-        ddp: the model as it is called in training.
+        ddp: what is called in training: the model under DDP, or itself where there is one rank.
     """
 
     ranks: Ranks
@@ -40,17 +40,21 @@ class Replica:
 
 
 def seed_rank(seed: int, ranks: Ranks) -> None:
-    """Seed torch's generators, for each rank otherwise."""
+    """Seed torch's generators, differently on each rank.
+
+    The factor of 2²⁰ keeps apart the ranks of different seeds.
+    """
     torch.manual_seed((seed << 20) + ranks.rank + 1)
 
 
 def distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as it is called in training: under DDP where there are several ranks."""
+    """The model under DDP where there are several ranks, or itself where there is one."""
     if ranks.world_size == 1:
         return model
     device_ids = [ranks.device] if ranks.device.type == "cuda" else None
-    # Buffers are broadcast where they are read (evaluation, probes, checkpoints), not in every forward pass. torch has
-    # renamed the switch.
+    # No forward pass in training reads running statistics that change, so none has to broadcast them: evaluation and
+    # probes do it themselves, and a checkpoint holds the first rank's. torch has renamed the switch.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     switch: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    # Gradients as views of DDP's buckets: one copy of them in memory instead of two.
     return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True, **switch)

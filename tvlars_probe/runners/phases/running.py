@@ -1,4 +1,4 @@
-"""A run, on one of its ranks: its phases one after the other, recorded into one trace."""
+"""A run on one of its ranks: the phases, one after the other, recorded into one trace."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ if TYPE_CHECKING:
 
 
 def run_phases(ranks: Ranks, job: Job) -> int | None:
-    """Make the run that ``job`` describes; every rank calls it.
+    """Train the phases of the run that ``job`` describes. Every rank calls it.
 
     Returns:
-        the signal that ended it early, if one did.
+        the number of the signal that ended the run early; None where there was none.
+
+    Raises:
+        RunDirectoryError: the checkpoint doesn't fit, or the run directory can't be written.
     """
     state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
     trainings = build_trainings(ranks, job.config, job.config.data.load(job.config.place.workers))
     first = next((t for t in trainings if state and t.phase.name == state["phase"]), trainings[0])
+    # Before the recorder is entered, which touches the run: a checkpoint that doesn't fit leaves it as it is.
     if state:
         assert job.checkpoint is not None
         first.load_state_dict(state, job.checkpoint)
     recorder = _recorder(job, state, first, trainings)
+    # Signals outermost: one that comes while the recorder writes its last rows doesn't cut it short.
     with StopSignals(recorder) as stop, recorder:
         _note_other_ranks(recorder, state, ranks)
         before: Training | None = None
+        # Continued from a phase's end, that phase has no epoch left and only hands over to the next one.
         for training in trainings[trainings.index(first) :]:
             if before is not None:
                 training.follow(before)
@@ -50,7 +56,7 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
 
 
 def build_trainings(ranks: Ranks, config: TrainConfig, data: ImageData) -> list[Training]:
-    """The training of each phase, in order; images are put on the device once."""
+    """The training of each phase, in order. All share one copy of the training images on the device."""
     images, trainings, first_step = data.train.to(ranks.device), [], 0
     for phase in phases_of(config):
         trainings.append(Training.build(phase, ranks, data, images, first_step=first_step))
@@ -59,7 +65,7 @@ def build_trainings(ranks: Ranks, config: TrainConfig, data: ImageData) -> list[
 
 
 def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, trainings: Sequence[Training]) -> Recorder:
-    """The run's recorder, which begins, or goes on, with the phase of ``training``."""
+    """The run's recorder, which begins with the phase of ``training``, or goes on in it."""
     recording = job.config.recording
     recorder = record(
         training.model,
@@ -79,9 +85,10 @@ def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, tra
 
 
 def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
-    """What is known of the run before it begins; sizes and rates are those of its first phase."""
+    """What is known of the run before it begins. Sizes and learning rates are those of the first phase."""
     config, first = job.config, trainings[0]
     world_size, micro_batches = first.ranks.world_size, first.plan.micro_batches
+    # The largest share of a rank: ceil(batch size / ranks).
     share = -(-config.batch_size // world_size)
     return Manifest(
         run_id=job.run_id,
@@ -101,7 +108,7 @@ def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
 
 
 def _note_other_ranks(recorder: Recorder, state: Mapping[str, Any] | None, ranks: Ranks) -> None:
-    """Note in the manifest that a run is continued on another number of ranks, or of threads."""
+    """Note in the manifest if a run is continued with another number of ranks or threads, which changes rounding."""
     if state is None or recorder.journal is None:
         return
     notes, step, before = recorder.manifest.notes, state["step"], len(state["rng"])
@@ -110,6 +117,7 @@ def _note_other_ranks(recorder: Recorder, state: Mapping[str, Any] | None, ranks
             f"continued at step {step} on {ranks.world_size} rank(s) instead of {before}: sums are in another order "
             f"from there on"
         )
+    # The last segment is the one that has just begun.
     segments = recorder.manifest.segments[-2:]
     threads = [segment.get("threads") for segment in segments]
     if before == ranks.world_size and len({*threads}) > 1:

@@ -1,1 +1,1 @@
-"""What is computed of finished runs: the Hessian at a checkpoint, slices through the loss."""
+"""Computations at the checkpoints of a run: the Hessian, and slices through the loss."""

@@ -1,4 +1,4 @@
-"""Curvature of a run's checkpoints: what ``tvlars-probe sharpness`` calls."""
+"""The curvature at a run's checkpoints: what ``tvlars-probe sharpness`` computes."""
 
 from __future__ import annotations
 
@@ -43,20 +43,21 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessJob:
-    """What to measure of which run; it crosses to other processes.
+    """What to measure of which run. It is pickled for the processes of the ranks.
 
     Attributes:
         run: run directory.
         checkpoint: last, best, all, or a step.
         measures: what to compute.
-        split: train, val or test.
-        samples: of that part, the same for every run; None takes 1,000, or all where there are fewer.
-        bn_modes: BatchNorm modes, each measured.
-        engines: likewise.
-        precision: float32 or float64.
+        split: part of the data: train, val or test.
+        samples: number of samples of that part, the same ones for every run; None takes 1,000, or all where there are
+            fewer.
+        bn_modes: BatchNorm modes; everything is measured in each.
+        engines: engines; everything is measured by each, in every mode.
+        precision: type in which the model computes: float32 or float64.
         place: devices and processes.
         model: ``package.module:function`` that gives the model, loss and data of a run that ``train`` did not make.
-        name: of the measurement, by which its rows are found again.
+        name: measurement_id of the rows.
     """
 
     run: Path
@@ -77,7 +78,7 @@ DEFAULT_SAMPLES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured after ``step`` updates, in a phase."""
+    """What was measured of the state after ``step`` updates, and in which phase that is."""
 
     step: int
     phase: str
@@ -85,7 +86,7 @@ class Measured:
 
 
 def measure_run(job: SharpnessJob) -> str:
-    """Measure, and append rows below the run's ``sharpness/``; returns the rows' measurement_id.
+    """Measure, append the rows to the tables below the run's ``sharpness/``, and return their measurement_id.
 
     Raises:
         UserError: something can't be done as asked; nothing has been written.
@@ -102,7 +103,11 @@ def measure_run(job: SharpnessJob) -> str:
 
 
 def _check(job: SharpnessJob, nproc: int) -> None:
-    """Everything that can be wrong, before processes are started."""
+    """Refuse what can't be done before any process is started.
+
+    Raises:
+        UserError: something can't.
+    """
     config = load_config(job.run)
     paths = choose_checkpoints(job.run, job.checkpoint)
     data = config.data.load()
@@ -113,6 +118,7 @@ def _check(job: SharpnessJob, nproc: int) -> None:
         raise UserError(
             f"--engine pyhessian with {nproc} ranks: it runs on one only; use --nproc 1, or --engine lanczos"
         )
+    # One checkpoint is tried here, on the CPU; the others are read when their turn comes.
     cpu = torch.device("cpu")
     model = restore_state(config, data, paths[0], device=cpu, dtype=torch.float32).model
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -122,15 +128,17 @@ def _check(job: SharpnessJob, nproc: int) -> None:
 
 
 def _draw(job: SharpnessJob, images: Any) -> ProbeSample:
+    """The sample that a job asks for."""
     count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
     return ProbeSample.draw(images, count)
 
 
 def _work(ranks: Ranks, job: SharpnessJob) -> None:
-    """One rank's part."""
+    """Do one rank's part of the measurement; rank 0 writes the rows."""
     left_out: dict[str, None] = {}
     with status_line(speaks=ranks.is_first) as say:
         states = [_of_stranger(ranks, job, say)] if job.model is not None else _of_checkpoints(ranks, job, say)
+        # Checkpoint by checkpoint: what one has given is written before the next is measured.
         for measured in states:
             if ranks.is_first:
                 _write(job, measured)
@@ -140,6 +148,7 @@ def _work(ranks: Ranks, job: SharpnessJob) -> None:
 
 
 def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
+    """Yield for each checkpoint what was measured in every BatchNorm mode by every engine."""
     config = load_config(job.run)
     data = config.data.load()
     sample, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
@@ -166,11 +175,13 @@ def _measure(
     say: Any,
 ) -> Measured:
     phase = state.phase
+    # Batch statistics, and a loss that joins all samples, need the sample in one batch.
     whole = mode == "train" or not phase.is_sum_over_samples
     batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=phase.probe_batch)
     objective = Objective(state.model, phase.probe_loss, batches, bn_mode=mode, shards=ranks)
     rates = None
     if "effective" in job.measures.operators and state.step:
+        # By the checkpoint's lr × trust_ratio: the schedule has moved the optimizer's lr on since that update.
         rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)
     sharpness = measure(
         objective,
@@ -184,7 +195,7 @@ def _measure(
 
 
 def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
-    """A run from another loop, by the function that knows its model."""
+    """What was measured of a run from another loop, with the model, loss and data that the user's function gives."""
     manifest = Manifest.load(job.run)
     assert job.model is not None
     model, loss_fn, (inputs, targets) = made_by(job.model, manifest.config)
@@ -200,11 +211,12 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
     whole = tuple(
         part[:count].to(ranks.device, dtype if part.is_floating_point() else part.dtype) for part in (inputs, targets)
     )
+    # No checkpoint tells the step: the model counts as the state after the last recorded update.
     made_steps = [segment["last_step"] for segment in manifest.segments if segment["last_step"] is not None]
     last = max(made_steps, default=-1) + 1
     found = []
     for mode in job.bn_modes:
-        size = count if mode == "train" else PIECE
+        size = count if mode == "train" else PIECE  # batch statistics need the sample in one batch
         batches = list(zip(*(part.split(size) for part in whole), strict=True))
         objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode)
         for engine in job.engines:
@@ -215,7 +227,7 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
 
 
 def _write(job: SharpnessJob, found: list[Measured]) -> None:
-    """Append the rows; the trace itself is left alone."""
+    """Append the rows below ``sharpness/``; the tables of the trace stay as they are."""
     writer = TraceWriter(job.run / "sharpness", Manifest.load(job.run).run_id)
     for measured in found:
         sharpness = measured.sharpness
@@ -237,14 +249,14 @@ def _write(job: SharpnessJob, found: list[Measured]) -> None:
                 "bn_mode": sharpness.bn_mode,
                 "seed": job.measures.seed,
                 "precision": job.precision,
-                "engine": "lanczos",
+                "engine": "lanczos",  # the only one that gives a density
             }
             writer.append("spectrum", _spectrum(density, where | about | {"measurement_id": job.name}))
     writer.flush()
 
 
 def _spectrum(density: Density, common: dict[str, Any]) -> dict[str, Any]:
-    """Rows of the table ``spectrum``."""
+    """Rows of the table ``spectrum``, by column: one per point of the density's grid."""
     length, made = len(density.grid), now()
     columns = {name: [value] * length for name, value in common.items() if value is not None}
     return columns | {

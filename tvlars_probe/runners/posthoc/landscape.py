@@ -1,4 +1,4 @@
-"""Slices through the loss around a checkpoint, or between two: what ``tvlars-probe landscape`` computes."""
+"""Slices through the loss around a checkpoint, or from one to another: what ``tvlars-probe landscape`` computes."""
 
 from __future__ import annotations
 
@@ -42,22 +42,25 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclass(frozen=True, kw_only=True)
 class LandscapeJob:
-    """Which slice of which run.
+    """Which slice of which run to compute.
 
     Attributes:
         run: run directory.
-        run2: the other end of a line; None for slices along random directions.
+        run2: run directory of the other end of a line; None for a slice along random directions.
         checkpoint: last, best, or a step (of both runs).
-        dimensions: 1 or 2 random directions.
-        points: per direction.
-        span: directions are followed from −span to span; a line reaches so far beyond both of its ends.
-        bn_mode: "interpolated": BatchNorm's running statistics are those of the checkpoint, or lie on the line
-            between both; "re-estimated": taken anew from the sample at each point.
-        split: train, val or test.
-        samples: of that part; None takes 1,000, or all where there are fewer.
-        seed: of the directions.
+        dimensions: number of random directions, 1 or 2.
+        points: number of points along each direction; the checkpoints come on top where they aren't among them.
+        span: a direction is followed from −span to span (by default 1), a line so far beyond both of its ends (0.25).
+        bn_mode: "interpolated": BatchNorm's running statistics are the checkpoint's, and on a line move with the
+            weights; "re-estimated": they are taken anew from the sample at each point.
+        split: part of the data: train, val or test.
+        samples: number of samples of that part; None takes 1,000, or all where there are fewer.
+        seed: seed of the directions.
         place: the device.
         name: measurement_id of the rows.
+
+    Raises:
+        UserError: a setting is outside its range, or two settings don't go together.
     """
 
     run: Path
@@ -88,7 +91,7 @@ class LandscapeJob:
             raise UserError(f"{self.run} is given twice: a line needs two runs, slices of one need it once")
 
     def grid(self) -> list[tuple[float, float | None]]:
-        """The points (alpha, beta); beta is None in one dimension. The checkpoints themselves are among them."""
+        """The points (alpha, beta), among them the checkpoints themselves; beta is None in one dimension."""
         if self.run2 is not None:
             span = 0.25 if self.span is None else self.span
             return [(a, None) for a in sorted({*_axis(-span, 1 + span, self.points), 0.0, 1.0})]
@@ -98,19 +101,28 @@ class LandscapeJob:
 
 
 def _axis(first: float, last: float, points: int) -> list[float]:
-    """Evenly spaced numbers, rounded so that a zero among them is one."""
+    """Evenly spaced numbers from ``first`` to ``last``."""
+    # Rounded, so that a value within rounding of 0 or 1 is the checkpoint itself; + 0.0 makes a 0 of −0.
     return [round(value, 12) + 0.0 for value in torch.linspace(first, last, points, dtype=torch.float64).tolist()]
 
 
 def filter_normalised(weights: Named, seed: int) -> Named:
-    """A random direction whose filters have the norms of the weights' filters (Li et al. 2018, section 4).
+    """A random direction d, scaled by filters to the weights w: d_i ← d_i/‖d_i‖·‖w_i‖ (Li et al. 2018, section 4).
 
-    A filter is what one output unit holds: a slice along a tensor's first dimension. Tensors of at most one dimension
+    Filter i is what output unit i holds: index i of a tensor's first dimension. Tensors of at most one dimension
     (biases, normalisation) don't move.
+
+    Args:
+        weights: the weights, by name.
+        seed: seed of the normal numbers from which d is made.
+
+    Returns:
+        the direction, by name, in the shapes of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     direction = {}
     for name, w in weights.items():
+        # On the CPU and in float64, so that every device and precision gets the same direction.
         drawn = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
         if w.ndim <= 1:
             direction[name] = torch.zeros_like(w)
@@ -121,7 +133,7 @@ def filter_normalised(weights: Named, seed: int) -> Named:
 
 
 def measure_landscape(job: LandscapeJob) -> str:
-    """Compute a slice and append it to the run's table ``landscape``; returns the rows' measurement_id.
+    """Compute a slice, append it to the run's table ``landscape``, and return the rows' measurement_id.
 
     Raises:
         UserError: something can't be done as asked; nothing has been written.
@@ -133,6 +145,7 @@ def measure_landscape(job: LandscapeJob) -> str:
     buffers, buffers2 = ({} if s is None else _float_buffers(s.model) for s in (state, other))
     centre = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     if other is not None:
+        # w = w₁ + alpha·(w₂ − w₁): alpha is 0 at the first run's checkpoint, 1 at the second's.
         ends = dict(other.model.named_parameters())
         directions = [{name: ends[name].detach() - w for name, w in centre.items()}]
     else:
@@ -153,7 +166,11 @@ def measure_landscape(job: LandscapeJob) -> str:
 def _prepare(
     job: LandscapeJob, device: torch.device
 ) -> tuple[RestoredState, RestoredState | None, list[tuple[Tensor, Tensor]]]:
-    """The ends and the data, everything checked before anything is computed."""
+    """The states at the ends (the second is None without a second run) and the sample, all checked.
+
+    Raises:
+        UserError: something can't be done as asked.
+    """
     config = load_config(job.run, remedy=_REMEDY)
     data = config.data.load()
     images = part_of(data, job.split)
@@ -170,6 +187,7 @@ def _prepare(
     if job.run2 is None:
         return state, None, batches
     config2 = load_config(job.run2, remedy=_REMEDY)
+    # The second run's data only gives its model the right shape: both ends are scored on the first run's sample.
     path2 = choose_checkpoints(job.run2, job.checkpoint)[-1]
     other = restore_state(config2, config2.data.load(), path2, device=device, dtype=torch.float32)
     shapes = [{name: tuple(p.shape) for name, p in s.model.named_parameters()} for s in (state, other)]
@@ -179,12 +197,16 @@ def _prepare(
 
 
 def _float_buffers(model: nn.Module) -> Named:
+    """Copies of the model's floating-point buffers (running statistics), by name."""
     return {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
 
 
 @torch.no_grad()
 def _move(model: nn.Module, centre: Named, directions: list[Named], point: tuple[float, float | None]) -> None:
-    """w = centre + alpha·d1 + beta·d2."""
+    """Set the weights to w = centre + alpha·d₁ + beta·d₂, for ``point`` (alpha, beta).
+
+    From the centre each time, so that rounding doesn't add up from point to point.
+    """
     for name, p in model.named_parameters():
         p.copy_(centre[name])
         for distance, direction in zip(point, directions, strict=False):
@@ -193,7 +215,8 @@ def _move(model: nn.Module, centre: Named, directions: list[Named], point: tuple
 
 @torch.no_grad()
 def _set_buffers(model: nn.Module, first: Named, second: Named, alpha: float) -> None:
-    """The first checkpoint's statistics, or those on the line; a variance is kept from falling below zero."""
+    """Set the running statistics to the first checkpoint's, or to those at ``alpha`` on the line to the second's."""
+    # Beyond the line's ends an extrapolated variance can fall below 0.
     for name, buffer in model.named_buffers():
         if name in second:
             mixed = first[name] + alpha * (second[name] - first[name])
@@ -204,7 +227,9 @@ def _set_buffers(model: nn.Module, first: Named, second: Named, alpha: float) ->
 
 @torch.no_grad()
 def _estimate_statistics(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
-    """Running statistics anew: the mean over the sample's batches, nothing but BatchNorm in training mode."""
+    """Take the running statistics anew, as the mean over the sample's batches."""
+    # BatchNorm alone is in training mode, so that dropout stays off. Without a momentum torch takes the plain mean of
+    # all batches since the reset.
     layers = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]
     if not layers:
         return
@@ -225,7 +250,7 @@ def _estimate_statistics(model: nn.Module, batches: list[tuple[Tensor, Tensor]])
 
 @torch.no_grad()
 def _scores(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Mean loss and accuracy in percent over the sample."""
+    """Mean loss and top-1 accuracy in percent over the sample."""
     model.eval()
     loss, hits, samples = 0.0, 0, 0
     for x, y in batches:
@@ -243,6 +268,7 @@ def _write(
     samples: int,
     seconds: float,
 ) -> None:
+    """Append the rows (alpha, beta, loss, accuracy) of a slice to the run's table ``landscape``."""
     alpha, beta, loss, acc1 = (list(column) for column in zip(*rows, strict=True))
     common = {
         "step": state.step,

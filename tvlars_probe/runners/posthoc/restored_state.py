@@ -1,4 +1,4 @@
-"""A run's model, data and optimizer as one of its checkpoints left them, for commands that compute with them."""
+"""A run's configuration, data, model and optimizer at one of its checkpoints, for commands that compute with them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RestoredState:
-    """What a run was after some updates.
+    """The state of a run after some updates.
 
     Attributes:
-        step: number of updates: the state before update ``step``.
-        phase: of the run.
-        model: with that state's weights and buffers.
-        optimizer: likewise.
-        scaled_lr: lr × trust_ratio of each parameter in the last update; empty before the first.
+        step: updates made so far, so that this is the state before update ``step``.
+        phase: the phase that the run was in.
+        model: the model with the weights and buffers of that state.
+        optimizer: its optimizer in that state.
+        scaled_lr: lr × trust_ratio of each parameter in the last update, by name; empty before the first.
     """
 
     step: int
@@ -53,11 +53,11 @@ def load_config(run: Path, *, remedy: str = _BY_MODEL) -> TrainConfig:
     """The configuration of a run made by ``train``.
 
     Args:
-        run: which.
-        remedy: what can be done about a run that has none.
+        run: the run directory.
+        remedy: what to do about a run that has no such configuration; ends the error message.
 
     Raises:
-        UserError: it was recorded from another loop.
+        UserError: the run was recorded from another loop.
     """
     stored = Manifest.load(run).config
     try:
@@ -67,10 +67,11 @@ def load_config(run: Path, *, remedy: str = _BY_MODEL) -> TrainConfig:
 
 
 def choose_checkpoints(run: Path, which: str) -> list[Path]:
-    """The checkpoints that ``which`` says: last, best, all, or a step.
+    """The checkpoints that ``which`` names: last, best, all, or a step.
 
     Raises:
-        UserError: there is none such.
+        RunDirectoryError: the run has no checkpoints, or no best one.
+        UserError: there is no checkpoint of that name.
     """
     found = checkpoints.list_checkpoints(run)
     if not found:
@@ -94,7 +95,7 @@ def _listed(steps: dict[int, Path]) -> str:
 
 
 def part_of(data: ImageData, split: str) -> TensorImages:
-    """A part of the data by name.
+    """A part of the data by its name, one of `tvlars_probe.data.registry.SPLITS`.
 
     Raises:
         UserError: there is no such part.
@@ -110,24 +111,26 @@ def part_of(data: ImageData, split: str) -> TensorImages:
 def restore_state(
     config: TrainConfig, data: ImageData, checkpoint: Path, *, device: torch.device, dtype: torch.dtype
 ) -> RestoredState:
-    """The state in a checkpoint.
+    """Build the model and optimizer of a run, and put the state of a checkpoint into them.
 
     Args:
-        config: of the run.
-        data: its data; the model's shape depends on it.
+        config: configuration of the run.
+        data: its data, on whose channels and classes the model's shape depends.
         checkpoint: a file in the run's ``checkpoints/``.
         device: where to put the model.
-        dtype: of its weights.
+        dtype: type of its weights.
 
     Raises:
         RunDirectoryError: the checkpoint is damaged, or another model's.
     """
     stored = checkpoints.load(checkpoint)
     phase = phase_named(stored["phase"], config)
+    # The weights drawn here are replaced; the caller's random generator stays where it was.
     with torch.random.fork_rng(devices=()):
         model = phase.build_model(data)
     restoring.restore_model(model, stored, checkpoint)
     model.to(device, dtype)
+    # Built once the model has its device and type, which torch gives to the optimizer's state on loading.
     optimizer = phase.build_optimizer(model)
     restoring.restore_optimizer(optimizer, stored, checkpoint)
     return RestoredState(

@@ -1,4 +1,4 @@
-"""The model, loss and data of a run from another loop: those that a user's own function makes."""
+"""The model, loss and data of a run that ``train`` didn't make, from a function of the user's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def made_by(target: str, config: dict[str, Any]) -> tuple[nn.Module, LossFunction, tuple[Tensor, Tensor]]:
-    """Call the function that ``package.module:function`` names with the run's configuration.
+    """Call a user's function with the run's configuration.
+
+    Args:
+        target: ``package.module:function``.
+        config: the configuration in the manifest.
 
     Returns:
-        its model, loss function, and data (inputs, targets).
+        the model, the loss function of (outputs, targets), and the data (inputs, targets).
 
     Raises:
         UserError: there is no such function, it fails, or it returns something else.
@@ -37,14 +41,15 @@ def made_by(target: str, config: dict[str, Any]) -> tuple[nn.Module, LossFunctio
 
 
 def _import_function(target: str) -> Any:
-    """The function that ``package.module:function`` names; the working directory is on the path.
+    """The function that ``package.module:function`` names; modules in the working directory are found, too.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such function, or its module can't be imported.
     """
     module, colon, name = target.partition(":")
     if not (module and colon and name):
         raise UserError(f"--model {target}: write it as package.module:function")
+    # Python puts the working directory on the path for "python -m", but not for an installed command.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -1,1 +1,1 @@
-"""Many runs: grids, and where their runs are trained."""
+"""Training many runs: grids, and where the runs of a grid are trained."""

@@ -1,4 +1,4 @@
-"""A grid of training runs: options with one value for all, and options with several, of which every combination runs.
+"""A grid of training runs: options that all runs share, and options whose values are combined, each with each.
 
 As a TOML file::
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 SHIPPED = Path(__file__).parents[2] / "grids"
-"""Folder of the grids that come with the package: the official experiments'."""
+"""Folder of the grids that come with the package, those of the official experiments."""
 
 Words = tuple[str, ...]
 
@@ -35,8 +35,11 @@ class Grid:
     """A grid as chosen by a user.
 
     Attributes:
-        settings: words of each option that all runs share, by the option's name without dashes.
-        axes: values of each option that varies, likewise.
+        settings: options that all runs share: their words on a command line, by the option's name without dashes.
+        axes: options that vary: their values, by the option's name without dashes.
+
+    Raises:
+        UserError: an axis has no value, or an option is both shared and varied.
     """
 
     settings: Mapping[str, Words] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class Grid:
             raise UserError(f"{name} stands in both [settings] and [grid]: keep one")
 
     def __or__(self, other: Grid) -> Grid:
-        """This grid with ``other``'s options in place of its own."""
+        """This grid, in which the options of ``other`` replace those of the same name."""
         taken = {*other.settings, *other.axes}
         settings, axes = (
             {name: words for name, words in mine.items() if name not in taken} for mine in (self.settings, self.axes)
@@ -58,12 +61,12 @@ class Grid:
         return Grid(settings={**settings, **other.settings}, axes={**axes, **other.axes})
 
     def points(self) -> Iterator[dict[str, str]]:
-        """Every combination of the axes' values, the last axis fastest."""
+        """Every combination of the axes' values, by option; the last axis varies fastest."""
         for values in itertools.product(*self.axes.values()):
             yield dict(zip(self.axes, values, strict=True))
 
     def command_line(self, point: Mapping[str, str]) -> list[str]:
-        """The words that `tvlars-probe train` takes for a point."""
+        """The words of `tvlars-probe train` for a point of the grid."""
         words: list[str] = []
         for name, values in {**self.settings, **{name: (value,) for name, value in point.items()}}.items():
             words += [f"--{name}", *values]
@@ -71,10 +74,10 @@ class Grid:
 
 
 def read_grid(name: str) -> Grid:
-    """A grid from a file, or one of those that come with the package by its name.
+    """Read a grid from a TOML file, or by its name one that comes with the package.
 
     Raises:
-        UserError: there is none, or it isn't one.
+        UserError: there is no such file or name, or what it holds isn't a grid.
     """
     path = Path(name)
     if not path.is_file():
@@ -100,7 +103,7 @@ def read_grid(name: str) -> Grid:
 
 
 def _words(value: Any) -> Words | None:
-    """A TOML value as words of a command line; true is a flag, false one that isn't given."""
+    """A TOML value as words of a command line: none for true, which is a flag; None for false, which leaves it out."""
     if isinstance(value, bool):
         return () if value else None
     if isinstance(value, list):

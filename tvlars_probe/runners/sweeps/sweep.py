@@ -1,7 +1,7 @@
-"""Many runs: those of a grid that aren't finished are trained, each in its own run directory.
+"""Training the runs of a grid that aren't finished, each in its own run directory.
 
-What a run directory says is the only memory of a sweep. Called again it skips what is finished, waits for what another
-process is training, continues what was cut off, and tries again what failed.
+A sweep remembers nothing but what its run directories say. Called again it skips finished runs, waits for those that
+another process is training, continues those that were cut off, and tries failed ones again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LAUNCHERS = ("inline", "local", "slurm")
 FINISHED = ("completed", "diverged")
 SUBMITIT_FOLDER = ".submitit"
-"""Below the sweep's folder: its job files, which no reader of runs looks into."""
+"""Folder of submitit's files, below the sweep's: its name begins with a dot, so no search for runs looks into it."""
 
 _POLL_SECONDS = 0.2
 
@@ -34,9 +34,9 @@ class Trial:
 
     Attributes:
         config: what to do.
-        path: its run directory.
-        point: what is particular to it.
-        command: its command line.
+        path: the run directory.
+        point: the values of the grid's axes for this run, by option.
+        command: the command line that would train this run alone.
     """
 
     config: TrainConfig
@@ -47,12 +47,12 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial stands.
+    """The state of a trial.
 
     Attributes:
-        status: as `tvlars_probe.traces.run_directory.status`, or "new".
-        error: why it failed, if it did.
-        best_test_acc1: highest test accuracy, percent.
+        status: as `tvlars_probe.traces.run_directory.status` gives it, or "new" where there is no run yet.
+        error: why the run failed, if it did.
+        best_test_acc1: highest test accuracy of any epoch, in percent.
     """
 
     status: str
@@ -66,12 +66,15 @@ class LaunchPlan:
 
     Attributes:
         launcher: "inline" (here, one after another), "local" (subprocesses) or "slurm".
-        jobs: trained at once.
-        partition: of slurm.
-        minutes: time limit of a job under slurm.
-        gpus: per node, one rank each.
-        nodes: per job.
-        cpus: per rank.
+        jobs: number of runs trained at once, with "local" and "slurm".
+        partition: slurm's partition; None takes slurm's own choice.
+        minutes: time limit of a run under slurm.
+        gpus: GPUs per node under slurm, one rank each.
+        nodes: nodes per run under slurm.
+        cpus: cores per rank under slurm; None takes slurm's own choice.
+
+    Raises:
+        UserError: a number is too small.
     """
 
     launcher: str = "inline"
@@ -91,14 +94,16 @@ class LaunchPlan:
 
 
 def trial_path(folder: Path, config: TrainConfig) -> Path:
-    """The run directory of a configuration in a sweep: a telling name and a hash of what changes the numbers."""
+    """The run directory of a configuration in a sweep: a telling name, and a hash of what changes the numbers."""
+    # The data isn't read here: the settings that choose it take the place of its fingerprint. So this hash isn't the
+    # manifest's config_id.
     sample = f"{config.data.folder} {config.data.limit} {config.data.image_size}"
     world_size = config.place.nproc or len(config.place.devices)
     return folder / config.default_name(config.config_id(fingerprint=sample, world_size=world_size))
 
 
 def outcome(path: Path) -> Outcome:
-    """How the run at ``path`` stands."""
+    """The state of the run at ``path``."""
     if not (path / FILE_NAME).exists():
         return Outcome(status="new")
     manifest = Manifest.load(path)
@@ -110,8 +115,18 @@ def outcome(path: Path) -> Outcome:
 def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = ()) -> Outcome:
     """Train the run at ``path`` until it is finished or failed, or wait for the process that does.
 
-    What a run can raise the outcome says, but for a signal, which ends the sweep too. Other processes call it with a
-    configuration as `TrainConfig.as_dict` gives it.
+    An error of the run becomes a failed outcome, so that the sweep goes on. A signal ends the sweep, too.
+
+    Args:
+        config: what `TrainConfig.as_dict` gives, which other processes can be sent.
+        path: the run directory.
+        command: the command line, for the manifest.
+
+    Returns:
+        the outcome; its status is one of `FINISHED`, or "failed".
+
+    Raises:
+        InterruptedRunError: a signal ended the run.
     """
     from tvlars_probe.runners.train import resume, train
 
@@ -123,6 +138,7 @@ def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = 
             time.sleep(_POLL_SECONDS)
             continue
         try:
+            # train() continues interrupted and killed runs, but refuses a failed one, which only resume() takes up.
             if now.status == "failed":
                 resume(path, command=command, quiet=True)
             else:
@@ -130,10 +146,10 @@ def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = 
         except RunDirectoryError as error:
             if not is_held(path):
                 return Outcome(status="failed", error=str(error))
-            # Another process has taken it since: wait for that one.
+            # Another process has taken the run in the meantime: wait for that process.
             time.sleep(_POLL_SECONDS)
         except InterruptedRunError:
-            raise
+            raise  # before the next clause, which would take it for the run's failure
         except Exception as error:
             return Outcome(status="failed", error=str(error) or type(error).__name__)
 
@@ -141,13 +157,13 @@ def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = 
 def sweep(
     trials: Sequence[Trial], plan: LaunchPlan, folder: Path, ended: Callable[[Trial, Outcome], None]
 ) -> list[Outcome]:
-    """Train what isn't finished; the outcomes of all, in order.
+    """Train the trials that aren't finished, and return the outcomes of all, in order.
 
     Args:
-        trials: of the grid.
-        plan: where.
-        folder: of the sweep.
-        ended: called with each trial as soon as it is over, also with those that were finished before.
+        trials: the trials of a grid.
+        plan: where they are trained.
+        folder: the sweep's folder.
+        ended: called with each trial and its outcome as soon as it is over; at first with those finished before.
 
     Raises:
         UserError: the launcher can't be used here.
@@ -170,18 +186,20 @@ def sweep(
 
 
 def _inline(trials: Iterable[Trial], end: Callable[[Trial, Outcome], None]) -> None:
+    """Train the trials in this process, one after another."""
     for trial in trials:
         end(trial, carry_out(trial.config.as_dict(), trial.path, trial.command))
 
 
 def _submitted(plan: LaunchPlan, folder: Path) -> Callable[[Iterable[Trial], Callable[[Trial, Outcome], None]], None]:
+    """A function that trains trials as jobs of submitit, as many at once as the plan allows."""
     executor = _executor(plan, folder / SUBMITIT_FOLDER)
 
     def launch(trials: Iterable[Trial], end: Callable[[Trial, Outcome], None]) -> None:
         waiting, active = list(reversed(list(trials))), dict[Any, Trial]()
         try:
             while waiting or active:
-                # submitit starts everything that it is given, so it is given no more than may run.
+                # submitit starts every job at once, so it is given no more than may run.
                 while waiting and len(active) < plan.jobs:
                     trial = waiting.pop()
                     job = executor.submit(work_in_job, trial.config.as_dict(), trial.path.absolute(), trial.command)
@@ -191,6 +209,7 @@ def _submitted(plan: LaunchPlan, folder: Path) -> Callable[[Iterable[Trial], Cal
                     end(trial, _of_job(job, trial))
                 time.sleep(_POLL_SECONDS)
         finally:
+            # When the sweep is interrupted its jobs end, too. One that can't be cancelled must not hide why.
             for job in active:
                 with contextlib.suppress(Exception):
                     job.cancel()
@@ -199,7 +218,7 @@ def _submitted(plan: LaunchPlan, folder: Path) -> Callable[[Iterable[Trial], Cal
 
 
 def work_in_job(config: Mapping[str, Any], path: Path, command: tuple[str, ...]) -> Outcome:
-    """`carry_out` inside a job of submitit; where the job has several tasks each is a rank, as under torchrun."""
+    """`carry_out` inside a job of submitit. Each task of a job with several is a rank, as under torchrun."""
     import submitit
 
     if submitit.JobEnvironment().num_tasks > 1:
@@ -211,6 +230,7 @@ def work_in_job(config: Mapping[str, Any], path: Path, command: tuple[str, ...])
 
 
 def _of_job(job: Any, trial: Trial) -> Outcome:
+    """The outcome of a job that has ended: the first task's, or failed where the job itself broke."""
     try:
         result: Outcome = job.results()[0]
     except Exception as error:
@@ -220,6 +240,11 @@ def _of_job(job: Any, trial: Trial) -> Outcome:
 
 
 def _executor(plan: LaunchPlan, folder: Path) -> Any:
+    """submitit's executor for the plan.
+
+    Raises:
+        UserError: submitit isn't installed, or the launcher can't be used here.
+    """
     try:
         import submitit
     except ImportError:
@@ -235,10 +260,12 @@ def _executor(plan: LaunchPlan, folder: Path) -> Any:
 
 
 def parameters(plan: LaunchPlan) -> dict[str, Any]:
-    """A plan as submitit's parameters: on one node the run starts its own ranks, on several each rank is a task."""
+    """A plan as submitit's parameters. On one node the run starts its own ranks; on several each rank is a task."""
     if plan.launcher == "local":
+        # submitit ends local jobs after minutes unless a limit is given; a year is none.
         return {"timeout_min": 60 * 24 * 365, "gpus_per_node": 0}
     several = plan.nodes > 1
+    # Cores are asked for per task: on one node the only task holds those of all its ranks.
     wanted = {
         "timeout_min": plan.minutes,
         "nodes": plan.nodes,

@@ -1,1 +1,1 @@
-"""Is a run's directory whole? What of it can be told without torch, and setting aside what is broken."""
+"""Is a run's directory whole? Checks what can be checked without torch, and sets aside what is broken."""

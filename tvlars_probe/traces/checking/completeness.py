@@ -1,4 +1,4 @@
-"""Whether the tables hold what the manifest says: steps without gap, layers and epochs with them."""
+"""Checks that the tables hold what the manifest says: every step, and the layers and epochs that belong to them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,18 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.manifest import Manifest
 
 _CUT = re.compile(r"from-(\d{1,18})-\w+")
-"""A folder of rows set aside when a run was cut back to so many steps."""
+"""Name of a folder into which a cut moved rows; its number is that of the steps kept."""
 
 
 def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]], found: Findings) -> None:
-    """Whether steps are without gap, and the manifest says what the trace does."""
+    """Check that no step is missing, and that the manifest and the trace agree.
+
+    Args:
+        run: the run directory.
+        manifest: the run's manifest.
+        tables: per table, the rows of its readable parts, as `check_table` gives them.
+        found: gets the faults and notes.
+    """
     steps = steps_of(tables.get("steps", []))
     found.faults += _gaps(manifest, steps)
     state = status(run, manifest)
@@ -46,11 +53,13 @@ def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.
     cuts = [int(m[1]) for folder in (run / "aside").glob("from-*") if (m := _CUT.fullmatch(folder.name))]
     # A run may have been killed after a cut, before its manifest said so.
     ended = min([ended, *(cut - 1 for cut in cuts if cut > last_step)])
+    # The two ends stand for the stretch between: a manifest may name a step so far that no array holds them all.
     beyond = _uncovered(np.array([last_step + 1, ended]), manifest, "steps") if ended > last_step else steps[:0]
     if state != "running" and len(beyond):
         last = f"the last one is {last_step}" if there else "none is there"
         what = f"says that step {ended} is recorded; {last}"
         found.faults.append(_missing(FILE_NAME, what, "steps", last_step + 1, ended))
+    # While a run is written, parts may be merged after they were listed, and their rows aren't seen.
     if state != "running":
         found.faults += _absent_layers(manifest, tables, ended)
         found.faults += _absent_epochs(manifest, tables, min(ended, last_step) + (state == "completed"))
@@ -62,39 +71,44 @@ def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.
 
 
 def _last_saved(manifest: Manifest) -> int:
-    """The last step whose rows of all tables were written before the manifest was; -1 for none."""
+    """The last step of which the manifest says that all tables have its rows; -1 if there is none."""
+    # A segment without a last step has recorded nothing: what counts are the steps before it.
     segment = manifest.segments[-1] if manifest.segments else {}
     last = segment.get("last_step")
     return int(segment.get("first_step") or 0) - 1 if last is None else int(last)
 
 
 def _uncovered(steps: Steps, manifest: Manifest, table: str) -> Steps:
-    """Those of ``steps`` that the manifest doesn't say are lacking."""
+    """The steps of ``steps`` that lie in no gap which the manifest notes for the table."""
     for gap in (gap for gap in manifest.gaps if gap.table == table):
         steps = steps[(steps < gap.first_step) | (steps > gap.end)]
     return steps
 
 
 def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
-    """Steps in which layers were recorded, as the table ``steps`` tells, and of which ``layers`` holds no row."""
+    """Steps in which layers were recorded, and of which the table ``layers`` has no row."""
+    # Norms stand in the table steps exactly where layers were recorded. Steps after the last save are left out: a flush
+    # writes one table after the other, and may have been killed in between.
     rows = [np.asarray(rows["step"])[~np.asarray(rows["grad_norm"].is_null())] for rows in tables.get("steps", [])]
     recorded = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
     recorded = recorded[recorded <= ended]
     absent = _uncovered(np.setdiff1d(recorded, steps_of(tables.get("layers", []))), manifest, "layers")
     if len(absent):
+        # If layers are recorded in every tenth step, say, neighbours are ten apart: they are told as one stretch.
         places = np.searchsorted(recorded, absent)
         for stretch in np.split(absent, np.flatnonzero(np.diff(places) > 1) + 1):
             yield _absent("layers", int(stretch[0]), int(stretch[-1]))
 
 
 def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
-    """Epochs after which training went on, or ended as it should, and that have no row."""
+    """Epochs that have no row although training went on after them, or was completed with them."""
     if "recording" not in manifest.config:
-        return  # another program's loop: whether it tells of epochs is its own affair
+        return  # not made by ``train``: a loop of the user's need not tell of epochs
     ends = list[int]()
     for phase in manifest.phases:
         first, epochs, length = (phase.get(name) for name in ("first_step", "epochs", "steps_per_epoch"))
         if isinstance(first, int) and isinstance(epochs, int) and isinstance(length, int) and length > 0:
+            # An epoch counts once a step follows it: a run may be killed between its last step and its row.
             count = min(epochs, max(0, (ended - first) // length))
             ends += [first + (epoch + 1) * length for epoch in range(count)]
     absent = np.setdiff1d(np.array(ends, dtype=np.int64), steps_of(tables.get("epochs", [])))
@@ -113,11 +127,13 @@ def _missing(path: str, what: str, table: str, first: int, last: int) -> Fault:
 
 
 def _gaps(manifest: Manifest, steps: Steps) -> Iterator[Fault]:
-    """Stretches of steps that are missing and that the manifest doesn't account for."""
+    """Stretches of missing steps of which the manifest notes no gap."""
     known = sorted((gap.first_step, gap.end) for gap in manifest.gaps if gap.table == "steps")
+    # Only the ends of holes are looked at: a hole before a far step has more steps than an array holds.
     before = np.concatenate(([-1], steps[:-1])) if len(steps) else steps
     for place in np.flatnonzero(steps != before + 1):
         first, end = int(before[place]) + 1, int(steps[place])
+        # Known gaps are taken out of the hole in order. The rest of it goes from ``first`` to the step before ``end``.
         for lacking, last in known:
             if lacking > first and lacking <= end:
                 yield _absent("steps", first, min(lacking, end) - 1)

@@ -17,10 +17,10 @@ class Fault:
     """Something that is wrong with a run.
 
     Attributes:
-        path: the file or folder, below the run.
+        path: the file or folder, relative to the run directory.
         problem: what is wrong.
-        repair: what ``--repair`` does about it; None where it can't do anything.
-        gap: what is missing, where the gap can be noted.
+        repair: what ``--repair`` does about it; None if it can do nothing.
+        gap: the steps that are missing, if they can be noted as a gap.
     """
 
     path: str
@@ -35,10 +35,10 @@ class Findings:
 
     Attributes:
         faults: what is wrong.
-        notes: what a reader should know though nothing is wrong.
-        parts: readable parts.
-        steps: rows of the table ``steps``.
-        checkpoints: loadable ones.
+        notes: what a reader should know, although nothing is wrong.
+        parts: number of parts that can be read.
+        steps: number of different steps in the table ``steps``.
+        checkpoints: number of checkpoints that can be loaded.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -49,5 +49,6 @@ class Findings:
 
 
 def problem(error: Exception) -> str:
-    """What an error says is wrong, without the advice to run a check."""
+    """What an error says is wrong, without its advice to run a check."""
+    # All advice begins with these words: `footers.remedy`, and the manifest's.
     return re.split(r"[:;,] 'tvlars-probe check", str(error))[0]

@@ -1,4 +1,4 @@
-"""Setting aside what a check found broken: moved below the run's ``aside/``, never deleted, noted in the manifest."""
+"""Sets aside what a check found broken: it is moved into ``aside/``, never deleted, and the manifest notes it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None) -> Path | None:
-    """Set aside what may be, and write a new manifest where the old one can't be read.
+    """Set aside what is broken, note gaps, and write a new manifest if the old one can't be read or isn't the run's.
 
     Args:
         run: the run directory.
-        faults: what was found.
-        manifest: as its last checkpoint knew it, in place of one that can't be read.
+        faults: what a check found. Those without a repair are passed over.
+        manifest: the manifest that the last checkpoint holds, in case a new one is needed.
 
     Returns:
-        the folder where things are now, None where nothing was moved: gaps are noted in the manifest alone.
+        the folder into which things were moved; None if nothing was, since gaps are noted in the manifest alone.
 
     Raises:
         RunDirectoryError: another process writes to the run, it can't be written, or its ``aside`` is a link.
@@ -39,10 +39,12 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
     directory = RunDirectory.hold(run)
     aside = run / "aside" / f"repair-{secrets.token_hex(3)}"
     try:
+        # Before anything is moved: this raises if nothing tells what the run was.
         manifest = _new_manifest(run, manifest) if any(f.repair == "write anew" for f in wanted) else Manifest.load(run)
         for fault in (fault for fault in wanted if fault.repair != "note the gap"):
             _move(run, fault, aside)
             manifest.notes.append(f"check --repair set {fault.path} aside: {fault.problem}")
+            # After the move, so that the part itself no longer counts as holding its steps.
             manifest.gaps += _gaps(run, fault, aside, manifest.run_id)
         for gap in (fault.gap for fault in wanted if fault.gap is not None):
             if not any(known.covers(gap) for known in manifest.gaps):
@@ -57,6 +59,7 @@ def repair(run: Path, faults: Iterable[Fault], manifest: Manifest | None = None)
 
 def _move(run: Path, fault: Fault, aside: Path) -> None:
     source, target = run / fault.path, aside / fault.path
+    # What lies behind a link isn't the run's. The file may also be gone: run.json, or one in a folder moved before.
     if is_led_out(run, source.parent) or (not source.is_symlink() and not source.exists()):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +67,13 @@ def _move(run: Path, fault: Fault, aside: Path) -> None:
 
 
 def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[Gap]:
-    """What the trace lacks once a part is gone, by its name and by its rows, and no other part holds."""
+    """The steps that a part held before it was moved aside, and that no other part holds."""
     home, _, rest = fault.path.partition("/")
     table, _, name = rest.partition("/")
     words = name.removeprefix("part-").split(".")[0].split("-")
     if home != "trace" or not name.startswith("part-") or not all(word.isdecimal() for word in words[:2]):
         return
+    # Name and footer may differ, which is perhaps why the part was set aside: both stretches are noted.
     for first, last in {(int(words[0]), int(words[1])), *_recorded(aside / fault.path, table, run_id)}:
         spans = [(part.first_step, part.last_step) for part in list_parts(run / home / table)]
         for start, end in holes(spans, first, last):
@@ -77,7 +81,7 @@ def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[Gap]:
 
 
 def _recorded(path: Path, table: str, run_id: str) -> Iterator[tuple[int, int]]:
-    """The first and last step of a part of the run, as its footer tells them, if it does."""
+    """The first and the last step in a part of the run, from its footer; nothing if the footer can't tell."""
     try:
         footer = check_footer(path, table, run_id)
         column = footer.schema.names.index("step")
@@ -89,10 +93,10 @@ def _recorded(path: Path, table: str, run_id: str) -> Iterator[tuple[int, int]]:
 
 
 def _new_manifest(run: Path, saved: Manifest | None) -> Manifest:
-    """The manifest of the last checkpoint, or else one of what the trace's footers tell.
+    """The manifest of the last checkpoint, or else one with the run_id that most parts of the trace name.
 
     Raises:
-        RunDirectoryError: they tell nothing.
+        RunDirectoryError: there is neither.
     """
     if saved is not None:
         saved.status = "interrupted"

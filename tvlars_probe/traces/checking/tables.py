@@ -1,4 +1,4 @@
-"""The parts of a run's tables: readable, the run's own, no row twice."""
+"""Checks the parts of a run's tables: each is readable and the run's own, and no row stands twice."""
 
 from __future__ import annotations
 
@@ -24,49 +24,68 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.parts import Part
 
 Steps = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""An array of steps."""
+
 ROW_KEYS = {"steps": ("step",), "layers": ("step", "parameter"), "epochs": ("phase", "epoch")}
-"""Per table what no two rows share."""
+"""Per table, the columns whose values no two rows share."""
 
 _BATCH_ROWS = 1 << 17
+"""Rows that are decoded at a time."""
+
 _ROW_BYTES = 24
-"""Of the columns that are kept of a row."""
+"""Bytes of the columns that are kept of a row."""
 
 
 def table_folders(run: Path) -> list[Path]:
-    """The folders of a run's tables, wherever they may stand; links are left out."""
+    """The folders of a run's tables, in ``trace/``, ``sharpness/`` or the run itself. Links are left out."""
     folders = [run / home / table for home in ("trace", "sharpness", ".") for table in TABLES]
     return [folder for folder in folders if folder.is_dir() and not is_led_out(run, folder)]
 
 
 def check_table(run: Path, folder: Path, manifest: Manifest | None, found: Findings) -> list[pa.Table]:
-    """The rows of a table's readable parts, of the columns that tell rows apart."""
+    """Check the parts of a table.
+
+    Args:
+        run: the run directory.
+        folder: the table's folder.
+        manifest: the run's manifest; None if it can't be read.
+        found: gets the faults, and the number of readable parts.
+
+    Returns:
+        per readable part, its rows with the columns that are compared.
+
+    Raises:
+        UnreadableError: the system refuses to read a part.
+    """
     rows = []
     spans: list[tuple[Part, Steps]] = []
     most = _most_rows(folder, manifest)
     for part in list_parts(folder):
         if part.path.is_symlink():
-            continue
+            continue  # `checking.trace` tells of links
         try:
             read = _read(part, folder.name, manifest, most)
         except FileNotFoundError:
             continue  # merged into another meanwhile
-        except UnreadableError:
+        except UnreadableError:  # a TraceError too, but the part may be sound
             raise
         except TraceError as error:
+            # A later version's part is sound as well, and is not set aside.
             repair: Repair | None = None if isinstance(error, LaterVersionError) else "set aside"
             found.faults.append(Fault(part.path.relative_to(run).as_posix(), problem(error), repair))
             continue
         found.parts += 1
         rows.append(read)
-        most -= len(read)
+        most -= len(read)  # all parts together must fit: a few bytes on disk may stand for any number of equal rows
         spans.append((part, np.unique(np.asarray(read["step"]))))
+    # Measurements may repeat a step: only what training records has each row once.
     if folder.parent.name == "trace" and folder.name in ROW_KEYS:
         found.faults += _doubles(run, folder, rows, spans)
     return rows
 
 
 def _most_rows(folder: Path, manifest: Manifest | None) -> int:
-    """More rows than the run's parts of a table can hold together, each of them twice."""
+    """The most rows that are read of a table: twice what the run can have, so that doubled rows are still found."""
     if manifest is None or manifest.total_steps is None or folder.parent.name != "trace":
         return rows_in_memory(_ROW_BYTES)
     tensors = sum(len(entries) for entries in manifest.parameters.values())
@@ -75,9 +94,11 @@ def _most_rows(folder: Path, manifest: Manifest | None) -> int:
 
 
 def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Table:
-    """A part's rows, of the columns that are compared; the others are decoded too, some rows at a time.
+    """The rows of a part, with the columns that are compared.
 
     Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableError: the system refuses to read it.
         TraceError: it is damaged, foreign, not what its name says, or holds more than ``most`` rows.
     """
     import pyarrow as pa
@@ -89,11 +110,13 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
         raise TraceError(
             f"{part.path} claims {footer.num_rows:,} rows: with other parts more than the run, or memory, can hold"
         )
+    # By grad_norm `completeness` knows the steps in which layers were recorded.
     compared = [*ROW_KEYS.get(table, ()), *TABLES[table].required, *(["grad_norm"] if table == "steps" else [])]
     kept = [*dict.fromkeys(compared)]
     schema = TABLES[table].arrow_schema()
     try:
         part_alone = ds.dataset(str(part.path), schema=schema, format="parquet")
+        # All columns are decoded, since any may be damaged; the others are dropped batch by batch.
         batches = part_alone.to_batches(batch_size=_BATCH_ROWS, batch_readahead=1, use_threads=False)
         rows = pa.Table.from_batches(
             [batch.select(kept) for batch in batches], pa.schema([schema.field(name) for name in kept])
@@ -113,7 +136,7 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
 
 
 def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Part, Steps]]) -> Iterator[Fault]:
-    """Rows that stand twice; a part whose steps others hold too can go."""
+    """Rows that stand twice. If other parts hold all steps of a part, it can be set aside."""
     import pyarrow as pa
 
     if not rows:
@@ -125,6 +148,8 @@ def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Pa
     seen = np.zeros(0, dtype=np.int64)
     name = folder.relative_to(run).as_posix()
     redundant = []
+    # The largest part comes first, so that a small one proves redundant. Of two with the same steps the one written
+    # later does: its name is longer.
     for part, steps in sorted(spans, key=lambda pair: (-len(pair[1]), len(pair[0].path.name), pair[0])):
         if np.isin(steps, seen).all():
             redundant.append(part)
@@ -137,6 +162,6 @@ def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Pa
 
 
 def steps_of(rows: list[pa.Table]) -> Steps:
-    """The steps of some rows, each once, ascending."""
+    """The different steps of some rows, ascending."""
     parts = [np.asarray(table["step"], dtype=np.int64) for table in rows]
     return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)

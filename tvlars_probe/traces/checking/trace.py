@@ -1,6 +1,7 @@
-"""Is a run's directory whole? Manifest, parts, steps, leftovers; its checkpoints need torch and are checked elsewhere.
+"""Is a run's directory whole? Checks the manifest, parts, steps and leftovers.
 
-Everything is read and nothing is changed. What may be set aside, `tvlars_probe.traces.checking.repairing` sets aside.
+Checkpoints need torch and are checked in `tvlars_probe.runners.checkpoints.checking`. Nothing is changed here: what can
+be set aside, `tvlars_probe.traces.checking.repairing` sets aside.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", *(f"trace
 
 
 def check_trace(run: Path) -> Findings:
-    """Check everything but the checkpoints.
+    """Check everything in a run directory but the checkpoints.
 
     Raises:
-        UnreadableError: the system refuses to read one of its files.
+        UnreadableError: the system refuses to read one of the run's files.
         RunDirectoryError: there is nothing like a run at ``run``.
     """
     if not run.is_dir():
@@ -48,9 +49,10 @@ def check_trace(run: Path) -> Findings:
 
 
 def _check_manifest(run: Path, found: Findings) -> Manifest | None:
+    """The run's manifest; None if it is damaged or another run's."""
     try:
         manifest = Manifest.load(run)
-    except UnreadableError:
+    except UnreadableError:  # a RunDirectoryError too, but the manifest may be sound
         raise
     except RunDirectoryError as error:
         repair: Repair | None = None if isinstance(error, LaterVersionError) else "write anew"
@@ -58,6 +60,7 @@ def _check_manifest(run: Path, found: Findings) -> Manifest | None:
         return None
     if manifest.status not in STATUSES:
         found.faults.append(Fault(FILE_NAME, f"its status is {manifest.status!r} (known: {', '.join(STATUSES)})"))
+    # With a single part it would be open whether the part or the manifest is the foreign one.
     ids = run_ids(run / "trace")
     if len(ids) > 1 and len({*ids}) == 1 and manifest.run_id not in ids:
         what = f"is of the run {manifest.run_id}, and all parts of the trace are of {ids[0]}"
@@ -71,7 +74,7 @@ def _check_manifest(run: Path, found: Findings) -> Manifest | None:
 
 
 def _strange_files(run: Path) -> Iterator[Fault]:
-    """Links, and what killed processes left half done."""
+    """Faults for links, and for what killed processes left half done."""
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
         if name.startswith("aside/"):
@@ -86,7 +89,7 @@ def _strange_files(run: Path) -> Iterator[Fault]:
 
 
 def _files_for_folders(run: Path) -> Iterator[Fault]:
-    """Files where folders should be, and a lock that can't be locked."""
+    """Faults for files that stand in a folder's place, and for a lock file that can't be locked."""
     for name in _FOLDERS:
         path = run / name
         if not is_led_out(run, path) and path.exists() and not path.is_dir():
