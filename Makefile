@@ -10,10 +10,10 @@ demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and co
 	$(BIN)/python examples/large_batch_digits.py
 
 test: $(INSTALLED)  ## the tests not marked slow
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)  ## those marked slow
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -21,7 +21,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[Any, Path] = {}
 
     def train(
-        optimizer: str, schedule: str = "none", *, seed: int = 0, sharpness: bool = False, **settings: Any
+        optimizer: str,
+        schedule: str = "none",
+        *,
+        seed: int = 0,
+        sharpness: bool = False,
+        precision: str = "float32",
+        **settings: Any,
     ) -> Path:
         import torch
 
@@ -31,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from tvlars_probe.runners.config import SharpnessConfig, TrainConfig
         from tvlars_probe.runners.train import train
 
-        key = (optimizer, schedule, seed, sharpness, tuple(sorted(settings.items())))
+        key = (optimizer, schedule, seed, sharpness, precision, tuple(sorted(settings.items())))
         if key not in made:
             config = TrainConfig(
                 data=DataConfig(name="digits", limit=192),
@@ -41,6 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 batch_size=BATCH,
                 epochs=8,
                 seed=seed,
+                precision=precision,
             )
             made[key] = train(config, folder / f"{optimizer}-{schedule}-{len(made)}", quiet=True)
             torch.set_num_threads(1)

@@ -22,8 +22,8 @@ def analyses(record: Record) -> None:
     for run in single:
         for command in ("warmup", "minimizer", "compare", "replay"):
             for form in ("json", "csv", "text"):
-                words = [] if form == "text" else [f"--{form}"]
-                record.call(f"{command}/{run}/{form}", command, run, *words, form=form)
+                flags = [] if form == "text" else [f"--{form}"]
+                record.call(f"{command}/{run}/{form}", command, run, *flags, form=form)
         record.call(f"show/{run}", "show", run)
         record.call(f"show/{run}/json", "show", run, "--json", form="json")
         record.call(f"check/{run}/json", "check", run, "--json", form="json")

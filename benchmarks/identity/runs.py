@@ -102,8 +102,8 @@ def curvature(record: Record) -> None:
     for run in ("clf-lars-none", "clf-lamb-cosine", "clf-adam-none", "clf-rmsprop-none", "clf-adagrad-none",
                 "clf-sgd-none", "clf-adamw-none", "clf-tvlars-none", "bt-lars-none"):  # fmt: skip
         for operator in ("hessian", "effective", "relative"):
-            words = ["--top", 2, "--bottom", 1, "--trace", "--operator", operator, "--max-matvecs", 40]
-            record.call(f"sharpness/{run}/{operator}", "sharpness", run, *words, *few, "--json", form="json")
+            wanted = ["--top", 2, "--bottom", 1, "--trace", "--operator", operator, "--max-matvecs", 40]
+            record.call(f"sharpness/{run}/{operator}", "sharpness", run, *wanted, *few, "--json", form="json")
     more = ["--per-layer", "--density", "--epsilon", "--density-steps", 12, "--density-probes", 2]
     record.call("sharpness/all", "sharpness", "variant-val", *more, *few, "--checkpoint", "all", "--json", form="json")
     record.call("sharpness/text", "sharpness", "variant-val", "--top", 3, *few, "--precision", "float64")
@@ -111,8 +111,12 @@ def curvature(record: Record) -> None:
     record.call("sharpness/effective-unknown", "sharpness", "variant-none", "--operator", "effective", *few)
     record.call_apart("sharpness/ranks", "sharpness", "clf-lars-none", "--nproc", 2, "--top", 2, *few, "--json",
                 keep_output=False)  # fmt: skip
-    for name, words in {"line": ["clf-lars-none", "clf-tvlars-none"], "one": ["clf-sgd-none"],
-                        "plane": ["clf-tvlars-none", "--dimensions", 2]}.items():  # fmt: skip
+    planes: dict[str, list[object]] = {
+        "line": ["clf-lars-none", "clf-tvlars-none"],
+        "one": ["clf-sgd-none"],
+        "plane": ["clf-tvlars-none", "--dimensions", 2],
+    }
+    for name, words in planes.items():
         record.call(f"landscape/{name}", "landscape", *words, "--points", 5, *few[:4], "--json", form="json")
     record.call("landscape/bn", "landscape", "resnet", "--bn", "re-estimated", "--points", 3, *few[:4])
     for run in ("clf-lars-none", "variant-val", "clf-sgd-none", "clf-tvlars-none", "resnet"):

@@ -105,3 +105,15 @@ def test_a_run_without_a_finished_epoch_has_no_figures() -> None:
     empty = pd.DataFrame({name: pd.Series(dtype=float) for name in ("epoch", "test_acc1", "val_acc1")})
     result = compare([run_row(RunFacts(name="x", optimizer="LARS"), empty, metric="test_acc1", target=None)] * 2)
     assert result.table["mean"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("metric", "columns"),
+    [
+        ("test_loss", ["epoch", "test_acc1", "test_loss", "val_loss"]),
+        ("val_acc1", ["epoch", "test_acc1", "val_acc1"]),
+        ("train_eval_acc1", ["epoch", "test_acc1", "train_eval_acc1"]),
+    ],
+)
+def test_the_counterparts_of_a_metric_are_on_test_and_held_out_data(metric: str, columns: list[str]) -> None:
+    assert epoch_columns(metric) == columns

@@ -252,3 +252,11 @@ def test_norms_of_a_run_that_diverged_are_replayed_without_warnings(tmp_path: Pa
     assert result.verdict.answer == "100 times the rate"
     row = result.table.iloc[0]  # the medians of both are of the same rows
     assert row["replayed_ratio"] / row["applied_ratio"] == pytest.approx(100)
+
+
+def test_a_run_whose_manifest_tells_no_groups_is_replayed_or_refused_with_a_reason(grouped: Path) -> None:
+    run = open_run(grouped)
+    run.manifest.groups, run.manifest.config = [], {"schedule": "mine"}
+    assert replay_of(Source(run), eta=0.5).verdict.answer
+    with pytest.raises(UserError, match="doesn't tell its learning rate: give --lr"):
+        replay_of(Source(run), schedule="none")

@@ -156,3 +156,9 @@ def test_a_grid_arranged_in_pieces_is_that_of_one_frame() -> None:
     blocks = list(arranged.blocks(cells=100))
     assert [block.parameters for block in blocks] == [("a", "b"), ("c",)]
     assert np.array_equal(np.hstack([block["x"] for block in blocks]), whole["x"], equal_nan=True)
+
+
+def test_a_heat_map_of_infinities_alone_marks_them_and_shows_no_cell() -> None:
+    arranged = cells(np.arange(4), ["w"], np.full((4, 1), np.inf))
+    assert len(arranged.shown.dropna(subset="value")) == 0
+    assert len(arranged.unshown) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from tests.data.cifar import write_cifar10, write_cifar100
 from tests.data.image_files import picture, write_image_folder, write_parquet, write_tiny_imagenet
 from tvlars_probe.data import tiny_imagenet
+from tvlars_probe.data.decoding import decode_files
 from tvlars_probe.data.image_folder import channel_moments
 from tvlars_probe.data.registry import DATASETS, DataConfig
 from tvlars_probe.errors import DataError, UserError
@@ -217,3 +219,17 @@ def test_moments_are_those_of_the_pixels() -> None:
     scaled = images.double() / 255
     assert np.allclose(mean, scaled.mean((0, 2, 3)), rtol=1e-12)
     assert np.allclose(std, scaled.std((0, 2, 3), correction=0), rtol=1e-12)
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow only warns of an image up to twice its limit; the filter that refuses it is gone afterwards."""
+    paths = [tmp_path / f"{k}.png" for k in range(40)]
+    for k, path in enumerate(paths):
+        Image.new("RGB", (8, 8) if k < 39 else (10, 10)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
+    before = list(warnings.filters)
+    with pytest.raises(DataError, match=r"39\.png can't be decoded: .*decompression bomb"):
+        decode_files(paths, 8, 8)
+    assert warnings.filters == before

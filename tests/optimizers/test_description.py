@@ -301,3 +301,12 @@ def test_settings_that_are_changed_are_described_anew() -> None:
     optimizer.param_groups[0]["weight_decay"] = 0.3
     live.renew()
     assert [group.decay.value for group in (*first, *live.groups)] == [0.1, 0.3]
+
+
+def test_a_clipping_that_is_all_groups_own_is_not_a_groups_setting() -> None:
+    """timm reads the optimizer's default, whatever stands in a group."""
+    params = tensors()
+    optimizer = timm.optim.Lamb([{"params": params, "max_grad_norm": 0.01}], lr=0.3, max_grad_norm=0.5)
+    groups = describe(optimizer)
+    assert groups[0].max_grad_norm == 0.5
+    assert deviation(optimizer, params, groups) < 1e-10

@@ -220,3 +220,10 @@ def test_parts_that_overlap_are_not_merged(tmp_path: Path) -> None:
     folder = write(tmp_path / "trace", (0, 4), (3, 9))
     assert not compaction.compact(folder, STEPS)
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_part_without_rows_is_merged_like_any_other(tmp_path: Path) -> None:
+    folder = write(tmp_path, (0, 0), (1, 1))
+    rewritten(list_parts(folder)[0], lambda rows: rows.slice(0, 0))
+    assert compaction.compact(folder, STEPS)
+    assert steps_in(folder) == [1]

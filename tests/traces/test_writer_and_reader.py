@@ -247,3 +247,9 @@ def test_a_finished_run_is_read_in_order_of_steps_and_one_layer_from_few_row_gro
     dataset = ds.dataset([str(part.path)], schema=LAYERS.arrow_schema())
     (few,) = row_groups_of(dataset, ["body"]).get_fragments()
     assert few.num_row_groups == 5
+
+
+def test_arrays_in_a_configuration_become_lists(tmp_path: Path) -> None:
+    manifest = Manifest(run_id="r", config={"widths": np.arange(3), "rate": np.float32(0.5), "one": np.array([2.0])})
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path).config == {"widths": [0, 1, 2], "rate": 0.5, "one": [2.0]}

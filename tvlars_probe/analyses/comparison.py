@@ -84,8 +84,13 @@ def epoch_columns(metric: str) -> list[str]:
     """
     if metric not in METRICS:
         raise unknown("--metric", metric, METRICS)
-    counterparts = (metric.replace("val_", "test_"), metric.replace("test_", "val_"))
-    return [*dict.fromkeys(("epoch", "test_acc1", metric, *counterparts))]
+    return [*dict.fromkeys(("epoch", "test_acc1", metric, _on("test", metric), _on("val", metric)))]
+
+
+def _on(split: str, metric: str) -> str:
+    """The metric on that split, where it is one of held-out or test data; of training data the metric itself."""
+    home, _, figure = metric.partition("_")
+    return f"{split}_{figure}" if home in ("val", "test") else metric
 
 
 def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float | None) -> dict[str, object]:
@@ -102,8 +107,8 @@ def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float
         "seed": facts.seed,
         "epochs": len(epochs),
         "value": _float(last.get(metric)),
-        "test": _float(last.get(metric.replace("val_", "test_"))),
-        "val": _float(last.get(metric.replace("test_", "val_"))),
+        "test": _float(last.get(_on("test", metric))),
+        "val": _float(last.get(_on("val", metric))),
         # Epochs are numbered from 0: epoch n ends after n + 1 of them.
         "epochs_to_target": float(reached[0]) + 1 if len(reached) else np.nan,
     }

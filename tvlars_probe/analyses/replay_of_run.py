@@ -118,7 +118,9 @@ def _rates(
     base = own_lr if lr is None else lr
     if base is None:
         raise UserError(f"the manifest of {facts.name} doesn't tell its learning rate: give --lr")
-    shares = _shares(grid["lr"].astype(np.float64), [group is facts.groups[0] for group in groups])
+    shares = _shares(
+        grid["lr"].astype(np.float64), [bool(facts.groups) and group is facts.groups[0] for group in groups]
+    )
     # Learning rates are recorded in float32: equal ones may differ by rounding, some 1e-7.
     has_own = ~np.isclose(shares, 1.0, rtol=1e-5)
     if has_own.any() and own_lr is None:
@@ -150,7 +152,8 @@ def _shares(recorded: Floats, first: Sequence[bool]) -> Floats:
 
 def _factors(facts: RunFacts, updates: NDArray[np.int64], schedule: str | None, warmup_epochs: float | None) -> Floats:
     """The schedule's factor on the learning rate of each update, (T,); a phase's updates are counted from 0."""
-    own = facts.config.get("schedule") or {}
+    own = facts.config.get("schedule")
+    own = own if isinstance(own, dict) else {}  # somebody else's configuration may hold anything
     name = schedule or facts.schedule or "none"
     # The length of the run's warm-up belongs to its own schedule; `ScheduleConfig` refuses it with any but lars-warm.
     if warmup_epochs is None and name == own.get("name"):

@@ -234,7 +234,8 @@ def _in_two(frame: pd.DataFrame, wide: pd.Index[Any]) -> pd.DataFrame:
     late = np.where(halves["falls"], halves["low"], halves["high"])
     parts = [whole, halves.assign(end=middle, value=early), halves.assign(first=middle, value=late)]
     # Halves keep their bin's index: a stable sort puts them where it stood, the early one first.
-    return pd.concat([part for part in parts if len(part)]).sort_index(kind="stable").reset_index(drop=True)
+    # An empty frame has no data types to join; where all are empty, any of them will do.
+    return pd.concat([part for part in parts if len(part)] or [whole]).sort_index(kind="stable").reset_index(drop=True)
 
 
 def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> alt.InlineData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tvlars_probe.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,7 +39,8 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
             too much memory.
     """
     # The first image tells the size of all: what would take too much memory is refused before the rest is decoded.
-    first = decode(paths[0], side, str(paths[0]))
+    with bombs_refused():
+        first = decode(paths[0], side, str(paths[0]))
     if first.nbytes * len(paths) > _MOST_BYTES:
         raise DataError(
             f"{len(paths):,} images of {first.shape[1]}x{first.shape[0]} take {first.nbytes * len(paths) / 2**30:.0f} "
@@ -55,14 +57,26 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
             )
         images[index] = image
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for _ in pool.map(put, range(len(paths)), chunksize=64):
+    with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
+        for _ in pool.map(put, range(len(paths))):
             pass  # taking each result raises a thread's error here
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
+@contextlib.contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Inside it, Pillow refuses images of more than its limit of pixels.
+
+    By itself it only warns of an image up to twice the limit. The filter is the whole process's: threads that set it,
+    each for itself, would put back what another one has set.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]:
-    """Decode one image into (height, width, 3) bytes.
+    """Decode one image into (height, width, 3) bytes. To be called inside `bombs_refused`.
 
     Args:
         file: its path or its content.
@@ -73,11 +87,8 @@ def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]
         DataError: the image can't be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns of an image up to twice its limit of pixels, and raises above that: both are refused.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-                image = _eight_bits(opened).convert("RGB")
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            image = _eight_bits(opened).convert("RGB")
     # Pillow's plugins raise SyntaxError for damaged files, among others.
     except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tvlars_probe.data.decoding import decode, decode_files
+from tvlars_probe.data.decoding import bombs_refused, decode, decode_files
 from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -189,7 +189,7 @@ def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, 
     labels: list[int] = []
     for file in files:
         try:
-            with ThreadPoolExecutor(max(workers, 1)) as pool:
+            with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
                 # In batches, so that a file's encoded images are never all in memory as Python objects.
                 for batch in pq.ParquetFile(file).iter_batches(1024, columns=["image", "label"]):
                     rows = batch.to_pylist()

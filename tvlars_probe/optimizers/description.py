@@ -64,7 +64,10 @@ def describe(optimizer: Any) -> tuple[GroupDescription, ...]:
         raise TypeError(f"{kind.__name__} is no optimizer: it has no param_groups")
     rule = _rule_of(kind)
     # apex and pytorch_optimizer keep some settings (adam_w_mode, maximize) on the optimizer, not in its groups.
-    further = {name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
+    further: dict[str, Any] = {
+        name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)
+    }
+    further["defaults"] = getattr(optimizer, "defaults", {})
     return tuple(_described(kind, rule, {**further, **group}) for group in groups)
 
 

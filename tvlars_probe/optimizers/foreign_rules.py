@@ -70,7 +70,8 @@ def _lamb(
 ) -> GroupDescription:
     """What timm's and apex's LAMB have in common."""
     beta1, beta2 = settings["betas"]
-    clipped = settings.get("max_grad_norm")
+    # All groups' gradients are scaled as one, so both packages read the optimizer's default, not a group's own setting.
+    clipped = settings.get("defaults", settings).get("max_grad_norm")
     # The official LAMB caps ‖w‖ at 10; these two don't.
     ratio = Scaling(kind="trust-ratio", direction="preconditioned", **scaling)
     return GroupDescription(

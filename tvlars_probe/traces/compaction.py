@@ -236,12 +236,10 @@ def _groups(
 ) -> list[list[Part]]:
     """The parts, in order, in groups to be merged; see `compact`."""
     groups: list[list[Part]] = []
-    # A full group takes no further part. Filled from the start, it makes the first part begin a group; a large part
-    # fills its own.
-    filled = target_rows
+    filled = 0  # rows of the last group; a large part fills its own, which then takes no further one
     for part, rows in zip(parts, counts, strict=True):
         crossed = bool(groups) and any(groups[-1][-1].last_step < edge <= part.first_step for edge in boundaries)
-        if crossed or filled + rows > target_rows or rows > target_rows // 2:
+        if not groups or crossed or filled + rows > target_rows or rows > target_rows // 2:
             groups.append([])
             filled = 0
         groups[-1].append(part)

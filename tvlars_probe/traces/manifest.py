@@ -270,6 +270,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    if type(value).__module__ == "numpy" and hasattr(value, "item"):
-        return _plain(value.item())
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return _plain(value.tolist())  # of a number a number, of an array a list
     return str(value)

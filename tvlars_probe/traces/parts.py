@@ -45,9 +45,14 @@ def list_parts(folder: Path) -> list[Part]:
     """The complete parts of a table, in order of their steps. Files with other names are passed over."""
     if not folder.is_dir():
         return []
+    return sorted(part for path in folder.iterdir() if (part := part_of(path)) is not None)
+
+
+def part_of(path: Path) -> Part | None:
+    """The part that a file's name says it is; None for any other name."""
+    match = _PART.fullmatch(path.name)
     # Nineteen digits can exceed int64, the type of a step.
-    matches = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted(Part(int(m[1]), int(m[2]), path) for path, m in matches if m and int(m[2]) < 1 << 63)
+    return Part(int(match[1]), int(match[2]), path) if match and int(match[2]) < 1 << 63 else None
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:

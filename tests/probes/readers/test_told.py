@@ -11,6 +11,7 @@ import torch
 import tvlars_probe
 from tests.probes.small_loop import OPTIMIZERS, loop, net
 from tvlars_probe.errors import UserError
+from tvlars_probe.probes.readers.told import count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,3 +57,8 @@ def test_figures_that_are_none_are_refused(told: dict[str, Any], tmp_path: Path)
         with pytest.raises(UserError, match="step isn't told"):
             rec.log_epoch(epoch=0, step=7)
     assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 1
+
+
+def test_counts_may_be_arrays_of_one_element_and_keep_their_digits() -> None:
+    assert [count("samples", told) for told in (np.array([16]), torch.tensor([16]), np.int64(16))] == [16, 16, 16]
+    assert count("samples", 2**53 + 1) == 2**53 + 1

@@ -118,3 +118,11 @@ def test_the_sample_is_the_same_for_every_seed_of_training(tmp_path: Path, cli: 
         ids |= set(tvlars_probe.open_run(tmp_path / f"r{seed}").curvature().sample_id)
     assert len(ids) == 1
     assert len(DataConfig(name="digits").load().train) == 1437
+
+
+def test_weights_of_a_float64_run_are_restored_to_the_bit(trained: Callable[..., Path]) -> None:
+    run = trained("lars", precision="float64")
+    config, (path, *_) = load_config(run), checkpoints.list_checkpoints(run).values()
+    state = restore_state(config, config.data.load(), path, device=torch.device("cpu"), dtype=torch.float64)
+    stored = checkpoints.load(path)["model"]
+    assert all(torch.equal(value, stored[name]) for name, value in state.model.state_dict().items())

@@ -173,3 +173,10 @@ def test_a_step_without_checkpoint_is_refused_and_nothing_is_written(run: Path, 
     with pytest.raises(UserError, match="a step of"):
         measure_landscape(LandscapeJob(run=run, run2=run2, checkpoint="77", place=CPU))
     assert not (run / "landscape").exists()
+
+
+def test_a_slice_is_around_one_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--checkpoint all: a slice is around one checkpoint"):
+        LandscapeJob(run=tmp_path, checkpoint="all")
+    with pytest.raises(UserError, match=r"unknown --bn 'frozen' \(known: interpolated, re-estimated\)"):
+        LandscapeJob(run=tmp_path, bn_mode="frozen")

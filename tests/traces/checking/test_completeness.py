@@ -122,3 +122,8 @@ def test_rows_without_a_step_are_named_with_their_part(run: Path) -> None:
         with pytest.raises(TraceError, match=rf"{part.name} \(rows without step\); 'tvlars-probe check"):
             read()
     assert any("holds rows without step" in fault.problem for fault in check_run(run).faults)
+
+
+def test_a_table_elsewhere_does_not_hide_the_traces_steps(run: Path) -> None:
+    (run / "sharpness" / "steps").mkdir(parents=True)
+    assert check_run(run).steps == 32

@@ -225,3 +225,11 @@ def test_a_redundant_part_that_is_set_aside_leaves_no_gap(tmp_path: Path) -> Non
     repair_run(tmp_path, check_run(tmp_path))
     assert Manifest.load(tmp_path).gaps == []
     assert not check_run(tmp_path).faults
+
+
+def test_a_name_that_is_nearly_a_parts_is_set_aside_without_a_gap(run: Path) -> None:
+    (run / "trace" / "steps" / "part-5.parquet").symlink_to(run.parent)
+    aside = repair_run(run, check_run(run))
+    assert aside is not None
+    assert (aside / "trace" / "steps" / "part-5.parquet").is_symlink()
+    assert open_run(run).manifest.gaps == []

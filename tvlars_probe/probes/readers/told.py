@@ -60,4 +60,4 @@ def count(name: str, value: Any) -> int | None:
     if not 0 <= told < 1 << 63 or told != int(told):
         raise UserError(f"{name}={told:g} is no count: give a whole number from 0 to 2**63 - 1")
     # Not of ``told``: a float rounds counts above 2⁵³.
-    return int(value)
+    return int(value.item() if hasattr(value, "item") else value)

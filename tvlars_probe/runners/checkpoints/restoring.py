@@ -53,6 +53,8 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -
         optimizer.load_state_dict(state["optimizer"])
         for mine, loaded in zip(before, optimizer.param_groups, strict=True):
             refuse_for_this_run(path, contents.unlike_options(mine, loaded, moving=MOVING))
+    except RunDirectoryError:  # a ValueError, too, which has said what is wrong
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         refuse_for_this_run(path, [f"its optimizer's state is another's: {error}"])
 

@@ -81,6 +81,8 @@ class LandscapeJob:
             raise UserError(f"--dimensions {self.dimensions} can't be drawn (allowed: 1 or 2)")
         if self.run2 is not None and self.dimensions == 2:
             raise UserError("between two runs there is a line: leave out --dimensions 2, or the second run")
+        if self.checkpoint == "all":
+            raise UserError("--checkpoint all: a slice is around one checkpoint (allowed: last, best, or a step)")
         if self.bn_mode not in SLICE_BN_MODES:
             raise unknown("--bn", self.bn_mode, SLICE_BN_MODES)
         if not 3 <= self.points <= 1000:

@@ -128,8 +128,9 @@ def restore_state(
     # The weights drawn here are replaced; the caller's random generator stays where it was.
     with torch.random.fork_rng(devices=()):
         model = phase.build_model(data)
-    restoring.restore_model(model, stored, checkpoint)
+    # Before the weights are there: on their way through a float32 model those of a float64 run would lose digits.
     model.to(device, dtype)
+    restoring.restore_model(model, stored, checkpoint)
     # Built once the model has its device and type, which torch gives to the optimizer's state on loading.
     optimizer = phase.build_optimizer(model)
     restoring.restore_optimizer(optimizer, stored, checkpoint)

@@ -9,7 +9,7 @@ from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.footers import check_footer
 from tvlars_probe.traces.gaps import Gap, holes
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.parts import list_parts, run_ids
+from tvlars_probe.traces.parts import list_parts, part_of, run_ids
 from tvlars_probe.traces.run_directory import RunDirectory, is_led_out
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def _gaps(run: Path, fault: Fault, aside: Path, run_id: str) -> Iterator[Gap]:
     """The steps that a part held before it was moved aside, and that no other part holds."""
     home, _, rest = fault.path.partition("/")
     table, _, name = rest.partition("/")
-    words = name.removeprefix("part-").split(".")[0].split("-")
-    if home != "trace" or not name.startswith("part-") or not all(word.isdecimal() for word in words[:2]):
+    part = part_of(run / home / table / name)
+    if home != "trace" or part is None:
         return
     # Name and footer may differ, which is perhaps why the part was set aside: both stretches are noted.
-    for first, last in {(int(words[0]), int(words[1])), *_recorded(aside / fault.path, table, run_id)}:
-        spans = [(part.first_step, part.last_step) for part in list_parts(run / home / table)]
+    for first, last in {(part.first_step, part.last_step), *_recorded(aside / fault.path, table, run_id)}:
+        spans = [(other.first_step, other.last_step) for other in list_parts(run / home / table)]
         for start, end in holes(spans, first, last):
             yield Gap(table, start, end, "set aside by check --repair")
 

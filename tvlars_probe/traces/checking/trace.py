@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import pyarrow as pa
+
     from tvlars_probe.traces.checking.faults import Repair
 
 _FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", *(f"trace/{table}" for table in TABLES))
@@ -41,7 +43,10 @@ def check_trace(run: Path) -> Findings:
     manifest = _check_manifest(run, found)
     found.faults += _strange_files(run)
     found.faults += _files_for_folders(run)
-    tables = {folder.name: check_table(run, folder, manifest, found) for folder in table_folders(run)}
+    tables: dict[str, list[pa.Table]] = {}
+    for folder in table_folders(run):
+        # ``trace/`` comes first: a table of the same name elsewhere doesn't hide its steps.
+        tables.setdefault(folder.name, check_table(run, folder, manifest, found))
     found.steps = len(steps_of(tables.get("steps", [])))
     if manifest is not None:
         check_completeness(run, manifest, tables, found)
