@@ -123,6 +123,16 @@ def test_no_file_and_no_function_is_too_long_to_be_read(path: Path) -> None:
     assert {name: lines for name, lines in bodies(path) if lines > MOST_LINES_OF_A_BODY} == {}
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """A private one counts with its underscore off: a reader who searches for the name finds one thing."""
+    homes: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.strip("_"), []).append(path.relative_to(PACKAGE).as_posix())
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
 def asks_what_an_optimizer_is(path: Path) -> Iterator[str]:
     """Comparisons with an optimizer's class or its name, and tests of what its parameter groups or state hold."""
     from tvlars_probe.optimizers.registry import OPTIMIZERS

@@ -114,7 +114,6 @@ def analyse_warmup(
     last = limits.early(facts) - 1 + int(grid.steps[0]) if len(grid.steps) else 0
     last_early = max(last, *grid.steps[window].tolist()[-1:], 0)
     verdict = judge(
-        facts=facts,
         thresholds=limits,
         recorded=len(grid.steps),
         warmup_steps=within,

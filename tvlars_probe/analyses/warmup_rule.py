@@ -111,7 +111,6 @@ def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> 
 
 def judge(
     *,
-    facts: RunFacts,
     thresholds: Thresholds,
     recorded: int,
     warmup_steps: int | None,
@@ -135,7 +134,6 @@ def judge(
     one whose loss stopped being finite only long after the early steps.
 
     Args:
-        facts: what the run's manifest tells.
         thresholds: thresholds of the rule.
         recorded: number of recorded steps of the layers.
         warmup_steps: length of the warm-up in updates; None where the trace ends within it.

@@ -38,7 +38,7 @@ ITERATIONS = 10
 """At most so many iterations of L-BFGS-B, as in the paper; each may evaluate the loss several times."""
 
 
-class _Landscape:
+class _ShiftedLoss:
     """f(w + δ) as a function of δ; each evaluation moves the weights and puts them back."""
 
     def __init__(self, objective: Objective, parameters: Mapping[str, Tensor]) -> None:
@@ -109,17 +109,17 @@ def epsilon_sharpness(
         raise UserError(f"epsilon {epsilon} is no size of a box (allowed: above 0)")
     began = time.perf_counter()
     with objective.held():
-        landscape = _Landscape(objective, parameters)
-        lift, centre = _coordinates(landscape, dimensions, torch.Generator().manual_seed(seed))
+        shifted = _ShiftedLoss(objective, parameters)
+        lift, centre = _coordinates(shifted, dimensions, torch.Generator().manual_seed(seed))
         bound = epsilon * (np.abs(centre) + 1)
         # The centre counts as searched, so the sharpness isn't negative.
-        loss, _ = landscape.evaluate(lift[0](np.zeros_like(bound)))
+        loss, _ = shifted.evaluate(lift[0](np.zeros_like(bound)))
         highest = loss
 
         def negated(y: Floats) -> tuple[float, Floats]:
             nonlocal highest
             # Sums over the ranks: each rank's search takes the same steps, and all meet in every collective.
-            value, gradient = landscape.evaluate(lift[0](y))
+            value, gradient = shifted.evaluate(lift[0](y))
             highest = max(highest, value)  # in this order max ignores NaN
             report(highest)
             return -value, -lift[1](gradient)
@@ -133,17 +133,17 @@ def epsilon_sharpness(
     return EpsilonSharpness(
         epsilon=epsilon,
         # For a subspace as large as the space, the whole space was searched.
-        dimensions=dimensions if dimensions is not None and dimensions < landscape.size else None,
+        dimensions=dimensions if dimensions is not None and dimensions < shifted.size else None,
         value=100 * (highest - loss) / (1 + loss),
         loss=loss,
         highest=highest,
-        evaluations=landscape.evaluations,
+        evaluations=shifted.evaluations,
         seconds=time.perf_counter() - began,
     )
 
 
 def _coordinates(
-    landscape: _Landscape, dimensions: int | None, generator: torch.Generator
+    shifted: _ShiftedLoss, dimensions: int | None, generator: torch.Generator
 ) -> tuple[tuple[Callable[[Floats], Tensor], Callable[[Tensor], Floats]], Floats]:
     """The coordinates in which the box is searched: y in a random subspace, or δ itself.
 
@@ -155,14 +155,14 @@ def _coordinates(
         return np.asarray(v.detach().double().cpu().numpy())
 
     def tensor(y: Floats) -> Tensor:
-        return torch.from_numpy(y).to(landscape.device, landscape.dtype)
+        return torch.from_numpy(y).to(shifted.device, shifted.dtype)
 
-    if dimensions is None or dimensions >= landscape.size:
-        return (tensor, numbers), numbers(landscape.weights)
-    basis = Basis(landscape)
+    if dimensions is None or dimensions >= shifted.size:
+        return (tensor, numbers), numbers(shifted.weights)
+    basis = Basis(shifted)
     # Orthonormalised normal vectors span a subspace of uniformly distributed direction.
     while len(basis) < dimensions:
-        basis.add_direction(random_vector(landscape, generator))
+        basis.add_direction(random_vector(shifted, generator))
 
     def up(y: Floats) -> Tensor:
         return basis.combine(torch.from_numpy(y)[None])[0]
@@ -170,4 +170,4 @@ def _coordinates(
     def down(v: Tensor) -> Floats:
         return numbers(basis.coefficients(v))
 
-    return (up, down), down(landscape.weights)
+    return (up, down), down(shifted.weights)

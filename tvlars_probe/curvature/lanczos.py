@@ -138,21 +138,21 @@ def lanczos(
     # Three more than wanted: after a restart there is room for a spare Ritz vector and for new directions.
     capacity = max(wanted + 3, min(basis_size or _affordable(operator), operator.size))
     process = _Process(operator, min(capacity, operator.size), torch.Generator().manual_seed(seed), start)
-    verdict = _Verdict(top, bottom, tol, criterion)
+    convergence = _Convergence(top, bottom, tol, criterion)
     while True:
         process.step()
         ritz = process.ritz()
         enough = len(process.basis) >= (operator.size if operator.size <= min(SMALLEST, capacity) else wanted)
         if enough:
-            verdict.update(ritz, is_exact=process.exhausted)
-            report(process.matvecs, verdict.excess)
+            convergence.update(ritz, is_exact=process.exhausted)
+            report(process.matvecs, convergence.excess)
         # The budget ends nothing before there is a figure for each of the wanted values.
-        if process.exhausted or (enough and (verdict.excess <= 1.0 or process.matvecs >= max_matvecs)):
+        if process.exhausted or (enough and (convergence.excess <= 1.0 or process.matvecs >= max_matvecs)):
             break
         process.extend(ritz, top, bottom)
-    weights = torch.from_numpy(ritz.vectors[:, [i for _, i in verdict.pairs]].T.copy())
+    weights = torch.from_numpy(ritz.vectors[:, [i for _, i in convergence.pairs]].T.copy())
     return Eigenvalues(
-        values=verdict.values(ritz, floor=torch.finfo(operator.dtype).eps),
+        values=convergence.values(ritz, floor=torch.finfo(operator.dtype).eps),
         tol=tol,
         criterion=criterion,
         matvecs=process.matvecs,
@@ -161,7 +161,7 @@ def lanczos(
     )
 
 
-class _Verdict:
+class _Convergence:
     """Which of the wanted values have converged.
 
     Attributes:

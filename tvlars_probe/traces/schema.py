@@ -137,11 +137,11 @@ LAYERS = Table(
             "direction_norm",
             "float32",
             "1",
-            "norm the optimizer divides by (LARS, TVLARS: ‖g + λw‖ or the denominator chosen; LAMB: ‖r + λw‖); null "
-            "for other optimizers",
+            "norm the trust ratio divides by (LARS, TVLARS: ‖g + λw‖ or the denominator chosen; LAMB, NLAMB: "
+            "‖r + λw‖); null for optimizers that divide by none",
         ),
-        Column("adam_norm", "float32", "1", "LAMB: ‖r‖, r its Adam direction; null for other optimizers"),
-        Column("weight_adam_dot", "float32", "1", "LAMB: ⟨w, r⟩; null for other optimizers"),
+        Column("adam_norm", "float32", "1", "LAMB, NLAMB: ‖r‖, r the Adam direction; null for other optimizers"),
+        Column("weight_adam_dot", "float32", "1", "LAMB, NLAMB: ⟨w, r⟩; null for other optimizers"),
         Column(
             "update_norm",
             "float32",
@@ -154,8 +154,9 @@ LAYERS = Table(
             "trust_ratio",
             "float32",
             "1",
-            "factor by which this tensor's rate was really scaled, φ and clamps included; 1 where excluded, at zero "
-            "norm, or for optimizers known to have none; null for optimizers we don't know",
+            "factor by which this tensor's rate was really scaled, φ and clamps included; Muon's is its factor of the "
+            "shape; 1 where excluded, at zero norm, or for optimizers known to have none; null where it isn't known "
+            "(others' LAMB; optimizers without a description)",
         ),
         Column("phi", "float32", "1", "TVLARS' φ_t as applied to this tensor, 1 where not applied; null for others"),
         Column("lr", "float32", "1", "the group's learning rate in this step"),
