@@ -188,6 +188,8 @@ class Suicide(TensorDataset):
         return super().__getitem__(index)
 
 
+# torch, told by a broken connection that a worker is gone, looks for free file handles with one that it never closes.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_killed_data_worker_ends_the_run_with_all_rows_and_lets_go_of_it(tmp_path: Path) -> None:
     model = net()
