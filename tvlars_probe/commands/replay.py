@@ -11,6 +11,7 @@ from tvlars_probe.commands.analysis import Output, analysis_options, emit, print
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.registry import LAYERWISE
+from tvlars_probe.optimizers.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
     # The decorator that is applied last stands first in the help: the order is the help's, reversed.
     for add in (
         option("--warmup-epochs", section=_V, type=float, help="Length of lars-warm's warm-up."),
-        option("--schedule", section=_V, type=click.Choice(["none", "cosine", "lars-warm"]), help="Another schedule."),
+        option("--schedule", section=_V, type=click.Choice(SCHEDULES), help="Another schedule."),
         option(
             "--lr", section=_V, type=float,
             help="Another learning rate, before the schedule; groups with a rate of their own keep it.",

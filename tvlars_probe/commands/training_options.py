@@ -231,7 +231,8 @@ _OPTIONS = (
         help="Measure the Hessian's top eigenvalue every so many steps, or 'log': dense early.",
     ),
     option(
-        "--sharpness-operators", section=_SHARPNESS, greedy=True, type=_choice(OPERATORS), default=OPERATORS,
+        "--sharpness-operators", section=_SHARPNESS, greedy=True, type=_choice(OPERATORS),
+        default=("hessian", "effective", "relative"),
         help="Of the Hessian itself, as the optimizer's rates scale it, and relative to each tensor's norm.",
     ),
     option(

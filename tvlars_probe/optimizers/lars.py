@@ -55,8 +55,8 @@ class LARS(LayerwiseOptimizer):
         eta: trust coefficient, eta >= 0.
         weight_decay_filter: leave tensors of at most one dimension (biases, normalisation) out of the decay.
         lars_adaptation_filter: leave the same tensors out of the adaptation: q = 1.
-        denominator: "decayed" is ‖g + λw‖ (official; Barlow Twins), "sum" is ‖g‖ + λ‖w‖ (timm, lightly, apex),
-            "grad" is ‖g‖ (pytorch_optimizer).
+        denominator: "decayed" is ‖g + λw‖ (official; Barlow Twins), "sum" is ‖g‖ + λ‖w‖ (timm, lightly, apex,
+            pytorch_optimizer from 4 on), "grad" is ‖g‖ (pytorch_optimizer before 4).
         exclusion: "ndim" leaves out of the adaptation what ``lars_adaptation_filter`` does (official). "undecayed" also
             leaves out tensors that are not decayed (timm, lightly, bolts).
         trust_clip: LARC's clipping, q ← min(q / lr, 1) where both norms are positive (apex); at lr = 0, q = 1. timm

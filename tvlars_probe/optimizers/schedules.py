@@ -48,6 +48,8 @@ class Schedule:
             return 1.0
         if self.name == "cosine":
             return _cosine(step, self.total_steps)
+        if self.name != "lars-warm":
+            raise unknown("schedule", self.name, SCHEDULES)
         if step < self.warmup_steps:
             return self.scale * step / self.warmup_steps
         # The cosine starts at 1 where the warm-up ends, so that the peak is reached exactly, also without warm-up.

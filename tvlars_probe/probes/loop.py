@@ -16,10 +16,10 @@ class LoopEvents(Protocol):
                 loss.backward()
                 optimizer.step()
                 |   before_update(0)                    # gradients g are there, the weights are still w:
-                |                                       #   a row is opened, probes measure, ‖w‖ ‖g‖ ⟨w,g⟩ are read
+                |                                       #   probes measure, a row is opened, ‖w‖ ‖g‖ ⟨w,g⟩ are read
                 |   w ← w + Δw
                 |   after_update(0)                     # the weights are w + Δw:
-                |                                       #   rates and ‖Δw‖ are read, the row gets its figures
+                |                                       #   ‖Δw‖ is read, and what the optimizer leaves behind
                 rec.log(loss=loss)                      # the row gets the loss, the ranks agree on what comes next
             ...                                         # a flush, when it is due: rows cross to the journal
                                                         # the last rows are flushed, the journal is closed

@@ -1,4 +1,4 @@
-"""Removes what killed processes left half done in a run. It is recognised by its name."""
+"""What killed processes left half done in a run: recognised by its name, and removed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from tvlars_probe.traces.schema import TABLES
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The names that `replace_file` gives a manifest or checkpoint in the making, and `compaction` a folder in the making.
+# The names that `replace_file` gives a manifest or checkpoint in the making, `compaction` a folder in the making, and
+# `Exchange` the two empty folders of its trial.
 _REPLACED = re.compile(r"\.(?:run\.json|step-\d+\.pt)\.\d+\.tmp")
-_SCRATCH = re.compile(rf"\.(?:{'|'.join(TABLES)})-(?:split|compact)-\d+")
+_SCRATCH = re.compile(rf"\.(?:(?:{'|'.join(TABLES)})-(?:split|compact)|exchange-[ab])-\d+")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file or folder has a name as unfinished work has. The file may also be another program's."""
+    return _SCRATCH.fullmatch(path.name) is not None or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def remove_leftovers(run: Path) -> None:

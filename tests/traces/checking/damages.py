@@ -56,6 +56,11 @@ def leftover(run: Path) -> str:
     return "trace/steps/.part-0000000000-0000000001.parquet.7.tmp"
 
 
+def trial(run: Path) -> str:
+    (run / "trace" / ".exchange-b-7").mkdir()
+    return "trace/.exchange-b-7"
+
+
 def link(run: Path) -> str:
     (run / "trace" / "spectrum").symlink_to(run.parent, target_is_directory=True)
     return "trace/spectrum"
@@ -91,6 +96,7 @@ DAMAGES = (
     double,
     foreign,
     leftover,
+    trial,
     link,
     checkpoint,
     other_model,

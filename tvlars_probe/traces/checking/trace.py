@@ -12,6 +12,7 @@ from tvlars_probe.errors import LaterVersionError, RunDirectoryError, Unreadable
 from tvlars_probe.traces.checking.completeness import check_completeness
 from tvlars_probe.traces.checking.faults import Fault, Findings, problem
 from tvlars_probe.traces.checking.tables import check_table, steps_of, table_folders
+from tvlars_probe.traces.leftovers import is_unfinished
 from tvlars_probe.traces.manifest import FILE_NAME, STATUSES, Manifest
 from tvlars_probe.traces.parts import run_ids
 from tvlars_probe.traces.run_directory import FIXED, LOCK_NAME, is_led_out
@@ -87,9 +88,7 @@ def _strange_files(run: Path) -> Iterator[Fault]:
         if path.is_symlink():
             repair: Repair | None = None if name in FIXED else "set aside"
             yield Fault(name, "is a link: what belongs to a run lies inside it", repair)
-        elif path.name.startswith(".") and (
-            path.name.endswith(".tmp") or "-compact-" in path.name or "-split-" in path.name
-        ):
+        elif is_unfinished(path):
             yield Fault(name, "was left half done by a process that was killed; no reader looks at it", "set aside")
 
 
