@@ -126,7 +126,7 @@ class Ranks:
             tensor: of the same shape and type on every rank.
         """
         if self.world_size == 1:
-            return [tensor]
+            return [tensor.cpu()]
         mine = tensor.to(self.device)  # NCCL gathers tensors of the device only
         everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(everyone, mine, group=self.group)

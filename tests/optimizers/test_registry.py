@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.description import describe
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 
 
@@ -19,6 +21,12 @@ def test_each_is_built_with_what_it_takes(name: str) -> None:
     p.grad = torch.ones(3, 3)
     optimizer.step()
     assert not torch.equal(p, torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_entry_says_what_train_builds(name: str) -> None:
+    (built,) = describe(OptimizerConfig(name=name).build([nn.Parameter(torch.ones(3, 3))]))
+    assert OPTIMIZERS[name].describe({}) == dataclasses.replace(built, module="")
 
 
 def test_lars_and_tvlars_are_trained_with_both_filters() -> None:

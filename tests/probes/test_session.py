@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 import tvlars_probe
+from tests.optimizers.wrapping import wrapped
 from tests.probes.small_loop import OPTIMIZERS, loop, net
 from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.runners.checkpoints.checking import check_run
 
 if TYPE_CHECKING:
@@ -114,6 +117,67 @@ def test_a_recorder_that_is_never_left_loses_no_row(tmp_path: Path) -> None:
     assert "was never left: use it as a context manager" in done.stderr
     run = tvlars_probe.open_run(tmp_path / "r")
     assert (run.status, len(run.steps())) == ("interrupted", 5)
+
+
+@pytest.mark.parametrize("how", ["never left", "told too early"])
+def test_where_warnings_are_errors_no_row_is_lost(how: str, tmp_path: Path) -> None:
+    script = (
+        "import torch, tvlars_probe\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "rec = tvlars_probe.record(model, optimizer, 'r').__enter__()\n"
+        "for _ in range(5):\n"
+        "    model(torch.ones(1, 2)).sum().backward()\n"
+        f"    {'rec.log(loss=1.0)' if how == 'told too early' else 'pass'}\n"
+        "    optimizer.step()\n"
+        f"{'rec.__exit__(None, None, None)' if how == 'told too early' else ''}\n"
+    )
+    command = [sys.executable, "-W", "error::UserWarning", "-W", "error::RuntimeWarning", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert "Warning" in done.stderr
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert (run.status, len(run.steps())) == ("interrupted" if how == "never left" else "completed", 5)
+
+
+def test_an_optimizer_that_takes_no_hooks_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Hookless(torch.optim.SGD):
+        def register_step_pre_hook(self, hook: object) -> Any:
+            raise AttributeError("no hooks here")
+
+    model = net()
+    with (
+        pytest.raises(AttributeError, match="no hooks here"),
+        tvlars_probe.record(model, Hookless(model.parameters(), lr=0.1), tmp_path / "r"),
+    ):
+        raise AssertionError("not reached")
+    assert not (tmp_path / "r").exists()
+
+
+def test_of_a_wrapper_the_optimizer_inside_is_recorded(tmp_path: Path) -> None:
+    model = net()
+    inner = OPTIMIZERS["lars"](model.parameters())
+    wrapper = wrapped(inner)
+    with tvlars_probe.record(model, wrapper, tmp_path / "r") as rec:
+        loop(model, wrapper, range(2), rec)
+        rec.begin_phase("linear", model, wrapped(OPTIMIZERS["sgd"](model.parameters())))
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert len(run.steps()) == 2
+    assert run.layers().query("step == 1")["trust_ratio"].tolist() == pytest.approx(
+        inner.last_step.trust_ratio.tolist(), rel=1e-6
+    )
+    assert [group["optimizer"] for group in run.manifest.groups] == ["LARS", "SGD"]
+    assert applied_rates(model, wrapper).rates.keys() == applied_rates(model, inner).rates.keys()
+
+
+def test_a_phase_of_an_unknown_optimizer_is_told(tmp_path: Path) -> None:
+    model = net()
+    with (
+        pytest.warns(UserWarning, match="what NAdam does to a rate isn't known"),
+        tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r") as rec,
+    ):
+        rec.begin_phase("second", model, torch.optim.NAdam(model.parameters()))
+    (note,) = tvlars_probe.open_run(tmp_path / "r").manifest.notes
+    assert note.startswith("what NAdam does")
 
 
 def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,8 @@ def test_a_column_of_no_table_lists_the_known(tmp_path: Path) -> None:
     journal(tmp_path / "r").finish("completed")
     with pytest.raises(UserError, match=r"unknown column of steps 'norm' \(known: run, step"):
         tvlars_probe.open_run(tmp_path / "r").steps(["norm"])
+    with pytest.raises(UserError, match=r"unknown column of steps 'parameter'"):
+        tvlars_probe.open_run(tmp_path / "r").frame("steps", parameters=["a"])
 
 
 def test_a_column_that_an_old_trace_lacks_is_named(tmp_path: Path) -> None:

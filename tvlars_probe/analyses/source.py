@@ -65,11 +65,11 @@ class Source:
 
     def curvature(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``curvature`` of the phase."""
-        return self._of_phase(self.trace.frame("curvature", columns))
+        return self._of_phase(self.trace.frame("curvature", [*dict.fromkeys((*columns, "phase"))]))
 
     def spectrum(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``spectrum`` of the phase that are densities of the whole model."""
-        rows = self.trace.frame("spectrum", columns)
+        rows = self.trace.frame("spectrum", [*dict.fromkeys((*columns, "phase", "scope"))])
         return self._of_phase(rows[rows["scope"].astype(str) == "all"])
 
     def landscape(self, columns: Sequence[str]) -> pd.DataFrame:

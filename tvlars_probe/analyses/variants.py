@@ -79,10 +79,13 @@ class Variant:
         """
         own = registered_name(group)
         chosen = optimizer or (own if own in LAYERWISE else "lars")
-        told = {**(group.get("variant") or {}), **(group.get("phi") or {})}
+        description = from_entry(group)
+        # Older entries hold any optimizer's ``alpha`` among the settings of φ, RMSprop's too.
+        phi = (group.get("phi") or {}) if description.scaling.phi is not None else {}
+        told = {**(group.get("variant") or {}), **phi}
         told |= {name: group[name] for name in ("eta", "weight_decay") if group.get(name) is not None}
         entry = OPTIMIZERS[chosen]
-        if own != chosen and from_entry(group).scaling.direction != entry.describe({}).scaling.direction:
+        if own != chosen and description.scaling.direction != entry.describe({}).scaling.direction:
             # The two families share their weight decay alone. Which tensors are adapted and decayed differs, too: LAMB
             # takes all by default, LARS and TVLARS as `train` builds them leave out biases and normalisation.
             told = {name: told[name] for name in ("weight_decay",) if name in told}

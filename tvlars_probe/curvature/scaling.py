@@ -56,7 +56,8 @@ def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
     if missing:
         raise UserError(
             f"the effective operator needs the rates that the optimizer applied, and that of {missing[0]} isn't known "
-            f"(allowed: optimizers that tvlars_probe.describe knows, after their first step)"
+            "(allowed: after its first step, an optimizer that tvlars_probe.describe knows, unless it maximizes, clips "
+            "gradients itself or makes them orthogonal; other packages' LARS and LAMB don't keep their ratios)"
         )
     scale = hessian.flatten(rates.rates).sqrt_()
     decayed = {name: torch.tensor(rates.decay.get(name, 0.0)) for name in hessian.names}

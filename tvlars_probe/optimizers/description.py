@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.foreign_rules import FOREIGN, WRAPPERS, is_described_version
 from tvlars_probe.optimizers.group_description import GroupDescription
+from tvlars_probe.optimizers.layerwise import LayerwiseOptimizer
 from tvlars_probe.optimizers.registry import OPTIMIZERS
 from tvlars_probe.optimizers.rules import TORCH
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tvlars_probe.optimizers.rules import Rule
+
+    Describer = Callable[[Any], Sequence[GroupDescription]]
 
 RULES: Mapping[str, Rule] = {**TORCH, **FOREIGN, **{entry.path: entry.rule for entry in OPTIMIZERS.values()}}
 """The rule of each described class, by the class's full name: no package has to be imported for its entry."""
@@ -38,59 +42,108 @@ _HARMLESS = {name for name in vars(Optimizer) if name != "step"}
 """Methods of torch's base class. A subclass may override them without changing what a step does."""
 
 
-@functools.singledispatch
-def describe(optimizer: Any) -> tuple[GroupDescription, ...]:
-    """Describe each parameter group of an optimizer by its present settings.
+class Describe:
+    """Describes each parameter group of an optimizer by its present settings.
+
+    Called with an optimizer it returns a tuple of one `GroupDescription` per parameter group. A group's ``is_known`` is
+    False where the class has no rule, or where a description can't express one of the group's settings. Of a wrapper
+    that only delegates (accelerate's), the optimizer inside is described. A subclass is described as its nearest
+    described parent is, unless it overrides a method or attribute on which the step depends.
 
     Settings that are changed later aren't followed; `LiveDescription` follows them.
 
-    Args:
-        optimizer: any optimizer. For a wrapper that only delegates (accelerate's), the wrapped optimizer is described.
-            A subclass is described as its parent is, unless it overrides a method on which the step depends.
-
-    Returns:
-        One description per parameter group. Its ``is_known`` is False where the class has no rule, or where a
-        description can't express one of the group's settings.
+    ``register`` gives a class a function that describes it, as `functools.singledispatch` does.
 
     Raises:
-        TypeError: ``optimizer`` has no parameter groups, so it is not an optimizer.
+        TypeError: the argument has no parameter groups, so it is not an optimizer.
+        UserError: a registered function doesn't return one description per group.
     """
+
+    def __init__(self) -> None:
+        self._registered = functools.singledispatch(_by_rule)
+
+    @property
+    def register(self) -> Any:
+        """``register(cls)`` decorates a function of an optimizer of that class; so does ``register(cls, function)``."""
+        return self._registered.register
+
+    def __call__(self, optimizer: Any) -> tuple[GroupDescription, ...]:
+        optimizer = unwrapped(optimizer)
+        kind = type(optimizer)
+        groups = getattr(optimizer, "param_groups", None)
+        if groups is None:
+            raise TypeError(f"{kind.__name__} is no optimizer: it has no param_groups")
+        parent = self._described_parent(kind)
+        if parent is not None and _overrides(kind, parent):
+            found = (_unknown(kind),) * len(groups)
+        elif parent in self._registered.registry:
+            found = _checked(self._registered.registry[parent](optimizer), kind, len(groups))
+        else:
+            found = _by_rule(optimizer)
+        # A rule names the class that it was written for; the group goes by the name of its own class.
+        return tuple(replace(one, optimizer=kind.__name__, module=kind.__module__) for one in found)
+
+    def _described_parent(self, kind: type[Any]) -> type[Any] | None:
+        """The class itself or its nearest parent that is registered or has a rule; None where none is."""
+        known = self._registered.registry.keys() - {object}
+        return next((one for one in kind.__mro__ if one in known or _path(one) in RULES), None)
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that makes the steps: the inner one of a wrapper that only delegates, else the argument itself."""
+    while (attribute := WRAPPERS.get(_path(type(optimizer)))) is not None:
+        optimizer = getattr(optimizer, attribute)
+    return optimizer
+
+
+def optimizers_in(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
+    """One optimizer or several as a list, each as `unwrapped` gives it."""
+    return [unwrapped(one) for one in ([given] if isinstance(given, Optimizer) else given)]
+
+
+def _checked(found: Any, kind: type[Any], groups: int) -> tuple[GroupDescription, ...]:
+    """What a registered function returned, if that is one description per group.
+
+    Raises:
+        UserError: it isn't.
+    """
+    given = tuple(found) if isinstance(found, tuple | list) else None
+    if given is None or len(given) != groups or not all(isinstance(one, GroupDescription) for one in given):
+        got = f"{len(given)} entries" if given is not None else f"{found!r:.60}"
+        raise UserError(
+            f"the function registered with describe for {kind.__name__} must return a tuple of one GroupDescription "
+            f"per parameter group, {groups} here; it returned {got}"
+        )
+    return given
+
+
+def _by_rule(optimizer: Any) -> tuple[GroupDescription, ...]:
+    """The descriptions that the rule of the optimizer's class gives, or of the nearest parent that has one."""
     kind = type(optimizer)
-    wrapped = WRAPPERS.get(_path(kind))
-    if wrapped is not None:
-        return describe(getattr(optimizer, wrapped))
-    groups = getattr(optimizer, "param_groups", None)
-    if groups is None:
-        raise TypeError(f"{kind.__name__} is no optimizer: it has no param_groups")
-    rule = _rule_of(kind)
+    path = next((path for one in kind.__mro__ if (path := _path(one)) in RULES), None)
+    rule = RULES[path] if path is not None and is_described_version(path) else None
     # apex and pytorch_optimizer keep some settings (adam_w_mode, maximize) on the optimizer, not in its groups.
     further: dict[str, Any] = {
         name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)
     }
     further["defaults"] = getattr(optimizer, "defaults", {})
-    return tuple(_described(kind, rule, {**further, **group}) for group in groups)
+    return tuple(_described(kind, rule, {**further, **group}) for group in optimizer.param_groups)
 
 
 def _described(kind: type[Any], rule: Rule | None, settings: Mapping[str, Any]) -> GroupDescription:
-    found = None
-    if rule is not None:
-        try:
-            found = rule(settings)
-        except KeyError:  # this version of the class lacks a setting that the rule reads
-            found = None
-    if found is None:
-        return GroupDescription.unknown(kind.__name__, kind.__module__)
-    # A rule names the class that it was written for; a subclass goes by its own name.
-    return replace(found, optimizer=kind.__name__, module=kind.__module__)
+    if rule is None:
+        return _unknown(kind)
+    try:
+        return rule(settings) or _unknown(kind)
+    # This version of the class lacks a setting that the rule reads, or a user's setting is of another kind.
+    except (KeyError, TypeError, ValueError):
+        return _unknown(kind)
 
 
-def _rule_of(kind: type[Any]) -> Rule | None:
-    """The rule of the class itself, or of the nearest described parent if the class makes the same step."""
-    for parent in kind.__mro__:
-        path = _path(parent)
-        if path in RULES:
-            return RULES[path] if is_described_version(path) and not _overrides(kind, parent) else None
-    return None
+def _unknown(kind: type[Any]) -> GroupDescription:
+    unknown = GroupDescription.unknown(kind.__name__, kind.__module__)
+    # Whatever a subclass of ours does, it says in `last_step` what it has used.
+    return replace(unknown, norms="last_step") if issubclass(kind, LayerwiseOptimizer) else unknown
 
 
 def _path(kind: type[Any]) -> str:
@@ -109,6 +162,9 @@ def _overrides(kind: type[Any], parent: type[Any]) -> bool:
         for name in names - _HARMLESS
         if hasattr(parent, name)
     )
+
+
+describe = Describe()
 
 
 def updates_made(group: Mapping[str, Any]) -> int | None:

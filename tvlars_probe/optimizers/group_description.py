@@ -192,7 +192,8 @@ class GroupDescription(Checked):
         optimizer: name of its class.
         module: the module that defines the class.
         is_known: whether the other fields describe the optimizer. If not, nothing is assumed of it, and the columns
-            that depend on those fields are null.
+            that depend on those fields are null. Only ``norms`` holds all the same: a subclass of ours that steps
+            otherwise leaves behind what it has used.
         momentum: how past steps enter a step.
         decay: weight decay.
         preconditioner: what the direction is divided by.
@@ -272,22 +273,34 @@ class GroupDescription(Checked):
     @property
     def stability_limit(self) -> float | None:
         """Effective sharpness beyond which steps on a quadratic diverge; None where the applied rates aren't known."""
-        has_rates = self.is_known and self.preconditioner.kind != "matrix"
-        return self.momentum.stability_limit if has_rates else None
+        return self.momentum.stability_limit if self.has_rates else None
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether what multiplied a gradient follows from settings, state and trust ratio.
+
+        Muon's matrices are no factors. An optimizer that maximizes follows −H, of which there is no square root of the
+        rates, and one that clips by the norm of all gradients doesn't tell the factor.
+        """
+        return self.is_known and not (
+            self.preconditioner.kind == "matrix" or self.maximize or self.max_grad_norm is not None
+        )
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns of the table ``layers`` that only some optimizers fill, as far as this one does."""
         if not self.is_known:
-            return frozenset()
+            return frozenset({"trust_ratio", "direction_norm"} if self.norms == "last_step" else ())
         if self.norms == "last_step":  # the optimizer leaves its divisor and its ratio behind
             precondition = {"adam_norm", "weight_adam_dot"} if self.preconditioner.kind != "none" else set()
             phis = {"phi"} if self.scaling.phi is not None else set()
             return frozenset({"trust_ratio", "direction_norm", *precondition, *phis})
         if self.scaling.kind != "trust-ratio":
             return frozenset({"trust_ratio"})
-        # ‖w‖, ‖g‖ and ⟨w, g⟩ give the ratio, unless it divides by a preconditioned direction, which nobody measures.
-        return frozenset({"trust_ratio", "direction_norm"} if self.scaling.direction == "gradient" else ())
+        # ‖w‖, ‖g‖ and ⟨w, g⟩ give the ratio, unless it divides by a preconditioned direction, which nobody measures, or
+        # depends on a count of updates, which nobody tells.
+        is_given = self.scaling.direction == "gradient" and self.scaling.phi is None
+        return frozenset({"trust_ratio", "direction_norm"} if is_given else ())
 
     def as_dict(self) -> dict[str, Any]:
         """The description as the manifest stores it."""

@@ -6,6 +6,7 @@ alone: for these the present rules make the description from class and settings.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _VARIANT = (
     "denominator", "exclusion", "trust_clip", "adam", "weight_decay_filter", "lars_adaptation_filter",
 )  # fmt: skip
-_PHI = ("lmbda", "alpha", "delay", "gamma_min")
 
 _OURS = {entry.class_name: entry for entry in OPTIMIZERS.values()}
 _BY_PATH = {**TORCH, **FOREIGN}
@@ -35,17 +35,27 @@ def to_entry(description: GroupDescription, group: Mapping[str, Any]) -> dict[st
         "optimizer": description.optimizer,
         "module": description.module,
         "lr": number(group.get("lr")),
-        "eta": group.get("eta"),
+        "eta": _figure(group.get("eta")),
         "momentum": _momentum(description.momentum) if description.is_known else None,
-        "weight_decay": group.get("weight_decay"),
+        "weight_decay": _figure(group.get("weight_decay")),
         # Entries have always known two forms; only the description tells LAMB's "direction" from decoupled decay.
         "decay_form": None if decay == "none" else "coupled" if decay == "coupled" else "decoupled",
-        "eps": group.get("eps"),
+        "eps": _figure(group.get("eps")),
         "variant": {name: group[name] for name in _VARIANT if name in group},
-        "phi": {name: group[name] for name in _PHI if name in group} or None,
+        "phi": dataclasses.asdict(phi) if (phi := description.scaling.phi) is not None else None,
         "parameters": len(group["params"]),
         "description": description.as_dict(),
     }
+
+
+def _figure(value: Any) -> float | None:
+    """A setting as a number, whole ones as they are; None for what is none: another package's ``eta`` may be a word."""
+    if value is None or isinstance(value, int | float):
+        return value
+    try:
+        return number(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements raises RuntimeError
+        return None
 
 
 def _momentum(momentum: Momentum) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class OptimizerEntry:
         colour: its colour in charts, from the palette of Okabe and Ito (2008) or, once that is used up, from Tol's
             muted tones (2021).
         fixed: keyword arguments that its class always gets.
+        defaults: the class's own defaults of the settings that its rule reads and `train` doesn't give.
     """
 
     path: str
@@ -51,6 +52,7 @@ class OptimizerEntry:
     settings: tuple[str, ...]
     colour: str
     fixed: tuple[tuple[str, Any], ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
 
     @property
     def class_name(self) -> str:
@@ -70,7 +72,9 @@ class OptimizerEntry:
 
     def describe(self, settings: Settings) -> GroupDescription:
         """The description of a group with these settings; a setting that isn't given has the value `train` gives it."""
-        found = self.rule({**_DEFAULTS, **dict(self.fixed), **settings})
+        # Only its own: other optimizers have settings of the same name, such as TVLARS' and RMSprop's alpha.
+        chosen = {f.name: f.default for f in fields(OptimizerConfig) if f.name in self.settings}
+        found = self.rule({**dict(self.defaults), **chosen, **dict(self.fixed), **settings})
         return found or GroupDescription.unknown(self.class_name, self.path.rpartition(".")[0])
 
 
@@ -142,12 +146,20 @@ def _nlamb(settings: Settings) -> GroupDescription:
 _LARS = ("weight_decay", "momentum", "eta", "denominator", "exclusion", "trust_clip", "excluded_lr")
 _PHI = ("lmbda", "alpha", "delay", "gamma_min")
 _FILTERS = (("weight_decay_filter", True), ("lars_adaptation_filter", True))
+_LAMB_DEFAULTS = (
+    ("betas", (0.9, 0.999)), ("eps", 1e-6), ("weight_decay_filter", False), ("lars_adaptation_filter", False),
+)  # fmt: skip
+_ADAM_DEFAULTS = (("betas", (0.9, 0.999)), ("eps", 1e-8))
 _HOME = "tvlars_probe.optimizers"
 
 
-def _torchs(module: str, name: str, default_lr: float, settings: tuple[str, ...], colour: str) -> OptimizerEntry:
+def _torchs(
+    module: str, name: str, default_lr: float, settings: tuple[str, ...], colour: str, *defaults: tuple[str, Any]
+) -> OptimizerEntry:
     path = f"torch.optim.{module}.{name}"
-    return OptimizerEntry(path=path, rule=TORCH[path], default_lr=default_lr, settings=settings, colour=colour)
+    return OptimizerEntry(
+        path=path, rule=TORCH[path], default_lr=default_lr, settings=settings, colour=colour, defaults=defaults
+    )
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
@@ -161,17 +173,17 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "lamb": OptimizerEntry(
         path=f"{_HOME}.lamb.LAMB", rule=_lamb, default_lr=0.01, settings=("weight_decay", "adam", "trust_clip"),
-        colour="#D55E00",
+        colour="#D55E00", defaults=_LAMB_DEFAULTS,
     ),
     "nlamb": OptimizerEntry(
         path=f"{_HOME}.nlamb.NLAMB", rule=_nlamb, default_lr=0.01, settings=("weight_decay", "adam", "trust_clip"),
-        colour="#882255",
+        colour="#882255", defaults=_LAMB_DEFAULTS,
     ),
     "sgd": _torchs("sgd", "SGD", 0.1, ("weight_decay", "momentum", "nesterov"), "#CC79A7"),
-    "adam": _torchs("adam", "Adam", 0.001, ("weight_decay",), "#E69F00"),
-    "adamw": _torchs("adamw", "AdamW", 0.001, ("weight_decay",), "#56B4E9"),
-    "adagrad": _torchs("adagrad", "Adagrad", 0.01, ("weight_decay",), "#999933"),
-    "rmsprop": _torchs("rmsprop", "RMSprop", 0.001, ("weight_decay",), "#AA4499"),
+    "adam": _torchs("adam", "Adam", 0.001, ("weight_decay",), "#E69F00", *_ADAM_DEFAULTS),
+    "adamw": _torchs("adamw", "AdamW", 0.001, ("weight_decay",), "#56B4E9", *_ADAM_DEFAULTS),
+    "adagrad": _torchs("adagrad", "Adagrad", 0.01, ("weight_decay",), "#999933", ("eps", 1e-10)),
+    "rmsprop": _torchs("rmsprop", "RMSprop", 0.001, ("weight_decay",), "#AA4499", ("eps", 1e-8), ("alpha", 0.99)),
 }  # fmt: skip
 
 
@@ -262,15 +274,6 @@ class OptimizerConfig:
         ]
         return build([group for group in groups if group["params"]], **settings)
 
-
-_DEFAULTS: dict[str, Any] = {
-    **{f.name: f.default for f in fields(OptimizerConfig)},
-    "betas": (0.9, 0.999),
-    "eps": 1e-6,
-    "weight_decay_filter": False,
-    "lars_adaptation_filter": False,
-}
-"""The values that `OptimizerEntry.describe` takes for settings that are not given."""
 
 LAYERWISE = tuple(name for name, entry in OPTIMIZERS.items() if entry.is_layerwise)
 """Names of the optimizers whose trust ratio a replay can compute again."""

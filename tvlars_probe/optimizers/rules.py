@@ -90,7 +90,10 @@ def _adam(settings: Settings) -> GroupDescription:
 
 
 def _adamw(settings: Settings) -> GroupDescription:
-    return adam(settings, optimizer="AdamW", form="decoupled")
+    # Its groups can switch this off, and are Adam's then.
+    return adam(
+        settings, optimizer="AdamW", form="decoupled" if settings.get("decoupled_weight_decay", True) else "coupled"
+    )
 
 
 def _adagrad(settings: Settings) -> GroupDescription:
@@ -100,7 +103,8 @@ def _adagrad(settings: Settings) -> GroupDescription:
         preconditioner=Preconditioner(
             kind="adagrad",
             eps=number(settings["eps"]),
-            start=number(settings.get("initial_accumulator_value") or 0.0),
+            # torch fills the state by the constructor's value, whatever a group says.
+            start=number(settings.get("defaults", settings).get("initial_accumulator_value") or 0.0),
             second_moment="sum",
         ),
         maximize=bool(settings.get("maximize")),
@@ -126,7 +130,10 @@ def _rmsprop(settings: Settings) -> GroupDescription:
     )
 
 
-def _muon(settings: Settings) -> GroupDescription:
+def _muon(settings: Settings) -> GroupDescription | None:
+    # Other iterations make other matrices, of which a description has no words.
+    if (settings.get("ns_steps", 5), tuple(settings.get("ns_coefficients", _NEWTON_SCHULZ))) != (5, _NEWTON_SCHULZ):
+        return None
     return GroupDescription(
         optimizer="Muon",
         momentum=Momentum(
@@ -140,6 +147,9 @@ def _muon(settings: Settings) -> GroupDescription:
         scaling=Scaling(kind="shape", shape=settings.get("adjust_lr_fn") or "original"),
     )
 
+
+_NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+"""torch's coefficients of Muon's iteration (Jordan 2024)."""
 
 TORCH: dict[str, Rule] = {
     "torch.optim.sgd.SGD": _sgd,

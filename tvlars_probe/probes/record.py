@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.description import optimizers_in
 from tvlars_probe.probes import state
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.recorder import Recorder
@@ -86,11 +87,11 @@ def record(
             raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
     if every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
-    optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
-        given = ", ".join(type(one).__name__ for one in optimizers) or "none"
+    given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    if not given or not all(isinstance(one, Optimizer) for one in given):
+        listed = ", ".join(type(one).__name__ for one in given) or "none"
         raise UserError(
-            f"record() needs a torch.optim.Optimizer or a list of them, got {given} (give a wrapper's inner optimizer)"
+            f"record() needs a torch.optim.Optimizer or a list of them, got {listed} (give a wrapper's inner optimizer)"
         )
     path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     facts = manifest or Manifest(run_id=new_run_id(path))
@@ -98,7 +99,7 @@ def record(
     facts.total_steps = total_steps if total_steps is not None else facts.total_steps
     return Recorder(
         model,
-        optimizers,
+        optimizers_in(given),
         path,
         facts,
         detail=detail,

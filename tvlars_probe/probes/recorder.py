@@ -8,18 +8,18 @@ rows to the `Journal`, which a `Session` holds. The recorder only decides in whi
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
-
-from torch.optim import Optimizer
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.description import optimizers_in
 from tvlars_probe.probes.events.hooks import StepHooks
 from tvlars_probe.probes.events.signals import children_may_wait
 from tvlars_probe.probes.events.wishes import Wishes
 from tvlars_probe.probes.opening import open_journal
 from tvlars_probe.probes.probing import Probing
-from tvlars_probe.probes.readers.layout import note_parameters, unknown_optimizers
+from tvlars_probe.probes.readers.layout import note_parameters, note_unknown
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.readers.told import count, mean_loss, scalar, step_figures
 from tvlars_probe.probes.rows.crossing import Crossing, is_bad
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from tvlars_probe.curvature.scaling import Rates
     from tvlars_probe.probes.failures import Probe, ProbeFailures
@@ -181,7 +182,8 @@ class Recorder:
         self.flush()  # first, while the rows' parameters and phase are the recorder's
         self._hooks.detach()
         self._model = model
-        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self._optimizers = optimizers_in(optimizer)
+        note_unknown(self.manifest, self._optimizers, warns=self._ranks.is_first)
         self._probing.replace(probes)
         self._rows.forget_rates()
         self.phase = phase
@@ -303,26 +305,20 @@ class Recorder:
     def __enter__(self) -> Self:
         if self._rows.is_laid_out:
             raise UserError("this recorder has been entered before: record() makes another")
-        text = unknown_optimizers(self._optimizers)
-        if text is not None and self._ranks.is_first:
-            warnings.warn(text, stacklevel=2)  # before anything is made: a warning may be an error
+        # What may raise comes first, while nothing has been made: a warning may be an error, an optimizer lack hooks.
+        note_unknown(self.manifest, self._optimizers, warns=self._ranks.is_first)
         self._rows.lay_out(self._model, self._optimizers)
-        self._session.enter(self._open_journal, self._wishes.agreement)
-        if text is not None and text not in self.manifest.notes:
-            self.manifest.notes.append(text)
         self._hooks.attach(self._optimizers)
+        opening = partial(open_journal, self.path, self.manifest, self._resume)
+        facts = {"device": self._device, "world_size": self._ranks.world_size, "note": self._note_parameters}
+        try:
+            self._session.enter(partial(opening, **facts), self._wishes.agreement, is_new=self._resume is None)
+        except BaseException:
+            self._hooks.detach()
+            raise
+        self._rows.clock.start()  # opening the journal is no part of the first step
         self._session.begin(self._leave)
         return self
-
-    def _open_journal(self) -> Journal:
-        return open_journal(
-            self.path,
-            self.manifest,
-            self._resume,
-            device=self._device,
-            world_size=self._ranks.world_size,
-            note=self._note_parameters,
-        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -333,12 +329,15 @@ class Recorder:
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         self._hooks.detach()
-        if (text := self._rows.misplaced_telling(self.step)) is not None:
-            warnings.warn(text, stacklevel=3)
+        text = self._rows.misplaced_telling(self.step)
         self._session.leave(kind, error, write=self._write_all, salvage=self._salvage)
+        if text is not None:
+            warnings.warn(text, stacklevel=3)  # at the end, for a warning may be an error
 
     def _write_all(self) -> str:
         self.flush()
+        if self._probing.has_failed_here:  # after the ranks had agreed for the last time
+            self._stop_probing()
         return "diverged" if self.diverged else "interrupted" if self.interrupted else "completed"
 
     def _salvage(self) -> None:

@@ -52,8 +52,8 @@ class Session:
         if not self._is_recording:
             raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
 
-    def enter(self, open_journal: Callable[[], Journal], agreement: Agreement) -> None:
-        """Open the journal on rank 0. Either all ranks enter, or none does.
+    def enter(self, open_journal: Callable[[], Journal], agreement: Agreement, *, is_new: bool) -> None:
+        """Open the journal on rank 0. Either all ranks enter, or none does: then a new run's directory is removed.
 
         Raises:
             RunDirectoryError: rank 0 couldn't open the journal. Rank 0 itself raises whatever error that was.
@@ -66,7 +66,13 @@ class Session:
             # Kept until all ranks have met: raised here, it would leave the others waiting for this one.
             except Exception as error:
                 failure = error
-        if agreement.enter(failure is not None):
+        try:
+            has_failed = agreement.enter(failure is not None)
+        except BaseException:
+            if self.journal is not None:
+                self.journal.abandon() if is_new else self.journal.release()
+            raise
+        if has_failed:
             raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
 
     def begin(self, leave: Callable[[type[BaseException] | None, BaseException | None], None]) -> None:
@@ -74,9 +80,9 @@ class Session:
 
         def at_exit() -> None:
             if not self.is_forked:  # a child inherits this registration
-                warnings.warn(f"the recorder of {self.path} was never left: use it as a context manager", stacklevel=1)
                 # As if the block had raised: this rank writes what it has without the others, as interrupted.
                 leave(SystemExit, None)
+                warnings.warn(f"the recorder of {self.path} was never left: use it as a context manager", stacklevel=1)
 
         self._is_recording, self._at_exit = True, at_exit
         atexit.register(at_exit)

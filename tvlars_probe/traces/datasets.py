@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import TraceError
-from tvlars_probe.traces.footers import refuse_unreadable, remedy
+from tvlars_probe.traces.footers import first_line, refuse_unreadable, remedy
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
+
+BATCH_ROWS = 1 << 17
+"""Rows that are decoded and handed on at a time."""
 
 
 def condition_of(
@@ -117,12 +120,8 @@ def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -
             pq.read_table(path, schema=schema)
         except (pa.ArrowException, OSError, OverflowError) as reason:
             refuse_unreadable(path, reason)
-            return f"a part of the table {table} is damaged: {path} ({_first_line(reason)}); {remedy(path)}"
-    return f"a part of the table {table} of {run} is damaged: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            return f"a part of the table {table} is damaged: {path} ({first_line(reason)}); {remedy(path)}"
+    return f"a part of the table {table} of {run} is damaged: {first_line(error)}"
 
 
 def no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:

@@ -49,7 +49,7 @@ def read_footer(path: Path) -> pq.FileMetaData:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         refuse_unreadable(path, error)
-        reason = "it is empty" if not path.stat().st_size else _first_line(error)
+        reason = "it is empty" if not path.stat().st_size else first_line(error)
         raise TraceError(f"{path} is damaged ({reason}): {remedy(path)}") from None
     # The file, its row groups and their columns each claim a number of their own, and a reader may trust any of them.
     rows = max(footer.num_rows, sum(group.num_rows for group in groups), *(_values(group) for group in groups), 0)
@@ -157,5 +157,6 @@ def _values(group: Any) -> int:
     return max((group.column(index).num_values for index in range(group.num_columns)), default=0)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that isn't blank; the error's class where it has none."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.traces.datasets import (
+    BATCH_ROWS,
     by_step,
     condition_of,
     damage,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     StrPath = str | os.PathLike[str]
 
 T = TypeVar("T")
-
-_BATCH_ROWS = 1 << 17
-"""Rows that are handed on at a time."""
 
 _ATTEMPTS = 5
 """How often the parts are listed at most: a part that is listed may be merged into another before it is opened."""
@@ -130,7 +128,7 @@ class Trace(Frames):
         where: pc.Expression | None = None,
     ) -> pd.DataFrame:
         schema = schema_of(table)
-        for column in columns or ():
+        for column in (*(columns or ()), *(() if parameters is None else ("parameter",))):
             schema[column]  # raises if there is no such column
         wanted, condition = list(columns or schema.names), condition_of(where, steps, parameters)
         # Only this table is ever out of order, and sorting it takes its steps.
@@ -182,7 +180,7 @@ class Trace(Frames):
             found = dataset.to_batches(
                 columns=wanted,
                 filter=condition,
-                batch_size=_BATCH_ROWS,
+                batch_size=BATCH_ROWS,
                 batch_readahead=2,
                 fragment_readahead=1,
                 use_threads=False,  # threads would run ahead of the reader, and hold what they read

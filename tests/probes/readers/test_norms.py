@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import timm.optim
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,6 +73,42 @@ def test_a_recorded_step_on_an_accelerator_never_reads(
     assert reads[0] == reads[1]
     if name == "lars":
         assert reads[1] == 0
+
+
+class Clearing(torch.optim.SGD):
+    """Ends each step by clearing the gradients, as some trainers have it."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        made = super().step(closure)
+        self.zero_grad()
+        return made
+
+
+def test_a_step_that_clears_the_gradients_is_recorded(tmp_path: Path) -> None:
+    model = net()
+    optimizer = Clearing(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(UserWarning, match="what Clearing does"),
+        tvlars_probe.record(model, optimizer, tmp_path / "run") as rec,
+    ):
+        loop(model, optimizer, range(2), rec)
+    rows = tvlars_probe.open_run(rec.path).layers()
+    assert len(rows) == 2 * len([*model.parameters()])
+    assert rows[["weight_norm", "grad_norm", "update_norm"]].notna().all(axis=None)
+
+
+def test_a_rate_of_numpys_is_a_rate(tmp_path: Path) -> None:
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = timm.optim.Lars(model.parameters(), lr=np.float32(0.5), weight_decay=0.1, trust_clip=True)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        model(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+        rec.log()
+    (row,) = tvlars_probe.open_run(rec.path).layers().itertuples()
+    assert row.update_norm == pytest.approx(0.5 * row.trust_ratio * row.direction_norm, rel=0.05)
 
 
 def test_a_sparse_momentum_buffer_is_measured(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,13 +69,23 @@ def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, opt
     manifest.groups = others + [{**group, "phase": phase} for group in mine]
 
 
-def unknown_optimizers(optimizers: Sequence[Optimizer]) -> str | None:
-    """Return a warning, in one line, about the optimizers that have no description; None where all have one."""
-    names = [d.optimizer for one in optimizers for d in describe(one) if not d.is_known]
-    if not names:
+def note_unknown(manifest: Manifest, optimizers: Sequence[Optimizer], *, warns: bool) -> None:
+    """Note in one line which optimizers have no description, and warn of them where ``warns``."""
+    text = _unknown_optimizers(optimizers)
+    if text is None or text in manifest.notes:
+        return
+    if warns:
+        warnings.warn(text, stacklevel=3)
+    manifest.notes.append(text)
+
+
+def _unknown_optimizers(optimizers: Sequence[Optimizer]) -> str | None:
+    unknown = [d for one in optimizers for d in describe(one) if not d.is_known]
+    if not unknown:
         return None
-    listed = ", ".join(dict.fromkeys(names))
+    names = [*dict.fromkeys(d.optimizer for d in unknown)]
+    null = "the applied rates are" if all(d.columns for d in unknown) else "trust_ratio and the applied rates are"
     return (
-        f"what {listed} does to a rate isn't known, so that trust_ratio and the applied rates are null; norms are "
-        f"recorded. tvlars_probe.describe.register({names[0]}) tells it (docs/optimizers.md)"
+        f"what {', '.join(names)} does to a rate isn't known, so that {null} null; norms are recorded. "
+        f"tvlars_probe.describe.register({names[0]}) tells it (docs/optimizers.md)"
     )

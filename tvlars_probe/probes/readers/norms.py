@@ -1,7 +1,7 @@
 """The norms of one optimizer's step, tensor by tensor, without disturbing it.
 
-An optimizer that leaves ``last_step`` behind is believed: what is recorded is what was used, and costs no second
-pass. For any other the norms are taken just before its step, and the trust ratio follows from them where its
+Of an optimizer that leaves ``last_step`` behind its own figures are recorded: they are what was used, and cost no
+second pass. For any other the norms are taken just before its step, and the trust ratio follows from them where its
 description says how. ‖Δw‖ comes from the optimizer's own state where that gives it, else from a copy of the weights. A
 large model is copied only in one recorded step of `SNAPSHOT_EVERY`.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.optimizers.description import LiveDescription
+from tvlars_probe.optimizers.rules import number
 from tvlars_probe.optimizers.trust_ratios import trust_ratios
 from tvlars_probe.probes.readers.columns import BEFORE_UPDATE, COLUMNS, OPTIMIZER_SPECIFIC
 from tvlars_probe.reductions import (
@@ -53,6 +54,7 @@ class NormReader:
         self.updates = updates
         self._description = LiveDescription(optimizer)
         self._measured: Tensor | None = None
+        self._active: list[bool] = []
         self._snapshots: dict[int, Tensor] = {}
         self._lrs: list[Any] = []
         self._takes_snapshots = True
@@ -66,10 +68,9 @@ class NormReader:
 
     @property
     def phi(self) -> float:
-        """φ of the first group's last update; NaN for optimizers that have none."""
-        if not self.leaves_norms:
-            return math.nan
-        return float(self.optimizer.phi_of(self.optimizer.param_groups[0]))  # type: ignore[attr-defined]
+        """φ of the first group's last update; NaN for optimizers that have none, or don't tell it in numbers."""
+        phi_of = getattr(self.optimizer, "phi_of", None) if self.leaves_norms else None
+        return math.nan if phi_of is None else float(phi_of(self.optimizer.param_groups[0]))
 
     @property
     def samples_snapshots(self) -> bool:
@@ -110,7 +111,8 @@ class NormReader:
         """
         self._description.renew()
         self._takes_snapshots = index % SNAPSHOT_EVERY == 0 or not self.samples_snapshots
-        self._lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
+        lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
+        self._lrs = [lr if isinstance(lr, Tensor) else number(lr) for lr in lrs]
         if not self.leaves_norms:
             self._measured = self._measure()
         if self.updates and self._takes_snapshots:
@@ -135,7 +137,8 @@ class NormReader:
             if measured is None:  # `before` wasn't called, since the optimizer ignores its closure
                 blank = self._blank()
                 return torch.cat([blank, blank[:1]]), [False] * len(params)
-            reading, active = measured, [p.grad is not None for p in params]
+            # As it was before the update: a step may end by clearing the gradients.
+            reading, active = measured, self._active
         updates = self._update_norms(reading, active)
         if self._snapshots and self.samples_snapshots:
             self._snapshots.clear()  # no second model in memory between samples
@@ -145,7 +148,8 @@ class NormReader:
         """‖w‖, ‖g‖, ⟨w,g⟩, and the trust ratio that the description gives for them; NaN elsewhere."""
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         device, table = params[0].device, self._blank()
-        active = [i for i, p in enumerate(params) if p.grad is not None]
+        self._active = [p.grad is not None for p in params]
+        active = [i for i, has_grad in enumerate(self._active) if has_grad]
         if active:
             weights, grads = (
                 [_real(t) for t in ts] for ts in zip(*((params[i], params[i].grad) for i in active), strict=True)
@@ -182,17 +186,27 @@ class NormReader:
             else:
                 # `trust_ratios` takes arrays of steps and tensors: here one step.
                 weight_norm, grad_norm, dot = (row[None, span] for row in table[:3])
+                # The direction is of the gradient as the optimizer takes it.
+                scale = self._gradient_scale(description, table)
+                sign = -1.0 if description.maximize else 1.0
                 decay, adapted = self._decay_and_adapted(description, params, table)
                 found = trust_ratios(
                     description,
                     weight_norm=weight_norm,
-                    direction=grad_norm,
-                    dot=dot,
+                    direction=grad_norm * scale,
+                    dot=dot * scale * sign,
                     lr=lr,
                     decay=decay,
                     adapted=adapted,
                 )
                 table[ratio, span], table[divisor, span] = found.ratio[0], found.divisor[0]
+
+    def _gradient_scale(self, description: GroupDescription, table: Tensor) -> Tensor | float:
+        """The factor by which the optimizer itself clips all gradients together; 1 where it doesn't."""
+        if description.max_grad_norm is None:
+            return 1.0
+        total = table[COLUMNS.index("grad_norm")].nan_to_num(nan=0.0, posinf=math.inf).square().sum().sqrt()
+        return 1.0 / (total / description.max_grad_norm).clip(min=1.0)
 
     def _decay_and_adapted(
         self, description: GroupDescription, params: list[Tensor], like: Tensor

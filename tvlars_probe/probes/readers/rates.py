@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from tvlars_probe.curvature.scaling import Rates
-from tvlars_probe.optimizers.description import describe
+from tvlars_probe.optimizers.description import describe, optimizers_in
 from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.parameters import optimizer_names
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+    from torch.optim import Optimizer
 
     from tvlars_probe.optimizers.group_description import GroupDescription
     from tvlars_probe.probes.readers.layout import Layout
@@ -48,7 +48,7 @@ def applied_rates(
         rates by name, a number or a tensor of the parameter's shape; NaN for optimizers whose description doesn't give
         them: see `tvlars_probe.describe`.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = optimizers_in(optimizer)
     rates: dict[str, Tensor] = {}
     decay: dict[str, float] = {}
     limits: set[float | None] = set()
@@ -76,7 +76,7 @@ def trust_ratios_of(optimizer: Optimizer) -> list[float]:
     left_behind: Any = None
     for description, group in zip(describe(optimizer), optimizer.param_groups, strict=True):
         params, scaling = group["params"], description.scaling
-        if description.is_known and description.norms == "last_step":
+        if description.norms == "last_step":
             # One vector over the parameters of all groups: read once, then cut group by group.
             if left_behind is None and (last := getattr(optimizer, "last_step", None)) is not None:
                 left_behind = last.trust_ratio.tolist()
@@ -101,7 +101,7 @@ def _per_element(group: GroupDescription, kept: Mapping[str, Any]) -> Tensor:
         one number, or one per element; NaN where the factor isn't known.
     """
     undamped, divisor = 1.0 - group.momentum.damping, group.preconditioner
-    if not group.is_known or divisor.kind == "matrix":
+    if not group.has_rates:
         return torch.tensor(math.nan)
     if divisor.kind == "none":
         return torch.tensor(undamped)

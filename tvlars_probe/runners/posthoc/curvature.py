@@ -19,6 +19,7 @@ from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.processes import launch
 from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample
 from tvlars_probe.runners.posthoc.restored_state import (
+    DEFAULT_SAMPLES,
     RestoredState,
     choose_checkpoints,
     load_config,
@@ -71,9 +72,6 @@ class SharpnessJob:
     place: PlaceConfig = field(default_factory=PlaceConfig)
     model: str | None = None
     name: str = field(default_factory=new_measurement_id)
-
-
-DEFAULT_SAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tvlars_probe.runners.evaluation import loss_sum
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.posthoc.restored_state import (
+    DEFAULT_SAMPLES,
     RestoredState,
     choose_checkpoints,
     load_config,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     Named = dict[str, Tensor]
 
-DEFAULT_SAMPLES = 1000
 _REMEDY = "Slices can be computed of runs that tvlars-probe train made"
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from tvlars_probe.data.images import ImageData, TensorImages
 
+DEFAULT_SAMPLES = 1000
+"""Samples on which the loss and its curvature are computed where the user gives no number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RestoredState:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tvlars_probe.errors import LaterVersionError, TraceError, UnreadableError
 from tvlars_probe.traces.checking.faults import Fault, problem
+from tvlars_probe.traces.datasets import BATCH_ROWS
 from tvlars_probe.traces.footers import check_footer, refuse_unreadable, rows_in_memory
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import is_led_out
@@ -28,9 +29,6 @@ Steps = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 ROW_KEYS = {"steps": ("step",), "layers": ("step", "parameter"), "epochs": ("phase", "epoch")}
 """Per table, the columns whose values no two rows share."""
-
-_BATCH_ROWS = 1 << 17
-"""Rows that are decoded at a time."""
 
 _ROW_BYTES = 24
 """Bytes of the columns that are kept of a row."""
@@ -117,7 +115,7 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
     try:
         part_alone = ds.dataset(str(part.path), schema=schema, format="parquet")
         # All columns are decoded, since any may be damaged; the others are dropped batch by batch.
-        batches = part_alone.to_batches(batch_size=_BATCH_ROWS, batch_readahead=1, use_threads=False)
+        batches = part_alone.to_batches(batch_size=BATCH_ROWS, batch_readahead=1, use_threads=False)
         rows = pa.Table.from_batches(
             [batch.select(kept) for batch in batches], pa.schema([schema.field(name) for name in kept])
         )
