@@ -139,6 +139,46 @@ def test_an_optimizer_that_maximizes_has_no_applied_rates() -> None:
     assert all(rate.isnan().all() for rate in found.rates.values())
 
 
+class Tuned(Plain):
+    """Keeps a setting on itself, as its description reads it."""
+
+    eta = 0.01
+
+
+@describe.register
+def _(optimizer: Tuned) -> tuple[GroupDescription, ...]:
+    return tuple(scaled(eta=optimizer.eta, divisor="grad") for _ in optimizer.param_groups)
+
+
+def test_a_setting_on_the_optimizer_itself_is_followed(tmp_path: Path) -> None:
+    optimizer = Tuned(params(), lr=0.1)
+    ratios = []
+    with tvlars_probe.record(None, optimizer, tmp_path / "r") as rec:
+        for eta in (0.01, 0.05):
+            optimizer.eta = eta
+            for p in optimizer.param_groups[0]["params"]:
+                p.grad = torch.ones_like(p)
+                ratios.append(eta * (p.norm() / p.grad.norm()).item())
+            optimizer.step()
+            rec.log()
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    assert rows["trust_ratio"].tolist() == pytest.approx(ratios, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: scaled(eta=float("nan")), r"Scaling.eta is nan \(allowed: float\)"),
+        (lambda: scaled(weight_cap="ten"), r"Scaling.weight_cap is 'ten' \(allowed: float | None\)"),
+        (lambda: GroupDescription(optimizer="?", scaling=Scaling(kind="shape")), "needs its shape"),
+        (lambda: GroupDescription(optimizer="?", update_norm="buffer"), "needs momentum.buffer"),
+    ],
+)
+def test_a_description_that_lacks_something_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_phi_of_an_optimizer_that_tells_no_count_gives_no_ratio() -> None:
     group = scaled(phi=Phi(lmbda=0.1))
     assert group.columns == frozenset()

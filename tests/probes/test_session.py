@@ -153,6 +153,33 @@ def test_an_optimizer_that_takes_no_hooks_leaves_nothing_behind(tmp_path: Path) 
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_steps": 30.5}, "total_steps=30.5 is no count: give a whole number"),
+        ({"config": 3}, "config= takes a mapping of settings to their values, got 3"),
+        ({"every": 1.5}, "every=1.5: the layers can be recorded in every step"),
+        (
+            {"optimizer": torch.optim.SGD([{"params": []}], lr=0.1)},
+            "SGD holds no parameter: there is nothing to record",
+        ),
+    ],
+)
+def test_what_record_cannot_use_is_refused_at_once(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = net()
+    given = {"optimizer": OPTIMIZERS["sgd"](model.parameters()), **settings}
+    with pytest.raises(UserError, match=message):
+        tvlars_probe.record(model, path=tmp_path / "r", **given)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_whole_number_of_steps_may_be_a_float(tmp_path: Path) -> None:
+    model = net()
+    with tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r", total_steps=2.0) as rec:
+        loop(model, rec._optimizers[0], range(2), rec)
+    assert tvlars_probe.open_run(tmp_path / "r").manifest.total_steps == 2
+
+
 def test_of_a_wrapper_the_optimizer_inside_is_recorded(tmp_path: Path) -> None:
     model = net()
     inner = OPTIMIZERS["lars"](model.parameters())

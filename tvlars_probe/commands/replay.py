@@ -46,10 +46,10 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
         option("--delay", section=_V, type=float, help="TVLARS' d_e, in updates."),
         option("--alpha", section=_V, type=float, help="TVLARS' alpha."),
         option("--lmbda", section=_V, type=float, help="TVLARS' delay factor, per update."),
-        option("--adam/--no-adam", section=_V, default=None, help="lamb without its ratio."),
+        option("--adam/--no-adam", section=_V, default=None, help="lamb or nlamb without its ratio."),
         option(
             "--trust-clip/--no-trust-clip", section=_V, default=None,
-            help="Clip the ratio (lars, tvlars: to lr; lamb: to 1).",
+            help="Clip the ratio (lars, tvlars: to lr; lamb, nlamb: to 1).",
         ),
         option("--exclusion", section=_V, type=click.Choice(["ndim", "undecayed"]), help="What is not adapted."),
         option(
@@ -73,7 +73,8 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
 
     A one-step counterfactual from the recorded norms: each step is taken as it was recorded, only its ratio is
     computed anew. Settings that aren't given are those of each tensor's parameter group. Rows where g nearly cancels
-    wd·w are flagged. lamb is replayed from traces of lamb only.
+    wd·w are flagged. lamb is replayed from traces of lamb only, nlamb from
+    those of nlamb.
     """
     from tvlars_probe.analyses.replay_of_run import replay_of
     from tvlars_probe.analyses.source import Source

@@ -190,9 +190,9 @@ _OPTIONS = (
     ),
     option(
         "--trust-clip", section=_OPTIMIZER, is_flag=True,
-        help="Clip the trust ratio: lars, tvlars to lr; lamb to 1.",
+        help="Clip the trust ratio: lars, tvlars to lr; lamb, nlamb to 1.",
     ),
-    option("--adam", section=_OPTIMIZER, is_flag=True, help="Switch lamb's trust ratio off."),
+    option("--adam", section=_OPTIMIZER, is_flag=True, help="Switch the trust ratio of lamb and nlamb off."),
     option(
         "--excluded-lr", section=_OPTIMIZER, type=float, show_default="--lr",
         help="Learning rate of what lars and tvlars exclude: biases and normalisation.",

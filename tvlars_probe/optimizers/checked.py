@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -25,8 +26,8 @@ class Checked:
     def __post_init__(self) -> None:
         for name, expected in _types_of(type(self)).items():  # type: ignore[arg-type]  # a class can be hashed
             if not _fits(value := getattr(self, name), expected):
-                allowed = f" (allowed: {', '.join(map(repr, get_args(expected)))})" if _is_literal(expected) else ""
-                raise ValueError(f"{type(self).__name__}.{name} is {value!r:.60}{allowed}")
+                words = ", ".join(map(repr, get_args(expected))) if _is_literal(expected) else _name(expected)
+                raise ValueError(f"{type(self).__name__}.{name} is {value!r:.60} (allowed: {words})")
 
 
 def known_fields(kind: type[Any], stored: Any) -> dict[str, Any]:
@@ -49,6 +50,10 @@ def _types_of(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+def _name(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+
+
 def _is_literal(expected: Any) -> bool:
     return get_origin(expected) is Literal
 
@@ -60,5 +65,5 @@ def _fits(value: Any, expected: Any) -> bool:
         return value in get_args(expected)
     if expected is float:
         # JSON and users write 1 for 1.0. A bool is an int in Python, but True as a rate is a mistake.
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, expected)

@@ -192,10 +192,20 @@ class LiveDescription:
             self._settings, self.groups = settings, describe(self._optimizer)
 
     def _read(self) -> list[list[Any]]:
+        # A registered function may read the optimizer's own attributes, too. Private ones are torch's counters.
+        own = {
+            name: value
+            for name, value in vars(self._optimizer).items()
+            if not name.startswith("_") and isinstance(value, _PLAIN)
+        }
         # Comparing tensors would compare element by element and wait for their device: identity stands for them.
         return [
-            [value if isinstance(value, _PLAIN) else id(value) for name, value in group.items() if name not in MOVING]
-            for group in self._optimizer.param_groups
+            [
+                value if isinstance(value, _PLAIN) else id(value)
+                for name, value in settings.items()
+                if name not in MOVING
+            ]
+            for settings in (own, *self._optimizer.param_groups)
         ]
 
 

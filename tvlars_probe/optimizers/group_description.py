@@ -220,6 +220,14 @@ class GroupDescription(Checked):
     norms: Literal["last_step", "gradient"] = "gradient"
     update_norm: Literal["buffer", "direction", "weights"] = "weights"
 
+    def __post_init__(self) -> None:
+        # Without arguments, super() doesn't find the class that ``slots=True`` makes anew.
+        Checked.__post_init__(self)
+        if self.scaling.kind == "shape" and self.scaling.shape is None:
+            raise ValueError('a Scaling of kind "shape" needs its shape, the name of the formula')
+        if self.update_norm == "buffer" and self.momentum.buffer is None:
+            raise ValueError('update_norm "buffer" needs momentum.buffer, the name of m in the optimizer\'s state')
+
     @classmethod
     def unknown(cls, optimizer: str, module: str = "") -> GroupDescription:
         """The description of an optimizer that has no rule, or that these fields can't express."""

@@ -25,6 +25,7 @@ from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.description import optimizers_in
 from tvlars_probe.probes import state
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
+from tvlars_probe.probes.readers.told import count
 from tvlars_probe.probes.recorder import Recorder
 from tvlars_probe.probes.rows.steps import Detail
 from tvlars_probe.traces.manifest import Manifest
@@ -85,7 +86,9 @@ def record(
         wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {resume!r:.60}"]
         if wrong:
             raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
-    if every < 1:
+    if config is not None and not isinstance(config, Mapping):
+        raise UserError(f"config= takes a mapping of settings to their values, got {config!r:.60} (vars() makes one)")
+    if not isinstance(every, int) or every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
     given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     if not given or not all(isinstance(one, Optimizer) for one in given):
@@ -93,13 +96,16 @@ def record(
         raise UserError(
             f"record() needs a torch.optim.Optimizer or a list of them, got {listed} (give a wrapper's inner optimizer)"
         )
+    optimizers = optimizers_in(given)
+    if not any(group["params"] for one in optimizers for group in one.param_groups):
+        raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
     path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     facts = manifest or Manifest(run_id=new_run_id(path))
     facts.config = dict(config) if config is not None else facts.config
-    facts.total_steps = total_steps if total_steps is not None else facts.total_steps
+    facts.total_steps = facts.total_steps if total_steps is None else count("total_steps", total_steps)
     return Recorder(
         model,
-        optimizers_in(given),
+        optimizers,
         path,
         facts,
         detail=detail,
