@@ -283,7 +283,7 @@ class Recorder:
         )
         if decision.probe_failed:
             self._stop_probing()
-        if on_host and loss is not None:
+        if on_host and (loss is not None or decision.bad_loss):
             self.diverged = decision.bad_loss
 
     def _stop_probing(self) -> None:

@@ -44,16 +44,16 @@ class Crossing:
         Returns:
             the last loss told, over all ranks; None where none was.
         """
-        losses, seen, self.samples = over_ranks(drained, ranks, self.samples)
+        losses, told, seen, self.samples = over_ranks(drained, ranks, self.samples)
         # Counted on every rank, also where nothing is written: all ranks are in the same step.
         first_step = self.written
         self.written += len(drained.rows)
-        told = [i for i, row in enumerate(drained.rows) if row.loss_told]
-        last = float(losses[told[-1]]) if told else None
+        last = float(losses[told][-1]) if told.any() else None
         if self.alone:  # this rank's mean isn't that of all
-            for row in drained.rows:
-                row.loss_told = False
+            told[:] = False
             seen[:] = -1
+        for row, is_told in zip(drained.rows, told.tolist(), strict=True):
+            row.loss_told = is_told
         if journal is not None and drained.rows:
             # The first finding stays: what isn't finite later may follow from it.
             found = first_non_finite(drained, losses, first_step, layout.names)
@@ -70,10 +70,11 @@ def is_bad(loss: float | None) -> bool:
 
 def over_ranks(
     drained: Drained, ranks: Ranks, samples: int | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64], int | None]:
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], int | None]:
     """Mean losses over all ranks' samples, and the samples seen up to each step.
 
-    The mean is Σ n·loss / Σ n over the ranks, with n a rank's samples in that step.
+    The mean is Σ n·loss / Σ n over the ranks that told a loss, with n a rank's samples in that step. Where a rank told
+    no number of samples, all weigh the same.
 
     Args:
         drained: this rank's rows.
@@ -81,23 +82,28 @@ def over_ranks(
         samples: samples seen before these rows; None where unknown.
 
     Returns:
-        the losses, the samples seen up to each step (−1 where unknown), and those seen after the last one (None where
-        unknown).
+        the losses, whether any rank told one, the samples seen up to each step (−1 where unknown), and those seen after
+        the last one (None where unknown).
     """
     losses = drained.losses
+    told = np.array([row.loss_told for row in drained.rows], dtype=bool)
     known = np.array([row.samples is not None for row in drained.rows], dtype=bool)
-    # Where the loop told no number of samples, the ranks weigh the same.
-    counts = np.array([1 if row.samples is None else row.samples for row in drained.rows], dtype=np.float64)
+    counts = np.array([row.samples or 0 for row in drained.rows], dtype=np.float64)
     if ranks.world_size > 1:
-        # A rank without samples has no mean: its NaN must not reach the sum.
-        sums = np.where(counts > 0, losses * counts, 0.0)
-        table = torch.tensor(np.stack([sums, counts]), dtype=accumulation_dtype(ranks.device), device=ranks.device)
-        sums, counts = ranks.sum(table).cpu().numpy().astype(np.float64)
+        # A rank without samples, or without a loss, has no mean: its NaN must not reach a sum.
+        weights = counts * told
+        sums = [
+            np.where(weights > 0, losses * weights, 0.0), weights,
+            np.where(told, losses, 0.0), told, counts, ~known,
+        ]  # fmt: skip
+        table = torch.tensor(np.array(sums, np.float64), dtype=accumulation_dtype(ranks.device), device=ranks.device)
+        weighted, weights, plain, tellers, counts, unknown = ranks.sum(table).cpu().numpy().astype(np.float64)
+        told, known = tellers > 0, unknown == 0
         # At least 1: a step in which no rank has samples is no division by zero.
-        losses = sums / np.maximum(counts, 1)
+        losses = np.where(known, weighted / np.maximum(weights, 1), plain / np.maximum(tellers, 1))
     seen = np.full(len(known), -1, dtype=np.int64)
     # A running sum: after one step of unknown size it is unknown for good.
     for i, (is_known, count) in enumerate(zip(known, counts, strict=True)):
         samples = samples + int(count) if is_known and samples is not None else None
         seen[i] = -1 if samples is None else samples
-    return losses, seen, samples
+    return losses, told, seen, samples
