@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import wasserstein_distance
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import tvlars_probe
@@ -73,17 +74,26 @@ def test_both_engines_agree_and_leave_the_model_alone() -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+def without_kinks(model: nn.Module) -> nn.Module:
+    """The model with SiLU in place of each ReLU."""
+    for parent in [*model.modules()]:
+        for name, child in [*parent.named_children()]:
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.SiLU())
+    return model
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", "train", "frozen-batch"])
 def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(mode: str) -> None:
     """11 million parameters, at the default tolerance against a tolerance of 1e-6.
 
-    Not in frozen-batch mode: with these weights one ReLU of 720,896 has an input that is zero to rounding, positive in
-    one precision and negative in the other, which is another function with an eigenvalue 4e-5 away.
+    With SiLU: of 720,896 ReLUs some have an input that is zero to rounding, positive in one precision and negative in
+    the other. That is another function, whose top eigenvalue is 4e-5 to 1e-3 away; which ReLUs depends on the CPU.
     """
     data = DataConfig(name="digits").load().train
     torch.manual_seed(0)
-    model = ModelConfig(name="resnet18").build(channels=1, num_classes=10)
+    model = without_kinks(ModelConfig(name="resnet18").build(channels=1, num_classes=10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(20):
         x, y = data.batch(torch.arange(128 * step, 128 * (step + 1)) % len(data))
