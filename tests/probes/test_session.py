@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+BEGUN = """
+import torch, tvlars_probe
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+rec = tvlars_probe.record(model, optimizer, 'r').__enter__()
+for _ in range(5):
+    model(torch.ones(1, 2)).sum().backward()
+"""
+"""A script's beginning: a recorder that is entered, and a loop without its update."""
+
+
 def test_an_exception_keeps_the_trace_and_lets_go_of_the_optimizer(tmp_path: Path) -> None:
     model = net()
     optimizer = OPTIMIZERS["lars"](model.parameters())
@@ -102,15 +113,7 @@ def test_a_recorder_is_entered_once(tmp_path: Path) -> None:
 
 
 def test_a_recorder_that_is_never_left_loses_no_row(tmp_path: Path) -> None:
-    script = (
-        "import torch, tvlars_probe\n"
-        "model = torch.nn.Linear(2, 2)\n"
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
-        "rec = tvlars_probe.record(model, optimizer, 'r').__enter__()\n"
-        "for _ in range(5):\n"
-        "    model(torch.ones(1, 2)).sum().backward()\n"
-        "    optimizer.step()\n"
-    )
+    script = BEGUN + "    optimizer.step()\n"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
@@ -122,13 +125,7 @@ def test_a_recorder_that_is_never_left_loses_no_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["never left", "told too early"])
 def test_where_warnings_are_errors_no_row_is_lost(how: str, tmp_path: Path) -> None:
     script = (
-        "import torch, tvlars_probe\n"
-        "model = torch.nn.Linear(2, 2)\n"
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
-        "rec = tvlars_probe.record(model, optimizer, 'r').__enter__()\n"
-        "for _ in range(5):\n"
-        "    model(torch.ones(1, 2)).sum().backward()\n"
-        f"    {'rec.log(loss=1.0)' if how == 'told too early' else 'pass'}\n"
+        BEGUN + f"    {'rec.log(loss=1.0)' if how == 'told too early' else 'pass'}\n"
         "    optimizer.step()\n"
         f"{'rec.__exit__(None, None, None)' if how == 'told too early' else ''}\n"
     )
