@@ -13,6 +13,7 @@ from tvlars_probe import LARS, GroupDescription, Phi, Scaling, describe
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.description import Describe
 from tvlars_probe.optimizers.group_entries import registered_name
+from tvlars_probe.optimizers.layerwise import LayerwiseOptimizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,9 +105,10 @@ class Maximizing(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            total = torch.stack([p.grad.double().norm() for p in group["params"]]).norm()
+            trained = [p for p in group["params"] if p.grad is not None]
+            total = torch.stack([p.grad.double().norm() for p in trained]).norm()
             factor = 1.0 if group["clip"] is None else 1 / max(1.0, float(total) / group["clip"])
-            for p in group["params"]:
+            for p in trained:
                 direction = -factor * p.grad + 0.5 * p
                 q = 0.01 * p.norm() / direction.norm()
                 self.state[p] = {"q": float(q), "norm": float(direction.norm())}
@@ -125,9 +127,15 @@ def _(optimizer: Maximizing) -> tuple[GroupDescription, ...]:
 
 @pytest.mark.parametrize("clip", [None, 0.01, 1e6])
 def test_a_ratio_is_that_of_the_gradient_as_the_optimizer_takes_it(clip: float | None, tmp_path: Path) -> None:
-    optimizer = Maximizing(params(), clip)
-    rows = recorded(optimizer, tmp_path / "r", steps=1).layers()
-    used = [optimizer.state[p] for p in optimizer.param_groups[0]["params"]]
+    held = params()
+    optimizer = Maximizing([*held, torch.nn.Parameter(torch.ones(2))], clip)
+    with tvlars_probe.record(None, optimizer, tmp_path / "r") as rec:
+        for p in held:  # the last tensor has no gradient
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        rec.log()
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    used = [optimizer.state[p] for p in held]
     assert rows["trust_ratio"].tolist() == pytest.approx([one["q"] for one in used], rel=1e-5)
     assert rows["direction_norm"].tolist() == pytest.approx([one["norm"] for one in used], rel=1e-5)
 
@@ -183,6 +191,17 @@ def test_phi_of_an_optimizer_that_tells_no_count_gives_no_ratio() -> None:
     group = scaled(phi=Phi(lmbda=0.1))
     assert group.columns == frozenset()
     assert dataclasses.replace(group, norms="last_step").columns == {"trust_ratio", "direction_norm", "phi"}
+
+
+def test_a_subclass_of_ours_that_only_has_another_name_is_described() -> None:
+    kind = type("Mine", (LARS,), {"note": "its own"})
+    (found,) = describe(kind(params(), lr=0.1))
+    assert (found.optimizer, found.is_known, found.scaling.kind) == ("Mine", True, "trust-ratio")
+
+
+def test_a_layer_wise_optimizer_without_an_update_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="_update_on_device"):
+        LayerwiseOptimizer(params(), {"lr": 0.1, "weight_decay": 0.0})  # type: ignore[abstract]
 
 
 class Capped(LARS):

@@ -26,11 +26,9 @@ from tvlars_probe.optimizers.registry import OPTIMIZERS
 from tvlars_probe.optimizers.rules import TORCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tvlars_probe.optimizers.rules import Rule
-
-    Describer = Callable[[Any], Sequence[GroupDescription]]
 
 RULES: Mapping[str, Rule] = {**TORCH, **FOREIGN, **{entry.path: entry.rule for entry in OPTIMIZERS.values()}}
 """The rule of each described class, by the class's full name: no package has to be imported for its entry."""
@@ -38,8 +36,9 @@ RULES: Mapping[str, Rule] = {**TORCH, **FOREIGN, **{entry.path: entry.rule for e
 MOVING = {"params", "lr", "initial_lr", "num_updates", "step"}
 """Entries of a parameter group that schedules or steps change in every update. No description depends on them."""
 
-_HARMLESS = {name for name in vars(Optimizer) if name != "step"}
-"""Methods of torch's base class. A subclass may override them without changing what a step does."""
+_HARMLESS = {name for name in vars(Optimizer) if name != "step"} | {"_abc_impl"}
+"""Methods of torch's base class, which a subclass may override without changing what a step does; and what Python
+itself gives each subclass of an abstract class."""
 
 
 class Describe:
@@ -109,7 +108,8 @@ def _checked(found: Any, kind: type[Any], groups: int) -> tuple[GroupDescription
     """
     given = tuple(found) if isinstance(found, tuple | list) else None
     if given is None or len(given) != groups or not all(isinstance(one, GroupDescription) for one in given):
-        got = f"{len(given)} entries" if given is not None else f"{found!r:.60}"
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in given or ()))
+        got = f"{found!r:.60}" if given is None else f"{len(given)} ({kinds})" if given else "none"
         raise UserError(
             f"the function registered with describe for {kind.__name__} must return a tuple of one GroupDescription "
             f"per parameter group, {groups} here; it returned {got}"

@@ -11,6 +11,7 @@ so that the host never waits. ``foreach=True`` sends CPU tensors down the device
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def as_float(value: float | Tensor) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-class LayerwiseOptimizer(Optimizer):
+class LayerwiseOptimizer(Optimizer, ABC):
     """Base of the optimizers that scale each tensor's rate by a trust ratio.
 
     A subclass implements the update once for each path through a step, in `_update_on_host` and `_update_on_device`.
@@ -219,13 +220,13 @@ class LayerwiseOptimizer(Optimizer):
         # The host path's fused kernels walk memory by address, in the layouts that `is_dense` knows.
         return p.device.type != "cpu" or bool(foreach) or not is_dense(p)
 
+    @abstractmethod
     def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterable[Sequence[float]]:
         """Update CPU tensors one by one; yield the `QUANTITIES` of each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
         """Update tensors of one device and dtype without waiting for it; return (len(QUANTITIES), len(params))."""
-        raise NotImplementedError
 
     def _refuse_unsupported(self) -> None:
         for g, group in enumerate(self.param_groups):

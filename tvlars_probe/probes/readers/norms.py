@@ -205,7 +205,12 @@ class NormReader:
         """The factor by which the optimizer itself clips all gradients together; 1 where it doesn't."""
         if description.max_grad_norm is None:
             return 1.0
-        total = table[COLUMNS.index("grad_norm")].nan_to_num(nan=0.0, posinf=math.inf).square().sum().sqrt()
+        # Tensors without a gradient are left out here: their NaN says nothing, while another's must reach the sum.
+        row = table[COLUMNS.index("grad_norm")].unbind()
+        norms = [norm for norm, has_grad in zip(row, self._active, strict=True) if has_grad]
+        if not norms:
+            return 1.0
+        total = torch.stack(norms).square().sum().sqrt()
         return 1.0 / (total / description.max_grad_norm).clip(min=1.0)
 
     def _decay_and_adapted(

@@ -10,6 +10,7 @@ from tvlars_probe.data.batches import BatchPlan
 from tvlars_probe.models.barlow_twins import LinearProbe, build_linear_probe
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.phases.classification import Classification
+from tvlars_probe.runners.phases.phase import FollowingPhase
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 1e-6
 """Settings of the SGD that trains the classifier, as in Barlow Twins' own evaluation."""
 
 
-class LinearEvaluation(Classification):
+class LinearEvaluation(Classification, FollowingPhase):
     """A linear classifier on the pretrained backbone, by SGD with momentum. The learning rate falls as a cosine."""
 
     batch_option: ClassVar[str] = "--probe-batch-size"

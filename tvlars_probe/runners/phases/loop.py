@@ -14,6 +14,7 @@ from tvlars_probe.runners.checkpoints import contents, restoring
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints.saver import Saver
 from tvlars_probe.runners.evaluation import Precision
+from tvlars_probe.runners.phases.phase import FollowingPhase
 from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.phases.replica import Replica, distribute, seed_rank
 from tvlars_probe.runners.progress import reporter
@@ -121,6 +122,7 @@ class Training:
 
     def follow(self, before: Training) -> None:
         """Take over what the training ``before``, of the previous phase, has learned."""
+        assert isinstance(self.phase, FollowingPhase)  # only the first phase of a mode may be another
         self.phase.take_over(self.model, before.model)
         # All phases are built before the first one trains. Seeded again, this one draws the same random numbers whether
         # the one before has just trained in this process or was restored from a checkpoint.

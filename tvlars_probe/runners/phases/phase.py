@@ -28,7 +28,8 @@ class Phase(ABC):
     """A phase of a run: its batches, model, optimizer, loss and scores, all determined by the configuration.
 
     The training loop, the checks before a run and the measurements after it use these methods, and never depend on
-    which phase it is. A new phase is one subclass, and one line in `tvlars_probe.runners.phases.modes.MODES`.
+    which phase it is. A new phase is one subclass, of `FollowingPhase` where it goes on from another's model, and one
+    line in `tvlars_probe.runners.phases.modes.MODES`.
 
     Args:
         config: configuration of the run.
@@ -79,10 +80,6 @@ class Phase(ABC):
     def augmentation(self) -> Augmentation:
         """What makes training batches from images."""
 
-    def take_over(self, model: nn.Module, trained: nn.Module) -> None:
-        """Copy into ``model`` what it shares with ``trained``, the model that the previous phase has trained."""
-        raise NotImplementedError(f"{type(self).__name__} is a first phase")
-
     @abstractmethod
     def tally(self, device: torch.device) -> Tally:
         """An empty tally for what an epoch's batches score."""
@@ -118,6 +115,14 @@ class Phase(ABC):
     def probe_bn_mode(self, asked: str) -> str:
         """BatchNorm's mode while the loss is probed in training, where a user asks for the mode ``asked``."""
         return asked
+
+
+class FollowingPhase(Phase):
+    """A phase that goes on from the model of the phase before it."""
+
+    @abstractmethod
+    def take_over(self, model: nn.Module, trained: nn.Module) -> None:
+        """Copy into ``model`` what it shares with ``trained``, the model that the previous phase has trained."""
 
 
 def phase_named(name: str, config: TrainConfig) -> Phase:
