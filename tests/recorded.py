@@ -68,7 +68,7 @@ def measured(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """Copies of them that every kind of chart can be drawn from; the first one has all measures."""
     import shutil
 
-    from tvlars_probe.curvature.measuring import Measures
+    from tvlars_probe.curvature.measures import Measures
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob, measure_run
     from tvlars_probe.runners.posthoc.landscape import LandscapeJob, measure_landscape

@@ -163,6 +163,11 @@ class _AllReduceSum(torch.autograd.Function):
         # By apply, not by all_reduce: the backward pass enters the graph too, so it can be differentiated in turn.
         return _AllReduceSum.apply(grad, ctx.group), None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        # A sum is linear. It enters the graph of the first backward pass, which may follow.
+        return _AllReduceSum.apply(tangent, ctx.group)  # type: ignore[no-any-return]
+
 
 def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
     """Σ over ranks of ``x``, on every rank, differentiable to any order.

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from tvlars_probe.curvature.density import spectral_density
-from tvlars_probe.curvature.hutchpp import hutchpp
+from tvlars_probe.curvature.hutchpp import hutchpp, trace_estimate
 from tvlars_probe.curvature.krylov import Basis
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.operators import DenseOperator
@@ -70,15 +71,6 @@ def test_what_has_not_converged_says_so() -> None:
         assert (exact - value.value).abs().min().item() <= value.residual
 
 
-def test_a_start_near_the_eigenvector_needs_fewer_products() -> None:
-    matrix = symmetric(300)
-    cold = lanczos(DenseOperator(matrix), tol=1e-6, vectors=True)
-    nearby = DenseOperator(matrix + 1e-3 * symmetric(300, seed=1))
-    warm = lanczos(nearby, tol=1e-6, start=cold.vectors[0])
-    assert warm.top == pytest.approx(lanczos(nearby, tol=1e-9).top, rel=1e-9)
-    assert warm.matvecs < cold.matvecs
-
-
 def test_lanczos_is_the_same_for_a_seed_and_leaves_the_global_generator_alone() -> None:
     operator, state = DenseOperator(symmetric(100)), torch.get_rng_state()
     first, second = (lanczos(operator, top=2, seed=3).values for _ in range(2))
@@ -135,6 +127,46 @@ def test_the_density_is_that_of_the_eigenvalues() -> None:
     assert wasserstein_distance(found.nodes, exact, found.weights) < 0.01 * width
     assert wasserstein_distance(found.grid, exact, np.maximum(found.density, 0)) < 0.01 * width
     assert (found.standard_error >= 0).all()
+
+
+def test_the_interval_of_a_mean_of_samples_is_students_widened_for_few() -> None:
+    samples = [1.0, 2.0, 4.0, 4.5]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(samples), scale=stats.sem(samples))
+    found = trace_estimate(10.0, samples, matvecs=4, seconds=0.0)
+    assert (found.high - found.value) == pytest.approx(1.1 * (high - np.mean(samples)))
+    assert (found.value - found.low) == pytest.approx(1.1 * (np.mean(samples) - low))
+
+
+@pytest.mark.parametrize("num_matvecs", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_traces_lie_in_their_intervals_as_often_as_told(num_matvecs: int) -> None:
+    operator, exact = DenseOperator(symmetric(100)), symmetric(100).trace().item()
+    found = [hutchpp(operator, num_matvecs=num_matvecs, seed=seed) for seed in range(400)]
+    inside = np.mean([f.low <= exact <= f.high for f in found])
+    assert inside == pytest.approx(0.95, abs=0.035)  # three standard errors of a share of 400
+
+
+@pytest.mark.parametrize("probes", [4, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_density_lies_in_its_interval_as_often_as_told(probes: int) -> None:
+    """At the points of its grid where there is something to see, over spectra and seeds."""
+    inside = []
+    for seed in range(15):
+        matrix = symmetric(500, seed)
+        found = spectral_density(DenseOperator(matrix), probes=probes, steps=30, points=200, seed=seed)
+        gaussians = stats.norm.pdf(found.grid[:, None], torch.linalg.eigvalsh(matrix).numpy(), found.sigma)
+        exact = gaussians.mean(axis=1)
+        seen = exact > 1e-3 * exact.max()
+        inside.append(((found.low <= exact) & (exact <= found.high))[seen].mean())
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.05)
+
+
+def test_the_default_smoothing_is_as_wide_as_the_quadrature_resolves() -> None:
+    """Few nodes can't tell a continuum from a row of peaks, more nodes can to a finer scale."""
+    operator = DenseOperator(torch.diag(torch.linspace(-1, 1, 2000, dtype=torch.float64)))
+    coarse, fine = (spectral_density(operator, probes=4, steps=steps) for steps in (20, 80))
+    assert 0.004 < fine.sigma < coarse.sigma / 2
+    # The uniform density of the diagonal, away from its ends.
+    inner = np.abs(fine.grid) < 0.8
+    assert ((fine.low <= 0.5) & (fine.high >= 0.5))[inner].mean() > 0.8
 
 
 def test_a_density_of_one_value_is_a_peak_there() -> None:

@@ -13,7 +13,7 @@ import tvlars_probe
 from tests.curvature.models import NETWORKS, chunked, network, sample
 from tests.curvature.test_operators import by_another_route
 from tests.oracles.hessians import dense_hessian
-from tvlars_probe.curvature.measuring import Measures
+from tvlars_probe.curvature.measures import Measures
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError
 from tvlars_probe.models.backbones import ModelConfig

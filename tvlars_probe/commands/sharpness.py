@@ -113,7 +113,7 @@ def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
         audit: whether to measure the top eigenvalue alone, in every BatchNorm mode and by both engines.
         values: the other options, by the names of their parameters.
     """
-    from tvlars_probe.curvature.measuring import Measures
+    from tvlars_probe.curvature.measures import Measures
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob
 

@@ -4,6 +4,9 @@ tr(A) = tr(QᵀAQ) + E[gᵀ(I − QQᵀ)A(I − QQᵀ)g] for an orthonormal Q an
 find a Q whose columns nearly span the eigenvectors of the large eigenvalues. A third compute the first term exactly.
 The rest estimate the second term, by Hutchinson's method. Where the spectrum decays, the error falls like 1/m in the
 number m of products, instead of 1/√m.
+
+The rest is a mean of few samples, so that its interval is Student's: with two samples it is six times that of the
+normal distribution. The first term's matrix QᵀAQ shows whether A is symmetric.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy import stats
 
-from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, rademacher_vector
-from tvlars_probe.curvature.operators import dense
+from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, is_symmetric, rademacher_vector
+from tvlars_probe.curvature.operators import asymmetry_of, dense
 from tvlars_probe.curvature.results import TraceEstimate
 from tvlars_probe.errors import NonFiniteLossError, UserError
 
@@ -24,6 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tvlars_probe.curvature.operators import Operator
+
+
+SKEW = 1.6
+"""Student's interval is widened by 1 + SKEW/k² for k samples.
+
+The samples are sums of squares, and skewed. Over planted spectra the interval of two samples covers 93 % without this
+factor, and 95 % with it; from ten samples on the factor makes no difference.
+"""
 
 
 def hutchpp(
@@ -62,14 +74,15 @@ def hutchpp(
 
     samples = []
     if operator.size <= num_matvecs:
-        exact = dense(operator, lambda count: report(count, total)).trace().item()
+        projected = dense(operator, lambda count: report(count, total))
         made = operator.size
     else:
         for _ in range(num_matvecs // 3):
             basis.add_direction(product(rademacher_vector(operator, generator)))
         # One product per direction that the sketch has found, which are fewer than its products if A has low rank. The
         # products saved go to the samples.
-        exact = math.fsum(basis.coefficients(product(basis[i]))[i].item() for i in range(len(basis)))
+        columns = [basis.coefficients(product(basis[i])).cpu().double() for i in range(len(basis))]
+        projected = torch.stack(columns, dim=1) if columns else torch.zeros(0, 0, dtype=torch.float64)
         for _ in range(num_matvecs - made):
             g = rademacher_vector(operator, generator)
             # I − QQᵀ is a projection, so it need not be applied to the product as well: g has no part along Q.
@@ -78,9 +91,32 @@ def hutchpp(
             holder = Basis(operator)
             holder.append(g)
             samples.append(holder.coefficients(product(g)).item())
+    exact = math.fsum(projected.diagonal().tolist())
     # NaN goes through all of the above: no direction that holds it counts as dependent.
     if not math.isfinite(exact) or not all(map(math.isfinite, samples)):
         raise NonFiniteLossError(NOT_FINITE)
+    scale = torch.linalg.matrix_norm(projected).item()
+    asymmetry = asymmetry_of(projected)
+    return trace_estimate(
+        exact,
+        samples,
+        matvecs=made,
+        seconds=time.perf_counter() - began,
+        symmetric=is_symmetric(asymmetry, scale, operator.dtype),
+        asymmetry=asymmetry / scale if scale else 0.0,
+    )
+
+
+def trace_estimate(exact: float, samples: list[float], **further: Any) -> TraceEstimate:
+    """The sum of an exact part and the mean of samples, with Student's 95 % interval.
+
+    Args:
+        exact: a part without error.
+        samples: unbiased estimates of the rest, two at least; without any there is no rest.
+        further: other fields of `TraceEstimate`.
+    """
+    mean = statistics.fmean(samples) if samples else 0.0
     error = statistics.stdev(samples) / math.sqrt(len(samples)) if samples else 0.0
-    value = exact + (statistics.fmean(samples) if samples else 0.0)
-    return TraceEstimate(value=value, standard_error=error, matvecs=made, seconds=time.perf_counter() - began)
+    half = (1 + SKEW / len(samples) ** 2) * float(stats.t.ppf(0.975, len(samples) - 1)) * error if samples else 0.0
+    value = exact + mean
+    return TraceEstimate(value=value, standard_error=error, low=value - half, high=value + half, **further)

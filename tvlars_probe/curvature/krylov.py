@@ -39,6 +39,18 @@ def norm(v: Tensor) -> float:
     return math.sqrt(multi_tensor_dots([v], [v]).item())
 
 
+def is_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> bool:
+    """Whether an asymmetry is within rounding: at most √ε of the scale, with the precision ε of the products.
+
+    Args:
+        asymmetry: |⟨u, A v⟩ − ⟨A u, v⟩| of unit vectors.
+        scale: size of A.
+        dtype: type of the products.
+    """
+    # Products of deep nets are off by some ten to a hundred ε. Where a double backward is wrong, it is so by percents.
+    return asymmetry <= math.sqrt(torch.finfo(dtype).eps) * scale
+
+
 def random_vector(operator: Operator, generator: torch.Generator) -> Tensor:
     """A standard normal vector, the same on every device."""
     # Drawn on the CPU and in float32, whatever the operator's type: a seed then names one vector everywhere.
@@ -141,6 +153,9 @@ class Recurrence:
     parts along the other vectors come back. They are subtracted too: T is then exact to rounding, and no eigenvalue
     appears twice.
 
+    Only a symmetric A has a symmetric T. ⟨q_i, A q_j⟩ is known from A q_i before A q_j is computed, so that products
+    which aren't a Hessian's show at no cost.
+
     Args:
         operator: A.
 
@@ -148,20 +163,23 @@ class Recurrence:
         basis: q_0, q_1, ...
         matvecs: number of products so far.
         beta: β_j, the norm of what is left of A q_j for the newest vector q_j.
+        asymmetry: largest norm so far of (⟨q_i, A q_j⟩ − ⟨A q_i, q_j⟩) over i < j, for one j.
         coupled: index of the first vector to which A couples the newest one. After a restart A couples it to all
             vectors, and the index is 0.
     """
 
     def __init__(self, operator: Operator) -> None:
         self._operator, self.basis = operator, Basis(operator)
-        self.matvecs, self.coupled, self.beta = 0, 0, math.nan
+        self.matvecs, self.coupled, self.beta, self.asymmetry = 0, 0, math.nan, 0.0
         self._left: Tensor | None = None
+        self._couplings = np.zeros(0)
 
     def start(self, v: Tensor) -> bool:
         """Add what of ``v`` is orthogonal to the basis as the next vector; False if nothing of it is left.
 
         ``v`` is changed in place, then and by later products.
         """
+        self._couplings = np.zeros(0)  # A maps the vectors before to their own span, or there are none
         self._left = v  # the basis holds a copy, so the memory of v serves for all products to come
         return self.basis.add_direction(v) > 0.0
 
@@ -186,17 +204,32 @@ class Recurrence:
         column += self.basis.remove(w).cpu().numpy()
         if not np.isfinite(column).all():
             raise NonFiniteLossError(NOT_FINITE)
+        expected = np.zeros(j)
+        expected[j - len(self._couplings) :] = self._couplings
+        self.asymmetry = max(self.asymmetry, float(np.linalg.norm(column[:j] - expected)))
         self.coupled, self.beta = j, norm(w)
         return column
+
+    @property
+    def left(self) -> Tensor:
+        """β_j q_{j+1}: what is left of the last product."""
+        assert self._left is not None
+        return self._left
 
     def ends(self, scale: float) -> bool:
         """Whether A maps the span of the vectors into itself, to rounding; ``scale`` is the size of A."""
         return self.beta <= 10 * torch.finfo(self._operator.dtype).eps * scale
 
-    def go_on(self) -> None:
-        """Add what is left of the last product, divided by β, as the next vector."""
-        assert self._left is not None
-        self.basis.append(self._left, self.beta)
+    def go_on(self, couplings: NDArray[np.float64] | None = None) -> None:
+        """Add what is left of the last product, divided by β, as the next vector.
+
+        Args:
+            couplings: ⟨A q_i, q⟩ of the next vector q with each q_i of a basis that has been replaced; by default q is
+                coupled to the last vector alone, by β.
+        """
+        self.basis.append(self.left, self.beta)
+        self._couplings = np.array([self.beta]) if couplings is None else couplings
+        self.coupled = self.coupled if couplings is None else 0
 
 
 def _products(rows: Tensor, v: Tensor) -> Tensor:

@@ -120,9 +120,14 @@ class Objective:
         if self.batches:
             self.compute(self.model, tuple(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
 
-    def term(self, index: int) -> Tensor:
-        """Batch ``index``'s share of f, 0-dim; the shares of all ranks' batches sum to f(w). Use it inside `held`."""
-        batch = self.batches[index]
+    def term(self, index: int, batch: Batch | None = None) -> Tensor:
+        """Batch ``index``'s share of f, 0-dim; the shares of all ranks' batches sum to f(w). Use it inside `held`.
+
+        Args:
+            index: of the batch.
+            batch: its tensors in another type, to be used instead.
+        """
+        batch = self.batches[index] if batch is None else batch
         return self.compute(self.model, batch) * (len(batch[0]) / self.samples)
 
     def loss(self) -> float:

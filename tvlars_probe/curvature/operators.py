@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from tvlars_probe.curvature.graphs import SavedBytes, custom_functions
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class DenseOperator:
 
 
 def dense(operator: Operator, report: Callable[[int], None] = lambda _: None) -> Tensor:
-    """The n × n matrix of a small operator, by n products, in float64 on the CPU.
+    """The n × n matrix of a small operator, by n products, in float64 on the CPU: as symmetric as the products are.
 
     Args:
         operator: A.
@@ -60,9 +61,12 @@ def dense(operator: Operator, report: Callable[[int], None] = lambda _: None) ->
         unit.zero_()[i] = 1.0
         columns.append(operator.matvec(unit).cpu().double())
         report(i + 1)
-    # Rounding leaves it slightly asymmetric, and eigvalsh would read one triangle only.
-    matrix = torch.stack(columns)
-    return (matrix + matrix.T) / 2
+    return torch.stack(columns, dim=1)
+
+
+def asymmetry_of(matrix: Tensor) -> float:
+    """The largest |⟨e_i, A e_j⟩ − ⟨A e_i, e_j⟩| of a matrix."""
+    return (matrix - matrix.T).abs().max().item() if matrix.numel() else 0.0
 
 
 class ScaledOperator:
@@ -78,6 +82,11 @@ class ScaledOperator:
         self.operator, self.scale, self.shift = operator, scale, shift
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
         self._scaled = torch.empty_like(scale)
+
+    def over(self, operator: Operator) -> ScaledOperator:
+        """The same scaling of another operator, in that one's type."""
+        shift = None if self.shift is None else self.shift.to(operator.dtype)
+        return ScaledOperator(operator, self.scale.to(operator.dtype), shift)
 
     def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         scaled = torch.mul(self.scale, v, out=self._scaled)
@@ -103,6 +112,7 @@ class HessianOperator:
         parameters: the parameters, in the same order.
         left_out: names of parameters that require no gradient or on which f doesn't depend.
         matvecs: number of products so far.
+        custom_functions: names of the `torch.autograd.Function`s in the graph of f, whose second derivative is theirs.
 
     Raises:
         UserError: no parameter requires a gradient, or f depends on none of them.
@@ -115,7 +125,7 @@ class HessianOperator:
         if not objective.is_held:
             raise RuntimeError("a HessianOperator lives inside objective.held()")
         self.objective = objective
-        self.matvecs = 0
+        self.matvecs, self.custom_functions = 0, tuple[str, ...]()
         candidates = {name: p for name, p in parameters.items() if p.requires_grad}
         if not candidates:
             raise UserError("no parameter is chosen that requires a gradient")
@@ -139,8 +149,10 @@ class HessianOperator:
         if room is None:
             room = _free_memory(self.device, objective.shards.world_size) // 2
         for index in range(len(objective.batches)):
-            with _SavedBytes() as saved:
-                graph = torch.autograd.grad(objective.term(index), params, create_graph=True, allow_unused=True)
+            with SavedBytes() as saved:
+                term = objective.term(index)
+                graph = _gradient(term, params)
+            self.custom_functions = self.custom_functions or custom_functions(term)
             used += torch.tensor([float(g is not None) for g in graph], device=self.device)
             # All graphs are kept or none, so that one flag says whether a product frees the graphs that it uses.
             room -= saved.bytes
@@ -201,33 +213,24 @@ class HessianOperator:
             yield from self._graphs
             return
         for index in range(len(self.objective.batches)):
-            yield torch.autograd.grad(self.objective.term(index), self.parameters, create_graph=True, allow_unused=True)
+            yield _gradient(self.objective.term(index), self.parameters)
 
 
-class _SavedBytes:
-    """Counts the memory that a graph built inside keeps alive; storages that several nodes share count once."""
+def _gradient(term: Tensor, params: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradient with its graph, None where ``term`` doesn't depend on a parameter.
 
-    def __init__(self) -> None:
-        # By address, which is a storage's own while the graph keeps it alive. The hooks look, and change nothing.
-        self._storages: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
-
-    def __enter__(self) -> Self:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hooks.__exit__(*exception)
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    @property
-    def bytes(self) -> int:
-        """Number of bytes so far."""
-        return sum(self._storages.values())
+    Raises:
+        UserError: the model checkpoints activations in the re-entrant form, whose graph can't be differentiated again.
+    """
+    try:
+        return torch.autograd.grad(term, params, create_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise UserError(
+            "the model checkpoints activations in the re-entrant form, which can't be differentiated twice: call "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        ) from None
 
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tvlars_probe.curvature.krylov import norm
-from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues, TraceEstimate
+from tvlars_probe.curvature.hutchpp import trace_estimate
+from tvlars_probe.curvature.krylov import is_symmetric, norm, random_vector
+from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.curvature.objective import Objective
     from tvlars_probe.curvature.operators import HessianOperator
+    from tvlars_probe.curvature.results import TraceEstimate
 
 
 class _Loss(nn.Module):
@@ -59,6 +61,15 @@ class _Batch(tuple[Tensor, ...]):
 
     def size(self, dim: int) -> int:
         return self[0].size(dim)
+
+
+class _Pair(NamedTuple):
+    """An eigenvalue, its residual, its unit vector v, and H v."""
+
+    value: float
+    residual: float
+    vector: Tensor
+    product: Tensor
 
 
 class PyHessianEngine:
@@ -101,26 +112,46 @@ class PyHessianEngine:
         began = time.perf_counter()
         with self._contained(seed):
             values, vectors = self._peer.eigenvalues(maxIter=100, tol=tol, top_n=top)
-        pairs = [(float(value), self._residual(value, parts)) for value, parts in zip(values, vectors, strict=True)]
+        pairs = [self._residual(float(value), parts) for value, parts in zip(values, vectors, strict=True)]
         # No eigenvalue of larger magnitude is missing, so the positive ones are ranks 1, 2, ... from the top of the
         # spectrum, and the negative ones ranks −1, −2, ... from the bottom.
-        high = sorted((pair for pair in pairs if pair[0] >= 0), reverse=True)
-        low = sorted(pair for pair in pairs if pair[0] < 0)
-        ranked = [(k, *pair) for k, pair in enumerate(high, 1)] + [(-k, *pair) for k, pair in enumerate(low, 1)]
+        high = sorted((pair for pair in pairs if pair.value >= 0), key=lambda pair: -pair.value)
+        low = sorted((pair for pair in pairs if pair.value < 0), key=lambda pair: pair.value)
+        ranked = [*enumerate(high, 1), *((-k, pair) for k, pair in enumerate(low, 1))]
+        ordered, asymmetry = [pair for _, pair in ranked], self._asymmetry
+        symmetric = is_symmetric(asymmetry, 1.0, self._hessian.dtype)
         found = [
-            Eigenvalue(rank, value, residual, residual, residual <= tol * abs(value))
-            for rank, value, residual in ranked
+            Eigenvalue(
+                rank, pair.value, pair.residual, pair.residual, symmetric and pair.residual <= tol * abs(pair.value)
+            )
+            for rank, pair in ranked
         ]
-        seconds = time.perf_counter() - began
-        return Eigenvalues(values=tuple(found), tol=tol, criterion="residual", matvecs=self._products, seconds=seconds)
+        return Eigenvalues(
+            values=tuple(found), tol=tol, criterion="residual", matvecs=self._products,
+            seconds=time.perf_counter() - began, symmetric=symmetric, asymmetry=asymmetry,
+            vectors=torch.stack([pair.vector for pair in ordered]),
+            combined=(sum(pair.vector for pair in ordered), sum(pair.product for pair in ordered)),
+        )  # fmt: skip
 
-    def _residual(self, value: float, parts: list[Tensor]) -> float:
+    def _residual(self, value: float, parts: list[Tensor]) -> _Pair:
         """‖H v − λ v‖₂ of the eigenvector v that PyHessian gives as one tensor per parameter."""
         # PyHessian's vector is an iteration or two ahead of its value, and is normalised by ‖v‖ + 1e-6. The residual
         # bounds the error all the same: it does so for any number and any unit vector.
         v = torch.cat([part.reshape(-1) for part in parts])
         v = v / norm(v)
-        return norm(self._hessian.matvec(v) - value * v)
+        product = self._hessian.matvec(v)
+        return _Pair(value, norm(product - value * v), v, product)
+
+    @cached_property
+    def _asymmetry(self) -> float:
+        """|⟨v, H u⟩ − ⟨H v, u⟩|/‖H v‖ for a random v and u = H v/‖H v‖, by two products of ours."""
+        v = random_vector(self._hessian, torch.Generator().manual_seed(0))
+        product = self._hessian.matvec(v / norm(v))
+        size = norm(product)
+        if not size:
+            return 0.0
+        back = torch.dot((v / norm(v)).double(), self._hessian.matvec(product / size).double()).item()
+        return abs(back - size) / size
 
     def trace(self, *, num_matvecs: int, seed: int) -> TraceEstimate:
         """Hutchinson's estimate of the trace, by ``num_matvecs`` vectors of random signs."""
@@ -128,11 +159,13 @@ class PyHessianEngine:
         # PyHessian would stop once the mean of its samples settles, which biases the mean. No change is below −∞.
         with self._contained(seed):
             samples = [float(value) for value in self._peer.trace(maxIter=num_matvecs, tol=-math.inf)]
-        return TraceEstimate(
-            value=statistics.fmean(samples),
-            standard_error=statistics.stdev(samples) / math.sqrt(len(samples)),
+        return trace_estimate(
+            0.0,
+            samples,
             matvecs=self._products - before,
             seconds=time.perf_counter() - began,
+            symmetric=is_symmetric(self._asymmetry, 1.0, self._hessian.dtype),
+            asymmetry=self._asymmetry,
         )
 
     @contextlib.contextmanager

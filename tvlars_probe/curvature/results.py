@@ -61,7 +61,10 @@ class Eigenvalues:
         criterion: what counted as the error, "residual" or "kato-temple".
         matvecs: products with the operator, for all values together.
         seconds: wall-clock time.
+        symmetric: whether the products were those of a symmetric operator, to rounding; if not, nothing has converged.
+        asymmetry: largest |⟨u, A v⟩ − ⟨A u, v⟩| found, as a share of the largest eigenvalue found.
         vectors: unit eigenvectors as rows, in the order of ``values`` (a torch tensor); None unless asked for.
+        combined: with the vectors, w and A w (torch tensors): w is their sum and a random vector of norm √n.
     """
 
     values: tuple[Eigenvalue, ...]
@@ -69,7 +72,10 @@ class Eigenvalues:
     criterion: str
     matvecs: int
     seconds: float
+    symmetric: bool = True
+    asymmetry: float = 0.0
     vectors: Any = None
+    combined: Any = None
 
     def __getitem__(self, rank: int) -> Eigenvalue:
         for value in self.values:
@@ -95,14 +101,22 @@ class TraceEstimate:
     Attributes:
         value: the estimate.
         standard_error: of the estimate; 0 if it is exact.
+        low: lower end of the 95 % interval, by Student's distribution: few samples need more than 1.96 errors.
+        high: its upper end.
         matvecs: products with the operator.
         seconds: wall-clock time.
+        symmetric: whether the products were those of a symmetric operator, to rounding.
+        asymmetry: largest |⟨u, A v⟩ − ⟨A u, v⟩| found, as a share of the size of A on the vectors.
     """
 
     value: float
     standard_error: float
+    low: float
+    high: float
     matvecs: int
     seconds: float
+    symmetric: bool = True
+    asymmetry: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +128,16 @@ class Density:
         weights: shares of the nodes; they sum to 1.
         grid: values of λ at which the smoothed density is given.
         density: the density on the grid; each node is spread to a Gaussian of standard deviation ``sigma``.
-        standard_error: of the density on the grid, from the spread over probes; NaN with one probe, 0 if it is exact.
+        standard_error: of the density on the grid, by the random vectors and the quadrature; 0 if it is exact.
+        low: lower end of the 95 % interval of the density on the grid; the quadrature's error is part of it.
+        high: its upper end.
         sigma: width of the smoothing, in units of λ.
         matvecs: products with the operator.
         probes: number of random vectors; 0 if the eigenvalues of the matrix itself were computed.
         seconds: wall-clock time.
+        symmetric: whether the products were those of a symmetric operator, to rounding.
+        asymmetry: largest |⟨u, A v⟩ − ⟨A u, v⟩| found, as a share of the largest node.
+        check: outcome of the check of the products; see `tvlars_probe.curvature.doubts`.
     """
 
     nodes: Floats
@@ -126,10 +145,15 @@ class Density:
     grid: Floats
     density: Floats
     standard_error: Floats
+    low: Floats
+    high: Floats
     sigma: float
     matvecs: int
     probes: int
     seconds: float
+    symmetric: bool = True
+    asymmetry: float = 0.0
+    check: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +194,11 @@ class Measurement:
     value: float
     error: float | None
     error_kind: str | None = None
+    low: float | None = None
+    high: float | None = None
     tol: float | None = None
     converged: bool | None = None
+    check: str | None = None
     matvecs: int | None = None
     samples: int
     sample_id: str | None = None
@@ -201,6 +228,7 @@ class Sharpness:
         layer_densities: spectral densities of layers' blocks, by operator and layer.
         vectors: top eigenvector of the whole model, by operator (a torch tensor on the model's device).
         left_out: names of parameters that are frozen or on which the loss doesn't depend.
+        notes: sentences on products that can't be trusted, with the remedy.
     """
 
     samples: int
@@ -212,6 +240,7 @@ class Sharpness:
     layer_densities: Mapping[tuple[str, str], Density] = field(default_factory=dict)
     vectors: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def top(self) -> float:

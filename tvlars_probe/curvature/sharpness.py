@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from tvlars_probe.curvature.measuring import Measures, measure
+from tvlars_probe.curvature.measures import Measures
+from tvlars_probe.curvature.measuring import measure
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.wrappers import unwrap
 

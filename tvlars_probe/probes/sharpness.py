@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from tvlars_probe.collectives import Ranks
-from tvlars_probe.curvature.measuring import Measures, measure
+from tvlars_probe.curvature.measures import Measures
+from tvlars_probe.curvature.measuring import measure
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.probes.cadence import cadence
@@ -134,8 +135,6 @@ class SharpnessProbe:
                 replace(self._measures, operators=operators),
                 rates=rates,
                 sample_id=self._sample_id,
-                # By the number of measurements, not the step: so one in `COLD` is cold at any cadence.
-                starts=self._vectors if self._count % COLD else None,
             )
         except NonFiniteLossError:
             return {}  # a run that diverges has its finding, and a probe doesn't end it

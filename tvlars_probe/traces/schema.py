@@ -236,6 +236,11 @@ _SAMPLE = (
     Column("engine", "name", "name", "lanczos or pyhessian"),
 )
 
+_CHECK = (
+    "of the products: agrees (forward over reverse gives the same, to rounding), differs, asymmetric, or not "
+    "cross-checked, with the custom autograd functions in the loss's graph; null where there was no check"
+)
+
 CURVATURE = Table(
     "curvature",
     "one row per figure; in training for the state before the step, after it for the state of a checkpoint",
@@ -255,8 +260,17 @@ CURVATURE = Table(
             "name",
             "residual (an eigenvalue lies within it), kato-temple (residual²/gap, an estimate), or standard-error",
         ),
+        Column("low", "float64", "1", "of a trace: lower end of its 95 % interval, by Student's distribution"),
+        Column("high", "float64", "1", "of a trace: upper end of it"),
         Column("tol", "float64", "1", "relative error asked for"),
-        Column("converged", "bool", "1", "whether the error reached it"),
+        Column(
+            "converged",
+            "bool",
+            "1",
+            "whether the error reached it, and no check of the products speaks against it; false for a trace whose "
+            "products aren't symmetric",
+        ),
+        Column("check", "name", "name", _CHECK),
         Column("matvecs", "int64", "1", "products with the operator that the measurement of this scope took"),
         *_SAMPLE,
         Column("epsilon", "float64", "1", "epsilon_sharpness: size of the box"),
@@ -278,7 +292,10 @@ SPECTRUM = Table(
         *_OPERATOR,
         Column("grid", "float64", "1", "eigenvalue λ", required=True),
         Column("density", "float64", "1", "share of eigenvalues per unit of λ, smoothed"),
-        Column("error", "float64", "1", "standard error over the random vectors"),
+        Column("error", "float64", "1", "standard error, by the random vectors and the quadrature"),
+        Column("low", "float64", "1", "lower end of the 95 % interval of the density"),
+        Column("high", "float64", "1", "upper end of it"),
+        Column("check", "name", "name", _CHECK),
         Column("sigma", "float64", "1", "width of the smoothing"),
         *_SAMPLE,
     ),

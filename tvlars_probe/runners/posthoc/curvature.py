@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tvlars_probe.curvature.measuring import Measures, measure
+from tvlars_probe.curvature.measures import Measures
+from tvlars_probe.curvature.measuring import measure
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.readers.rates import applied_rates

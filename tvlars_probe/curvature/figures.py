@@ -1,0 +1,263 @@
+"""The figures of one state of a model: each estimator is called, checked, and put into rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.curvature import doubts
+from tvlars_probe.curvature.cross_check import cross_checked
+from tvlars_probe.curvature.density import spectral_density
+from tvlars_probe.curvature.epsilon import DIMENSIONS, EPSILONS, epsilon_sharpness
+from tvlars_probe.curvature.hutchpp import hutchpp
+from tvlars_probe.curvature.lanczos import lanczos
+from tvlars_probe.curvature.operators import HessianOperator, ScaledOperator
+from tvlars_probe.curvature.results import EpsilonSharpness, Measurement
+from tvlars_probe.curvature.scaling import norm_of, scaled
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from tvlars_probe.curvature.measures import Measures
+    from tvlars_probe.curvature.objective import Objective
+    from tvlars_probe.curvature.results import Density, Eigenvalues, TraceEstimate
+    from tvlars_probe.curvature.scaling import Rates
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """An operator on some parameters, and where its rows say it is.
+
+    Attributes:
+        kind: name of the operator.
+        scope: "all", or a layer.
+        scope_kind: "all" or "layer".
+        hessian: the Hessian with respect to the parameters.
+        operator: the operator made of it.
+        peer: PyHessian's engine, or None for ours.
+        further: other columns of the rows.
+    """
+
+    kind: str
+    scope: str
+    scope_kind: str
+    hessian: HessianOperator
+    operator: HessianOperator | ScaledOperator
+    peer: Any
+    further: dict[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is of the whole model."""
+        return self.scope_kind == "all"
+
+    @property
+    def title(self) -> str:
+        """A name for progress and notes."""
+        return f"{self.kind} operator, {self.scope}"
+
+    def rebuilt(self, product: Any) -> Any:
+        """The operator made of another product with the Hessian."""
+        return self.operator.over(product) if isinstance(self.operator, ScaledOperator) else product
+
+
+@dataclass
+class Figures:
+    """Measures one state, and collects the rows."""
+
+    objective: Objective
+    measures: Measures
+    rates: Rates | None
+    loss: float
+    sample_id: str | None
+    report: Callable[[str], None]
+    rows: list[Measurement] = field(default_factory=list)
+    densities: dict[str, Density] = field(default_factory=dict)
+    layer_densities: dict[tuple[str, str], Density] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def operator(
+        self, kind: str, scope: str, scope_kind: str, parameters: Mapping[str, Tensor], *, whole: bool
+    ) -> None:
+        """Measure one operator on some parameters: on the ``whole`` model, or on the block of a layer."""
+        # S is zero on a tensor of zeros: its rows of S H S would only add eigenvalues of 0.
+        if kind == "relative":
+            parameters = {name: p for name, p in parameters.items() if norm_of(p).item() > 0}
+            if not parameters:
+                return  # all weights are zero, and the operator with them
+        try:
+            hessian = HessianOperator(self.objective, parameters)
+        except UserError:
+            if whole:
+                raise
+            return  # a layer that the loss doesn't depend on
+        self.left_out = hessian.left_out if whole else self.left_out
+        of_rates = {"rate_step": self.rates.step, "limit": self.rates.limit} if self.rates else {}
+        subject = _Subject(
+            kind=kind,
+            scope=scope,
+            scope_kind=scope_kind,
+            hessian=hessian,
+            operator=scaled(kind, hessian, self.rates),
+            peer=self._peer(hessian),
+            further=of_rates if kind == "effective" else {},
+        )
+        if self.measures.top + self.measures.bottom:
+            self._eigenvalues(subject)
+        if self.measures.trace:
+            self._trace(subject)
+        if self.measures.density:
+            self._density(subject)
+
+    def _peer(self, hessian: HessianOperator) -> Any:
+        if self.measures.engine == "lanczos":
+            return None
+        # Here, because PyHessian is needed only by those who ask for it.
+        from tvlars_probe.curvature.pyhessian_engine import PyHessianEngine
+
+        return PyHessianEngine(self.objective, hessian)
+
+    def _eigenvalues(self, subject: _Subject) -> None:
+        found = self._by_peer(subject) if subject.peer is not None else self._by_lanczos(subject)
+        # The whole model's eigenvector; a view would keep the others.
+        if subject.is_whole and self.measures.top and subject.peer is None:
+            self.vectors[subject.kind] = found.vectors[0].clone()
+        found, check = self._checked(found, subject)
+        for one in found.values:
+            about = {"rank": one.rank, "tol": found.tol, "converged": one.converged, "error_kind": found.criterion}
+            self._add("eigenvalue", found, one.value, one.error, subject, check=check, **about)
+
+    def _by_peer(self, subject: _Subject) -> Eigenvalues:
+        m = self.measures
+        if m.top > subject.hessian.size:
+            raise UserError(f"{m.top} eigenvalues of an operator with {subject.hessian.size}: ask for fewer")
+        self.report(f"{subject.title}: eigenvalues by PyHessian")
+        return subject.peer.eigenvalues(top=m.top, tol=m.tol, seed=m.seed)  # type: ignore[no-any-return]
+
+    def _by_lanczos(self, subject: _Subject) -> Eigenvalues:
+        m, top, bottom = self.measures, self.measures.top, self.measures.bottom
+        if not subject.is_whole:  # a small layer may have fewer than asked for
+            top = min(top, subject.hessian.size)
+            bottom = min(bottom, subject.hessian.size - top)
+
+        def tell(made: int, excess: float) -> None:
+            error = f", error {excess:.1e} of its limit" if math.isfinite(excess) else ""
+            self.report(f"{subject.title}: product {made}{error}")
+
+        return lanczos(
+            subject.operator,
+            top=top,
+            bottom=bottom,
+            tol=m.tol,
+            criterion=m.criterion,
+            seed=m.seed,
+            max_matvecs=m.max_matvecs,
+            vectors=True,
+            report=tell,
+        )
+
+    def _checked(self, found: Eigenvalues, subject: _Subject) -> tuple[Eigenvalues, str]:
+        """The eigenvalues after the check of their products, and its outcome."""
+        if not found.symmetric:
+            self._note_asymmetry(found.asymmetry, subject)
+            return found, doubts.ASYMMETRIC
+        self.report(f"{subject.title}: cross-check")
+        found, check = cross_checked(found, subject.rebuilt, hessian=subject.hessian, loss=self.loss)
+        if check == doubts.DIFFERS:
+            self._note(subject, doubts.of_disagreement(subject.hessian.custom_functions, subject.title))
+        return found, check
+
+    def _trace(self, subject: _Subject) -> None:
+        self.report(f"{subject.title}: trace")
+        how: dict[str, Any] = {"num_matvecs": self.measures.trace_matvecs, "seed": self.measures.seed}
+        found: TraceEstimate = subject.peer.trace(**how) if subject.peer else hutchpp(subject.operator, **how)
+        about: dict[str, Any] = {"error_kind": "standard-error", "low": found.low, "high": found.high}
+        if not found.symmetric:
+            about |= {"converged": False}
+        self._add(
+            "trace", found, found.value, found.standard_error, subject, check=self._outcome(found, subject), **about
+        )
+
+    def _density(self, subject: _Subject) -> None:
+        m = self.measures
+        found = spectral_density(
+            subject.operator,
+            probes=m.density_probes,
+            steps=m.density_steps,
+            seed=m.seed,
+            report=lambda made, total: self.report(f"{subject.title}: density, product {made} of {total}"),
+        )
+        found = dataclasses.replace(found, check=self._outcome(found, subject))
+        if subject.is_whole:
+            self.densities[subject.kind] = found
+        else:
+            self.layer_densities[subject.kind, subject.scope] = found
+
+    def _outcome(self, found: TraceEstimate | Density, subject: _Subject) -> str | None:
+        """What is known of the products of an estimate without eigenvectors: whether they are symmetric."""
+        if not found.symmetric:
+            self._note_asymmetry(found.asymmetry, subject)
+            return doubts.ASYMMETRIC
+        functions = subject.hessian.custom_functions
+        return doubts.unchecked(functions) if functions else None
+
+    def _note_asymmetry(self, share: float, subject: _Subject) -> None:
+        self._note(subject, doubts.of_asymmetry(self.objective.model, share, subject.title))
+
+    def _note(self, subject: _Subject, text: str) -> None:
+        """Keep one sentence on an operator: each of its estimates would give it again."""
+        self.notes.setdefault(subject.title, text)
+
+    def epsilon(self, parameters: Mapping[str, Tensor]) -> None:
+        """Measure ε-sharpness in the whole space and in a random subspace, for both sizes of the box."""
+        # A model with no more parameters than the subspace has dimensions is searched once, as a whole.
+        size = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        for dimensions in (None, DIMENSIONS) if size > DIMENSIONS else (None,):
+            for epsilon in EPSILONS:
+                space = "the whole space" if dimensions is None else f"{dimensions} dimensions"
+                self.report(f"epsilon-sharpness {epsilon:g} in {space}")
+                found = epsilon_sharpness(
+                    self.objective, parameters, epsilon=epsilon, dimensions=dimensions, seed=self.measures.seed
+                )
+                self._add(
+                    "epsilon_sharpness", found, found.value, None, None, epsilon=epsilon, dimensions=found.dimensions
+                )
+
+    def _add(
+        self,
+        measure: str,
+        found: Eigenvalues | TraceEstimate | EpsilonSharpness,
+        value: float,
+        error: float | None,
+        subject: _Subject | None,
+        **further: Any,
+    ) -> None:
+        where: dict[str, Any] = {"operator": "none"}
+        if subject is not None:
+            where = {"operator": subject.kind, "scope": subject.scope, "scope_kind": subject.scope_kind}
+            where |= subject.further
+        dtype = next(self.objective.model.parameters()).dtype
+        row = Measurement(
+            measure=measure,
+            value=value,
+            error=error,
+            matvecs=found.evaluations if isinstance(found, EpsilonSharpness) else found.matvecs,
+            seconds=found.seconds,
+            samples=self.objective.samples,
+            sample_id=self.sample_id,
+            loss=self.loss,
+            bn_mode=self.objective.bn_mode,
+            seed=self.measures.seed,
+            precision=str(dtype).removeprefix("torch."),
+            engine=self.measures.engine,
+            **where,
+            **further,
+        )
+        self.rows.append(row)

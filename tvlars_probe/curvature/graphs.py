@@ -1,0 +1,51 @@
+"""What autograd's graphs hold: bytes that they keep alive, and functions that torch didn't write."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+
+def custom_functions(loss: Tensor) -> tuple[str, ...]:
+    """The names of the `torch.autograd.Function`s in the graph of ``loss``, each once."""
+    names: dict[str, None] = {}
+    seen: set[object] = set()
+    ahead: list[Any] = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ahead += [following for following, _ in node.next_functions]
+        if isinstance(node, BackwardCFunction):
+            names[type(node).__name__.removesuffix("Backward")] = None
+    return tuple(names)
+
+
+class SavedBytes:
+    """Counts the memory that a graph built inside keeps alive; storages that several nodes share count once."""
+
+    def __init__(self) -> None:
+        # By address, which is a storage's own while the graph keeps it alive. The hooks look, and change nothing.
+        self._storages: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+
+    def __enter__(self) -> Self:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.__exit__(*exception)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    @property
+    def bytes(self) -> int:
+        """Number of bytes so far."""
+        return sum(self._storages.values())

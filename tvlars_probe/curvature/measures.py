@@ -1,0 +1,81 @@
+"""What a measurement of curvature is to compute. This module needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvlars_probe.curvature.results import ENGINES, OPERATORS
+from tvlars_probe.errors import UserError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What to compute.
+
+    Attributes:
+        operators: among "hessian", "effective" and "relative"; see `tvlars_probe.curvature.scaling`.
+        top: number of eigenvalues from the top of the spectrum.
+        bottom: number of eigenvalues from the bottom.
+        trace: whether to estimate the trace.
+        density: whether to estimate the spectral density.
+        epsilon: whether to search for Keskar's ε-sharpness. It belongs to the loss, not to an operator, and is measured
+            once.
+        per_layer: whether to measure eigenvalues, trace and density also of each layer's diagonal block.
+        engine: "lanczos" or "pyhessian"; the latter computes top eigenvalues and trace of the raw Hessian only.
+        tol: relative error of eigenvalues.
+        criterion: what counts as their error; see `tvlars_probe.curvature.lanczos`.
+        max_matvecs: products after which an eigenvalue is given up.
+        trace_matvecs: products spent on a trace.
+        density_probes: number of random vectors of a density; None chooses it by the operator's size.
+        density_steps: Lanczos steps from each random vector of a density.
+        seed: of everything random.
+
+    Raises:
+        UserError: a setting outside its range, or nothing to measure.
+    """
+
+    operators: tuple[str, ...] = ("hessian",)
+    top: int = 1
+    bottom: int = 0
+    trace: bool = False
+    density: bool = False
+    epsilon: bool = False
+    per_layer: bool = False
+    engine: str = "lanczos"
+    tol: float = 1e-3
+    criterion: str = "residual"
+    max_matvecs: int = 1000
+    trace_matvecs: int = 45
+    density_probes: int | None = None
+    density_steps: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for operator in self.operators:
+            if operator not in OPERATORS:
+                raise unknown("operator", operator, OPERATORS)
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if not self.tol > 0:
+            raise UserError(f"tolerance {self.tol} is too small (allowed: above 0)")
+        if self.top < 0 or self.bottom < 0:
+            raise UserError(f"{min(self.top, self.bottom)} eigenvalues can't be computed (allowed: 0 or more)")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed} is no seed (allowed: 0 or more)")
+        if not (self.top or self.bottom or self.trace or self.density or self.epsilon):
+            raise UserError("nothing to measure: ask for eigenvalues (top, bottom), trace, density or epsilon")
+        least = {"max_matvecs": 1, "density_steps": 1, "density_probes": 1, "trace_matvecs": 6}
+        for name, allowed in least.items():
+            value = getattr(self, name)
+            if value is not None and value < allowed:
+                raise UserError(f"{name.replace('_', '-')} {value} is too few (allowed: {allowed} or more)")
+        if self.engine == "pyhessian":
+            self._check_pyhessian()
+
+    def _check_pyhessian(self) -> None:
+        if self.density:
+            raise UserError("PyHessian's density needs torch.eig, which torch no longer has: use --engine lanczos")
+        if self.operators != ("hessian",) or self.bottom:
+            raise UserError(
+                "PyHessian computes the top eigenvalues and the trace of the raw Hessian: use --engine lanczos"
+            )
