@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from tests.curvature.zoo import ZOO, fingerprint, member
 from tvlars_probe.collectives import Ranks
+from tvlars_probe.data.images import TensorImages
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.runners.evaluation import Precision, evaluate
 
@@ -35,6 +40,21 @@ def test_modes_and_statistics_are_put_back() -> None:
     evaluate(model, images, Ranks(CPU), Precision("float32", CPU))
     assert [m.training for m in model.modules()] == [True, True, False, True, True]
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_evaluating_changes_nothing(name: str) -> None:
+    """Nor does an evaluation that ends midway."""
+    inside, data = member(name)
+    model = nn.Sequential(nn.Flatten(), inside)
+    x, y = (torch.cat(tensors) for tensors in zip(*data, strict=True))
+    images = TensorImages(x[:, None, None], y, 1.0, (0.0,), (1.0,))
+    before = fingerprint(model, data)
+    evaluate(model, images, Ranks(CPU), Precision("float32", CPU))
+    assert fingerprint(model, data) == before
+    with pytest.raises(IndexError):
+        evaluate(model, dataclasses.replace(images, labels=y + 5), Ranks(CPU), Precision("float32", CPU))
+    assert fingerprint(model, data) == before
 
 
 def test_top_5_needs_five_classes() -> None:

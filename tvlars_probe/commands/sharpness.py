@@ -53,8 +53,8 @@ _LIST = click.Choice
         "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
 @option("--nproc", section="Devices", type=int, show_default="1", help="Ranks on the CPU.")
 @option("--threads", section="Devices", type=int, show_default="cores / ranks", help="torch threads per rank.")
-@option("--model", section="Run", help="package.module:function giving (model, loss_fn, (inputs, targets)) for a run "
-        "that train did not make; called with the run's config.")  # fmt: skip
+@option("--model", section="Run", help="package.module:function giving (model, loss_fn, (inputs, targets)), or weights "
+        "as a fourth value, for a run that train did not make; called with the run's config.")  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 @click.pass_context
 def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **values: Any) -> None:

@@ -103,10 +103,12 @@ def epsilon_sharpness(
         report: called with the highest loss so far.
 
     Raises:
-        UserError: epsilon is not positive.
+        UserError: epsilon is not positive; no parameter may move.
     """
     if not epsilon > 0:
         raise UserError(f"epsilon {epsilon} is no size of a box (allowed: above 0)")
+    if not any(p.requires_grad for p in parameters.values()):
+        raise UserError("no parameter is chosen that requires a gradient")
     began = time.perf_counter()
     with objective.held():
         shifted = _ShiftedLoss(objective, parameters)

@@ -4,76 +4,160 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tvlars_probe.collectives import Ranks
+from tvlars_probe.curvature import additivity
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
+from tvlars_probe.curvature.batches import as_batches
+from tvlars_probe.curvature.embeddings import rescale_rows
+from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    Batch = tuple[Tensor, ...]
+    from tvlars_probe.curvature.batches import Batch, Data
+
     Compute = Callable[[nn.Module, Batch], Tensor]
+    Weights = Callable[[Batch], float | Tensor]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Supervised:
+    """What `supervised` returns; its loss is known, as that may be a module."""
+
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return self.loss_fn(model(inputs), targets)
 
 
 def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     """Return the function that computes ``loss_fn(model(inputs), targets)`` of a batch (inputs, targets)."""
-
-    def compute(model: nn.Module, batch: Batch) -> Tensor:
-        inputs, targets = batch
-        return loss_fn(model(inputs), targets)
-
-    return compute
+    return _Supervised(loss_fn)
 
 
 class Objective:
-    """f(w) = (1/N) Σ_s ℓ_s(w) over N samples, in batches of any size, over the ranks that hold them.
+    """f(w) = Σ_b n_b·ℓ_b(w) / Σ_b n_b over batches b, those of all ranks that hold the sample.
 
-    Inside `held` BatchNorm is in the mode asked for, and dropout, stochastic depth and hooks on the parameters'
-    gradients are off. Afterwards modes, buffers, gradients, hooks and random generators are what they were.
+    ℓ_b is the loss of a batch, n_b its weight: by default its number of samples, so that f is the mean over samples
+    where ℓ_b is the mean over the batch's. The weights are the model's own; rows of embeddings with ``max_norm`` are
+    first rescaled, as by a forward pass, and then held (`tvlars_probe.curvature.embeddings`).
+
+    Inside `held` BatchNorm is in the mode asked for, and dropout, stochastic depth and hooks on gradients are off.
+    Afterwards all that `tvlars_probe.curvature.preserving` names is what it was. Where there are several batches, the
+    first `held` tests that f doesn't depend on how the sample is cut into them, at the price of three forward passes
+    over the sample (`tvlars_probe.curvature.additivity`).
 
     Args:
         model: the model itself, not a DDP wrapper.
-        compute: the mean loss of a batch as a function of model and batch, for instance `supervised`.
-        batches: this rank's part of the sample. A batch is a tuple of tensors whose first dimension counts samples.
+        compute: the loss of a batch as a function of model and batch, for instance `supervised`.
+        data: this rank's part of the sample, a batch or several. A batch is a tuple of tensors whose first dimension
+            counts samples; of `supervised` it is a pair.
         bn_mode: mode of BatchNorm; see `tvlars_probe.curvature.batch_norm`.
         shards: the ranks that hold the sample; by default this process alone.
+        weights: n_b as a function of the batch, a number >= 0 that is a sum over the batch's samples.
+        is_sum_over_samples: False for a loss that joins the samples, of all ranks where there are several. It takes
+            each rank's part as one batch, and isn't tested.
 
     Raises:
-        UserError: a rank has no samples; an unknown mode; or train-mode BatchNorm and several batches on this rank.
+        UserError: data of another form; a rank has no samples, or only such as weigh nothing; an unknown mode; several
+            batches on a rank where the loss or train-mode BatchNorm joins all samples.
     """
 
     def __init__(
         self,
         model: nn.Module,
         compute: Compute,
-        batches: Sequence[Batch],
+        data: Data,
         *,
         bn_mode: str = "eval",
         shards: Ranks | None = None,
+        weights: Weights | None = None,
+        is_sum_over_samples: bool = True,
     ) -> None:
         check_bn_mode(bn_mode)
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
-        self.batches = list(batches)
         self.shards = shards or Ranks()
-        mine = sum(len(batch[0]) for batch in self.batches)
+        self._weigh, self._is_sum = weights, is_sum_over_samples
+        if not any(True for _ in model.parameters()):
+            raise UserError("the model has no parameters")
+        given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, _Supervised)))
+        self._sample = [batch for batch in given if len(batch[0])]
+        found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self._sample])
+        # What weighs nothing is no part of f; its loss may be NaN, as the mean over no targets is.
+        self.batches = [batch for batch, weight in zip(self._sample, found, strict=True) if weight]
+        self.weights = [weight for weight in found if weight]
+        mine = sum(len(batch[0]) for batch in self._sample)
         # Every rank learns of another's empty share, and all raise: none is left waiting in a later collective.
-        counts = self.shards.sum(torch.tensor([mine, int(mine == 0)], device=self.device))
-        self.samples, idle = (int(count) for count in counts.tolist())
+        counts = torch.tensor([mine, len(self.batches), int(not self.batches)], device=self.device)
+        self.samples, self._pieces, idle = (int(count) for count in self.shards.sum(counts).tolist())
         if idle:
-            raise UserError(f"the sample is too small: {self.samples} samples over {self.shards.world_size} rank(s)")
-        if bn_mode == "train" and len(self.batches) > 1 and batch_norms(model):
+            reason = "" if weights is None else ", or weights= gives 0 for all that one of them has"
+            raise UserError(
+                f"the sample is too small: {self.samples} samples over {self.shards.world_size} rank(s){reason}"
+            )
+        total = torch.tensor([sum(self.weights)], dtype=accumulation_dtype(self.device), device=self.device)
+        self.total_weight = self.shards.sum(total).item()
+        self._on_all_ranks(self._refuse_pieces_of_a_whole)
+        self._holds, self._is_tested, self._writes_to_inputs = 0, False, True
+
+    def _on_all_ranks(self, work: Callable[[], T]) -> T:
+        """Do work in which ranks don't wait for one another; where it raises on one of them, all raise."""
+        if self.shards.world_size == 1:
+            return work()
+        error: Exception | None = None
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+        severity = 0 if error is None else 1 + isinstance(error, UserError)
+        worst = self.shards.agree([severity])[0]
+        if error is not None and severity == worst:
+            raise error
+        if worst:
+            kind: type[Exception] = UserError if worst > 1 else RuntimeError
+            raise kind("another rank can't compute the loss of its part of the sample: see its error") from error
+        return result
+
+    def _weight_of(self, batch: Batch) -> float:
+        """n_b of a batch.
+
+        Raises:
+            UserError: it is no number of 0 or more.
+        """
+        if self._weigh is None:
+            return float(len(batch[0]))
+        given: Any = self._weigh(batch)
+        is_number = isinstance(given, Real) or (isinstance(given, Tensor) and given.numel() == 1 and given.isreal())
+        if not is_number:
+            shape = f" of shape {tuple(given.shape)}" if isinstance(given, Tensor) else ""
+            raise UserError(f"weights= gives a {type(given).__name__}{shape} for a batch: it must give one number")
+        value = float(given)
+        if not 0 <= value < math.inf:
+            raise UserError(f"weights= gives {value:g} for a batch (allowed: 0 or more, and finite)")
+        return value
+
+    def _refuse_pieces_of_a_whole(self) -> None:
+        if len(self._sample) > 1 and not self._is_sum:
+            raise UserError(f"the loss joins all samples, which must be one batch (got {len(self._sample)})")
+        if len(self._sample) > 1 and self.bn_mode == "train" and batch_norms(self.model):
             raise UserError(
                 f"BatchNorm in train mode takes statistics over the whole sample, which must be one batch "
-                f"(got {len(self.batches)}): give it whole, or use mode 'frozen-batch' or 'eval'"
+                f"(got {len(self._sample)}): give it whole, or use mode 'frozen-batch' or 'eval'"
             )
-        self._holds = 0
 
     @property
     def device(self) -> torch.device:
@@ -90,35 +174,103 @@ class Objective:
         """Put the model into the state in which it is probed; everything is put back, also after an exception.
 
         Inside another `held` of the same objective it does nothing.
+
+        Raises:
+            UserError: the loss isn't a mean over samples, or not by the weights given.
         """
         if self._holds:
             yield
             return
+        if not self._is_tested:
+            with torch.inference_mode(False):  # parts of the sample are made there
+                self._test()
+            self._is_tested = True
+        with self._hold(self.bn_mode):
+            yield
+
+    @contextlib.contextmanager
+    def _hold(self, bn_mode: str) -> Iterator[None]:
+        """`held`, with BatchNorm in a mode of its own."""
+        # A loss may be a module, too, with a mode and buffers that are part of f.
+        others = (self.compute, getattr(self.compute, "loss_fn", None))
+        modules = [self.model, *(other for other in others if isinstance(other, nn.Module))]
         self._holds += 1
-        devices = [self.device] if self.device.type == "cuda" else []
         try:
             with (
-                torch.random.fork_rng(devices=devices),
                 # The caller may train in bfloat16, where a Hessian keeps two digits, or evaluate without gradients.
                 torch.autocast(self.device.type, enabled=False),
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 sdpa_kernel(SDPBackend.MATH),  # the fused kernels of attention can't be differentiated twice
-                _restored(self.model),
-                _plain(self.model),
+                preserved(*modules),
             ):
-                # Running statistics differ from rank to rank. The first rank's go into the copies that _restored made.
+                for root in modules:
+                    _make_plain(root)
+                # Running statistics differ from rank to rank. The first rank's go into the copies that we work on.
                 self.shards.broadcast(self.model.buffers())
-                self.model.eval()
-                with batch_norm_mode(self.model, self.bn_mode, self.shards, self._forward):
+                rescale_rows(self.model, self.shards, self._forward_by_batches)
+                with batch_norm_mode(self.model, bn_mode, self.shards, self._forward):
                     yield
         finally:
             self._holds -= 1
 
+    def _forward_by_batches(self) -> None:
+        """Pass all of this rank's sample through the model."""
+        for batch in self._sample:
+            self.loss_of(batch)
+
     def _forward(self) -> None:
         """Pass all of this rank's sample through the model at once, as statistics of the sample need it."""
-        if self.batches:
-            self.compute(self.model, tuple(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
+        self.loss_of(tuple(torch.cat(tensors) for tensors in zip(*self._sample, strict=True)))
+
+    def _test(self) -> None:
+        """Refuse a loss that would depend on how the sample is cut into batches.
+
+        Raises:
+            UserError: it does.
+        """
+        if self._pieces < 2 or not self._is_sum:
+            return
+        mixture = self._on_all_ranks(lambda: additivity.mixture(self.batches))
+        # Some of the first rank's samples join the others': ranks are compared with one another, too.
+        sent = self.shards.from_first([[t.cpu() for t in part] for part in mixture])
+        guest = [] if self.shards.is_first else [tuple(t.to(self.device) for t in part) for part in sent]
+        chains = self._on_all_ranks(lambda: [[*mixture, *guest], additivity.whole(self.batches)])
+        test = additivity.Additivity(
+            chains=chains,
+            loss_of=self.loss_of,
+            weight_of=self._weight_of,
+            types={p.dtype for p in self.model.parameters()},
+            is_weighted=self._weigh is not None,
+        )
+        # A mode in which a sample's loss doesn't depend on the others.
+        mode = "frozen-batch" if self.bn_mode == "train" else self.bn_mode
+        for point in additivity.POINTS:
+            with self._hold(mode), torch.no_grad():
+                additivity.move(self.model.parameters(), point)
+                is_enough = self._on_all_ranks(partial(test.passes_at, point))
+            if not self.shards.any(not is_enough):
+                return
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """ℓ of a batch, 0-dim. Use it inside `held`.
+
+        Raises:
+            UserError: the loss isn't one real number in a tensor.
+        """
+        # A model that works in place on its inputs would change the sample from pass to pass.
+        given = tuple(t.clone() for t in batch) if self._writes_to_inputs else batch
+        versions = [t._version for t in given]
+        loss: Any = self.compute(self.model, given)
+        self._writes_to_inputs = self._writes_to_inputs and [t._version for t in given] != versions
+        if not isinstance(loss, Tensor):
+            raise UserError(f"the loss is a {type(loss).__name__}: it must be a tensor, with its graph")
+        if loss.numel() != 1:
+            shape = tuple(loss.shape)
+            raise UserError(f"the loss has the shape {shape}, and must be one number: use reduction='mean'")
+        if not loss.is_floating_point():
+            raise UserError(f"the loss is of type {loss.dtype}: it must be a real floating-point number")
+        return loss if loss.ndim == 0 else loss.reshape(())
 
     def term(self, index: int, batch: Batch | None = None) -> Tensor:
         """Batch ``index``'s share of f, 0-dim; the shares of all ranks' batches sum to f(w). Use it inside `held`.
@@ -128,62 +280,47 @@ class Objective:
             batch: its tensors in another type, to be used instead.
         """
         batch = self.batches[index] if batch is None else batch
-        return self.compute(self.model, batch) * (len(batch[0]) / self.samples)
+        return self.loss_of(batch) * (self.weights[index] / self.total_weight)
 
     def loss(self) -> float:
         """f(w), on every rank.
 
         Raises:
             NonFiniteLossError: f(w) isn't finite.
+            UserError: f has no graph that leads to a parameter.
         """
         total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
-        with self.held(), torch.no_grad():
+        is_cut_off = False
+        with self.held():
             for index in range(len(self.batches)):
-                total += self.term(index).to(total)
+                with torch.set_grad_enabled(index == 0):
+                    term = self.term(index)
+                is_cut_off |= index == 0 and not term.requires_grad
+                total += term.detach().to(total)
+            is_cut_off &= any(p.requires_grad for p in self.model.parameters())
+            if self.shards.any(is_cut_off):
+                raise UserError(
+                    "the loss depends on no parameter that requires a gradient, or is cut off from them (by detach(), "
+                    "item() or no_grad())"
+                )
         value = self.shards.sum(total).item()
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the model's loss on the sample is {value}: there is no curvature to compute")
         return value
 
 
-@contextlib.contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """Take off hooks on the parameters' gradients, and compiled forwards.
+def _make_plain(root: nn.Module) -> None:
+    """Put all modules into evaluation mode, and take off hooks on gradients, and compiled forwards; for good.
 
     A hook changes the gradient, and would change the Hessian. Compiled forwards can't be differentiated twice.
     """
-    hooks = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
-    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
-    try:
-        for p, _ in hooks:
-            p._backward_hooks = None
-        for module, _ in compiled:
+    for p in root.parameters():
+        p._backward_hooks = None
+        if p._post_accumulate_grad_hooks:
+            p._post_accumulate_grad_hooks.clear()
+    for module in root.modules():
+        module.training = False  # not by eval(), in which a class of its own may do more
+        if not isinstance(module, torch.jit.ScriptModule):
+            module._backward_hooks.clear()
+            module._backward_pre_hooks.clear()
             module._compiled_call_impl = None
-        yield
-    finally:
-        for p, kept in hooks:
-            p._backward_hooks = kept
-        for module, call in compiled:
-            module._compiled_call_impl = call
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Put back modes, buffers and gradients at the end; inside, the model has copies of its buffers."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers: list[tuple[dict[str, Any], str, Tensor | None]] = [
-        (module._buffers, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
-    ]
-    # The very tensors are put back, not copies of their values: DDP, for one, holds gradients as views of its buckets.
-    gradients = [(p, p.grad) for p in model.parameters()]
-    try:
-        for home, name, buffer in buffers:
-            home[name] = None if buffer is None else buffer.clone()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for home, name, buffer in buffers:
-            home[name] = buffer
-        for p, gradient in gradients:
-            p.grad = gradient

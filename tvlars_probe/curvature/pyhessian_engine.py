@@ -40,8 +40,7 @@ class _Loss(nn.Module):
         self._objective, self._chosen = [objective], parameters
 
     def forward(self, batch: Any) -> Tensor:
-        objective = self._objective[0]
-        return objective.compute(objective.model, batch)
+        return self._objective[0].loss_of(batch)
 
     def parameters(self, recurse: bool = True) -> Any:
         return iter(self._chosen)
@@ -54,13 +53,19 @@ class _Loss(nn.Module):
 
 
 class _Batch(tuple[Tensor, ...]):
-    """A batch with the two methods that PyHessian calls on its inputs: `to` a device, and `size`, to weight batches."""
+    """A batch with the two methods that PyHessian calls on its inputs: `to` a device, and `size`, to weight batches.
+
+    Attributes:
+        weight: what the batch counts.
+    """
+
+    weight: float
 
     def to(self, device: Any) -> _Batch:
         return self
 
-    def size(self, dim: int) -> int:
-        return self[0].size(dim)
+    def size(self, dim: int) -> float:
+        return self.weight
 
 
 class _Pair(NamedTuple):
@@ -90,6 +95,8 @@ class PyHessianEngine:
 
         # As inputs and targets both: the "model" computes the loss from the inputs, and the "criterion" passes it on.
         batches = [(_Batch(batch), _Batch(batch)) for batch in objective.batches]
+        for (inputs, _), weight in zip(batches, objective.weights, strict=True):
+            inputs.weight = weight
         self._hessian, self._products = hessian, 0
         self._peer = pyhessian(
             _Loss(objective, hessian.parameters), lambda loss, _: loss, dataloader=batches, cuda=False
@@ -179,7 +186,11 @@ class PyHessianEngine:
             UserError: the loss can't be differentiated twice with respect to these parameters.
         """
         default = torch.get_default_dtype()
-        torch.manual_seed(seed)
+        # Not by torch.manual_seed, which seeds the generators of all devices: only those of our own are put back.
+        torch.default_generator.manual_seed(seed)
+        if (device := self._peer.device).type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
         torch.set_default_dtype(self._hessian.dtype)
         try:
             with warnings.catch_warnings():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from tvlars_probe.curvature.measures import Measures
 from tvlars_probe.curvature.measuring import measure
 from tvlars_probe.curvature.objective import Objective, supervised
@@ -14,7 +12,10 @@ from tvlars_probe.wrappers import unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from torch import Tensor, nn
+
     from tvlars_probe.collectives import Ranks
+    from tvlars_probe.curvature.objective import Weights
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.scaling import Rates
 
@@ -30,33 +31,37 @@ def sharpness(
     parameters: Callable[[str], bool] | None = None,
     rates: Rates | None = None,
     shards: Ranks | None = None,
+    weights: Weights | None = None,
     report: Report = lambda _: None,
     **measures: Any,
 ) -> Sharpness:
     """Measure the curvature of a model's loss on some data.
 
-    The model is left as it was: parameters, buffers, gradients, modes, random generators.
+    What is measured is f = Σ n·loss / Σ n over the batches of ``data``, n being the weight of a batch: its number of
+    samples, or what ``weights`` says. Of one batch f is the loss itself, whatever kind it is. Where there are several,
+    it is first tested that f doesn't depend on how they are cut, at the price of three forward passes over the data.
+
+    The model is left as it was, bit for bit; `tvlars_probe.curvature.preserving` lists what that includes.
 
     Args:
         model: any model, on any device, with or without wrappers by DDP or `torch.compile`.
         loss_fn: mean loss of ``model(inputs)`` and ``targets``, such as `torch.nn.CrossEntropyLoss`.
-        data: a pair (inputs, targets), or batches of such pairs, each weighted by its number of samples.
+        data: a pair (inputs, targets), or batches that are such pairs.
         bn_mode: "eval", "train" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
         parameters: tells by a parameter's name whether it takes part; by default all that require a gradient do.
         rates: the optimizer's, for the effective operator; see `tvlars_probe.applied_rates`.
         shards: ranks that each hold a part of the data; ``Ranks.of_process_group()`` under DDP.
+        weights: n of a batch (inputs, targets), for losses that are means over something else than samples:
+            ``lambda batch: class_weights[batch[1]].sum()``, or ``lambda batch: (batch[1] != -100).sum()``.
         report: called with a line about what is being computed.
         **measures: fields of `Measures`: ``operators``, ``top``, ``trace``, ``density``, ``per_layer``, ``tol``, ...
 
     Raises:
-        UserError: something can't be measured as asked.
+        UserError: something can't be measured as asked; the loss isn't a mean over samples, or not by ``weights``.
         NonFiniteLossError: the loss, or a product with the Hessian, isn't finite.
     """
     model = unwrap(model)
-    # A list of two tensors is what data loaders yield for a pair; a tuple of two pairs holds no tensor directly.
-    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    batches: list[tuple[Tensor, ...]] = [tuple(data)] if is_pair else list(data)  # type: ignore[arg-type]
-    objective = Objective(model, supervised(loss_fn), batches, bn_mode=bn_mode, shards=shards)
+    objective = Objective(model, supervised(loss_fn), data, bn_mode=bn_mode, shards=shards, weights=weights)
     chosen = {name: p for name, p in model.named_parameters() if parameters is None or parameters(name)}
     if isinstance(operator := measures.get("operators"), str):
         measures["operators"] = (operator,)

@@ -14,8 +14,6 @@ import uuid
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.measures import Measures
 from tvlars_probe.curvature.measuring import measure
@@ -28,7 +26,9 @@ from tvlars_probe.wrappers import unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tvlars_probe.curvature.objective import Compute
+    from torch import Tensor, nn
+
+    from tvlars_probe.curvature.objective import Compute, Weights
     from tvlars_probe.curvature.results import Measurement
     from tvlars_probe.curvature.scaling import Rates
 
@@ -46,7 +46,8 @@ class SharpnessProbe:
     Args:
         model: the model that is trained; wrappers are taken off.
         loss_fn: mean loss of ``model(inputs)`` and ``targets``.
-        data: a pair (inputs, targets), or batches of them; under DDP each rank's own part of the sample.
+        data: a pair (inputs, targets), or batches of them; under DDP each rank's own part of the sample. In several
+            batches, the loss is tested at the first measurement: see `tvlars_probe.sharpness`.
         every: n, to measure before updates 0, n, 2n, ..., or "log" (each of the first ten, then ten in each decade).
         operators: among "hessian", "effective" and "relative".
         bn_mode: "train", "eval" or "frozen-batch".
@@ -57,9 +58,12 @@ class SharpnessProbe:
         sample_id: names the sample in the trace.
         compute: mean loss of a batch, in place of ``loss_fn`` (pass None) for models with another signature.
         shards: the ranks that hold the sample; by default all ranks of the process group.
+        weights: what a batch counts, by default its number of samples; see `tvlars_probe.sharpness`.
+        is_sum_over_samples: False for a loss that joins the samples, of all ranks where there are several, as that of
+            Barlow Twins does. It takes each rank's part as one batch, and isn't tested.
 
     Raises:
-        UserError: a setting outside its range.
+        UserError: a setting outside its range; no loss; data of another form.
     """
 
     def __init__(
@@ -77,20 +81,26 @@ class SharpnessProbe:
         sample_id: str | None = None,
         compute: Compute | None = None,
         shards: Ranks | None = None,
+        weights: Weights | None = None,
+        is_sum_over_samples: bool = True,
     ) -> None:
         if budget is not None and not 0 < budget <= 1:
             raise UserError(f"a probe's budget of {budget:g} is no share of the run (allowed: above 0, at most 1)")
         if compute is None:
-            assert loss_fn is not None, "give loss_fn or compute"
+            if loss_fn is None:
+                raise UserError("a probe of no loss: give loss_fn, or compute=")
             compute = supervised(loss_fn)
         self._cadence = cadence(every)
         self._measures = Measures(operators=tuple(operators), tol=tol, seed=seed)
         self._model = unwrap(model)
-        # A pair is a tuple of tensors; a tuple of batches is one of tuples.
-        is_pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
-        batches: list[tuple[Tensor, ...]] = [data] if is_pair else list(data)  # type: ignore[list-item, arg-type]
         self._objective = Objective(
-            self._model, compute, batches, bn_mode=bn_mode, shards=shards or Ranks.of_process_group()
+            self._model,
+            compute,
+            data,
+            bn_mode=bn_mode,
+            shards=shards or Ranks.of_process_group(),
+            weights=weights,
+            is_sum_over_samples=is_sum_over_samples,
         )
         self._budget, self._sample_id = budget, sample_id
         self._vectors: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.data.batches import in_order
 from tvlars_probe.reductions import accumulation_dtype
 
@@ -140,7 +141,7 @@ def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: TensorImages, ranks: Ranks, precision: Precision) -> Scores:
-    """Scores of ``model`` in evaluation mode; afterwards its modes are what they were.
+    """Scores of ``model`` in evaluation mode; afterwards it is what it was, bit for bit.
 
     Every rank calls it, evaluates its share of the images, and gets the scores over all of them.
 
@@ -150,17 +151,12 @@ def evaluate(model: nn.Module, images: TensorImages, ranks: Ranks, precision: Pr
         ranks: this process among the others.
         precision: how the model computes.
     """
-    # Each module's own mode: some may be in evaluation mode while others train.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     tally = Tally(ranks.device)
-    try:
+    with preserved(model):
+        model.eval()
         for piece in in_order(len(images), PIECE, ranks.rank, ranks.world_size):
             x, y = images.batch(torch.as_tensor(piece, device=ranks.device), precision.dtype)
             with precision.context():
                 logits = model(x)
             tally.add(logits, y, loss_sum(logits, y))
-    finally:
-        for module, training in modes:
-            module.training = training
     return tally.scores(ranks)

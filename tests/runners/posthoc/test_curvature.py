@@ -110,6 +110,47 @@ def test_a_strangers_run_names_its_model(
     )
 
 
+WEIGHTED = """
+import torch
+from torch import nn
+
+def build(config, *weights):
+    torch.manual_seed(0)
+    counts = torch.tensor([1.0, 5.0, 20.0])
+    data = torch.randn(600, 4), torch.arange(600) % 3
+    return nn.Linear(4, 3), nn.CrossEntropyLoss(weight=counts), data, *weights
+
+def by_weights(config):
+    return build(config, lambda batch: torch.tensor([1.0, 5.0, 20.0])[batch[1]].sum())
+
+def by_a_number(config):
+    return build(config, 1.0)
+"""
+
+
+def test_a_strangers_function_may_say_what_a_batch_counts(
+    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 600 samples are measured in pieces, the loss of which is a mean by class weights."""
+    (tmp_path / "weighted_module.py").write_text(WEIGHTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    with tvlars_probe.record(torch.nn.Linear(4, 3), torch.optim.SGD([torch.ones(1)], 0.1), tmp_path / "mine"):
+        pass
+    import weighted_module
+
+    model, loss, data = weighted_module.build({})
+    exact = tvlars_probe.sharpness(model, loss, data, tol=1e-6).top
+    for further in ((), ("--precision", "float64")):
+        found = cli("sharpness", "mine", "--model", "weighted_module:by_weights", "--json", "--tol", 1e-4, *further)
+        assert found.code == 0, found.err
+        assert json.loads(found.out)[0]["value"] == pytest.approx(exact, rel=1e-3)
+    refused = cli("sharpness", "mine", "--model", "weighted_module:build")
+    assert refused.code == 2
+    assert "isn't the mean over its samples" in refused.err
+    assert "a fourth value" in refused.err
+    assert "with what a batch counts" in cli("sharpness", "mine", "--model", "weighted_module:by_a_number").err
+
+
 def test_the_sample_is_the_same_for_every_seed_of_training(tmp_path: Path, cli: Callable[..., Any]) -> None:
     ids = set()
     for seed in (0, 1):

@@ -205,6 +205,7 @@ class Training:
             budget=asked.share,
             tol=asked.tol,
             sample_id=sample.sample_id,
+            is_sum_over_samples=phase.is_sum_over_samples,
         )
         return [probe]
 

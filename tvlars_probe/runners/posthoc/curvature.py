@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tvlars_probe.curvature.measures import Measures
 from tvlars_probe.curvature.measuring import measure
@@ -177,7 +178,14 @@ def _measure(
     # Batch statistics, and a loss that joins all samples, need the sample in one batch.
     whole = mode == "train" or not phase.is_sum_over_samples
     batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=phase.probe_batch)
-    objective = Objective(state.model, phase.probe_loss, batches, bn_mode=mode, shards=ranks)
+    objective = Objective(
+        state.model,
+        phase.probe_loss,
+        batches,
+        bn_mode=mode,
+        shards=ranks,
+        is_sum_over_samples=phase.is_sum_over_samples,
+    )
     rates = None
     if "effective" in job.measures.operators and state.step:
         # By the checkpoint's lr × trust_ratio: the schedule has moved the optimizer's lr on since that update.
@@ -197,7 +205,7 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
     """What was measured of a run from another loop, with the model, loss and data that the user's function gives."""
     manifest = Manifest.load(job.run)
     assert job.model is not None
-    model, loss_fn, (inputs, targets) = made_by(job.model, manifest.config)
+    model, loss_fn, (inputs, targets), weights = made_by(job.model, manifest.config)
     if "effective" in job.measures.operators:
         raise UserError(
             "--operator effective needs the optimizer's rates, which --model doesn't give: call tvlars_probe.sharpness("
@@ -207,6 +215,8 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
         raise UserError(f"--samples {job.samples}: there are {len(inputs):,} (allowed: 1 to {len(inputs)})")
     dtype, count = DTYPES[job.precision], job.samples or len(inputs)
     model.to(ranks.device, dtype)
+    if isinstance(loss_fn, nn.Module):
+        loss_fn.to(ranks.device, dtype)  # class weights must have the type of the model's outputs
     whole = tuple(
         part[:count].to(ranks.device, dtype if part.is_floating_point() else part.dtype) for part in (inputs, targets)
     )
@@ -217,7 +227,7 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
     for mode in job.bn_modes:
         size = count if mode == "train" else PIECE  # batch statistics need the sample in one batch
         batches = list(zip(*(part.split(size) for part in whole), strict=True))
-        objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode)
+        objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode, weights=weights)
         for engine in job.engines:
             chosen = dict(model.named_parameters())
             sharpness = measure(objective, chosen, replace(job.measures, engine=engine), report=say)

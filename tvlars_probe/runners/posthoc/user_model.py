@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from tvlars_probe.errors import UserError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+Weights = Callable[[tuple[Tensor, ...]], float | Tensor]
 
 
-def made_by(target: str, config: dict[str, Any]) -> tuple[nn.Module, LossFunction, tuple[Tensor, Tensor]]:
+def made_by(
+    target: str, config: dict[str, Any]
+) -> tuple[nn.Module, LossFunction, tuple[Tensor, Tensor], Weights | None]:
     """Call a user's function with the run's configuration.
 
     Args:
@@ -23,7 +26,8 @@ def made_by(target: str, config: dict[str, Any]) -> tuple[nn.Module, LossFunctio
         config: the configuration in the manifest.
 
     Returns:
-        the model, the loss function of (outputs, targets), and the data (inputs, targets).
+        the model, the loss function of (outputs, targets), the data (inputs, targets), and what a batch counts, or None
+        for its number of samples: the function may leave it out.
 
     Raises:
         UserError: there is no such function, it fails, or it returns something else.
@@ -34,10 +38,14 @@ def made_by(target: str, config: dict[str, Any]) -> tuple[nn.Module, LossFunctio
         raise
     except Exception as error:
         raise UserError(f"--model {target} failed: {type(error).__name__}: {error}") from error
-    is_right = isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module)
+    is_right = isinstance(made, tuple) and len(made) in (3, 4) and isinstance(made[0], nn.Module)
+    is_right = is_right and all(callable(function) for function in (made[1], *made[3:]))
     if is_right and isinstance(made[2], tuple | list) and [isinstance(x, Tensor) for x in made[2]] == [True] * 2:
-        return made[0], made[1], (made[2][0], made[2][1])
-    raise UserError(f"--model {target} must return (model, loss_fn, (inputs, targets)), got {type(made).__name__}")
+        return made[0], made[1], (made[2][0], made[2][1]), made[3] if len(made) == 4 else None
+    raise UserError(
+        f"--model {target} must return (model, loss_fn, (inputs, targets)) or, with what a batch counts, (model, "
+        f"loss_fn, (inputs, targets), weights), got {type(made).__name__}"
+    )
 
 
 def _import_function(target: str) -> Any:
