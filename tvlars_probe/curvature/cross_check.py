@@ -84,6 +84,8 @@ class ForwardOverReverse:
         own = [*objective.model.parameters(), *objective.model.buffers()]
         if {id(p) for p in hessian.parameters} - {id(t) for t in own}:
             raise NotCheckedError("a parameter isn't the model's own")
+        if any(isinstance(module, torch.jit.ScriptModule) for module in objective.model.modules()):
+            raise NotCheckedError("the tensors of a scripted module can't be exchanged")
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         # The first product makes torch compile its own formulas, by a function that it calls deprecated.
         with warnings.catch_warnings(), forward_ad.dual_level():
