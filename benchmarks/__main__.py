@@ -28,6 +28,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "commands": (),
     "training": (),
     "curvature": ("--rounds", "2"),
+    "draws": ("--orders", "300"),
     "suite": (),
 }
 

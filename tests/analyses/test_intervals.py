@@ -12,7 +12,10 @@ def test_the_mean_has_students_interval() -> None:
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     mean = Mean.of([*values, float("nan")])
     assert (mean.value - mean.half_width, mean.value + mean.half_width) == pytest.approx((low, high))
+    assert mean.standard_error == pytest.approx(stats.sem(values))
     assert np.isnan(Mean.of([1.0]).half_width)
+    assert np.isnan(Mean.of([1.0]).standard_error)
+    assert np.isnan(Mean.of([]).standard_error)
 
 
 def test_rank_correlation_is_spearmans_also_with_ties() -> None:

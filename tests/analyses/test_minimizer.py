@@ -85,6 +85,47 @@ def test_batch_norm_modes_are_never_joined() -> None:
     assert other.curves["value"].tolist() == [500.0]
 
 
+def draws_of(operator: str, values: Any, spread: float) -> pd.DataFrame:
+    """Two draws whose mean is ``values``."""
+    each = [
+        rows(operator, np.asarray(values) + side * spread).assign(draw=draw, sample_id=f"s{draw}")
+        for draw, side in enumerate((-1, 1))
+    ]
+    return pd.concat(each).sort_values("step", kind="stable")
+
+
+def test_over_draws_a_curve_is_their_mean_with_its_standard_error() -> None:
+    result = analysed(draws_of("hessian", PEAK, 0.1), draws_of("relative", PEAK, 0.2))
+    assert result.verdict.answer == "escaped"
+    assert result.verdict.reason.endswith(", mean of 2 samples of 64.")
+    assert result.on == "mean of 2 samples of 64"
+    hessian = result.curves[result.curves["operator"] == "hessian"]
+    assert hessian["value"].tolist() == pytest.approx(PEAK.tolist())
+    assert hessian["standard_error"].tolist() == pytest.approx([0.1] * 11)  # of two values it is half their distance
+    assert result.summary["measurements"].tolist() == [11, 11]
+
+
+def test_what_is_said_is_said_of_this_sample_where_no_draws_were_made() -> None:
+    result = analysed(rows("hessian", HELD), rows("relative", HELD))
+    assert result.verdict.reason.endswith(", on this sample of 64.")
+    other = analysed(rows("hessian", PEAK), rows("relative", HELD, samples=32))
+    assert other.verdict.reason.endswith(", hessian on this sample of 64, relative on this sample of 32.")
+    assert analysed(rows("hessian", [], steps=[])).on == ""
+
+
+def test_a_later_figure_on_another_sample_does_not_end_the_curve() -> None:
+    late = rows("hessian", [1e6], steps=[110], samples=1000)
+    result = analysed(rows("hessian", PEAK), rows("relative", PEAK), late)
+    assert result.summary.set_index("operator").loc["hessian", "end"] == pytest.approx(np.median(PEAK[-3:]))
+    (left,) = result.samples[~result.samples["is_curve"]].to_dict("records")
+    assert (left["samples"], left["last_step"], left["value"]) == (1000, 110, 1e6)
+
+
+def test_sharpness_of_data_that_belongs_to_no_part_is_a_curve_too() -> None:
+    result = analysed(rows("hessian", PEAK, split=None), rows("relative", PEAK, split=None))
+    assert (result.verdict.answer, result.split) == ("escaped", "given")
+
+
 def test_the_line_of_escape_is_a_parameter() -> None:
     frames = [rows("hessian", HELD), rows("relative", HELD)]
     assert analysed(*frames, rule=SharpnessRule(escaped=0.95)).verdict.answer == "escaped"
@@ -152,6 +193,8 @@ def test_runs_measured_in_another_batch_norm_mode_or_on_other_data_are_left_out_
         (analysed(rows("hessian", PEAK * 1e6, bn_mode="eval"), name="evaluated"), epochs),
         (analysed(rows("hessian", PEAK * 1e6, split="test"), name="tested"), epochs),
     ]
+    sized = (analysed(rows("hessian", PEAK * 1e6, samples=1000), name="sized"), epochs)
+    assert correlate([*made, sized]).left_out == ("sized (on this sample of 1,000)",)
     unmeasured = (analysed(rows("hessian", [], steps=[]), name="unmeasured"), epochs)
     asked = (analysed(rows("hessian", PEAK), bn_mode="eval", name="asked"), epochs)
     assert correlate([asked, strange[0]]).runs["run"].tolist() == ["asked", "evaluated"]

@@ -23,6 +23,12 @@ def test_the_contract_of_layers() -> None:
     assert {c.type for c in TABLES["layers"].columns[3:]} == {"float32"}
 
 
+def test_only_columns_that_may_be_null_are_told_to_be_later_additions() -> None:
+    later = {(table.name, c.name) for table in TABLES.values() for c in table.columns if c.later}
+    assert {("curvature", "draw"), ("spectrum", "draw")} <= later
+    assert not any(TABLES[name][column].required for name, column in later)
+
+
 def test_an_unknown_table_lists_the_known() -> None:
     with pytest.raises(UserError, match=r"unknown table 'norms' \(known: layers, steps, epochs"):
         table("norms")

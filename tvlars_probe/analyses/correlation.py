@@ -41,7 +41,8 @@ class SharpnessCorrelation:
         verdict: on raw sharpness and the generalisation gap.
         bn_mode: BatchNorm mode of the sharpness, that of the first run with any; modes are never joined.
         split: part of the data that the loss is of, that of the same run.
-        left_out: runs measured in another BatchNorm mode or on other data, each with its mode and data.
+        on: what its curves were measured on, in words.
+        left_out: runs measured in another BatchNorm mode, on other data or on samples of another size, each with these.
         runs: a row per remaining run: sharpness at the end by measure (``end_...``), ``generalisation_gap``
             (train_eval_acc1 − test_acc1, in percentage points), ``test_error`` (100 − test_acc1, in percent).
         table: a row per measure and outcome: Spearman's ``rho``, its bootstrap interval and the number of runs.
@@ -50,6 +51,7 @@ class SharpnessCorrelation:
     verdict: Verdict
     bn_mode: str | None
     split: str | None
+    on: str
     left_out: tuple[str, ...]
     runs: pd.DataFrame
     table: pd.DataFrame
@@ -62,16 +64,25 @@ def correlate(
 
     Args:
         results: per run its analysis and its table ``epochs``, of which the last row with a test accuracy counts.
-            Runs measured in another BatchNorm mode than the first, or on other data, are left out.
+            Runs measured in another BatchNorm mode than the first, on other data, or on samples of another size are
+            left out: the mean sharpness over samples falls with their size.
         least_runs: with fewer runs the verdict is "can't tell".
         resamples: draws of the bootstrap.
         seed: seed of the bootstrap.
     """
     # A run without sharpness neither chooses the mode nor is left out: its row shows that it wasn't measured.
-    mode = next((_mode(m) for m, _ in results if _mode(m) is not None), None)
-    others = [m for m, _ in results if _mode(m) not in (None, mode)]
-    left_out = tuple(f"{m.facts.name} (BatchNorm mode {m.bn_mode} on {m.split} data)" for m in others)
-    runs = pd.DataFrame([_row(m, epochs) for m, epochs in results if _mode(m) in (None, mode)])
+    first = next((m for m, _ in results if _mode(m) is not None), None)
+    mode = None if first is None else _mode(first)
+    of_size = {} if first is None else _sizes(first)
+    kept = [pair for pair in results if _mode(pair[0]) in (None, mode) and not _unlike(_sizes(pair[0]), of_size)]
+    left_out = tuple(
+        f"{m.facts.name} (BatchNorm mode {m.bn_mode} on {m.split} data)"
+        if _mode(m) != mode
+        else f"{m.facts.name} ({m.on})"
+        for m, _ in results
+        if not any(m is one for one, _ in kept)
+    )
+    runs = pd.DataFrame([_row(m, epochs) for m, epochs in kept])
     measures = [name for name in runs.columns if name.startswith("end_")]
     rows = []
     for measure in measures:
@@ -95,12 +106,23 @@ def correlate(
         reason = f"{verdict.reason} Left out, measured otherwise: {len(left_out)} of {len(results)} runs, {named}."
         verdict = dataclasses.replace(verdict, reason=reason)
     bn_mode, split = mode or (None, None)
-    return SharpnessCorrelation(verdict, bn_mode, split, left_out, runs, table)
+    on = "" if first is None else first.on
+    return SharpnessCorrelation(verdict, bn_mode, split, on, left_out, runs, table)
 
 
 def _mode(m: Minimizer) -> tuple[str, str] | None:
     """BatchNorm mode and split of a run's sharpness; None where no sharpness is on record."""
     return None if m.bn_mode is None or m.split is None else (m.bn_mode, m.split)
+
+
+def _sizes(m: Minimizer) -> dict[str, int]:
+    """The size of the samples that each operator's curve was measured on, where it is told."""
+    told = m.samples[m.samples["is_curve"] & m.samples["samples"].notna()]
+    return dict(zip(told["operator"].astype(str), told["samples"].astype(int), strict=True))
+
+
+def _unlike(sizes: dict[str, int], others: dict[str, int]) -> bool:
+    return any(size != others.get(operator, size) for operator, size in sizes.items())
 
 
 def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
@@ -113,8 +135,9 @@ def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
     further = m.further[same]
     for (measure, operator), rows in further.groupby(["measure", "operator"], dropna=False) if len(further) else ():
         name = measure if operator in (None, "none", "hessian") else f"{measure}_{operator}"
-        # The last value, not a median over late steps: these are measured after training, at few checkpoints.
-        ends[f"end_{name}"] = rows.sort_values("step")["value"].iloc[-1]
+        # The last value, not a median over late steps: these are measured after training, at few checkpoints. Of one
+        # step it is the latest, which a stable order leaves last.
+        ends[f"end_{name}"] = rows.sort_values("step", kind="stable")["value"].iloc[-1]
     return {
         "run": m.facts.name,
         "optimizer": m.facts.optimizer,

@@ -18,6 +18,14 @@ EXPLOSIONS = {
 }  # fmt: skip
 """Headings of the table that `tvlars_probe.analyses.explosions.find_explosions` makes."""
 
+SAMPLES = {
+    "operator": "sharpness", "bn_mode": "BatchNorm", "split": "data", "engine": "engine", "samples": "samples",
+    "draws": "draws", "is_curve": "makes the curve", "steps": "steps", "repeated": "measured again",
+    "last_step": "last step", "value": "value there", "standard_error": "std. error of a mean", "low": "95 % from",
+    "high": "to", "deviation": "std. deviation of a draw",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.minimizer.Minimizer.samples`."""
+
 CORRELATION = {
     "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
     "runs": "runs", "too_few": "too few to say",

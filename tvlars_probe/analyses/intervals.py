@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over seeds.
+    """A mean over seeds, or over samples drawn from the data.
 
     Attributes:
         value: the mean; NaN where there is no value.
         half_width: half of Student's interval, 95 % by default; NaN with fewer than two values.
-        count: number of values.
+        count: number of values, n.
+        deviation: standard deviation of a single value, s, with n − 1 in its denominator; NaN with fewer than two.
     """
 
     value: float
     half_width: float
     count: int
+    deviation: float = math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean: s/√n; NaN with fewer than two values."""
+        return self.deviation / math.sqrt(self.count) if self.count else math.nan
 
     @classmethod
     def of(cls, values: Sequence[float], level: float = 0.95) -> Mean:
@@ -40,7 +47,7 @@ class Mean:
         if len(finite) < 2:
             return cls(finite[0] if finite else math.nan, math.nan, len(finite))
         half = float(stats.t.ppf((1 + level) / 2, len(finite) - 1) * stats.sem(finite))
-        return cls(float(np.mean(finite)), half, len(finite))
+        return cls(float(np.mean(finite)), half, len(finite), float(np.std(finite, ddof=1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ batches. It changes when a normalised layer is rescaled, although the function s
 which each tensor is scaled by its norm, doesn't change (cf. Dinh et al. 2017). The two together decide between trapped
 and escaped. *Effective* sharpness is that of the steps really taken. Beyond its limit the oscillation on a quadratic
 grows (Cohen et al. 2021, 2022). For mini-batch runs the limit is a reference line without a verdict.
+
+All of it is said of the sample that was measured on, or of the mean over several draws of that size (`draws`). A curve
+holds one of them (`one_sample`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses import draws, one_sample
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.errors import UserError
 
@@ -27,16 +31,30 @@ COLUMNS = (
     "measurement_id", "step", "phase", "measure", "operator", "scope", "scope_kind", "rank", "value", "error",
     "converged", "split", "bn_mode", "samples", "limit",
 )  # fmt: skip
-"""Columns of the table ``curvature`` that `analyse_minimizer` needs."""
+"""Columns of the table ``curvature`` that `analyse_minimizer` needs, beside those of `draws`."""
 
 SPECTRUM_COLUMNS = ("step", "phase", "operator", "scope", "grid", "density", "error", "split", "bn_mode")
-"""Columns of the table ``spectrum`` that `analyse_minimizer` needs."""
+"""Columns of the table ``spectrum`` that `analyse_minimizer` needs, beside those of `draws`."""
 
-BLOCK_COLUMNS = ("step", "operator", "scope", "scope_kind", "value", "error", "split", "bn_mode")
+CURVE_COLUMNS = (
+    "step", "operator", "value", "error", "converged", "limit", "samples", "draws", "standard_error", "low", "high",
+)  # fmt: skip
+"""Columns of `Minimizer.curves`."""
+
+BLOCK_COLUMNS = (
+    "step", "operator", "scope", "scope_kind", "value", "error", "split", "bn_mode", "samples", "draws",
+    "standard_error",
+)  # fmt: skip
 """Columns of `Minimizer.blocks`."""
 
-FURTHER_COLUMNS = ("step", "measure", "operator", "scope", "value", "error", "split", "bn_mode")
+FURTHER_COLUMNS = (
+    "step", "measure", "operator", "scope", "epsilon", "dimensions", "value", "error", "split", "bn_mode", "samples",
+    "draws", "standard_error",
+)  # fmt: skip
 """Columns of `Minimizer.further`."""
+
+GIVEN = "given"
+"""The split of figures on data that the function of ``--model`` gave: no part of the run's data."""
 
 DECIDING = ("hessian", "relative")
 """The operators whose curves decide between trapped and escaped."""
@@ -82,13 +100,16 @@ class Minimizer:
         split: part of the data that their loss is of; parts are never joined either.
         other_modes: the other pairs of BatchNorm mode and split on record, left out of curves and verdict.
         curves: a row per operator and step, of the whole model: ``value``, ``error``, ``converged``, ``limit``,
-            ``samples``.
-        summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps`` and
-            ``state``. A step from the peak on is trapped if it lies between two successive measurements of which both
-            are at least `SharpnessRule.escaped` times the peak.
+            ``samples``. Where draws were made the value is their mean, and ``draws``, ``standard_error``, ``low`` and
+            ``high`` are as `tvlars_probe.analyses.draws.over_draws` gives them. Each curve is of one sample.
+        samples: a row per operator and sample on record, in any mode, as
+            `tvlars_probe.analyses.one_sample.curves_of_one_sample` gives them.
+        summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps``,
+            ``state``, and ``on``, the words for its sample. A step from the peak on is trapped if it lies between two
+            successive measurements of which both are at least `SharpnessRule.escaped` times the peak.
         blocks: top eigenvalues of single layers and tensors, a row per step and block; like the two below, in any mode.
         further: traces and epsilon-sharpness.
-        spectrum: the spectral densities.
+        spectrum: the spectral densities, the latest of a step, over draws their mean.
     """
 
     facts: RunFacts
@@ -97,10 +118,17 @@ class Minimizer:
     split: str | None
     other_modes: tuple[tuple[str, str], ...]
     curves: pd.DataFrame
+    samples: pd.DataFrame
     summary: pd.DataFrame
     blocks: pd.DataFrame
     further: pd.DataFrame
     spectrum: pd.DataFrame
+
+    @property
+    def on(self) -> str:
+        """What the curves were measured on, in words: "on this sample of 128", "mean of 10 samples of 128"."""
+        texts = dict(zip(self.summary["operator"], self.summary["on"], strict=True)) if len(self.summary) else {}
+        return _joined(texts)
 
 
 def analyse_minimizer(
@@ -114,41 +142,34 @@ def analyse_minimizer(
     """Tell whether a run is trapped in a sharp minimum.
 
     Args:
-        curvature: the columns `COLUMNS` of the table ``curvature``.
-        spectrum: the columns `SPECTRUM_COLUMNS` of the table ``spectrum``.
+        curvature: the columns `COLUMNS` of the table ``curvature``, and of those of `draws` what there is.
+        spectrum: the columns `SPECTRUM_COLUMNS` of the table ``spectrum``, likewise.
         facts: what the run's manifest tells.
         bn_mode: BatchNorm mode to read; by default the one with the most measured steps.
         rule: thresholds of the rule.
     """
     limits = rule or SharpnessRule()
-    curvature = _as_text(curvature)
-    mode, others = _choose_mode(curvature, bn_mode)
-    own = curvature[(curvature["bn_mode"] == mode[0]) & (curvature["split"] == mode[1])]
-    top = own[(own["measure"] == "eigenvalue") & (own["rank"] == 1)]
-    # A step may be measured again after training. Rows from training are read first, so that the later one stays.
-    whole = top[top["scope_kind"] == "all"].drop_duplicates(["operator", "step"], keep="last")
-    curves = whole[["step", "operator", "value", "error", "converged", "limit", "samples"]]
-    curves = curves.sort_values(["operator", "step"]).reset_index(drop=True)
+    figures, densities = draws.over_draws(curvature), draws.densities_over_draws(spectrum)
+    for rows in (figures, densities):
+        rows["split"] = rows["split"].astype(object).fillna(GIVEN)  # null in all rows is no column of strings
+    mode, others = _choose_mode(figures, bn_mode)
+    eigenvalues = figures[(figures["measure"] == "eigenvalue") & (figures["rank"] == 1)]
+    whole = eigenvalues["scope_kind"] == "all"
+    curves, samples = one_sample.curves_of_one_sample(eigenvalues[whole], mode)
     summary = pd.DataFrame([_summarise(str(name), group, limits) for name, group in curves.groupby("operator")])
-    eigenvalues = curvature[(curvature["measure"] == "eigenvalue") & (curvature["rank"] == 1)]
     return Minimizer(
         facts=facts,
         verdict=_verdict(summary, limits),
         bn_mode=mode[0],
         split=mode[1],
         other_modes=others,
-        curves=curves,
+        curves=curves[list(CURVE_COLUMNS)],
+        samples=samples,
         summary=summary,
-        blocks=eigenvalues.loc[eigenvalues["scope_kind"] != "all", list(BLOCK_COLUMNS)].reset_index(drop=True),
-        further=curvature.loc[curvature["measure"] != "eigenvalue", list(FURTHER_COLUMNS)].reset_index(drop=True),
-        spectrum=_as_text(spectrum)[list(SPECTRUM_COLUMNS)],
+        blocks=eigenvalues.loc[~whole, list(BLOCK_COLUMNS)].reset_index(drop=True),
+        further=figures.loc[figures["measure"] != "eigenvalue", list(FURTHER_COLUMNS)].reset_index(drop=True),
+        spectrum=densities[[*SPECTRUM_COLUMNS, "samples", "draws"]],
     )
-
-
-def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """Categorical columns as plain strings: groupby would make an empty group of a category without rows."""
-    categories = frame.select_dtypes("category").columns
-    return frame.astype(dict.fromkeys(categories, object))
 
 
 def _choose_mode(
@@ -191,8 +212,15 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
         "trapped_steps": int(held),
         "state": ("escaped" if share < rule.escaped else "trapped") if enough else CANT_TELL,
         "beyond_limit": float((value > limit).mean()) if np.isfinite(limit).any() else None,
-        "not_converged": int((curve["converged"] == False).sum()),  # noqa: E712 (null is neither)
+        "not_converged": int(curve["not_converged"].sum()),
+        "on": draws.sample_text(curve["samples"].iloc[-1], int(curve["draws"].iloc[-1])),
     }
+
+
+def _joined(texts: dict[str, str]) -> str:
+    """What operators were measured on, told once where it is the same for all."""
+    one = {*texts.values()}
+    return one.pop() if len(one) == 1 else ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def _verdict(summary: pd.DataFrame, rule: SharpnessRule) -> Verdict:
@@ -208,6 +236,7 @@ def _verdict(summary: pd.DataFrame, rule: SharpnessRule) -> Verdict:
         ):
             figures.append(Figure(f"{label}_{column}", None if row is None else float(row[column]), unit, meaning))
     states = {name: str(rows[name]["state"]) for name in DECIDING if name in rows}
+    on = _joined({name: str(rows[name]["on"]) for name in states})
     shares = ", ".join(f"{f.name.split('_')[0]} {f.text}" for f in figures if f.name.endswith("over_peak"))
     if not states:
         reason = "no sharpness is on record: train with --sharpness-every, or run tvlars-probe sharpness."
@@ -220,8 +249,8 @@ def _verdict(summary: pd.DataFrame, rule: SharpnessRule) -> Verdict:
     elif len({*states.values()}) == 1:
         answer = next(iter(states.values()))
         side = "below" if answer == "escaped" else "at or above"
-        reason = f"both sharpnesses end {side} {rule.escaped:g} of their early peak ({shares})."
+        reason = f"both sharpnesses end {side} {rule.escaped:g} of their early peak ({shares}), {on}."
         return Verdict(QUESTION, answer, reason, tuple(figures))
     else:
-        reason = f"raw and relative sharpness disagree (end over early peak: {shares})."
+        reason = f"raw and relative sharpness disagree (end over early peak: {shares}), {on}."
     return Verdict(QUESTION, CANT_TELL, reason, tuple(figures))

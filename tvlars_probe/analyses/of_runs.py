@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvlars_probe.analyses import draws
 from tvlars_probe.analyses.comparison import Comparison, compare, epoch_columns, run_row
 from tvlars_probe.analyses.correlation import EPOCH_COLUMNS, SharpnessCorrelation, correlate
 from tvlars_probe.analyses.landscape import COLUMNS as LANDSCAPE_COLUMNS
@@ -38,7 +39,8 @@ def last_accuracy(epochs: pd.DataFrame) -> float | None:
 
 def minimizer_of(source: Source, *, bn_mode: str | None = None, rule: SharpnessRule | None = None) -> Minimizer:
     """Trapped in a sharp minimum, or escaped?"""
-    curvature, spectrum = source.curvature(CURVATURE_COLUMNS), source.spectrum(SPECTRUM_COLUMNS)
+    curvature = source.curvature((*CURVATURE_COLUMNS, *draws.COLUMNS))
+    spectrum = source.spectrum((*SPECTRUM_COLUMNS, *draws.SPECTRUM_COLUMNS))
     return analyse_minimizer(curvature, spectrum, source.facts, bn_mode=bn_mode, rule=rule)
 
 

@@ -13,6 +13,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.draws import sample_text
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_BARS, inline, thinned
 from tvlars_probe.charts.curves import run_dash
@@ -48,7 +49,7 @@ def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
 
 
 def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
-    """Raw, relative and effective sharpness by step, in one panel each.
+    """Raw, relative and effective sharpness by step, in one panel each; means over draws with their 95 % intervals.
 
     Args:
         results: of one run or several, each with a curve. Runs measured in another BatchNorm mode than the first, or
@@ -64,6 +65,10 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
         alt.Tooltip("error:Q", title="residual", format=".2~g"),
         alt.Tooltip("converged:N"),
     ]
+    has_draws = bool((frame["draws"] > 1).any())
+    if has_draws:
+        tips += [alt.Tooltip("draws:Q"), *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("low", "high"))]
+        frame = _with_bars(frame)
     # The limit is a curve among the others, so that it shares their panel and scale; conditions give it its look.
     is_limit = "datum.line === 'limit'"
     scale = theme.optimizer_scale(frame["optimizer"])
@@ -79,8 +84,14 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     points = base.mark_point(filled=True).encode(
         tooltip=tips, size=alt.condition(is_limit, alt.value(0), alt.value(26))
     )
+    layers, on = [line, points], _on(frame)
+    if has_draws:
+        on += " (bars: 95 % of the mean)"
+        bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2)
+        layers.insert(1, bars.encode(y=alt.Y("bar:Q"), y2="high:Q"))
+    of = _subtitle(shown, on, left_out=_others(results, shown))
     return (
-        alt.layer(line, points, data=inline(frame))
+        alt.layer(*layers, data=inline(frame))
         # A top eigenvalue can be zero or below, where a logarithmic scale has no place.
         .transform_filter("datum.value > 0")
         .properties(width=theme.WIDTH, height=150)
@@ -93,7 +104,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
             )
         )
         .resolve_scale(y="independent")
-        .properties(title=theme.title(_seen(shown), _subtitle(shown, left_out=_others(results, shown))))
+        .properties(title=theme.title(_seen(shown), of))
     )
 
 
@@ -115,6 +126,7 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
             last = own[own["step"] == own["step"].max()].drop_duplicates("grid", keep="last").sort_values("grid")
             frames.append(_labelled(r, last))
     frame = _joined(thinned(frames, "density"))
+    on = _on(frame)
     # Away from the eigenvalues the Gaussian smoothing falls without end, and would fill a logarithmic axis.
     floor = float(frame["density"].max()) * 1e-8
     frame = frame[frame["density"] > floor]
@@ -147,7 +159,7 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
         )
         .properties(width=theme.WIDTH, height=240)
     )
-    heading = theme.title(seen, _subtitle(shown, mode, left_out=_others(results, shown)))
+    heading = theme.title(seen, _subtitle(shown, on, mode, left_out=_others(results, shown)))
     if len(operators) == 1:
         return chart.properties(title=heading)
     header = alt.Header(labelOrient="top", labelAnchor="start")
@@ -173,7 +185,7 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
     top = rows.iloc[0]
     order = rows["parameter"].tolist()
     seen = f"The sharpest block is {top['parameter']}, {theme.number(top['value'])} at step {top['step']:,}"
-    of = _subtitle([result], mode)
+    of = _subtitle([result], _on(every), mode)
     if len(rows) < len(every):
         of += f"; the sharpest {len(rows)} of {len(every):,} blocks"
     base = alt.Chart(inline(rows), title=theme.title(seen, of)).encode(
@@ -197,7 +209,26 @@ def _curves(r: Minimizer) -> Iterator[pd.DataFrame]:
         yield _labelled(r, curve.assign(line="sharpness"))
         limit = curve[curve["limit"].notna()]
         if len(limit):
-            yield _labelled(r, limit.assign(line="limit", value=limit["limit"], error=np.nan, converged=None))
+            nothing = dict.fromkeys(("error", "standard_error", "low", "high"), np.nan)
+            yield _labelled(r, limit.assign(line="limit", value=limit["limit"], converged=None, draws=1, **nothing))
+
+
+def _with_bars(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with ``bar``, the lower end of each interval's bar.
+
+    An interval from few draws may reach to zero or below, where a logarithmic scale has no place: its bar ends at the
+    lowest point of its panel.
+    """
+    ends = frame[["value", "low"]].where(frame[["value", "low"]] > 0)
+    lowest = ends.min(axis=1).groupby(frame["operator"]).transform("min")
+    return frame.assign(bar=frame["low"].where(~(frame["low"] <= 0), lowest))
+
+
+def _on(rows: pd.DataFrame) -> str:
+    """What the rows were measured on, each size of sample and number of draws once."""
+    told = rows[["samples", "draws"]].drop_duplicates()
+    texts = [sample_text(size, draws, "a") for size, draws in told.itertuples(index=False)]
+    return " and ".join(texts)
 
 
 def _labelled(r: Minimizer, frame: pd.DataFrame) -> pd.DataFrame:
@@ -230,14 +261,15 @@ def _others(results: Sequence[Minimizer], shown: Sequence[Minimizer]) -> list[st
 
 def _subtitle(
     results: Sequence[Minimizer],
+    on: str,
     mode: tuple[str | None, str | None] | None = None,
     left_out: Sequence[str] = (),
 ) -> str:
-    """Which runs are shown, on which data, in which BatchNorm mode (``mode``, or that of their curves)."""
+    """Which runs are shown, on which data and sample (``on``), in which BatchNorm mode (``mode``, or the curves')."""
     first = results[0]
     bn_mode, split = mode or (first.bn_mode, first.split)
     who = f"{first.facts.name}: {first.facts.method}" if len(results) == 1 else f"{len(results)} runs"
-    of = f"{who}; loss on {split} data, BatchNorm mode {bn_mode}"
+    of = f"{who}; loss on {split} data, {on}, BatchNorm mode {bn_mode}"
     if not left_out:
         return of
     names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.analyses.headings import CORRELATION
+from tvlars_probe.analyses.headings import CORRELATION, SAMPLES
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SUMMARY = {
     "operator": "sharpness", "measurements": "measured", "start": "start", "early_peak": "early peak",
     "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
-    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged",
+    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured",
 }  # fmt: skip
 """Headings of the table with a row per operator."""
 
@@ -74,22 +74,45 @@ def render(console: Console, result: Minimizer) -> None:
         console.print(f"Loss on {result.split} data, BatchNorm mode {result.bn_mode}")
     for mode, split in result.other_modes:
         console.print(f"Also on record, left out here: BatchNorm mode {mode} on {split} data")
+    _print_samples(console, result)
     if len(result.summary):
         console.print()
         shown = result.summary.rename(columns={"beyond_limit": "beyond_limit_share"})  # shown in percent
         console.print(table_of(shown, _SUMMARY))
     if len(result.further):
         console.print()
-        console.print(table_of(result.further))
+        told = result.further.dropna(axis="columns", how="all")  # few measures have a standard error, or a box
+        console.print(table_of(told))
+
+
+def _print_samples(console: Console, result: Minimizer) -> None:
+    """Say which samples the curves are of, which figure was taken where there are several, and what was left out."""
+    curves = result.samples[result.samples["is_curve"]]
+    if len(curves):
+        console.print(f"Sharpness: {result.on}")
+    if (curves["draws"] == 1).any():
+        console.print("How far other samples of that size differ tells tvlars-probe sharpness --draws")
+    if (result.samples["draws"] > 1).any():
+        console.print("A mean over samples of one size isn't the sharpness of all the data")
+    for row in curves[curves["repeated"] > 0].itertuples():
+        steps = f"{row.repeated} {'step' if row.repeated == 1 else 'steps'}"
+        console.print(f"Measured more than once: {row.operator} at {steps}, where the latest figure is taken")
+    if len(result.samples) > len(curves) or (curves["draws"] > 1).any():
+        # What is one value in all rows goes without saying.
+        alike = [name for name in ("bn_mode", "split", "engine") if result.samples[name].nunique() == 1]
+        shown = result.samples.dropna(axis="columns", how="all").drop(columns=alike)
+        console.print()
+        headings = {name: heading for name, heading in SAMPLES.items() if name in shown}
+        console.print(table_of(shown, headings, title="By sample; a curve is of one"))
 
 
 def render_runs(console: Console, over: SharpnessCorrelation) -> None:
     """Print the answer over several runs, and their figures."""
     print_verdict(console, over.verdict, title=f"{len(over.runs)} runs")
     if over.bn_mode is not None:
-        console.print(f"Loss on {over.split} data, BatchNorm mode {over.bn_mode}")
+        console.print(f"Loss on {over.split} data, BatchNorm mode {over.bn_mode}; sharpness {over.on}")
     for name in over.left_out:
-        console.print(f"Left out here, --bn-mode chooses: {name}", soft_wrap=True)
+        console.print(f"Left out here, measured otherwise (--bn-mode chooses a mode): {name}", soft_wrap=True)
     console.print()
     console.print(table_of(over.runs))
     if len(over.table):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +36,10 @@ _LIST = click.Choice
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
 @option("--split", section="Loss", type=_LIST(SPLITS), default="train", help="Part of the data.")
-@option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
+@option("--samples", section="Loss", type=int, show_default="1000, or as many as there are", help=
+        "Samples of it, in each draw.")  # fmt: skip
+@option("--draws", section="Loss", type=int, show_default="one sample", help=
+        "Measure on so many disjoint samples; tells mean and standard error over samples of that size.")  # fmt: skip
 @option("--bn", "bn_mode", section="Loss", type=_LIST(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip
 @option("--precision", section="Loss", type=_LIST(("float32", "float64")), default="float32", help="Of the model.")
@@ -72,7 +74,8 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
     spectrum = open_run(run).frame("spectrum")
     spectrum = spectrum[spectrum["measurement_id"].astype(str) == name]
     if as_json:
-        click.echo(json.dumps(_records(rows) + [{"measure": "density", **row} for row in _records(spectrum)], indent=1))
+        densities = [{"measure": "density", **row} for row in _records(spectrum)]
+        click.echo(json.dumps([*_records(rows), *densities, *_means(rows)], indent=1))
         return
     if len(rows):
         render(rows)
@@ -100,8 +103,39 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     plain = rows.astype({str(name): str for name in rows.columns if rows[name].dtype == "category"})
     plain = plain.assign(created_at=[made.isoformat() for made in rows["created_at"]])
     return [
-        {str(name): None if _is_null(value) or value == "nan" else value for name, value in row.items()}
-        for row in plain.to_dict("records")
+        {str(name): _json_value(str(name), value) for name, value in row.items()} for row in plain.to_dict("records")
+    ]
+
+
+def _json_value(name: str, value: Any) -> Any:
+    if _is_null(value) or value == "nan":
+        return None
+    return int(value) if name == "draw" else value  # among nulls pandas has whole numbers as floats
+
+
+_OF_MEANS = (
+    "step", "phase", "measurement_id", "operator", "scope", "scope_kind", "rank", "value", "standard_error", "low",
+    "high", "deviation", "draws", "error", "not_converged", "samples", "loss", "split", "bn_mode", "engine",
+    "precision", "epsilon", "dimensions", "limit",
+)  # fmt: skip
+"""What JSON tells of a mean over draws."""
+
+
+def _means(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The means over draws, as JSON has them; none where there is one sample.
+
+    Their ``measure`` is "mean_over_draws", so that whoever picks eigenvalues out of the list gets those of the draws;
+    ``of`` is what was measured.
+    """
+    if rows["draw"].isna().all():
+        return []
+    from tvlars_probe.analyses.draws import over_draws
+    from tvlars_probe.analyses.verdict import plain
+
+    records: list[dict[str, Any]] = plain(over_draws(rows))
+    return [
+        {"measure": "mean_over_draws", "of": row["measure"], **{name: row[name] for name in _OF_MEANS}}
+        for row in records
     ]
 
 
@@ -128,11 +162,14 @@ def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
         bn_modes=BN_MODES if audit else (values["bn_mode"],),
         engines=ENGINES if audit else (values["engine"],),
         place=PlaceConfig(devices=values["devices"], nproc=values["nproc"], threads=values["threads"]),
-        **{name: values[name] for name in ("checkpoint", "split", "samples", "precision", "model")},
+        **{name: values[name] for name in ("checkpoint", "split", "samples", "draws", "precision", "model")},
     )
 
 
-_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+_Cells = dict[str, "Callable[[dict[str, Any]], str]"]
+"""By heading, how a cell is made of a row of ``curvature``, or of a mean over draws."""
+
+_WHERE: _Cells = {
     "step": lambda row: str(row["step"]),
     "operator": lambda row: str(row["operator"]),
     "BatchNorm": lambda row: str(row["bn_mode"]),
@@ -140,45 +177,76 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scope": lambda row: str(row["scope"]),
     "measure": lambda row: _measure(row),
     "rank": lambda row: _number(row["rank"]),
-    "value": lambda row: f"{row['value']:.6g}",
-    "error": lambda row: "" if math.isnan(row["error"]) else f"{row['error']:.1e}",
-    "converged": lambda row: {True: "yes", False: "no"}.get(row["converged"], ""),
+}
+
+_LIMIT: _Cells = {
     "limit": lambda row: "" if _is_null(row["limit"]) else f"{row['limit']:.3g}",
     "products": lambda row: _number(row["matvecs"]),
 }
-"""By heading, how a cell is made of a row of ``curvature``."""
 
-_ALWAYS = ("measure", "rank", "value", "error", "converged", "products")
-"""Columns that are shown even where all rows have one value."""
+_OF_ONE_SAMPLE: _Cells = {
+    **_WHERE,
+    "value": lambda row: f"{row['value']:.6g}",
+    "error": lambda row: _error(row["error"]),
+    "converged": lambda row: {True: "yes", False: "no"}.get(row["converged"], ""),
+    **_LIMIT,
+}
 
-_NUMBERS = ("step", "rank", "value", "error", "limit", "products")
-"""Columns that are set flush right."""
+_OF_DRAWS: _Cells = {
+    **_WHERE,
+    "mean": lambda row: f"{row['value']:.6g}",
+    "std. error": lambda row: _error(row["standard_error"]),
+    "95 % from": lambda row: f"{row['low']:.4g}",
+    "to": lambda row: f"{row['high']:.4g}",
+    "draws": lambda row: str(row["draws"]),
+    "deviation of one": lambda row: _error(row["deviation"]),
+    "own error": lambda row: _error(row["error"]),
+    "converged": lambda row: (
+        "" if row["converged"] is None else f"{row['draws'] - row['not_converged']} of {row['draws']}"
+    ),
+    **_LIMIT,
+}
+
+_SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "limit")
+"""Columns that aren't shown where all rows have one value."""
+
+_WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged")
+"""Columns that are set flush left."""
 
 
 def render(rows: pd.DataFrame) -> None:
-    """Print a table of values, errors, and whether they converged. What is one value in all rows stands above it."""
+    """Print a table of values, errors, and whether they converged; of several draws the means, and how draws differ.
+
+    What is one value in all rows stands above it.
+    """
     from rich.table import Table
 
+    from tvlars_probe.analyses.draws import over_draws
     from tvlars_probe.commands.terminal import Terminal
 
-    records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
-    cells = {name: [cell(row) for row in records] for name, cell in _COLUMNS.items()}
-    shown = [name for name, column in cells.items() if name in _ALWAYS or len({*column}) > 1]
+    drawn = bool(rows["draw"].notna().any())
+    columns = _OF_DRAWS if drawn else _OF_ONE_SAMPLE
+    records: list[dict[str, Any]] = (over_draws(rows) if drawn else rows).to_dict("records")  # type: ignore[assignment]
+    cells = {name: [cell(row) for row in records] for name, cell in columns.items()}
+    shown = [name for name, column in cells.items() if name not in _SHARED or len({*column}) > 1]
     first = records[0]
     part = "" if _is_null(first["split"]) else f" of {first['split']}"
     shared = [f"{name} {cells[name][0]}" for name in cells if name not in shown and cells[name][0]]
     console = Terminal(piped=120)
-    console.print(f"mean loss {first['loss']:.4g} on {first['samples']:,} samples{part}, {first['precision']}")
+    size = f"{first['draws']} disjoint samples of {first['samples']:,}" if drawn else f"{first['samples']:,} samples"
+    console.print(f"mean loss {first['loss']:.4g} on {size}{part}, {first['precision']}")
     console.print(", ".join(shared))
     table = Table(box=None, pad_edge=False)
     for name in shown:  # no figure is cut; where room is short, a layer's name goes on in the next line
-        is_text = name in ("scope", "measure")
-        width = None if is_text else max(len(cell) for cell in cells[name])
-        side: Any = "right" if name in _NUMBERS else "left"
-        table.add_column(name, justify=side, no_wrap=not is_text, min_width=width, overflow="fold")
+        may_fold = name in ("scope", "measure")
+        width = None if may_fold else max(len(cell) for cell in cells[name])
+        side: Any = "left" if name in _WORDS else "right"
+        table.add_column(name, justify=side, no_wrap=not may_fold, min_width=width, overflow="fold")
     for row in zip(*(cells[name] for name in shown), strict=True):
         table.add_row(*row)
     console.print(table)
+    if drawn:
+        console.print(f"Means over samples of {first['samples']:,}, which aren't figures of all the data")
 
 
 def _measure(row: dict[str, Any]) -> str:
@@ -186,6 +254,10 @@ def _measure(row: dict[str, Any]) -> str:
     if row["measure"] != "epsilon_sharpness":
         return str(row["measure"])
     return f"epsilon {row['epsilon']:g}, {_number(row['dimensions']) or 'all'} dim."
+
+
+def _error(value: Any) -> str:
+    return "" if _is_null(value) else f"{value:.1e}"
 
 
 def _is_null(value: Any) -> bool:

@@ -170,10 +170,12 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
         specs.append(spec_of(sharpness.spectral_density([result]), _INK))
     if len(result.blocks):
         specs.append(spec_of(sharpness.layer_blocks(result), _INK))
-    tables = (ReportTable("Sharpness", result.summary, SUMMARY),) if len(result.summary) else ()
+    tables = [ReportTable("Sharpness", result.summary, SUMMARY)] if len(result.summary) else []
+    if len(result.samples) > len(result.summary) or (result.samples["draws"] > 1).any():
+        tables.append(ReportTable("Sharpness by sample", result.samples, headings.SAMPLES))
     title = f"{result.facts.name}: {result.facts.method}"
     if specs:
-        yield Section(f"minimizer-{number}", title, result.verdict, tuple(specs), tables)
+        yield Section(f"minimizer-{number}", title, result.verdict, tuple(specs), tuple(tables))
     if lacking("landscape", source) is None:
         slice_ = landscape_of(source)
         drawn = [spec_of(landscape.landscape_line(slice_), _INK)]
@@ -280,6 +282,7 @@ RUNS = {
 SUMMARY = {
     "operator": "sharpness", "measurements": "measured", "early_peak": "early peak", "peak_step": "at step",
     "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held", "state": "state",
+    "on": "measured",
 }  # fmt: skip
 """Headings of a run's table of sharpness."""
 

@@ -18,7 +18,12 @@ DEFINITIONS: dict[str, str] = {
     "below what it settles at.",
     "explosion": "A quantity beyond five times both its start and its later median. Peak over later median and the "
     "steps to recover are given with it.",
-    "sharpness": "Largest eigenvalue λ₁ of the loss's Hessian on a fixed sample of the data.",
+    "sharpness": "Largest eigenvalue λ₁ of the loss's Hessian on a fixed sample of the data. Another sample of that "
+    "size has another sharpness.",
+    "on this sample of n, mean of K samples of n": "What a sharpness was measured on. The mean over several samples "
+    "(draws) has a standard error, and Student's interval: of the mean over samples of that size, which isn't the "
+    "sharpness of all the data. A curve is of one sample, or of the same draws; where a step was measured more than "
+    "once on it, the latest figure is taken.",
     "relative sharpness": "The same with each tensor scaled by its norm; unchanged when a normalised layer is "
     "rescaled.",
     "effective sharpness": "The same under the rates that the optimizer really applied; the limit is where a "

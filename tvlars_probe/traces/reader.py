@@ -245,7 +245,7 @@ class Trace(Frames):
 
     def _refuse_missing(self, table: str, columns: list[str], there: Set[str]) -> None:
         # Whoever asks for all columns gets nulls in those that an older version didn't record.
-        missing = sorted({*columns} - there)
+        missing = sorted({*columns} - there - {c.name for c in schema_of(table).columns if c.later})
         if missing and columns != list(schema_of(table).names):
             raise TraceError(f"{self.path} has no column {', '.join(missing)} in {table}: an older version recorded it")
 

@@ -39,6 +39,8 @@ class Column:
         unit: the unit of its values; "1" is a pure number.
         definition: what its values are.
         required: whether it is never null.
+        later: whether a null is the truth about rows of earlier versions, which didn't record it. Whoever asks for any
+            other column that a trace lacks gets an error.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Column:
     unit: str
     definition: str
     required: bool = False
+    later: bool = False
 
     def field(self) -> pa.Field[Any]:
         """The Arrow field, with unit and definition in its metadata."""
@@ -228,6 +231,13 @@ _OPERATOR = (
 _SAMPLE = (
     Column("samples", "int64", "sample", "samples of the loss"),
     Column("sample_id", "name", "name", "hash of their indices"),
+    Column(
+        "draw",
+        "int64",
+        "1",
+        "0 to K − 1: which of the disjoint samples of sharpness --draws K; null without draws",
+        later=True,
+    ),
     Column("loss", "float64", "1", "mean loss over them"),
     Column("split", "name", "name", "train, val or test"),
     Column("bn_mode", "name", "name", "BatchNorm: eval (running statistics), train (the sample's), frozen-batch"),

@@ -24,6 +24,27 @@ PIECE = 256
 """Most samples of a batch, which bounds the memory of its graph."""
 
 
+def check_size(count: int, number: int, there: int) -> None:
+    """Refuse samples that the data doesn't hold.
+
+    Args:
+        count: size of a sample.
+        number: how many disjoint samples are drawn.
+        there: size of the data.
+
+    Raises:
+        UserError: it holds less, or ``count`` is below 1.
+    """
+    if not 1 <= count <= there:
+        raise UserError(f"--samples {count}: there are {there:,} (allowed: 1 to {there})")
+    if number * count > there:
+        smaller = f", or --samples up to {there // number} with so many draws" if there >= number else ""
+        raise UserError(
+            f"--draws {number} of {count:,} samples each: disjoint draws take {number * count:,}, there are {there:,} "
+            f"(allowed: --draws up to {there // count} with that size{smaller})"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class ProbeSample:
     """Samples of a part of the data set, the same for every run, number of ranks and phase.
@@ -43,10 +64,19 @@ class ProbeSample:
         Raises:
             UserError: there are fewer than ``count``, or ``count`` is below 1.
         """
-        if not 1 <= count <= len(images):
-            raise UserError(f"--samples {count}: there are {len(images):,} (allowed: 1 to {len(images)})")
-        chosen = np.random.default_rng(seed).permutation(len(images))[:count]
-        return cls(images, tuple(int(index) for index in np.sort(chosen)))
+        return cls.draws(images, count, 1, seed)[0]
+
+    @classmethod
+    def draws(cls, images: TensorImages, count: int, number: int, seed: int = 0) -> tuple[ProbeSample, ...]:
+        """Draw ``number`` disjoint samples of ``count`` each, without replacement. The first is what `draw` gives.
+
+        Raises:
+            UserError: there are fewer than ``number * count``, or ``count`` is below 1.
+        """
+        check_size(count, number, len(images))
+        order = np.random.default_rng(seed).permutation(len(images))
+        pieces = np.sort(order[: number * count].reshape(number, count), axis=1)
+        return tuple(cls(images, tuple(int(index) for index in piece)) for piece in pieces)
 
     @property
     def sample_id(self) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tvlars_probe.curvature.measures import Measures
-from tvlars_probe.curvature.measuring import measure
+from tvlars_probe.curvature.measuring import measure, sample_hash
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.readers.rates import applied_rates
@@ -19,7 +19,7 @@ from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.processes import launch
-from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample
+from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample, check_size
 from tvlars_probe.runners.posthoc.restored_state import (
     DEFAULT_SAMPLES,
     RestoredState,
@@ -55,12 +55,17 @@ class SharpnessJob:
         split: part of the data: train, val or test.
         samples: number of samples of that part, the same ones for every run; None takes 1,000, or all where there are
             fewer.
+        draws: number of disjoint samples of that size, on each of which everything is measured; None is one sample.
+            The first is the one that is taken without draws.
         bn_modes: BatchNorm modes; everything is measured in each.
         engines: engines; everything is measured by each, in every mode.
         precision: type in which the model computes: float32 or float64.
         place: devices and processes.
         model: ``package.module:function`` that gives the model, loss and data of a run that ``train`` did not make.
         name: measurement_id of the rows.
+
+    Raises:
+        UserError: fewer than two draws.
     """
 
     run: Path
@@ -68,6 +73,7 @@ class SharpnessJob:
     measures: Measures = field(default_factory=Measures)
     split: str = "train"
     samples: int | None = None
+    draws: int | None = None
     bn_modes: tuple[str, ...] = ("eval",)
     engines: tuple[str, ...] = ("lanczos",)
     precision: str = "float32"
@@ -75,13 +81,35 @@ class SharpnessJob:
     model: str | None = None
     name: str = field(default_factory=new_measurement_id)
 
+    def __post_init__(self) -> None:
+        if self.draws is not None and self.draws < 2:
+            raise UserError(
+                f"--draws {self.draws} shows no difference between samples (allowed: 2 or more; none for one sample)"
+            )
+
+    @property
+    def number(self) -> int:
+        """Number of samples."""
+        return self.draws or 1
+
+    def size_of_sample(self, there: int) -> int:
+        """How many of the ``there`` samples of the data each draw takes."""
+        return self.samples if self.samples is not None else min(DEFAULT_SAMPLES, max(there // self.number, 1))
+
+    def measures_of(self, engine: str, draw: int) -> Measures:
+        """What to compute by an engine on a draw."""
+        # With random vectors of its own the error of an estimator is independent from draw to draw: then the spread
+        # over draws holds it, too.
+        return replace(self.measures, engine=engine, seed=self.measures.seed + draw)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured of the state after ``step`` updates, and in which phase that is."""
+    """What was measured on one draw of the state after ``step`` updates, and in which phase that is."""
 
     step: int
     phase: str
+    draw: int
     sharpness: Sharpness
 
 
@@ -111,7 +139,7 @@ def _check(job: SharpnessJob, nproc: int) -> None:
     config = load_config(job.run)
     paths = choose_checkpoints(job.run, job.checkpoint)
     data = config.data.load()
-    count = len(_draw(job, part_of(data, job.split)).indices)
+    count = len(_draw(job, part_of(data, job.split))[0].indices)
     if count < nproc:
         raise UserError(f"--samples {count} over {nproc} ranks: each rank needs one at least")
     if nproc > 1 and "pyhessian" in job.engines:
@@ -127,10 +155,9 @@ def _check(job: SharpnessJob, nproc: int) -> None:
         raise UserError(f"{asked:,} eigenvalues: the model has {size:,} parameters, ask for fewer")
 
 
-def _draw(job: SharpnessJob, images: Any) -> ProbeSample:
-    """The sample that a job asks for."""
-    count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
-    return ProbeSample.draw(images, count)
+def _draw(job: SharpnessJob, images: Any) -> tuple[ProbeSample, ...]:
+    """The samples that a job asks for."""
+    return ProbeSample.draws(images, job.size_of_sample(len(images)), job.number)
 
 
 def _work(ranks: Ranks, job: SharpnessJob) -> None:
@@ -148,33 +175,36 @@ def _work(ranks: Ranks, job: SharpnessJob) -> None:
 
 
 def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
-    """Yield for each checkpoint what was measured in every BatchNorm mode by every engine."""
+    """Yield for each checkpoint what was measured in every BatchNorm mode by every engine on every draw."""
     config = load_config(job.run)
     data = config.data.load()
-    sample, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
+    samples, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
     for path in choose_checkpoints(job.run, job.checkpoint):
         state = restore_state(config, data, path, device=ranks.device, dtype=dtype)
         yield [
-            _measure(ranks, job, state, sample, engine, mode, partial(_say, say, path))
+            _measure(ranks, job, state, (draw, sample), engine, mode, _saying(say, job, draw, path.name))
             for mode in job.bn_modes
             for engine in job.engines
+            for draw, sample in enumerate(samples)
         ]
 
 
-def _say(say: Any, path: Path, text: str) -> None:
-    say(f"{path.name}: {text}")
+def _saying(say: Any, job: SharpnessJob, draw: int, *words: str) -> Any:
+    """Whoever speaks of what is being computed, made to say of which draw first, after ``words``."""
+    of = (*words, f"draw {draw + 1} of {job.draws}") if job.draws else words
+    return lambda text: say(": ".join((*of, text)))
 
 
 def _measure(
     ranks: Ranks,
     job: SharpnessJob,
     state: RestoredState,
-    sample: ProbeSample,
+    drawn: tuple[int, ProbeSample],
     engine: str,
     mode: str,
     say: Any,
 ) -> Measured:
-    phase = state.phase
+    phase, (draw, sample) = state.phase, drawn
     # Batch statistics, and a loss that joins all samples, need the sample in one batch.
     whole = mode == "train" or not phase.is_sum_over_samples
     batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=phase.probe_batch)
@@ -193,12 +223,12 @@ def _measure(
     sharpness = measure(
         objective,
         dict(state.model.named_parameters()),
-        replace(job.measures, engine=engine),
+        job.measures_of(engine, draw),
         rates=rates,
         sample_id=sample.sample_id,
         report=say,
     )
-    return Measured(state.step, phase.name, sharpness)
+    return Measured(state.step, phase.name, draw, sharpness)
 
 
 def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
@@ -211,27 +241,32 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
             "--operator effective needs the optimizer's rates, which --model doesn't give: call tvlars_probe.sharpness("
             "..., rates=tvlars_probe.applied_rates(model, optimizer)) in your own code"
         )
-    if job.samples is not None and not 1 <= job.samples <= len(inputs):
-        raise UserError(f"--samples {job.samples}: there are {len(inputs):,} (allowed: 1 to {len(inputs)})")
-    dtype, count = DTYPES[job.precision], job.samples or len(inputs)
+    # The data come as they are: pieces one after the other, of which the first is what one sample takes.
+    count, dtype = job.samples if job.samples is not None else max(len(inputs) // job.number, 1), DTYPES[job.precision]
+    check_size(count, job.number, len(inputs))
     model.to(ranks.device, dtype)
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(ranks.device, dtype)  # class weights must have the type of the model's outputs
-    whole = tuple(
-        part[:count].to(ranks.device, dtype if part.is_floating_point() else part.dtype) for part in (inputs, targets)
-    )
     # No checkpoint tells the step: the model counts as the state after the last recorded update.
     made_steps = [segment["last_step"] for segment in manifest.segments if segment["last_step"] is not None]
     last = max(made_steps, default=-1) + 1
     found = []
-    for mode in job.bn_modes:
+    for mode, draw in itertools.product(job.bn_modes, range(job.number)):
+        chosen = range(draw * count, (draw + 1) * count)
+        whole = (part[chosen.start : chosen.stop].to(ranks.device) for part in (inputs, targets))
+        typed = [part.to(dtype) if part.is_floating_point() else part for part in whole]
         size = count if mode == "train" else PIECE  # batch statistics need the sample in one batch
-        batches = list(zip(*(part.split(size) for part in whole), strict=True))
+        batches = list(zip(*(part.split(size) for part in typed), strict=True))
         objective = Objective(model, supervised(loss_fn), batches, bn_mode=mode, weights=weights)
         for engine in job.engines:
-            chosen = dict(model.named_parameters())
-            sharpness = measure(objective, chosen, replace(job.measures, engine=engine), report=say)
-            found.append(Measured(last, ONLY_PHASE, sharpness))
+            sharpness = measure(
+                objective,
+                dict(model.named_parameters()),
+                job.measures_of(engine, draw),
+                sample_id=sample_hash(chosen),
+                report=_saying(say, job, draw),
+            )
+            found.append(Measured(last, ONLY_PHASE, draw, sharpness))
     return found
 
 
@@ -242,8 +277,9 @@ def _write(job: SharpnessJob, found: list[Measured]) -> None:
         sharpness = measured.sharpness
         where = {"step": measured.step, "phase": measured.phase, "split": job.split if job.model is None else None}
         columns = curvature_columns(sharpness.measurements, **where)  # type: ignore[arg-type]
+        draw = measured.draw if job.draws else None
         if columns:
-            columns["measurement_id"] = [job.name] * len(columns["step"])
+            columns |= {"measurement_id": [job.name] * len(columns["step"]), "draw": [draw] * len(columns["step"])}
             writer.append("curvature", columns)
         whole = {(operator, "all", "all"): density for operator, density in sharpness.densities.items()}
         blocks = {(operator, layer, "layer"): d for (operator, layer), d in sharpness.layer_densities.items()}
@@ -254,9 +290,10 @@ def _write(job: SharpnessJob, found: list[Measured]) -> None:
                 "scope_kind": kind,
                 "samples": sharpness.samples,
                 "sample_id": sharpness.sample_id,
+                "draw": draw,
                 "loss": sharpness.loss,
                 "bn_mode": sharpness.bn_mode,
-                "seed": job.measures.seed,
+                "seed": job.measures.seed + measured.draw,
                 "precision": job.precision,
                 "engine": "lanczos",  # the only one that gives a density
             }
