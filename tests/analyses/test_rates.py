@@ -47,6 +47,20 @@ def test_they_do_so_for_the_variants_of_other_libraries(
     assert decompose(source.layers(COLUMNS), facts).remainder < 1e-5
 
 
+def test_where_the_excluded_tensors_have_the_higher_rate_each_tensor_has_its_own_peak(
+    trained: Callable[..., Path],
+) -> None:
+    source = Source(open_run(trained("lars", "lars-warm", lr=1.0, excluded_lr=4.0)))
+    split = decompose(source.layers(COLUMNS), source.facts)
+    assert split.remainder < 1e-5
+    scale = 48 / 256  # lars-warm multiplies the rate by the batch over 256
+    peaks = {name: scale * (4.0 if name.endswith("bias") else 1.0) for name in split.parameters}
+    assert split.peaks.tolist() == pytest.approx([*peaks.values()])
+    # Under one schedule the term of the schedule is the same for all.
+    assert np.nanmax(np.ptp(split.terms["schedule"], axis=1)) < 1e-6
+    assert np.nanmax(split.terms["schedule"]) == pytest.approx(0, abs=1e-6)
+
+
 def test_each_term_is_its_own_factor_and_excluded_tensors_have_the_last_four_at_zero() -> None:
     lr = np.array([0.0, 0.5, 1.0])
     norms = {"a.weight": np.array([2.0, 2.0, 0.0]), "a.bias": np.ones(3)}

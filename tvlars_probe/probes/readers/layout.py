@@ -62,11 +62,11 @@ def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, opt
     # A group that names no phase counts as this phase's, and is replaced.
     others = [group for group in manifest.groups if group.get("phase", phase) != phase]
     mine = [
-        to_entry(description, group)
-        for optimizer in optimizers
-        for description, group in zip(describe(optimizer), optimizer.param_groups, strict=True)
+        {**to_entry(description, group), "optimizer_index": i, "group": j, "phase": phase}
+        for i, optimizer in enumerate(optimizers)
+        for j, (description, group) in enumerate(zip(describe(optimizer), optimizer.param_groups, strict=True))
     ]
-    manifest.groups = others + [{**group, "phase": phase} for group in mine]
+    manifest.groups = others + mine
 
 
 def note_unknown(manifest: Manifest, optimizers: Sequence[Optimizer], *, warns: bool) -> None:

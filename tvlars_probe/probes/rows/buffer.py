@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.traces.manifest import now
@@ -136,7 +137,7 @@ class StepBuffer:
         if isinstance(lr, Tensor) and lr.device.type != "cpu":
             row.device_lrs.append((span, lr.detach().clone()))
         else:
-            row.lr[span] = float(lr)
+            row.lr[span] = number(lr)
 
     def put_loss(self, loss: Tensor | float) -> None:
         """Store the open row's loss without waiting for the device."""
