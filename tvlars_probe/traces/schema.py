@@ -172,7 +172,7 @@ STEPS = Table(
         Column("epoch", "int64", "epoch", "from 0, restarting per phase"),
         _PHASE,
         Column("loss", "float64", "1", "mean loss over the global batch"),
-        Column("lr", "float64", "1", "learning rate of the first parameter group"),
+        Column("lr", "float64", "1", "learning rate of the first parameter group; null where that didn't step"),
         Column("phi", "float64", "1", "TVLARS' φ_t of the first parameter group; null for other optimizers"),
         Column("grad_norm", "float64", "1", "‖g‖₂ over all the optimizer's parameters; null in unrecorded steps"),
         Column("weight_norm", "float64", "1", "‖w‖₂ over the parameters with gradient; null in unrecorded steps"),

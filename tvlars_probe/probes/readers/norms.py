@@ -58,6 +58,7 @@ class NormReader:
         self._snapshots: dict[int, Tensor] = {}
         self._lrs: list[Any] = []
         self._takes_snapshots = True
+        self._tens: int | None = None
         self._policies: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -110,7 +111,10 @@ class NormReader:
             index: number of recorded steps before this one: it decides whether large weights are copied.
         """
         self._description.renew()
-        self._takes_snapshots = index % SNAPSHOT_EVERY == 0 or not self.samples_snapshots
+        # An optimizer that doesn't step in every row may never meet a multiple: then the first step after one is due.
+        tens, self._tens = self._tens, index // SNAPSHOT_EVERY
+        is_due = index % SNAPSHOT_EVERY == 0 or (tens is not None and self._tens > tens)
+        self._takes_snapshots = is_due or not self.samples_snapshots
         lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
         self._lrs = [lr if isinstance(lr, Tensor) else number(lr) for lr in lrs]
         if not self.leaves_norms:
