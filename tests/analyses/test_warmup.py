@@ -206,6 +206,13 @@ def test_a_loss_that_is_not_finite_counts_early_but_not_long_after() -> None:
     assert judged(steady, warmup=0, loss=late).verdict.answer == "can't tell"
 
 
+def test_a_norm_that_is_not_finite_is_no_loss() -> None:
+    finding = {"step": 3, "loss": 1.5, "tensor": "a.weight", "quantity": "grad_norm"}
+    steady = {"a.weight": np.full(T, 4.0)}
+    assert judged(steady, warmup=0, finding=finding).verdict.answer == "not needed"
+    assert judged(steady, warmup=0, finding={**finding, "loss": "nan"}).verdict.answer == "needed"
+
+
 def test_a_trace_that_ends_within_the_warm_up_or_is_short_or_empty_says_so() -> None:
     steady = {"a.weight": np.full(T, 4.0)}
     within = judged(steady, warmup=2 * T)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry
+from tvlars_probe.traces.manifest import is_of_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ class RunFacts:
         first_step: index of the phase's first update.
         epochs: epochs planned.
         total_steps: updates planned, over all phases.
-        finding: a loss of the run that was not finite: its step, and the first bad tensor.
+        finding: the first step with a loss or a norm that was not finite: its loss, and the first bad tensor.
         groups: the manifest's entry of each parameter group: its settings, and what its optimizer does to it.
         parameters: the manifest's table of parameters of this phase, with the columns `PARAMETER_COLUMNS`.
         config: the whole configuration.
@@ -150,6 +151,17 @@ class RunFacts:
             told = _flat({"group": [{name: group.get(name) for name in _OF_GROUPS} for group in self.groups]})
         kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS}
         return kept | {"data": self.data, "model": self.model, "epochs": self.epochs}
+
+    @property
+    def bad_loss_step(self) -> int | None:
+        """The first step whose loss was not finite, as the manifest tells it; None where it tells of none.
+
+        If a tensor went first, it is that tensor's step, provided that the run diverged.
+        """
+        if self.finding is None or not (is_of_loss(self.finding) or self.status == "diverged"):
+            return None
+        step = self.finding.get("step")
+        return None if step is None else int(step)
 
     def group_of(self, parameters: Sequence[str]) -> list[Mapping[str, Any]]:
         """The manifest's entry of each parameter's group; an empty one where the manifest doesn't tell the group."""

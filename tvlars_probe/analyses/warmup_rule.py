@@ -94,7 +94,7 @@ def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> 
     told = steps[steps["loss"].notna() | steps["loss"].isin([np.inf])]
     loss, at = told["loss"].to_numpy(float), told["step"].to_numpy()
     bad = at[~np.isfinite(loss)]
-    bad_step = int(bad[0]) if len(bad) else (facts.finding or {}).get("step")
+    bad_step = int(bad[0]) if len(bad) else facts.bad_loss_step
     if not len(loss):
         return EarlyLoss(rise=None, peak_step=None, bad_step=bad_step, recovered_after=None)
     early = loss[at - at[0] < thresholds.early(facts)]

@@ -95,12 +95,14 @@ class StepBuffer:
 
     def __init__(self, offsets: Sequence[int], device: torch.device) -> None:
         self._offsets, parameters = offsets, offsets[-1]
-        # 4 bytes a figure: norms are float32 in the table; losses, few and float64 there, are kept as wide as possible.
+        # As wide as possible: the table ``layers`` is float32, but findings and the norms of ``steps`` are of what was
+        # read.
+        dtype = accumulation_dtype(device)
         width = len(COLUMNS) * max(parameters, 1)
-        self.capacity = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_BYTES // (4 * width)))
+        self.capacity = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_BYTES // (dtype.itemsize * width)))
         self.parameters = parameters
-        self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, device=device)
-        self.losses = torch.full((self.capacity,), math.nan, dtype=accumulation_dtype(device), device=device)
+        self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, dtype=dtype, device=device)
+        self.losses = torch.full((self.capacity,), math.nan, dtype=dtype, device=device)
         self.skipped = torch.zeros((self.capacity, len(offsets) - 1), dtype=torch.bool, device=device)
         self.rows: list[StepRow] = []
 
@@ -170,11 +172,11 @@ class StepBuffer:
         for row in self.rows:
             for span, lr in row.device_lrs:
                 row.lr[span] = lr.item()
-        # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copy. ``astype``
-        # copies, too.
+        # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copies, which
+        # ``astype`` makes, too.
         drained = Drained(
             rows=self.rows,
-            values=self.values[:n].cpu().numpy().copy(),
+            values=self.values[:n].cpu().numpy().astype(np.float64),
             losses=self.losses[:n].cpu().numpy().astype(np.float64),
             skipped=self.skipped[:n].cpu().numpy().copy(),
             offsets=self._offsets,
@@ -199,7 +201,7 @@ class Drained:
     """
 
     rows: list[StepRow]
-    values: NDArray[np.float32]
+    values: NDArray[np.float64]
     losses: NDArray[np.float64]
     skipped: NDArray[np.bool_]
     offsets: Sequence[int]
