@@ -45,10 +45,10 @@ NAMES = names_of(TENSORS)
 
 def chunk_of_steps(generator: np.random.Generator, steps: int, tensors: int) -> Drained:
     """Recorded steps as they leave the device."""
-    walk = np.exp(np.cumsum(generator.normal(0, 0.01, (steps, len(COLUMNS), tensors)), axis=0)).astype(np.float32)
+    walk = np.exp(np.cumsum(generator.normal(0, 0.01, (steps, len(COLUMNS), tensors)), axis=0))
     active = np.ones(tensors, bool)
     rows = [StepRow(True, active, ~active, lr, phase="train") for lr in generator.lognormal(0, 0.1, (steps, tensors))]
-    return Drained(rows, walk, np.ones(steps), np.ones(steps, bool))
+    return Drained(rows, walk, np.ones(steps), np.zeros((steps, 1), bool), (0, tensors))
 
 
 def write(path: Path, rows: int, tensors: int = TENSORS) -> tuple[float, float]:

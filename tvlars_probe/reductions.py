@@ -5,11 +5,15 @@ elements, and as much at 130,000 equal ones, such as those of LAMB's first direc
 ``torch.dot`` is 1e-5 off if they are random and 5e-4 off if they are equal. Trust ratios and eigenvalues are quotients
 of such numbers, so this module computes them in another way: rows of 1,024 elements are reduced in float32, and the
 rows are added in double precision. Large tensors cost no memory but one number per row.
+
+Squares leave a type's range long before norms do: those of float16 beyond 255, of float32 beyond 1.8e19, of float64
+beyond 1.3e154, and below the inverses. So they are formed in a wider type, and where there is none, of scaled elements.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +44,16 @@ _FEW_ROWS = 128
 
 # A float32 sum of squares outside this range has under- or overflowed while the norm itself is representable.
 _SAFE_LOW, _SAFE_HIGH = 1e-30, 1e37
+
+# The same for a sum of squares in double precision.
+_LEAST_SQUARE, _MOST_SQUARE = 1e-280, 1e300
+
+_PIECE = 1 << 22
+"""Elements of which an accelerator forms products in double precision at once: 32 MiB."""
+
+# By the type in which an accelerator adds squares: the highest element up to which they don't overflow, and the power
+# of two by which larger elements are divided, and those below its inverse are multiplied.
+_SCALES = {torch.float64: (2.0**400, 2.0**600), torch.float32: (2.0**50, 2.0**90)}
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -149,6 +163,20 @@ def squared_norm(tensor: Tensor) -> float:
     return inner_products(flat_views(tensor), ((0, 0),))[0]
 
 
+def norm_of_square(square: float, tensor: Tensor) -> float:
+    """‖tensor‖₂ of a CPU tensor whose ‖tensor‖₂² has been computed.
+
+    Where the square has left the range of double precision, which only float64 elements can make it do, the norm is
+    that of the scaled tensor, times the scale. Finite elements have a finite norm: it is the largest float64 at most.
+    """
+    if tensor.dtype != torch.float64 or _LEAST_SQUARE < square < _MOST_SQUARE:
+        return math.sqrt(square)
+    largest = tensor.abs().max().item() if tensor.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return largest
+    return min(largest * math.sqrt(squared_norm(tensor / largest)), sys.float_info.max)
+
+
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """The floating-point type in which ``device`` keeps sums: float64; float32 on Apple's MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -157,8 +185,26 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 def multi_tensor_norms(tensors: Tensors) -> Tensor:
     """‖t‖₂ of every tensor as one vector on their device, by a multi-tensor kernel, without waiting for the device."""
     dtype = accumulation_dtype(tensors[0].device)
-    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+    highest, _ = _SCALES[dtype]
+    norms = list(torch._foreach_norm(tensors, 2, dtype=dtype))
+    for i, t in enumerate(tensors):
+        if torch.finfo(t.dtype).max > highest and t.numel():
+            norms[i] = _scaled_norm(t, dtype)
     return _gathered(norms, tensors[0].device)
+
+
+def _scaled_norm(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """‖t‖₂ of a tensor whose squares ``dtype`` may not hold, as a 0-dim tensor of that type.
+
+    The elements are scaled by a power of two. In the ordinary range it is 1, and the norm is to the bit that of t. The
+    host, which would have to wait for the largest element, doesn't choose it.
+    """
+    highest, power = _SCALES[dtype]
+    largest = torch.linalg.vector_norm(t, math.inf, dtype=dtype)
+    down, up, one = (torch.full_like(largest, value) for value in (1 / power, power, 1.0))
+    scale = torch.where(largest > highest, down, torch.where(largest < 1 / highest, up, one))
+    norm = torch._foreach_norm([t * scale.to(t.dtype)], 2, dtype=dtype)[0] / scale
+    return torch.where(largest.isfinite(), norm.clamp(max=torch.finfo(dtype).max), norm)
 
 
 def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
@@ -166,10 +212,12 @@ def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
     dtype = accumulation_dtype(left[0].device)
     dots = []
     for a, b in zip(left, right, strict=True):
-        # Products in half precision would be rounded to two or three digits before they are added, or overflow.
-        narrow = a.dtype in (torch.bfloat16, torch.float16)
-        products = torch.mul(a.float(), b.float()) if narrow else torch.mul(a, b)
-        dots.append(products.sum(dtype=dtype))
+        # Products in the tensors' own type would be rounded to it before they are added, or leave its range.
+        if a.numel() <= _PIECE:
+            dots.append(torch.mul(a.to(dtype), b).sum())
+            continue
+        pieces = zip(*(torch.split(v, _PIECE) for v in flat_views(a, b)), strict=True)
+        dots.append(torch.stack([torch.mul(x.to(dtype), y).sum() for x, y in pieces]).sum())
     return _gathered(dots, left[0].device)
 
 
@@ -188,4 +236,6 @@ def difference_norm(left: Tensor, right: Tensor) -> float:
     for x, y in zip(torch.split(a, BLOCK), torch.split(b, BLOCK), strict=True):
         difference = scratch[: x.numel()].copy_(x).sub_(y)
         total += inner_products((difference,), ((0, 0),))[0]
-    return math.sqrt(total)
+    if scratch.dtype != torch.float64 or _LEAST_SQUARE < total < _MOST_SQUARE:
+        return math.sqrt(total)
+    return norm_of_square(total, a - b)

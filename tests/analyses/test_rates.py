@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analyses.synthetic import ETA, lars_facts, layers
-from tvlars_probe.analyses.grid import LayerGrid
+from tvlars_probe.analyses.grid import LayerGrid, norm_ratio
 from tvlars_probe.analyses.rates import COLUMNS, TERMS, decompose
 from tvlars_probe.analyses.source import Source
 from tvlars_probe.runs import open_run
@@ -47,6 +47,20 @@ def test_they_do_so_for_the_variants_of_other_libraries(
     assert decompose(source.layers(COLUMNS), facts).remainder < 1e-5
 
 
+def test_where_the_excluded_tensors_have_the_higher_rate_each_tensor_has_its_own_peak(
+    trained: Callable[..., Path],
+) -> None:
+    source = Source(open_run(trained("lars", "lars-warm", lr=1.0, excluded_lr=4.0)))
+    split = decompose(source.layers(COLUMNS), source.facts)
+    assert split.remainder < 1e-5
+    scale = 48 / 256  # lars-warm multiplies the rate by the batch over 256
+    peaks = {name: scale * (4.0 if name.endswith("bias") else 1.0) for name in split.parameters}
+    assert split.peaks.tolist() == pytest.approx([*peaks.values()])
+    # Under one schedule the term of the schedule is the same for all.
+    assert np.nanmax(np.ptp(split.terms["schedule"], axis=1)) < 1e-6
+    assert np.nanmax(split.terms["schedule"]) == pytest.approx(0, abs=1e-6)
+
+
 def test_each_term_is_its_own_factor_and_excluded_tensors_have_the_last_four_at_zero() -> None:
     lr = np.array([0.0, 0.5, 1.0])
     norms = {"a.weight": np.array([2.0, 2.0, 0.0]), "a.bias": np.ones(3)}
@@ -70,6 +84,14 @@ def test_optimizers_without_a_trust_ratio_have_a_schedule_only(trained: Callable
     assert not split.adapted.any()
     assert split.remainder < 1e-5
     assert all(np.nanmax(np.abs(split.terms[name])) == 0 for name in ("eta", "phi", "norm_ratio", "clip"))
+
+
+@pytest.mark.parametrize(("weight", "grad"), [(1e30, 1e-30), (1e-30, 1e30), (1.0, 0.0), (np.inf, 1.0), (2.0, 0.5)])
+def test_a_ratio_of_norms_is_infinite_only_where_the_gradient_is_zero(weight: float, grad: float) -> None:
+    single = {"weight_norm": np.float32([[weight]]), "grad_norm": np.float32([[grad]])}
+    with np.errstate(divide="ignore"):
+        exact = np.float64(weight) / np.float64(grad)
+    assert norm_ratio(LayerGrid(np.arange(1), ("a",), single)).item() == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_grid_holds_each_row_at_its_step_and_tensor_in_the_order_asked_for() -> None:

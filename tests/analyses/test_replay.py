@@ -186,6 +186,46 @@ def test_a_learning_rate_is_that_of_the_first_group_and_a_rate_of_ones_own_is_ke
         assert result.replayed[:, at] / result.replayed_ratio[:, at] == pytest.approx(lr * factors, rel=1e-5)
 
 
+def test_where_the_excluded_tensors_have_the_higher_rate_the_runs_own_settings_give_its_own_rates(
+    trained: Callable[..., Path],
+) -> None:
+    run = Source(open_run(trained("lars", "lars-warm", lr=1.0, excluded_lr=4.0)))
+    assert replay_of(run, schedule="lars-warm").verdict.answer == "the same"
+    rates = replay_of(run, lr=3.0).table.set_index("parameter")["rate_quotient"]
+    assert rates[["0.weight", "8.bias"]].tolist() == pytest.approx([3.0, 1.0])
+
+
+@pytest.fixture
+def scheduled(tmp_path: Path) -> Path:
+    """LARS whose rate warms up over four steps, beside SGD at a constant rate; the loop tells nothing of that."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=False), torch.nn.Linear(4, 3, bias=False))
+    optimizers = [tvlars_probe.LARS(model[0].parameters(), 1.0), torch.optim.SGD(model[1].parameters(), lr=0.1)]
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizers[0], lambda step: min((step + 1) / 4, 1.0))
+    with tvlars_probe.record(model, optimizers, tmp_path / "scheduled") as rec:
+        for _ in range(8):
+            loss = model(torch.randn(5, 6)).square().mean()
+            model.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            rec.log(loss=loss)
+            warm_up.step()
+    return tmp_path / "scheduled"
+
+
+def test_another_rate_keeps_a_schedule_that_nobody_tells(scheduled: Path) -> None:
+    result = replay_of(Source(open_run(scheduled)), lr=3.0)
+    rates = result.replayed / result.replayed_ratio
+    assert rates[:, 0] == pytest.approx(3.0 * np.minimum(np.arange(1, 9) / 4, 1))
+    assert rates[:, 1] == pytest.approx(0.1)
+
+
+def test_a_schedule_replaces_none_that_a_group_has_of_its_own(scheduled: Path) -> None:
+    with pytest.raises(UserError, match=r"the rate of 1\.weight in scheduled has a schedule of its own, .* leave"):
+        replay_of(Source(open_run(scheduled)), schedule="none")
+
+
 def test_the_rate_that_lars_warm_scaled_is_not_scaled_twice(trained: Callable[..., Path]) -> None:
     result = replay_of(Source(open_run(trained("lars", "lars-warm", lr=None))), schedule="lars-warm")
     assert result.verdict.answer == "the same"

@@ -132,6 +132,55 @@ def test_a_tensor_with_a_rate_of_its_own_is_measured_by_its_own_peak() -> None:
     assert (result.verdict.answer, result.verdict["overwritten"]) == ("not needed", 0)
 
 
+def grouped(rates: dict[str, np.ndarray], **facts: Any) -> Warmup:
+    """A run of adapted tensors at ratio 4, and of "bias" with ‖g‖/‖w‖ = 3, each with a rate of its own."""
+    biases = tuple(name for name in rates if name == "bias")
+    grads = {name: np.full(T, 3.0 if name == "bias" else 0.25) for name in rates}
+    frame = layers({name: np.ones(T) for name in rates}, grads, np.ones(T), biases=biases)
+    for name, rate in rates.items():
+        frame.loc[frame["parameter"] == name, ["lr", "update_norm"]] *= rate.astype(np.float32)[:, None]
+    told = lars_facts((*rates,), biases=biases, **facts)
+    return analyse_warmup(LayerGrid.from_frame(frame.dropna(subset="lr"), rates), losses(FALLING), told)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 4.0])
+def test_a_tensor_of_another_rate_changes_nothing_of_the_others(share: float) -> None:
+    result = grouped({"weight": warm(T, W), "bias": share * warm(T, W)})
+    table = result.layers.set_index("parameter")
+    assert result.warmup_steps == W
+    assert table["peak_lr"].tolist() == pytest.approx([1.0, share])
+    assert table["full_rate_step"].tolist() == pytest.approx([0.001, 3 * share])
+    assert table["warmup_steps"].tolist() == [W, W]
+    assert table["held_back_steps"].tolist() == [W - 1, 0]  # of the first step, at rate 0, nothing is told
+    assert (result.verdict["overwritten"] == 1) == (share > 1 / 3)
+
+
+def test_groups_that_warm_up_differently_have_lengths_of_their_own_and_the_run_has_the_longest() -> None:
+    result = grouped({"slow": warm(T, W), "quick": 2 * warm(T, 4), "steady": np.full(T, 0.5)})
+    assert result.layers["warmup_steps"].tolist() == [W, 4, 0]
+    assert result.layers["held_back_steps"].tolist() == [W - 1, 3, 0]
+    assert result.layers["early_steps"].tolist() == [max(W, 25), 25, 25]  # five epochs of five steps
+    assert (result.warmup_steps, result.peak_lr) == (W, 1.0)
+    unfinished = grouped({"slow": warm(T, 2 * T), "steady": np.ones(T)}, peak_lr=None)
+    assert unfinished.warmup_steps is None
+    assert "before the learning rate reaches its peak" in unfinished.verdict.reason
+
+
+def test_a_group_that_joins_late_is_measured_from_there_and_tells_nothing_of_the_beginning() -> None:
+    joins = np.where(np.arange(T) < 60, np.nan, np.minimum((np.arange(T) - 59) / 10, 1))
+    result = grouped({"first": np.ones(T), "late": joins})
+    assert (result.warmup_steps, result.last_early) == (0, 24)
+    assert result.layers["warmup_steps"].tolist() == [0, 9]
+    assert result.verdict.answer == "not needed"
+
+
+def test_a_tensor_whose_rate_is_always_zero_is_overwritten_by_no_step_at_full_rate() -> None:
+    result = grouped({"weight": warm(T, W), "bias": np.zeros(T)})
+    assert result.layers["peak_lr"].tolist() == [1.0, 0.0]
+    assert result.layers["full_rate_step"].tolist() == pytest.approx([0.001, np.nan], nan_ok=True)
+    assert (result.verdict["overwritten"], result.warmup_steps) == (0, W)
+
+
 @pytest.mark.parametrize("wrong", [{"early_epochs": float("nan")}, {"hot": -1.0}, {"settled": 2.0}])
 def test_lines_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(
@@ -155,6 +204,13 @@ def test_a_loss_that_is_not_finite_counts_early_but_not_long_after() -> None:
     steady = {"a.weight": np.full(T, 4.0)}
     assert judged(steady, warmup=0, loss=early).verdict.answer == "needed"
     assert judged(steady, warmup=0, loss=late).verdict.answer == "can't tell"
+
+
+def test_a_norm_that_is_not_finite_is_no_loss() -> None:
+    finding = {"step": 3, "loss": 1.5, "tensor": "a.weight", "quantity": "grad_norm"}
+    steady = {"a.weight": np.full(T, 4.0)}
+    assert judged(steady, warmup=0, finding=finding).verdict.answer == "not needed"
+    assert judged(steady, warmup=0, finding={**finding, "loss": "nan"}).verdict.answer == "needed"
 
 
 def test_a_trace_that_ends_within_the_warm_up_or_is_short_or_empty_says_so() -> None:
@@ -223,6 +279,19 @@ def test_only_runs_that_differ_in_nothing_else_are_paired_and_a_seed_counts_once
     assert pairs.verdict["gain"] == pytest.approx(1.1)
     assert pairs.verdict.answer == "can't tell"
     assert not pairs.pairs[~pairs.pairs["alone"]].empty
+
+
+def test_loops_that_tell_no_peak_are_paired_by_the_rates_on_record() -> None:
+    def loop(name: str, *rates: np.ndarray) -> tuple[Warmup, float | None]:
+        tensors = dict(zip(("a", "b"), rates, strict=True))
+        return grouped(tensors, name=name, peak_lr=None, seed=0, schedule=None), 90.0
+
+    results = [
+        loop("warm", warm(T, W), 0.5 * warm(T, W)), loop("plain", np.ones(T), np.full(T, 0.5)),
+        loop("higher", np.full(T, 2.0), np.ones(T)), loop("other", np.ones(T), np.full(T, 0.25)),
+    ]  # fmt: skip
+    pairs = pair_warmups(results).pairs
+    assert pairs[["run_with", "run_without", "peak_lr"]].to_numpy().tolist() == [["warm", "plain", 1.0]]
 
 
 def test_each_optimizer_has_its_own_answer() -> None:

@@ -62,8 +62,9 @@ def test_the_first_loss_that_is_not_finite_is_named_and_marked() -> None:
     spec = spec_of(loss_curves([(lars("run0", finding={"step": 3_210, "loss": None}), loss_bins(losses(values)))]))
     assert spec["title"]["text"] == "The loss of run0 is not finite at step 3,210"
     assert [row["step"] for row in list(data_sets(spec))[-1]] == [3_210]
-    finite = {"step": 3, "loss": 1.5, "tensor": "a", "quantity": "grad_norm"}
-    assert "not finite" not in loss_title(np.linspace(2, 1, 50), finding=finite)
+    for loss in (1.5, None):  # a norm's, in a step whose loss is finite or wasn't told
+        of_norm = {"step": 3, "loss": loss, "tensor": "a", "quantity": "grad_norm"}
+        assert "not finite" not in loss_title(np.linspace(2, 1, 50), finding=of_norm)
 
 
 def test_runs_of_one_optimizer_and_schedule_have_dashes_of_their_own() -> None:

@@ -64,5 +64,16 @@ def test_rates_of_many_tensors_say_how_many_are_drawn() -> None:
     assert "usermeta" not in rates(200, 3)
 
 
+@pytest.mark.parametrize(("shares", "said"), [((1, 4), "1 or 4"), ((0.5, 4, 1), "0.5 to 4"), ((1, 1), "1 ×")])
+def test_a_title_names_the_peak_rates_of_all_groups(shares: tuple[float, ...], said: str) -> None:
+    names = tuple(f"{i}.weight" for i in range(len(shares)))
+    ones = {name: np.ones(3) for name in names}
+    frame = layers(ones, ones, np.ones(3))
+    for name, share in zip(names, shares, strict=True):
+        frame.loc[frame["parameter"] == name, "lr"] *= np.float32(share)
+    spec = spec_of(decomposition(decompose(LayerGrid.from_frame(frame, names), lars_facts(names))))
+    assert spec["title"]["text"].startswith(f"Effective rate = peak lr {said}")
+
+
 def test_rates_of_one_step_are_points() -> None:
     assert rates(2, 1)["spec"]["layer"][0]["mark"]["point"] is True

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.reads import CountReads
 from tvlars_probe import LAMB, LARS, TVLARS, describe
 from tvlars_probe.optimizers.layerwise import LayerwiseOptimizer
 from tvlars_probe.optimizers.registry import OPTIMIZERS
@@ -74,19 +74,13 @@ def test_both_ways_through_a_step_agree(make: Any) -> None:
         torch.testing.assert_close(a, b.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def test_the_device_path_never_reads_a_scalar(make: Any) -> None:
-    class Count(TorchDispatchMode):
-        reads = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.reads += "_local_scalar_dense" in str(func)
-            return func(*args, **(kwargs or {}))
-
-    params = tensors()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_device_path_never_reads_a_scalar(make: Any, dtype: torch.dtype) -> None:
+    params = tensors(dtype=dtype)
     optimizer = make(params, foreach=True)
     run(optimizer, params, range(2))
     give_grads(params, 5)
-    with Count() as count:
+    with CountReads() as count:
         torch.ones(1).item()
         assert count.reads == 1
         optimizer.step()

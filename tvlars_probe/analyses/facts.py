@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry
+from tvlars_probe.traces.manifest import is_of_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +46,7 @@ class RunFacts:
         phase: train, pretrain or linear.
         optimizer: class of the first parameter group's optimizer, such as "LARS".
         schedule: name of the schedule: none, cosine or lars-warm.
-        peak_lr: largest learning rate of the schedule.
+        peak_lr: largest learning rate of the schedule, of the first parameter group.
         lr: learning rate as it was asked for, before the schedule; known of the first phase only.
         batch_size: global batch size.
         lmbda: TVLARS' λ, per update.
@@ -56,7 +58,7 @@ class RunFacts:
         first_step: index of the phase's first update.
         epochs: epochs planned.
         total_steps: updates planned, over all phases.
-        finding: a loss of the run that was not finite: its step, and the first bad tensor.
+        finding: the first step with a loss or a norm that was not finite: its loss, and the first bad tensor.
         groups: the manifest's entry of each parameter group: its settings, and what its optimizer does to it.
         parameters: the manifest's table of parameters of this phase, with the columns `PARAMETER_COLUMNS`.
         config: the whole configuration.
@@ -97,7 +99,7 @@ class RunFacts:
         m, phases = manifest, list(manifest.parameters)
         chosen = phase or next(iter(phases), "train")
         groups = [g for g in m.groups if g.get("phase", chosen) == chosen]
-        group, schedule, data = groups[0] if groups else {}, m.config.get("schedule"), m.data or {}
+        group, schedule, data = _first_filled(groups), m.config.get("schedule"), m.data or {}
         # The manifest's own figures are those of its first phase: an entry of the phase itself goes before them.
         own = next((p for p in m.phases if p.get("phase") == chosen), {})
         epochs = m.config.get("epochs")
@@ -150,17 +152,51 @@ class RunFacts:
         kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS}
         return kept | {"data": self.data, "model": self.model, "epochs": self.epochs}
 
+    @property
+    def bad_loss_step(self) -> int | None:
+        """The first step whose loss was not finite, as the manifest tells it; None where it tells of none.
+
+        If a tensor went first, it is that tensor's step, provided that the run diverged.
+        """
+        if self.finding is None or not (is_of_loss(self.finding) or self.status == "diverged"):
+            return None
+        step = self.finding.get("step")
+        return None if step is None else int(step)
+
     def group_of(self, parameters: Sequence[str]) -> list[Mapping[str, Any]]:
         """The manifest's entry of each parameter's group; an empty one where the manifest doesn't tell the group."""
-        rows = self.parameters.set_index("name")
-        # The table of parameters counts the groups of each optimizer from 0, the manifest lists those of all optimizers
-        # in a row: ``first`` is where an optimizer's groups begin in that list.
-        held = rows.dropna(subset=["optimizer", "group"])
-        sizes = held.groupby("optimizer")["group"].max() + 1 if len(held) else pd.Series(dtype=float)
-        first = {optimizer: int(sizes[sizes.index < optimizer].sum()) for optimizer in sizes.index}
-        place = {name: first[row.optimizer] + int(row.group) for name, row in held.iterrows()}
-        known = range(len(self.groups))
-        return [self.groups[place[p]] if place.get(p) in known else {} for p in parameters]
+        held = self.parameters.dropna(subset=["optimizer", "group"])
+        keys = list(zip(held["optimizer"].astype(int), held["group"].astype(int), strict=True))
+        entries = self._entries(sorted({*keys}))
+        of = {name: entries.get(key, {}) for name, key in zip(held["name"], keys, strict=True)}
+        return [of.get(p, {}) for p in parameters]
+
+    def _entries(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Mapping[str, Any]]:
+        """The manifest's entries by indices of optimizer and group, as the table of parameters counts both from 0.
+
+        Args:
+            keys: the groups in which that table has a parameter, in order.
+        """
+        if all("group" in entry for entry in self.groups):
+            return {(entry.get("optimizer_index", 0), entry["group"]): entry for entry in self.groups}
+        # Older manifests list the groups of all optimizers in a row. Groups without parameters are in the list, too,
+        # but not in the table.
+        filled = [entry for entry in self.groups if entry.get("parameters") != 0]
+        if len(filled) == len(keys):
+            return dict(zip(keys, filled, strict=True))
+        # A group may hold only parameters that a later optimizer holds as well, and then isn't in the table either.
+        sizes = {optimizer: 1 + max(g for o, g in keys if o == optimizer) for optimizer, _ in keys}
+        places = {(o, g): g + sum(size for other, size in sizes.items() if other < o) for o, g in keys}
+        return {key: self.groups[place] for key, place in places.items() if place < len(self.groups)}
+
+    @property
+    def main_group(self) -> Mapping[str, Any]:
+        """The manifest's entry of the first group that holds a parameter; an empty one where none is told.
+
+        ``peak_lr``, ``lr``, ``optimizer`` and ``lmbda`` are those of this group, and so is the column ``lr`` of the
+        table ``steps``.
+        """
+        return _first_filled(self.groups)
 
     def descriptions_of(self, parameters: Sequence[str]) -> list[GroupDescription]:
         """The description of each parameter's group; an unknown one where the manifest doesn't tell the group."""
@@ -190,6 +226,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, object]:
     return {key: leaf for name, item in pairs for key, leaf in _flat(item, f"{prefix}.{name}".strip(".")).items()}
 
 
+def _first_filled(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next((group for group in groups if group.get("parameters") != 0), {})
+
+
 def _asked_rate(config: Mapping[str, Any], group: Mapping[str, Any], peak_lr: float | None) -> float | None:
     """The learning rate as it was asked for with ``--lr``.
 
@@ -198,4 +238,6 @@ def _asked_rate(config: Mapping[str, Any], group: Mapping[str, Any], peak_lr: fl
     asked = config.get("optimizer")
     if isinstance(asked, dict) and isinstance(asked.get("lr"), int | float):
         return float(asked["lr"])
-    return peak_lr if peak_lr is not None else group.get("lr")
+    rate = peak_lr if peak_lr is not None else group.get("lr")
+    # NaN stands for a group that has none.
+    return None if rate is None or math.isnan(rate) else rate

@@ -136,8 +136,13 @@ def _with_room(matrix: Matrix | None, tensors: int, steps: int, dtype: np.dtype)
 
 def norm_ratio(grid: LayerGrid) -> Matrix:
     """‖w‖/‖g‖ of each step and tensor, (T, P): the papers' LNR. Infinite where only the gradient is zero."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio: Matrix = grid["weight_norm"] / grid["grad_norm"]
+    weight_norm, grad_norm = grid["weight_norm"], grid["grad_norm"]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        ratio: Matrix = weight_norm / grad_norm
+        # The quotient of two float32 numbers may lie outside float32: then all of them are float64.
+        lost = (np.isinf(ratio) & (grad_norm != 0)) | ((ratio == 0) & (weight_norm != 0))
+        if (lost & np.isfinite(weight_norm) & np.isfinite(grad_norm)).any():
+            ratio = weight_norm.astype(np.float64) / grad_norm
     return ratio
 
 

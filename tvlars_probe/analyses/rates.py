@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvlars_probe.analyses.rate_courses import rate_courses
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,7 +36,8 @@ SMALLEST_RATE = 1e-30
 class Decomposition:
     """log(lr·trust_ratio) of every recorded step (T) and tensor (P), and the terms of which it is the sum.
 
-    All logarithms are natural; ‖w‖ and ‖d‖ are clamped as the optimizer clamps them::
+    All logarithms are natural. The peak is that of the tensor's own parameter group, and ‖w‖ and ‖d‖ are clamped as the
+    optimizer clamps them::
 
         log rate = log peak_lr + log(lr/peak_lr) + log eta + log φ + log(‖w‖/‖d‖) + what clipping changed
                    peak_lr       schedule          eta       phi     norm_ratio     clip
@@ -49,8 +52,8 @@ class Decomposition:
         adapted: whether each tensor's rate is scaled by a trust ratio, (P,); true where the manifest doesn't tell.
         log_rate: log of the recorded effective rate, (T, P); NaN where that is below `SMALLEST_RATE` or not known.
         terms: a matrix (T, P) for each name in `TERMS`.
-        peak_lr: the highest learning rate of the run's schedule.
-        peaks: the highest learning rate of each tensor, to which the first two terms refer, (P,).
+        peaks: the highest learning rate of each tensor's group, to which the first two terms refer, (P,); 0 or NaN
+            where it never has a rate.
         vanished: number of rows with an effective rate below `SMALLEST_RATE`.
         unknown: number of rows whose trust ratio isn't known.
     """
@@ -61,7 +64,6 @@ class Decomposition:
     adapted: NDArray[np.bool_]
     log_rate: Floats
     terms: Mapping[str, Floats]
-    peak_lr: float
     peaks: Floats
     vanished: int
     unknown: int
@@ -78,22 +80,20 @@ class Decomposition:
         return np.exp(self.terms["eta"] + self.terms["norm_ratio"] + self.terms["clip"])
 
 
-def decompose(grid: LayerGrid, facts: RunFacts, highest: float | None = None) -> Decomposition:
+def decompose(grid: LayerGrid, facts: RunFacts, peaks: Floats | None = None) -> Decomposition:
     """Split the log effective rate of every step and tensor into `TERMS`.
 
     Args:
         grid: the columns `COLUMNS` of ``layers``.
-        facts: what the run's manifest tells; without ``peak_lr`` the largest recorded learning rate is taken.
-        highest: the run's largest recorded learning rate, needed where ``grid`` holds only some of its tensors.
+        facts: what the run's manifest tells.
+        peaks: `RateCourses.peaks` of the grid's tensors, needed where it holds only some of the phase's.
     """
     lr, trust = grid["lr"].astype(np.float64), grid["trust_ratio"].astype(np.float64)
     adapted = np.array([flag is not False for flag in facts.flag("adapted", grid.parameters)], bool)
     rate = lr * trust
     there = np.isfinite(lr)
     vanished = there & (np.abs(rate) < SMALLEST_RATE)
-    highest = highest_rate(grid) if highest is None else highest
-    peak = facts.peak_lr or highest
-    peaks = _peaks(lr, peak, highest)
+    peaks = rate_courses(grid, facts).peaks if peaks is None else peaks
     with np.errstate(divide="ignore", invalid="ignore"):
         log_rate = np.where(vanished, np.nan, np.log(rate))
         terms = {
@@ -109,28 +109,10 @@ def decompose(grid: LayerGrid, facts: RunFacts, highest: float | None = None) ->
         adapted=adapted,
         log_rate=log_rate,
         terms=terms,
-        peak_lr=peak,
         peaks=peaks,
         vanished=int(vanished.sum()),
         unknown=int((there & np.isnan(trust)).sum()),
     )
-
-
-def _peaks(lr: Floats, peak: float, highest: float) -> Floats:
-    """Each tensor's highest learning rate: parameter groups may have rates of their own, all under one schedule."""
-    if not lr.size:
-        return np.full(lr.shape[1], peak)
-    # The quotient is of recorded rates, for the step of the peak may not be among the recorded ones.
-    own = np.fmax.reduce(lr, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # A tensor without any rate above zero is given the run's peak: log 0 would spoil its terms.
-        return np.where(own > 0, peak * (own / highest), peak)
-
-
-def highest_rate(grid: LayerGrid) -> float:
-    """The largest recorded learning rate; NaN without rows."""
-    lr = grid["lr"]
-    return float(np.fmax.reduce(lr, axis=None)) if lr.size else np.nan
 
 
 def _ratio_terms(grid: LayerGrid, facts: RunFacts, adapted: NDArray[np.bool_], lr: Floats) -> dict[str, Floats]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvlars_probe.analyses.grid import column_medians
+from tvlars_probe.analyses.rate_courses import share_of
 from tvlars_probe.analyses.replay import COLUMNS, DIRECTION_COLUMNS, Replay, replay
 from tvlars_probe.analyses.variants import Variant, takers
 from tvlars_probe.errors import UserError
@@ -113,41 +113,63 @@ def _rates(
     """Each tensor's rate in each step under another schedule, (T, P); None where the recorded rates are meant."""
     if lr is None and schedule is None and warmup_epochs is None:
         return None
-    factors = _factors(facts, grid.steps - facts.first_step, schedule, warmup_epochs)
-    own_lr = _own_rate(facts)
+    recorded = grid["lr"].astype(np.float64)
+    main = np.array([bool(group) and group is facts.main_group for group in groups], bool)
+    own_lr, shares = _own_rate(facts, recorded[:, main]), _shares(recorded, main)
     base = own_lr if lr is None else lr
     if base is None:
         raise UserError(f"the manifest of {facts.name} doesn't tell its learning rate: give --lr")
-    shares = _shares(
-        grid["lr"].astype(np.float64), [bool(facts.groups) and group is facts.groups[0] for group in groups]
-    )
     # Learning rates are recorded in float32: equal ones may differ by rounding, some 1e-7.
-    has_own = ~np.isclose(shares, 1.0, rtol=1e-5)
-    if has_own.any() and own_lr is None:
-        name = grid.parameters[int(has_own.argmax())]
+    has_own, alone = ~np.isclose(shares, 1.0, rtol=1e-5), np.isnan(shares)
+    keeps_schedule = schedule is None and warmup_epochs is None
+    if alone.any() and not keeps_schedule:
+        raise UserError(
+            f"the rate of {grid.parameters[int(alone.argmax())]} in {facts.name} has a schedule of its own, which "
+            "--schedule and --warmup-epochs can't replace: leave them out (--lr alone leaves that rate as it was)"
+        )
+    if keeps_schedule and facts.schedule is None:
+        # The loop had a schedule that nobody knows, or none: its course is the record's.
+        scaled = np.full_like(recorded, base) if not own_lr else recorded * (base / own_lr)
+        return np.where(has_own, recorded, scaled)
+    factors = _factors(facts, grid.steps - facts.first_step, schedule, warmup_epochs)
+    if (has_own & ~alone).any() and own_lr is None:
+        name = grid.parameters[int((has_own & ~alone).argmax())]
         raise UserError(f"the manifest of {facts.name} doesn't tell the rate of {name}, which has one of its own")
     own = shares * (np.nan if own_lr is None else own_lr)
-    return factors[:, None] * np.where(has_own, own, base)
+    return np.where(alone, recorded, factors[:, None] * np.where(has_own, own, base))
 
 
-def _own_rate(facts: RunFacts) -> float | None:
-    """The first group's learning rate before the schedule; None where the manifest doesn't tell it."""
+def _own_rate(facts: RunFacts, main: Floats) -> float | None:
+    """The first group's learning rate before the schedule; None where neither manifest nor trace tells it.
+
+    Args:
+        facts: what the manifest tells.
+        main: the recorded rates of that group's tensors, (T, some). Their highest stands in where the manifest tells
+            only what the rate was after the last step.
+    """
     asked = facts.config.get("optimizer")
-    told = isinstance(asked, dict) and isinstance(asked.get("lr"), int | float)
-    if told or facts.lr is None or facts.schedule != "lars-warm" or not facts.batch_size:
+    if isinstance(asked, dict) and isinstance(asked.get("lr"), int | float):
+        return facts.lr
+    if facts.peak_lr is None:
+        highest = np.fmax.reduce(main, axis=None, initial=np.nan)
+        return facts.lr if np.isnan(highest) else float(highest)
+    if facts.lr is None or facts.schedule != "lars-warm" or not facts.batch_size:
         return facts.lr
     # Where the configuration doesn't tell ``--lr``, facts.lr is the peak, which lars-warm has scaled already.
     return facts.lr * REFERENCE_BATCH_SIZE / facts.batch_size
 
 
-def _shares(recorded: Floats, first: Sequence[bool]) -> Floats:
-    """Each tensor's learning rate over that of the first group's tensors, (P,); 1 where no step tells both."""
-    # One schedule scales all groups, so that the quotient is the same in every step. At rate zero, where a warm-up
-    # begins, it isn't finite, and the median leaves it out.
-    main = np.fmax.reduce(recorded[:, np.array(first, bool)], axis=1, initial=np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = column_medians(recorded / main[:, None])
-    return np.where(np.isnan(shares), 1.0, shares)
+def _shares(recorded: Floats, main: NDArray[np.bool_]) -> Floats:
+    """Each tensor's learning rate over that of the first group's tensors, (P,), as `share_of` tells it.
+
+    It is 1 for all tensors where the manifest doesn't tell the first group.
+    """
+    if not main.any():
+        return np.ones(len(main))
+    course = np.fmax.reduce(recorded[:, main], axis=1, initial=np.nan)
+    return np.array(
+        [1.0 if is_main else share_of(rates, course) for is_main, rates in zip(main, recorded.T, strict=True)]
+    )
 
 
 def _factors(facts: RunFacts, updates: NDArray[np.int64], schedule: str | None, warmup_epochs: float | None) -> Floats:

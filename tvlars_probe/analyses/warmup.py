@@ -14,7 +14,6 @@ warm-up's steps and adapted layers.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,8 @@ import pandas as pd
 from tvlars_probe.analyses import rates
 from tvlars_probe.analyses.explosions import QUANTITIES, find_explosions
 from tvlars_probe.analyses.grid import column_medians, norm_ratio
-from tvlars_probe.analyses.rates import decompose, highest_rate
+from tvlars_probe.analyses.rate_courses import AT_PEAK, rate_courses
+from tvlars_probe.analyses.rates import decompose
 from tvlars_probe.analyses.warmup_rule import EarlyLoss, Thresholds, early_loss, judge
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.grid import LayerGrid, Matrix
+    from tvlars_probe.analyses.rate_courses import RateCourses
     from tvlars_probe.analyses.rates import Decomposition
     from tvlars_probe.analyses.verdict import Verdict
 
@@ -46,16 +47,22 @@ class Warmup:
     Attributes:
         facts: what the run's manifest tells.
         verdict: needed, not needed, or can't tell.
-        warmup_steps: updates before the learning rate first reaches its peak; None where it never does.
+        peak_lr: highest learning rate of the first parameter group, from the manifest or else from the trace; None
+            where neither tells it.
+        warmup_steps: updates before the learning rate first reaches its peak, in the parameter group that takes
+            longest; None where one never does. Groups that join after the early steps don't count.
         suggested_steps: updates of warm-up that cover all hot and overwritten steps of every tensor; without such steps
             those until the loss recovered. None where nothing asks for warm-up, or none was needed.
         suggested_epochs: the same in epochs.
         setting_layers: the tensors that set that length.
         early: what the loss did in the early steps.
-        layers: a row per tensor: ``adapted``; ``redundant_share``; ``start_over_settled`` (its own ratio at first, over
-            its later median); ``full_rate_step`` (‖Δw‖/‖w‖ of one step at full rate without momentum, median over the
-            early steps); ``hot_steps`` and ``overwritten_steps`` (numbers of early steps); ``length`` (updates until
-            the last of these is over); ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
+        layers: a row per tensor: ``adapted``; ``peak_lr``, the highest learning rate of its parameter group, and
+            ``warmup_steps``, the updates before the group first has it (null where it never does); ``early_steps``, the
+            number of recorded steps that count as early for it; ``redundant_share``; ``start_over_settled`` (its own
+            ratio at first, over its later median); ``full_rate_step`` (‖Δw‖/‖w‖ of one step at that peak without
+            momentum, median over the early steps); ``hot_steps`` and ``overwritten_steps`` (numbers of early steps);
+            ``length`` (updates until the last of these is over); ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the
+            early steps).
         explosions: the tables of `find_explosions` for each of `QUANTITIES`, one below the other.
         last_early: the last step that counts as early.
         last_step: the last recorded step.
@@ -64,6 +71,7 @@ class Warmup:
 
     facts: RunFacts
     verdict: Verdict
+    peak_lr: float | None
     warmup_steps: int | None
     suggested_steps: int | None
     suggested_epochs: float | None
@@ -90,15 +98,13 @@ def analyse_warmup(
         thresholds: thresholds of the rule.
     """
     limits = thresholds or Thresholds()
-    peak = facts.peak_lr or highest_rate(grid)
-    warmup_rows = _rows_before_peak(grid, peak)
-    window = _early_rows(grid.steps, warmup_rows, limits.early(facts))
-    # The highest learning rate is that of the whole grid: a block's own may be lower.
-    told, highest = dataclasses.replace(facts, peak_lr=peak), highest_rate(grid)
-    tables, found = [], []
+    # Of the whole grid: a block may hold only some tensors of a group.
+    courses = rate_courses(grid, facts)
+    tables, found, first = [], [], 0
     # A grid without tensors has no blocks. Taken as one, it gives empty tables with their columns.
     for block in grid.blocks() if grid.parameters else [grid]:
-        tables.append(_layer_table(block, decompose(block, told, highest), warmup_rows, window, limits))
+        own = courses.block(slice(first, first := first + len(block.parameters)))
+        tables.append(_layer_table(block, decompose(block, facts, own.peaks), own, limits))
         found.append(_explosions(block, limits))
     layers, explosions = pd.concat(tables, ignore_index=True), _by_quantity(found)
     early = early_loss(steps, facts, limits)
@@ -110,9 +116,7 @@ def analyse_warmup(
     if not setting and suggested:
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
-    within = None if warmup_rows == len(grid.steps) else _count(grid.steps, warmup_rows)
-    last = limits.early(facts) - 1 + int(grid.steps[0]) if len(grid.steps) else 0
-    last_early = max(last, *grid.steps[window].tolist()[-1:], 0)
+    within, last_early = _warmup_of_run(grid.steps, courses, limits.early(facts))
     verdict = judge(
         thresholds=limits,
         recorded=len(grid.steps),
@@ -121,7 +125,6 @@ def analyse_warmup(
         explosions=explosions,
         early=early,
         suggested=suggested,
-        early_rows=int(window.sum()),
         last_early=last_early,
     )
     if verdict.answer == "not needed":
@@ -129,6 +132,7 @@ def analyse_warmup(
     return Warmup(
         facts=facts,
         verdict=verdict,
+        peak_lr=_told_or_found(facts.peak_lr, courses.main_peak),
         warmup_steps=within,
         suggested_steps=suggested,
         suggested_epochs=suggested / facts.steps_per_epoch if suggested and facts.steps_per_epoch else None,
@@ -142,57 +146,57 @@ def analyse_warmup(
     )
 
 
-def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
-    """Recorded steps before the learning rate first comes within 0.1 % of its peak; all, if the trace ends before.
+def _told_or_found(told: float | None, found: float) -> float | None:
+    """The peak by the manifest, else by the trace."""
+    # The trace holds it in float32: what lies beyond its sixth digit is rounding, and would keep pairs apart.
+    return told if told is not None else None if np.isnan(found) else float(f"{found:.6g}")
 
-    Where only every n-th step is recorded, none of them may come that close. The peak is then taken to be at the
-    recorded step with the highest rate, unless that is the last one: the rate may still be rising.
+
+def _warmup_of_run(steps: NDArray[np.int64], courses: RateCourses, early: int) -> tuple[int | None, int]:
+    """Length of the warm-up in updates, that of the group that takes longest, and the last step that counts as early.
+
+    The length is None where the rate of a group doesn't reach its peak. Groups without a rate, and those that join only
+    after the first ``early`` updates, tell nothing of the run's beginning and are passed over.
     """
-    if not len(grid.steps):
-        return 0
-    rate = np.fmax.reduce(grid["lr"], axis=1).astype(np.float64)
-    there = rate >= 0.999 * peak_lr
-    highest = int(np.nan_to_num(rate, nan=-1.0).argmax())
-    return int(there.argmax()) if there.any() else highest if highest < len(rate) - 1 else len(rate)
+    if not len(steps):
+        return 0, 0
+    counted = (courses.peaks > 0) & (steps[courses.begins] < steps[0] + early)
+    begins, reached = courses.begins[counted], courses.reached[counted]
+    end = int(reached.max(initial=0))
+    last = max(int(steps[0]) + early - 1, int(steps[end - 1]) if end else 0)
+    if end == len(steps):
+        return None, last
+    return int((steps[reached] - steps[begins]).max(initial=0)), last
 
 
-def _count(steps: NDArray[np.int64], rows: int) -> int:
-    """The number of updates that the first ``rows`` recorded steps span."""
-    return int(steps[rows] - steps[0]) if rows else 0
-
-
-def _early_rows(steps: NDArray[np.int64], warmup_rows: int, early: int) -> NDArray[np.bool_]:
-    """Which recorded steps are early, (T,): the warm-up, or the first ``early`` updates where these last longer."""
-    return (np.arange(len(steps)) < warmup_rows) | (steps < (steps[0] if len(steps) else 0) + early)
-
-
-def _layer_table(
-    grid: LayerGrid, split: Decomposition, warmup_rows: int, window: NDArray[np.bool_], limits: Thresholds
-) -> pd.DataFrame:
+def _layer_table(grid: LayerGrid, split: Decomposition, courses: RateCourses, limits: Thresholds) -> pd.DataFrame:
     """The rows of `Warmup.layers` for the tensors of one block."""
-    own = split.own_ratio
-    # A trace that ends within the warm-up has no settled part: medians of no rows are NaN, and nothing is hot or
-    # redundant beside them.
-    later = own[max(warmup_rows, int(len(own) * limits.settled)) if warmup_rows < len(own) else len(own) :]
-    settled = column_medians(later)
-    early, count = own[window], int(window.sum())
-    weight_norm = grid["weight_norm"][window].astype(np.float64)
+    own, steps, (rows, _) = split.own_ratio, split.steps, split.own_ratio.shape
+    row, warming = np.arange(rows)[:, None], courses.before_peak(rows)
+    # The warm-up of the tensor's group is early, and so are the first updates of the run where these last longer.
+    window = warming | (steps < (steps[0] if rows else 0) + limits.early(split.facts))[:, None]
+    # A group whose rate is still rising at the end has no settled part: medians of no rows are NaN, and nothing is hot
+    # or redundant beside them.
+    settled = column_medians(np.where(row >= np.maximum(courses.reached, int(rows * limits.settled)), own, np.nan))
+    early, weight_norm = np.where(window, own, np.nan), grid["weight_norm"].astype(np.float64)
     # A step relative to a norm of zero, where biases begin, means nothing.
-    safe = np.where(weight_norm > 0, weight_norm, np.nan)
-    full_rate_step = split.peaks * early * _direction(grid, split, window) / safe
+    safe = np.where(window & (weight_norm > 0), weight_norm, np.nan)
+    full_rate_step = split.peaks * early * _direction(grid, split) / safe
     hot = split.adapted & (early > limits.hot * settled)
     overwritten = ~split.adapted & (full_rate_step > limits.overwrite)
     at_stake = hot | overwritten
-    # The 0.1 % by which `_rows_before_peak` finds the peak.
-    held_back = split.terms["schedule"][:warmup_rows] < np.log(0.999)
-    redundant = held_back & (own[:warmup_rows] < settled) & split.adapted
-    cells = (held_back & split.adapted).sum(axis=0)
-    steps = split.steps[window] - (split.steps[0] if len(split.steps) else 0)
+    held_back = warming & (split.terms["schedule"] < np.log(AT_PEAK)) & split.adapted
+    redundant = held_back & (own < settled)
+    cells = held_back.sum(axis=0)
+    length = np.where(at_stake.any(axis=0), _since_begin(steps, courses, _last(at_stake)) + 1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return pd.DataFrame(
             {
                 "parameter": list(split.parameters),
                 "adapted": split.adapted,
+                "peak_lr": split.peaks,
+                "warmup_steps": np.where(np.isnan(split.peaks), np.nan, _since_begin(steps, courses, courses.reached)),
+                "early_steps": window.sum(axis=0),
                 "held_back_steps": cells,
                 "redundant_steps": redundant.sum(axis=0),
                 "redundant_share": np.where(cells > 0, redundant.sum(axis=0) / cells, np.nan),
@@ -200,20 +204,27 @@ def _layer_table(
                 "full_rate_step": column_medians(full_rate_step),
                 "hot_steps": hot.sum(axis=0),
                 "overwritten_steps": overwritten.sum(axis=0),
-                "length": np.where(at_stake.any(axis=0), _last(at_stake, steps) + 1, 0) if count else 0,
-                "update_ratio": column_medians(grid["update_norm"][window].astype(np.float64) / safe),
+                "length": length.astype(np.int64),
+                "update_ratio": column_medians(grid["update_norm"].astype(np.float64) / safe),
             }
         )
 
 
-def _direction(grid: LayerGrid, split: Decomposition, window: NDArray[np.bool_]) -> Matrix:
-    """Norm of what the effective rate multiplies, in the early steps, without momentum.
+def _since_begin(steps: NDArray[np.int64], courses: RateCourses, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Updates from the begin of each tensor's group to a row of its own; NaN for a row beyond the last."""
+    if not len(steps):
+        return np.full(len(rows), np.nan)
+    return np.where(rows < len(steps), steps[np.minimum(rows, len(steps) - 1)] - steps[courses.begins], np.nan)
+
+
+def _direction(grid: LayerGrid, split: Decomposition) -> Matrix:
+    """Norm of what the effective rate multiplies, without momentum, (T, P).
 
     It is the recorded ‖d‖, or ‖g‖ where there is none. In the Adam family, and for an optimizer that isn't known, it is
     ‖Δw‖/lr, momentum included: that needs no knowledge of the rule.
     """
     divisor, grad, update, lr = (
-        grid[c][window].astype(np.float64) for c in ("direction_norm", "grad_norm", "update_norm", "lr")
+        grid[name].astype(np.float64) for name in ("direction_norm", "grad_norm", "update_norm", "lr")
     )
     groups = split.facts.descriptions_of(split.parameters)
     by_update = np.array([not g.is_known or g.momentum.form == "moving-average" for g in groups], bool)
@@ -230,9 +241,11 @@ def _first(values: Matrix) -> Matrix:
     return first
 
 
-def _last(flags: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The last step at which each column's flag is set; the last step of all where it never is."""
-    last: NDArray[np.int64] = steps[len(flags) - 1 - flags[::-1].argmax(axis=0)]
+def _last(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The last row in which each column's flag is set; the last row of all where it never is."""
+    if not len(flags):
+        return np.zeros(flags.shape[1], np.int64)
+    last: NDArray[np.int64] = len(flags) - 1 - flags[::-1].argmax(axis=0)
     return last
 
 

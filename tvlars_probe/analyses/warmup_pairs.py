@@ -74,6 +74,10 @@ def _settings(w: Warmup) -> str:
     """The settings that both runs of a pair must share, besides optimizer, data, model, batch size, rate and seed."""
     # As text, for merging needs keys that can be hashed. A schedule's own settings differ within a pair by design.
     told = {name: value for name, value in w.facts.settings.items() if not name.startswith("schedule.")}
+    if not isinstance(w.facts.config.get("optimizer"), dict) and w.peak_lr:
+        # Of somebody's own loop only the trace tells what rates the other parameter groups had beside the first.
+        shares = w.layers["peak_lr"] / w.peak_lr
+        told["rates"] = [f"{share:.3g}" for share in dict.fromkeys(shares)]
     return repr(sorted((name, str(value)) for name, value in (told | {"lmbda": w.facts.lmbda}).items()))
 
 
@@ -87,7 +91,7 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "data": f.data,
         "model": f.model,
         "batch_size": f.batch_size,
-        "peak_lr": f.peak_lr,
+        "peak_lr": w.peak_lr,
         "lr": f.lr,
         "seed": f.seed,
         "answer": w.verdict.answer,

@@ -94,7 +94,7 @@ def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> 
     told = steps[steps["loss"].notna() | steps["loss"].isin([np.inf])]
     loss, at = told["loss"].to_numpy(float), told["step"].to_numpy()
     bad = at[~np.isfinite(loss)]
-    bad_step = int(bad[0]) if len(bad) else (facts.finding or {}).get("step")
+    bad_step = int(bad[0]) if len(bad) else facts.bad_loss_step
     if not len(loss):
         return EarlyLoss(rise=None, peak_step=None, bad_step=bad_step, recovered_after=None)
     early = loss[at - at[0] < thresholds.early(facts)]
@@ -118,7 +118,6 @@ def judge(
     explosions: pd.DataFrame,
     early: EarlyLoss,
     suggested: int | None,
-    early_rows: int,
     last_early: int,
 ) -> Verdict:
     """Apply the rule.
@@ -141,11 +140,10 @@ def judge(
         explosions: the table `tvlars_probe.analyses.warmup.Warmup.explosions`.
         early: what the loss did in the early steps.
         suggested: suggested length of warm-up in updates, for the figures.
-        early_rows: number of recorded steps that count as early.
         last_early: the last step that counts as early.
     """
     t = thresholds
-    marks = _Marks.of(layers, explosions, t, last_early, early_rows)
+    marks = _Marks.of(layers, explosions, t, last_early)
     figures = _figures(marks, early, warmup_steps, suggested)
 
     # The figure that decided goes first: it is shown beside the answer.
@@ -228,12 +226,10 @@ class _Marks:
     adapted_step: float | None
 
     @classmethod
-    def of(
-        cls, layers: pd.DataFrame, explosions: pd.DataFrame, t: Thresholds, last_early: int, early_rows: int
-    ) -> _Marks:
+    def of(cls, layers: pd.DataFrame, explosions: pd.DataFrame, t: Thresholds, last_early: int) -> _Marks:
         adapted, rest = layers[layers["adapted"]], layers[~layers["adapted"]]
         # Each tensor must be overwritten more often than this, so that one step never matters, however short the run.
-        long_enough = max(t.persistent * early_rows, 1)
+        long_enough = (t.persistent * rest["early_steps"]).clip(lower=1)
         cells = adapted["held_back_steps"].sum()
         soon = explosions[explosions["exploded"] & (explosions["first_step"] <= last_early)]
         count = max(len(layers), 1)

@@ -99,18 +99,10 @@ def _crosses(ends: Sequence[tuple[RunFacts, int]], runs: Sequence[Curve], x: alt
 
 def _not_finite(facts: RunFacts, part: pd.DataFrame) -> int | None:
     """The first step whose loss is not finite, by the run's finding or by its bins; None if all are."""
-    # Only the finding tells of NaN, which no bin holds. It may be of a norm instead, in a step of finite loss.
-    found = []
-    finding = facts.finding or {}
-    if finding.get("step") is not None and not _is_finite(finding.get("loss")):
-        found.append(int(finding["step"]))
+    # Only the finding tells of NaN, which no bin holds.
+    found = [] if facts.bad_loss_step is None else [facts.bad_loss_step]
     found += part.loc[part["high"] == math.inf, "high_step"].astype(int).tolist()[:1]
     return min(found, default=None)
-
-
-def _is_finite(loss: object) -> bool:
-    """Whether a manifest's loss is a finite number: NaN and infinities are strings there."""
-    return isinstance(loss, int | float) and math.isfinite(loss)
 
 
 def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:

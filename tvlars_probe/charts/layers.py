@@ -123,10 +123,10 @@ def decomposition(split: Decomposition) -> alt.FacetChart:
     panels = {name: label for name, label in _PANELS.items() if name == "rate" or _varies(split, name)}
     shown = _shown(len(split.parameters))
     frame = _factors(split, list(panels), shown)
-    constant = [f"peak lr {theme.number(split.peak_lr)}"]
+    constant = [f"peak lr {_each(split.peaks[split.peaks > 0])}"]
     eta = split.terms["eta"]  # its logarithm, 0 where a tensor isn't adapted
     if np.isfinite(eta).any() and np.nanmin(eta) < 0:
-        constant.append(f"eta {theme.number(float(np.exp(np.nanmin(eta))))}")
+        constant.append(f"eta {_each(np.exp(eta[eta < 0]))}")
     seen = "Effective rate = " + " × ".join([*constant, *(v for k, v in panels.items() if k != "rate")])
     of, further = _of(split.facts), {}
     if len(shown) < len(split.parameters):
@@ -176,6 +176,12 @@ def decomposition(split: Decomposition) -> alt.FacetChart:
         .add_params(*theme.picked())
         .properties(title=theme.title(seen, of), **further)
     )
+
+
+def _each(values: NDArray[np.floating]) -> str:
+    """A factor that belongs to a parameter group: its values in words, "1 or 4" or "0.5 to 4"."""
+    found = [*dict.fromkeys(theme.number(float(value)) for value in np.unique(values))]
+    return " or ".join(found) if 0 < len(found) < 3 else f"{found[0]} to {found[-1]}" if found else "0"
 
 
 def _varies(split: Decomposition, name: str) -> bool:

@@ -186,16 +186,20 @@ def describe_group(group: dict[str, Any]) -> str:
 
 
 def describe_finding(finding: dict[str, Any]) -> str:
-    """A finding in one line: the step and its loss, and the first tensor that was not finite."""
+    """A finding in one line: the step, its loss if one was told, and the first tensor that was not finite."""
     where = f"; first tensor {finding['tensor']} ({finding['quantity']})" if finding["tensor"] else ""
-    return f"loss {finding['loss']} in step {finding['step']}{where}"
+    loss = "" if finding["loss"] is None else f"loss {finding['loss']} in "
+    return f"{loss}step {finding['step']}{where}"
 
 
 def summary_lines(run: Run) -> Iterator[str]:
     """How a training run ended, in a few lines."""
     m = run.manifest
     if m.finding:
-        yield f"The loss was not finite: {describe_finding(m.finding)}"
+        from tvlars_probe.traces.manifest import is_of_loss
+
+        what = "The loss" if is_of_loss(m.finding) else "A tensor"
+        yield f"{what} was not finite: {describe_finding(m.finding)}"
     told = [name for name in ("train_loss", "test_loss", "test_acc1") if name in m.final]
     final = [f"{name} {_figure(name, m.final[name])}" for name in told]
     best = "" if m.best_test_acc1 is None else f" (best {m.best_test_acc1:.2f} %)"

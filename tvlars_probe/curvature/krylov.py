@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.errors import NonFiniteLossError
-from tvlars_probe.reductions import accumulation_dtype, inner_products, multi_tensor_dots
+from tvlars_probe.reductions import accumulation_dtype, inner_products, multi_tensor_norms, norm_of_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +35,8 @@ CHUNK = 8
 def norm(v: Tensor) -> float:
     """‖v‖₂, accurate at any length."""
     if v.device.type == "cpu":
-        return math.sqrt(inner_products((v,), ((0, 0),))[0])
-    return math.sqrt(multi_tensor_dots([v], [v]).item())
+        return norm_of_square(inner_products((v,), ((0, 0),))[0], v)
+    return multi_tensor_norms([v])[0].item()
 
 
 def is_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tvlars_probe.curvature.operators import HessianOperator, ScaledOperator
 from tvlars_probe.curvature.results import OPERATORS
 from tvlars_probe.errors import UserError, unknown
-from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.reductions import multi_tensor_norms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,8 +72,7 @@ def relative(hessian: HessianOperator) -> ScaledOperator:
 
 def norm_of(p: Tensor) -> Tensor:
     """‖p‖₂ as a 0-dim tensor."""
-    norm: Tensor = torch.linalg.vector_norm(p.detach(), dtype=accumulation_dtype(p.device))
-    return norm
+    return multi_tensor_norms([p.detach()])[0]
 
 
 def scaled(kind: str, hessian: HessianOperator, rates: Rates | None) -> HessianOperator | ScaledOperator:

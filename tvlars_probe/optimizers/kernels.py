@@ -8,7 +8,7 @@ import struct
 import torch
 from torch import Tensor
 
-from tvlars_probe.reductions import Tensors, squared_norm
+from tvlars_probe.reductions import Tensors, norm_of_square, squared_norm
 
 CANCELLATION = 0.25
 """Where ‖u + λw‖ is below this share of ‖u‖ + λ‖w‖, the vector u + λw is formed and its norm taken.
@@ -16,6 +16,9 @@ CANCELLATION = 0.25
 The identity ‖u + λw‖² = ‖u‖² + 2λ⟨w, u⟩ + λ²‖w‖² cancels there. Down to this share s, cancellation magnifies the
 relative error of its terms by 1/s² = 16 at most.
 """
+
+# Norms between these have squares, and products with one another, in the range of double precision.
+_LEAST_NORM, _MOST_NORM = 1e-140, 1e150
 
 
 def decayed_direction(
@@ -38,13 +41,23 @@ def decayed_direction(
         formed, the sum and 0.
     """
     norm_sum = direction_norm + decay * weight_norm
-    squared = direction_norm**2 + 2 * decay * dot + (decay * weight_norm) ** 2
-    # Norms that are infinite or NaN go to the identity: they show in the result, and no sum would be better.
-    if decay and 0 < norm_sum < math.inf and squared < (CANCELLATION * norm_sum) ** 2:
-        exact = direction.double() + decay * p.double()
-        return math.sqrt(squared_norm(exact)), exact.to(p.dtype), 0.0
+    if not math.isfinite(norm_sum):
+        # It shows in the result, and no sum would be better. Not by powers, which raise where a float overflows.
+        squared = direction_norm * direction_norm + 2 * decay * dot + (decay * weight_norm) * (decay * weight_norm)
+    elif norm_sum and not (_LEAST_NORM < norm_sum < _MOST_NORM and math.isfinite(dot)):
+        return _formed(p, direction, decay) if decay else (direction_norm, direction, decay)
+    else:
+        squared = direction_norm**2 + 2 * decay * dot + (decay * weight_norm) ** 2
+        if decay and norm_sum and squared < (CANCELLATION * norm_sum) ** 2:
+            return _formed(p, direction, decay)
     # Rounding can make the square negative. A NaN stays: max returns its first argument unless the second is larger.
     return math.sqrt(max(squared, 0.0)), direction, decay
+
+
+def _formed(p: Tensor, direction: Tensor, decay: float) -> tuple[float, Tensor, float]:
+    """What `decayed_direction` returns where u + λw is formed: its norm, itself in the tensor's type, and 0."""
+    exact = direction.double() + decay * p.double()
+    return norm_of_square(squared_norm(exact), exact), exact.to(p.dtype), 0.0
 
 
 def add_decay(directions: Tensors, params: Tensors, decays: list[float]) -> None:

@@ -9,7 +9,6 @@ passes over r; to form r again from m and v would cost as much as to write and r
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +32,7 @@ from tvlars_probe.reductions import (
     inner_products,
     multi_tensor_dots,
     multi_tensor_norms,
+    norm_of_square,
 )
 
 if TYPE_CHECKING:
@@ -125,8 +125,9 @@ class LAMB(LayerwiseOptimizer):
 
     def _update_one_on_host(self, group: dict[str, Any], p: Tensor) -> Sequence[float]:
         lr, decay = as_float(group["lr"]), self.decay_of(group, p)
-        direction, (ww, gg, wg, rr, wr) = self._adam_direction(group, p)
-        weight_norm, adam_norm = math.sqrt(ww), math.sqrt(rr)
+        grad = self.aligned_grad(p)
+        direction, (ww, gg, wg, rr, wr) = self._adam_direction(group, p, grad)
+        weight_norm, grad_norm, adam_norm = map(norm_of_square, (ww, gg, rr), (p, grad, direction))
         # The pair (direction, decay) stands for r + λw from here on: the SGD kernel forms that sum as it descends.
         norm, direction, decay = decayed_direction(p, direction, decay, weight_norm, adam_norm, wr)
         ratio = 1.0
@@ -135,15 +136,15 @@ class LAMB(LayerwiseOptimizer):
             if group["trust_clip"]:
                 ratio = min(ratio, 1.0)
         fused_sgd(p, direction, None, lr=lr * ratio, weight_decay=decay)
-        return weight_norm, math.sqrt(gg), wg, norm, adam_norm, wr, ratio, NAN
+        return weight_norm, grad_norm, wg, norm, adam_norm, wr, ratio, NAN
 
-    def _adam_direction(self, group: dict[str, Any], p: Tensor) -> tuple[Tensor, list[float]]:
+    def _adam_direction(self, group: dict[str, Any], p: Tensor, grad: Tensor) -> tuple[Tensor, list[float]]:
         """Update the moments; return r and the inner products named by `_PAIRS`."""
         # The caller uses r up before the next tensor's turn, so that one scratch serves all.
         direction = self.scratch(p)
         m, v = self.state_tensor(p, "exp_avg"), self.state_tensor(p, "exp_avg_sq")
         totals = [0.0] * len(_PAIRS)
-        blocks = [torch.split(t, _BLOCK) for t in flat_views(p, self.aligned_grad(p), m, v, direction.zero_())]
+        blocks = [torch.split(t, _BLOCK) for t in flat_views(p, grad, m, v, direction.zero_())]
         for w_, g_, m_, v_, r_ in zip(*blocks, strict=True):
             fused_adam_direction(r_, g_, m_, v_, betas=group["betas"], eps=group["eps"])
             self.look_ahead(group, r_, g_, v_)

@@ -22,7 +22,14 @@ from torch import Tensor
 from tvlars_probe.optimizers.group_description import DENOMINATORS, EXCLUSIONS
 from tvlars_probe.optimizers.kernels import add_decay, decayed_direction, descend, fused_sgd, scale_each, where_adapted
 from tvlars_probe.optimizers.layerwise import NAN, LayerwiseOptimizer, as_float, require
-from tvlars_probe.reductions import Tensors, flat_views, inner_products_of_each, multi_tensor_dots, multi_tensor_norms
+from tvlars_probe.reductions import (
+    Tensors,
+    flat_views,
+    inner_products_of_each,
+    multi_tensor_dots,
+    multi_tensor_norms,
+    norm_of_square,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -133,7 +140,7 @@ class LARS(LayerwiseOptimizer):
         self, group: dict[str, Any], p: Tensor, grad: Tensor, ww: float, gg: float, wg: float
     ) -> Sequence[float]:
         lr, decay = as_float(group["lr"]), self.decay_of(group, p)
-        weight_norm, grad_norm = math.sqrt(ww), math.sqrt(gg)
+        weight_norm, grad_norm = norm_of_square(ww, p), norm_of_square(gg, grad)
         # direction + left·w is g + λw: the update takes the accurate sum also where the ratio uses another norm.
         decayed, direction, left = decayed_direction(p, grad, decay, weight_norm, grad_norm, wg)
         norms = {"decayed": decayed, "sum": grad_norm + decay * weight_norm, "grad": grad_norm}

@@ -58,8 +58,13 @@ def trust_ratios(
     s, xp = group.scaling, sys.modules[type(weight_norm).__module__.partition(".")[0]]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # norms of a run that diverged
         total = direction + decay * weight_norm
+        # In units of ‖u‖ + λ‖w‖, whose square may lie outside the numbers' range.
+        unit = xp.where((total > 0) & xp.isfinite(total), total, 1.0)
+        u, w, product = direction / unit, decay * weight_norm / unit, decay * (dot / unit) / unit
+        # A product beyond the range doesn't tell the sum of vectors whose norms are known.
+        product = xp.where(xp.isinf(dot) & xp.isfinite(total), np.nan, product)
         # Rounding can make the square negative where u ≈ −λw; ``closeness`` flags such entries.
-        decayed = xp.sqrt((direction**2 + 2 * decay * dot + (decay * weight_norm) ** 2).clip(min=0.0))
+        decayed = unit * xp.sqrt((u**2 + 2 * product + w**2).clip(min=0.0))
         divisor = {"decayed": decayed, "sum": total, "grad": direction}[s.divisor]
         divisor = divisor + s.eps if s.eps else divisor
         capped = divisor if s.divisor_cap is None else divisor.clip(max=s.divisor_cap)

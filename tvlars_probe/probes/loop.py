@@ -24,8 +24,9 @@ class LoopEvents(Protocol):
             ...                                         # a flush, when it is due: rows cross to the journal
                                                         # the last rows are flushed, the journal is closed
 
-    With several optimizers a row holds one update of each: the next row begins as soon as one of them steps again. A
-    step with a closure computes its gradients itself; ``before_update`` then comes after the closure's first call.
+    With several optimizers a row holds what they update until ``rec.log`` is called, each at most once: the next row
+    also begins as soon as one of them steps again. A step with a closure computes its gradients itself;
+    ``before_update`` then comes after the closure's first call.
     """
 
     def before_update(self, index: int) -> None:

@@ -9,7 +9,8 @@
             optimizer.step()                        # hooks record
             rec.log(loss=loss, samples=len(x))      # what isn't told is null
 
-A step of the trace is one update of every optimizer: a new one begins when an optimizer steps that already has.
+With several optimizers, a step of the trace is what they update between two calls of ``rec.log``. Where the loop
+doesn't call it, it is one update of each: a new one begins when an optimizer steps that already has.
 """
 
 from __future__ import annotations

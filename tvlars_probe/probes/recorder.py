@@ -7,7 +7,6 @@ rows to the `Journal`, which a `Session` holds. The recorder only decides in whi
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -99,7 +98,7 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """Number of updates so far: the next step's index."""
+        """Number of updates so far: the next step's index; on accelerators with those that fused optimizers skipped."""
         return self._crossing.written + len(self._rows)
 
     @property
@@ -124,7 +123,7 @@ class Recorder:
         epoch: int | None = None,
         clip_scale: float | None = None,
     ) -> None:
-        """Tell of the step just made; call it once after ``optimizer.step()``, on every rank.
+        """Tell of the step just made; call it once after ``optimizer.step()``, that of the last one, on every rank.
 
         Args:
             loss: mean loss of this rank's samples.
@@ -185,7 +184,7 @@ class Recorder:
         self._optimizers = optimizers_in(optimizer)
         note_unknown(self.manifest, self._optimizers, warns=self._ranks.is_first)
         self._probing.replace(probes)
-        self._rows.forget_rates()
+        self._rows.begin_phase()
         self.phase = phase
         self._rows.lay_out(model, self._optimizers)
         self._hooks.attach(self._optimizers)
@@ -238,14 +237,14 @@ class Recorder:
     def before_update(self, index: int) -> None:
         if self._rows.begins_another(index):
             self._begin_row()
-        self._rows.before(index, self.step - 1)  # `step` counts the open row already
+        self._rows.before(index)
 
     def after_update(self, index: int, started: float) -> None:
-        if self._rows.begins_another(index):
+        if not self._rows.was_seen(index):
             # An optimizer that never called its closure: nothing was seen before its update.
             self._begin_row()
             self._rows.note_rates(index)
-        self._rows.after(index, self.step - 1, started)
+        self._rows.after(index, started)
 
     def _begin_row(self) -> None:
         self._close_row()
@@ -329,10 +328,9 @@ class Recorder:
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         self._hooks.detach()
-        text = self._rows.misplaced_telling(self.step)
-        self._session.leave(kind, error, write=self._write_all, salvage=self._salvage)
-        if text is not None:
-            warnings.warn(text, stacklevel=3)  # at the end, for a warning may be an error
+        texts = self._rows.misplaced_telling(self.step, in_order=kind is None)
+        self.manifest.notes += texts
+        self._session.leave(kind, error, write=self._write_all, salvage=self._salvage, texts=texts)
 
     def _write_all(self) -> str:
         self.flush()

@@ -12,7 +12,7 @@ from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
 from tvlars_probe.probes.events.signals import children_may_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tvlars_probe.probes.events.agreement import Agreement
@@ -94,6 +94,7 @@ class Session:
         *,
         write: Callable[[], str],
         salvage: Callable[[], None],
+        texts: Sequence[str] = (),
     ) -> None:
         """Write the remaining rows and note how the run ended.
 
@@ -102,6 +103,7 @@ class Session:
             error: that exception.
             write: writes all rows and returns the status; called where no exception ends the block.
             salvage: writes what this process has, without the other ranks; called where an exception does.
+            texts: what to warn of.
         """
         atexit.unregister(self._at_exit)
         status = "failed" if kind is not None and issubclass(kind, Exception) else "interrupted"
@@ -122,6 +124,8 @@ class Session:
         finally:
             self._is_recording = False
             self._finish(status, error)
+        for text in texts:
+            warnings.warn(text, stacklevel=4)  # at the end, for a warning may be an error
 
     def _finish(self, status: str, error: BaseException | None) -> None:
         """Save the status. If that fails while an error is on its way, that error is the one that is raised."""

@@ -24,6 +24,7 @@ from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
 from tvlars_probe.traces.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 FILE_NAME = "run.json"
@@ -190,6 +191,14 @@ class Manifest:
         values = {name: value for name, value in content.items() if name in known}
         values["gaps"] = [Gap.from_dict(gap) for gap in values.get("gaps", [])]
         return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
+
+
+def is_of_loss(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding is of a loss that was told and not finite; if not, it is of a tensor's norm."""
+    loss = finding.get("loss")
+    if loss is None:  # none was told: where a tensor is named, it alone was found
+        return not finding.get("tensor")
+    return not math.isfinite(float(loss))  # "nan" and "inf" stand for what JSON lacks
 
 
 def _integer(digits: str) -> int:

@@ -49,6 +49,8 @@ class GroupEntry(TypedDict):
     """A parameter group, and what its optimizer does to it."""
 
     optimizer: str
+    optimizer_index: NotRequired[int]
+    group: NotRequired[int]
     phase: NotRequired[str]
     lr: NotRequired[float | None]
     eta: NotRequired[float | None]

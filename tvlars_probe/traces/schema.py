@@ -121,7 +121,8 @@ _PHASE = Column("phase", "name", "name", "train, pretrain or linear")
 # gives what LARS divides by for any λ: ‖g + λw‖² = ‖g‖² + 2λ⟨w, g⟩ + λ²‖w‖². ⟨w, r⟩ does the same for LAMB.
 LAYERS = Table(
     "layers",
-    "one row per recorded step and parameter tensor; a tensor without gradient in a step has no row",
+    "one row per recorded step and parameter tensor; a tensor without gradient in a step has no row; a figure beyond "
+    "float32 is infinite or zero, and of a norm the manifest's notes say so",
     (
         _RUN,
         _STEP,
@@ -175,9 +176,9 @@ STEPS = Table(
         Column("epoch", "int64", "epoch", "from 0, restarting per phase"),
         _PHASE,
         Column("loss", "float64", "1", "mean loss over the global batch"),
-        Column("lr", "float64", "1", "learning rate of the first parameter group"),
+        Column("lr", "float64", "1", "learning rate of the first parameter group; null where that didn't step"),
         Column("phi", "float64", "1", "TVLARS' φ_t of the first parameter group; null for other optimizers"),
-        Column("grad_norm", "float64", "1", "‖g‖₂ over all the optimizer's parameters; null in unrecorded steps"),
+        Column("grad_norm", "float64", "1", "‖g‖₂ over all the optimizers' parameters; null in unrecorded steps"),
         Column("weight_norm", "float64", "1", "‖w‖₂ over the parameters with gradient; null in unrecorded steps"),
         Column("clip_scale", "float64", "1", "factor by which gradient clipping scaled the gradient; null if unknown"),
         Column("samples", "int64", "sample", "samples seen up to and including this step, over all ranks"),

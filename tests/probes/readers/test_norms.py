@@ -7,10 +7,10 @@ import pytest
 import timm.optim
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tvlars_probe
 from tests.probes.small_loop import OPTIMIZERS, UNKNOWN, loop, net, observed
+from tests.reads import CountReads
 from tvlars_probe.probes.readers import norms
 from tvlars_probe.traces.schema import LAYERS
 
@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe import Run
-
-
-class CountReads(TorchDispatchMode):
-    """Counts what would make the host wait for an accelerator."""
-
-    reads = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.reads += "_local_scalar_dense" in str(func)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["lars", "sgd-momentum", "adamw"])
@@ -274,3 +264,18 @@ def test_of_a_large_model_the_copies_that_update_norm_needs_are_sampled(
     read = rows[rows.update_norm.notna()]
     assert read.step.tolist() == [0, 20, 40]
     assert read.update_norm.tolist() == pytest.approx([applied[step] for step in (0, 20, 40)], rel=1e-5)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 1e200), (torch.float64, 1e-200), (torch.float32, 1e25)])
+def test_the_buffer_of_momentum_is_measured_where_its_squares_are_out_of_range(
+    dtype: torch.dtype, scale: float, on_device: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norms, "reads_are_free", lambda device: not on_device)
+    p = nn.Parameter(torch.zeros(50, dtype=dtype))
+    p.grad = torch.linspace(-1, 1, 50, dtype=torch.float64).mul(scale).to(dtype)
+    optimizer = torch.optim.SGD([p], lr=1 / scale, momentum=0.9)
+    with tvlars_probe.record(None, optimizer, tmp_path / "run") as rec:
+        optimizer.step()
+        rec.log()
+    assert tvlars_probe.open_run(rec.path).layers().update_norm.item() == pytest.approx(p.detach().norm().item())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -58,6 +59,27 @@ def test_what_is_not_told_is_null(tmp_path: Path) -> None:
     frame = tvlars_probe.open_run(tmp_path / "r").steps()
     assert frame[["loss", "samples", "epoch", "clip_scale", "phi"]].isna().all(axis=None)
     assert frame["lr"].tolist() == [0.1, 0.1]
+
+
+@pytest.mark.filterwarnings("ignore:what .* does to a rate")
+def test_a_group_without_a_rate_has_none_in_the_trace(tmp_path: Path) -> None:
+    class Own(torch.optim.SGD):
+        """Takes a rate of its own making."""
+
+        def step(self, closure: Any = None) -> None:
+            with torch.no_grad():
+                for p in self.param_groups[0]["params"]:
+                    p.sub_(p.grad)
+
+    model = net()
+    optimizer = Own(model.parameters(), 0.1)
+    optimizer.param_groups[0]["lr"] = None
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["loss"].notna().all()
+    assert run.layers()["lr"].isna().all()
+    assert math.isnan(run.manifest.groups[0]["lr"])
 
 
 @pytest.mark.parametrize("detail", ["full", "norms", "none"])

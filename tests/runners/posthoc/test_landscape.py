@@ -73,6 +73,14 @@ def test_filters_of_a_direction_have_the_norms_of_the_weights_filters_and_vector
     assert not torch.equal(filter_normalised(weights, seed=4)["conv"], direction["conv"])
 
 
+@pytest.mark.parametrize("scale", [2.0**70, 2.0**-70])
+def test_filters_whose_squares_float32_does_not_hold_have_their_norms_too(scale: float) -> None:
+    weights = {"linear": torch.randn(4, 9, generator=torch.Generator().manual_seed(0))}
+    usual = filter_normalised(weights, seed=3)["linear"]
+    extreme = filter_normalised({"linear": weights["linear"] * scale}, seed=3)["linear"]
+    torch.testing.assert_close(extreme / scale, usual, rtol=1e-6, atol=0)
+
+
 def test_a_slice_passes_through_the_checkpoint_and_follows_its_direction(run: Path) -> None:
     rows = slice_of(run, points=4, span=0.5, seed=7)
     assert rows["alpha"].tolist() == pytest.approx([-0.5, -1 / 6, 0, 1 / 6, 0.5])

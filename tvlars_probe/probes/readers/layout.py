@@ -39,7 +39,7 @@ class Layout:
     def __init__(self, model: nn.Module | None, optimizers: Sequence[Optimizer], *, updates: bool) -> None:
         names = optimizer_names(model, optimizers)
         self._optimizers = optimizers
-        self._members = _identities(optimizers)
+        self._members = [*map(_identities, optimizers)]
         self.names = [name for some in names for name in some]
         self.offsets: list[int] = np.cumsum([0, *(len(some) for some in names)]).tolist()
         self.readers = [NormReader(optimizer, updates=updates) for optimizer in optimizers]
@@ -48,12 +48,16 @@ class Layout:
     @property
     def is_current(self) -> bool:
         """Whether the optimizers still hold these parameters."""
-        return self._members == _identities(self._optimizers)
+        return all(map(self.holds, range(len(self._optimizers))))
+
+    def holds(self, index: int) -> bool:
+        """Whether optimizer ``index`` still holds these parameters."""
+        return self._members[index] == _identities(self._optimizers[index])
 
 
-def _identities(optimizers: Sequence[Optimizer]) -> list[tuple[int, ...]]:
+def _identities(optimizer: Optimizer) -> list[tuple[int, ...]]:
     """The parameters of each group by identity: a tensor put in another's place is another parameter."""
-    return [tuple(map(id, group["params"])) for o in optimizers for group in o.param_groups]
+    return [tuple(map(id, group["params"])) for group in optimizer.param_groups]
 
 
 def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, optimizers: Sequence[Optimizer]) -> None:
@@ -62,11 +66,11 @@ def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, opt
     # A group that names no phase counts as this phase's, and is replaced.
     others = [group for group in manifest.groups if group.get("phase", phase) != phase]
     mine = [
-        to_entry(description, group)
-        for optimizer in optimizers
-        for description, group in zip(describe(optimizer), optimizer.param_groups, strict=True)
+        {**to_entry(description, group), "optimizer_index": i, "group": j, "phase": phase}
+        for i, optimizer in enumerate(optimizers)
+        for j, (description, group) in enumerate(zip(describe(optimizer), optimizer.param_groups, strict=True))
     ]
-    manifest.groups = others + [{**group, "phase": phase} for group in mine]
+    manifest.groups = others + mine
 
 
 def note_unknown(manifest: Manifest, optimizers: Sequence[Optimizer], *, warns: bool) -> None:

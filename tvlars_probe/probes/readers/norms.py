@@ -25,6 +25,7 @@ from tvlars_probe.reductions import (
     inner_products_of_each,
     multi_tensor_dots,
     multi_tensor_norms,
+    norm_of_square,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class NormReader:
         self._snapshots: dict[int, Tensor] = {}
         self._lrs: list[Any] = []
         self._takes_snapshots = True
+        self._tens: int | None = None
         self._policies: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -110,7 +112,10 @@ class NormReader:
             index: number of recorded steps before this one: it decides whether large weights are copied.
         """
         self._description.renew()
-        self._takes_snapshots = index % SNAPSHOT_EVERY == 0 or not self.samples_snapshots
+        # An optimizer that doesn't step in every row may never meet a multiple: then the first step after one is due.
+        tens, self._tens = self._tens, index // SNAPSHOT_EVERY
+        is_due = index % SNAPSHOT_EVERY == 0 or (tens is not None and self._tens > tens)
+        self._takes_snapshots = is_due or not self.samples_snapshots
         lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
         self._lrs = [lr if isinstance(lr, Tensor) else number(lr) for lr in lrs]
         if not self.leaves_norms:
@@ -210,7 +215,7 @@ class NormReader:
         norms = [norm for norm, has_grad in zip(row, self._active, strict=True) if has_grad]
         if not norms:
             return 1.0
-        total = torch.stack(norms).square().sum().sqrt()
+        total = multi_tensor_norms([torch.stack(norms)])[0]
         return 1.0 / (total / description.max_grad_norm).clip(min=1.0)
 
     def _decay_and_adapted(
@@ -287,7 +292,11 @@ def _on_host(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
     """‖w‖, ‖g‖ and ⟨w,g⟩ as rows, a column per tensor."""
     vectors = [flat_views(w, g) for w, g in zip(weights, grads, strict=True)]
     products = inner_products_of_each(vectors, ((0, 0), (1, 1), (0, 1)))
-    return torch.tensor([(math.sqrt(ww), math.sqrt(gg), wg) for ww, gg, wg in products], dtype=torch.float64).T
+    rows = [
+        (norm_of_square(ww, w), norm_of_square(gg, g), wg)
+        for (ww, gg, wg), (w, g) in zip(products, vectors, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float64).T
 
 
 def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
@@ -299,7 +308,8 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     tensors = [_real(t) for t in tensors]
     if reads_are_free(tensors[0].device):
         squares = inner_products_of_each([flat_views(t) for t in tensors], ((0, 0),))
-        return torch.tensor([math.sqrt(square) for (square,) in squares], dtype=torch.float64)
+        norms = [norm_of_square(square, t) for (square,), t in zip(squares, tensors, strict=True)]
+        return torch.tensor(norms, dtype=torch.float64)
     return multi_tensor_norms(tensors)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.traces.manifest import now
@@ -43,8 +44,9 @@ class StepRow:
         samples: this rank's samples as told.
         clip_scale: as told.
         loss_told: whether a loss was told.
-        stepped: indices of the optimizers that have stepped.
-        steps_told: number of optimizers that had stepped when the loop last told of the step.
+        begun: indices of the optimizers that have begun a step.
+        stepped: indices of the optimizers that have stepped, in that order.
+        told: whether the loop has told of the step.
         step_seconds: the step's own seconds, see `StepClock`.
         probe_seconds: seconds that the recorder and its probes took.
         time: wall-clock time at the end of the step, UTC.
@@ -61,36 +63,47 @@ class StepRow:
     samples: int | None = None
     clip_scale: float | None = None
     loss_told: bool = False
-    stepped: set[int] = field(default_factory=set)
-    steps_told: int = 0
+    begun: set[int] = field(default_factory=set)
+    stepped: list[int] = field(default_factory=list)
+    told: bool = False
     step_seconds: float = 0.0
     probe_seconds: float = 0.0
     time: datetime = field(default_factory=now)
+
+    def forget(self, index: int, span: slice) -> None:
+        """Take back the update of optimizer ``index``, whose parameters these are: it was skipped after all."""
+        self.stepped.remove(index)
+        self.active[span], self.lr[span] = False, math.nan
+        self.phi = math.nan if index == 0 else self.phi
 
 
 class StepBuffer:
     """Rows not yet on the host.
 
     Args:
-        parameters: number of parameters, all optimizers together.
+        offsets: where each optimizer's parameters begin, and at last where they end.
         device: where the figures come from.
 
     Attributes:
         capacity: most rows.
         values: (capacity, len(COLUMNS), parameters), NaN where nothing is stored.
         losses: this rank's mean loss per row, NaN where not told.
-        skipped: per row, whether the update was skipped after all; on the device, so that the host needn't wait.
+        skipped: (capacity, optimizers), whether the update was skipped after all; on the device, so that the host
+            needn't wait.
         rows: what the host knows of each row; an open row stands last.
     """
 
-    def __init__(self, parameters: int, device: torch.device) -> None:
-        # 4 bytes a figure: norms are float32 in the table; losses, few and float64 there, are kept as wide as possible.
+    def __init__(self, offsets: Sequence[int], device: torch.device) -> None:
+        self._offsets, parameters = offsets, offsets[-1]
+        # As wide as possible: the table ``layers`` is float32, but findings and the norms of ``steps`` are of what was
+        # read.
+        dtype = accumulation_dtype(device)
         width = len(COLUMNS) * max(parameters, 1)
-        self.capacity = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_BYTES // (4 * width)))
+        self.capacity = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_BYTES // (dtype.itemsize * width)))
         self.parameters = parameters
-        self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, device=device)
-        self.losses = torch.full((self.capacity,), math.nan, dtype=accumulation_dtype(device), device=device)
-        self.skipped = torch.zeros(self.capacity, dtype=torch.bool, device=device)
+        self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, dtype=dtype, device=device)
+        self.losses = torch.full((self.capacity,), math.nan, dtype=dtype, device=device)
+        self.skipped = torch.zeros((self.capacity, len(offsets) - 1), dtype=torch.bool, device=device)
         self.rows: list[StepRow] = []
 
     def __len__(self) -> int:
@@ -136,7 +149,7 @@ class StepBuffer:
         if isinstance(lr, Tensor) and lr.device.type != "cpu":
             row.device_lrs.append((span, lr.detach().clone()))
         else:
-            row.lr[span] = float(lr)
+            row.lr[span] = number(lr)
 
     def put_loss(self, loss: Tensor | float) -> None:
         """Store the open row's loss without waiting for the device."""
@@ -147,11 +160,11 @@ class StepBuffer:
             self.losses[row].fill_(loss)
         self.rows[-1].loss_told = True
 
-    def put_skipped(self, found_inf: Tensor | None) -> None:
-        """Mark the open row as no update if a fused optimizer found an overflow inside its step."""
+    def put_skipped(self, index: int, found_inf: Tensor | None) -> None:
+        """Mark the open row's update of optimizer ``index`` as none if it found an overflow inside its fused step."""
         # The flag isn't read here, where the host would wait for it: until the flush a skipped step has a row.
         if found_inf is not None:
-            self.skipped[len(self.rows) - 1] |= (found_inf.reshape(()) > 0).to(self.skipped.device)
+            self.skipped[len(self.rows) - 1, index] = (found_inf.reshape(()) > 0).to(self.skipped.device)
 
     def drain(self) -> Drained:
         """Take all rows to the host and empty the buffer."""
@@ -159,13 +172,14 @@ class StepBuffer:
         for row in self.rows:
             for span, lr in row.device_lrs:
                 row.lr[span] = lr.item()
-        # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copy. ``astype``
-        # and ``~`` copy, too.
+        # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copies, which
+        # ``astype`` makes, too.
         drained = Drained(
             rows=self.rows,
-            values=self.values[:n].cpu().numpy().copy(),
+            values=self.values[:n].cpu().numpy().astype(np.float64),
             losses=self.losses[:n].cpu().numpy().astype(np.float64),
-            kept=~self.skipped[:n].cpu().numpy(),
+            skipped=self.skipped[:n].cpu().numpy().copy(),
+            offsets=self._offsets,
         )
         self.rows = []
         self.values[:n] = math.nan
@@ -182,17 +196,22 @@ class Drained:
         rows: what the host knew of each.
         values: norms, of shape (rows, len(COLUMNS), parameters).
         losses: this rank's mean loss, NaN where not told.
-        kept: False for steps that a gradient scaler skipped inside a fused optimizer.
+        skipped: (rows, optimizers), whether a gradient scaler skipped the update inside a fused optimizer.
+        offsets: where each optimizer's parameters begin, and at last where they end.
     """
 
     rows: list[StepRow]
-    values: NDArray[np.float32]
+    values: NDArray[np.float64]
     losses: NDArray[np.float64]
-    kept: NDArray[np.bool_]
+    skipped: NDArray[np.bool_]
+    offsets: Sequence[int]
 
     def without_skipped(self) -> Drained:
-        """The rows of updates that happened."""
-        if self.kept.all():
+        """The updates that happened, and the rows that hold any."""
+        if not self.skipped.any():
             return self
-        rows = [row for row, kept in zip(self.rows, self.kept, strict=True) if kept]
-        return Drained(rows, self.values[self.kept], self.losses[self.kept], self.kept[self.kept])
+        for row, index in np.argwhere(self.skipped).tolist():
+            self.rows[row].forget(index, slice(self.offsets[index], self.offsets[index + 1]))
+        kept = np.array([bool(row.stepped) for row in self.rows])
+        rows = [row for row in self.rows if row.stepped]
+        return Drained(rows, self.values[kept], self.losses[kept], self.skipped[kept], self.offsets)

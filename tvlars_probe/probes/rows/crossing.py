@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tvlars_probe.probes.rows.findings import first_non_finite
+from tvlars_probe.probes.rows.findings import BEYOND_SINGLE, beyond_single, first_non_finite
 from tvlars_probe.probes.rows.table_columns import layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
 
@@ -58,6 +58,8 @@ class Crossing:
             # The first finding stays: what isn't finite later may follow from it.
             found = first_non_finite(drained, losses, first_step, layout.names)
             journal.manifest.finding = journal.manifest.finding or found
+            if not any(note.startswith(BEYOND_SINGLE) for note in journal.manifest.notes):
+                journal.manifest.notes += filter(None, [beyond_single(drained, first_step, layout.names)])
             journal.append("steps", step_columns(drained, first_step, seen, losses))
             journal.append("layers", layer_columns(drained, first_step, layout.names, layout.nulls))
         return last

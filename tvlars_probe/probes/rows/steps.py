@@ -9,6 +9,7 @@ from tvlars_probe.probes.events.clock import StepClock
 from tvlars_probe.probes.readers.layout import Layout
 from tvlars_probe.probes.readers.rates import LastRates
 from tvlars_probe.probes.rows.buffer import StepBuffer
+from tvlars_probe.probes.rows.telling import Telling
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ Detail = Literal["full", "norms", "none"]
 
 
 class StepRows:
-    """Fills the rows of a buffer; a row holds one update of each optimizer.
+    """Fills the rows of a buffer.
+
+    A row ends where the loop tells of it, and at the latest when an optimizer steps that already has. So it holds at
+    most one update of each optimizer.
 
     Args:
         device: where the figures come from.
@@ -40,6 +44,7 @@ class StepRows:
         layout: which parameters there are.
         open: the row of the step that is being made or was made last; None between `close` and `begin`.
         clock: tells a step's own time from the recorder's.
+        telling: watches where the loop tells of its steps.
         measures_layers: whether norms are read; false for "none", and after a failure.
     """
 
@@ -63,10 +68,13 @@ class StepRows:
         self.open: StepRow | None = None
         self.clock = StepClock()
         self.measures_layers = detail != "none"
-        self._told_between = 0
+        self.telling = Telling()
+        self._step = 0
 
     def __len__(self) -> int:
-        return 0 if self._buffer is None else len(self._buffer)
+        """Number of rows with an update; the open one may have none yet."""
+        blank = self.open is not None and not self.open.stepped
+        return 0 if self._buffer is None else len(self._buffer) - blank
 
     @property
     def buffer(self) -> StepBuffer:
@@ -86,40 +94,61 @@ class StepRows:
         """
         self._optimizers = optimizers
         self.layout = Layout(model, optimizers, updates=self._detail == "full")
-        self._buffer = StepBuffer(len(self.layout.names), self._device)
+        self._buffer = StepBuffer(self.layout.offsets, self._device)
 
-    def forget_rates(self) -> None:
+    def begin_phase(self) -> None:
         """Forget all rates: other optimizers follow, which have applied none yet."""
         self._rates = LastRates({})
+        self.telling.begin_phase()
 
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
 
     def begins_another(self, index: int) -> bool:
-        """Whether a step of optimizer ``index`` needs a new row: the open one has a step of it, or none is open."""
-        return self.open is None or index in self.open.stepped
+        """Whether a step of optimizer ``index`` needs a new row.
+
+        It does if none is open, if the open one has been told of or holds a step of this optimizer already, and if the
+        optimizer's parameters are others than those of the layout.
+        """
+        row = self.open
+        return row is None or row.told or index in row.stepped or not self.layout.holds(index)
+
+    def was_seen(self, index: int) -> bool:
+        """Whether `before` has been called for the step of optimizer ``index`` that has just been made."""
+        return self.open is not None and index in self.open.begun and index not in self.open.stepped
 
     def begin(self, step: int, phase: str) -> None:
         """Open the row of ``step``."""
         recorded = self.measures_layers and step % self._every == 0
+        self.telling.row_begins()
+        self._step = step
         self.open = self.buffer.open_row(recorded=recorded, phase=phase)
 
-    def before(self, index: int, step: int) -> None:
-        """Read what must be read before optimizer ``index`` makes its update of ``step``."""
+    def before(self, index: int) -> None:
+        """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
+        assert self.open is not None
+        self.open.begun.add(index)
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
-        self._read(index, step, lambda: self.layout.readers[index].before(step // self._every))
+        self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
         self.note_rates(index)
 
     def note_rates(self, index: int) -> None:
         """Keep the rates of the update that optimizer ``index`` is making: a schedule may change them after it."""
         self._rates.note(index, self._optimizers[index])
 
-    def after(self, index: int, step: int, started: float) -> None:
-        """Read what optimizer ``index`` has done in ``step``; the hook after its update was entered at ``started``."""
+    def after(self, index: int, started: float) -> None:
+        """Read what optimizer ``index`` has done; the hook after its update was entered at ``started``."""
         optimizer, row, start = self._optimizers[index], self.open, self.layout.offsets[index]
         assert row is not None
-        row.stepped.add(index)
+        # A GradScaler sets ``found_inf`` on a fused optimizer during its step, to be read there only.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() > 0:
+            # Skipped: there was no update. Where reading the flag would make the host wait, a flush finds out.
+            row.begun.discard(index)
+            self.clock.probed(time.perf_counter() - started)
+            return
+        row.stepped.append(index)
         for group, lr in zip(optimizer.param_groups, self._rates.lrs[index], strict=True):
             end = start + len(group["params"])
             self.buffer.put_lr(slice(start, end), lr)
@@ -127,14 +156,13 @@ class StepRows:
         reader = self.layout.readers[index]
         if index == 0:
             row.phi = reader.phi
-        # A GradScaler sets ``found_inf`` on a fused optimizer during its step, to be read there only.
-        self.buffer.put_skipped(getattr(optimizer, "found_inf", None))
+        self.buffer.put_skipped(index, found_inf)
 
         def put() -> None:
             reading, active = reader.after()
             self.buffer.put(self.layout.offsets[index], reading, active, reader.unread)
 
-        self._read(index, step, put)
+        self._read(index, put)
         # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
         # row may hold updates of several optimizers.
         row.time = now()
@@ -142,12 +170,12 @@ class StepRows:
         self.clock.probed(time.perf_counter() - started)
         row.probe_seconds += self.clock.mark_end()
 
-    def _read(self, index: int, step: int, read: Callable[[], None]) -> None:
+    def _read(self, index: int, read: Callable[[], None]) -> None:
         """Read norms, if this row records any. After a failure neither this row nor later ones do."""
         if self.open is None or not self.open.recorded or not self._reads:
             return
         what = f"reading the norms of {type(self._optimizers[index]).__name__}"
-        with self._failures.attempt(what, step) as attempt:
+        with self._failures.attempt(what, self._step) as attempt:
             read()
         if attempt.failed:
             self.measures_layers = self.open.recorded = False
@@ -159,42 +187,39 @@ class StepRows:
             False where no optimizer has stepped since the loop last told of a step: then nothing is stored.
         """
         row = self.open
-        if row is None or row.steps_told == len(row.stepped):
+        if row is None or row.told or not row.stepped:
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
-            self._told_between += row is None
+            if row is None:
+                self.telling.told_without_row()
             return False
-        row.steps_told = len(row.stepped)
+        row.told = True
         for name, value in told.items():
             setattr(row, name, value)
         if loss is not None:
             self.buffer.put_loss(loss)
         return True
 
-    def misplaced_telling(self, steps: int) -> str | None:
-        """Return a warning for a loop that seems to call ``log`` in the wrong place; None for any other.
-
-        Args:
-            steps: number of updates made.
-        """
-        row = self.open
-        if self._told_between and not steps:
-            return (
-                "rec.log() was called, but no step of the optimizer was seen: record the optimizer whose step() is "
-                "called (of a wrapper the inner one), and call rec.log() after it"
-            )
-        if self._told_between == 1 and steps > 1 and row is not None and not row.steps_told:
-            return (
-                "rec.log() was called before the first optimizer.step(), and not after the last: each call told of the "
-                "step before. Call it after step()"
-            )
-        return None
-
     def close(self) -> bool:
         """End the open row, if there is one, and return whether the loop told nothing of its step."""
         row, self.open = self.open, None
-        if row is not None and not row.stepped:
-            self.buffer.drop_row()  # the optimizer's step raised
-        return row is not None and bool(row.stepped) and not row.steps_told
+        if row is None:
+            return False
+        if not row.stepped:
+            self.buffer.drop_row()  # the optimizer's step raised, or a gradient scaler skipped it
+            return False
+        self.telling.row_ends(row)
+        return not row.told
+
+    def misplaced_telling(self, steps: int, *, in_order: bool) -> list[str]:
+        """What to warn of in a loop that seems to call ``log`` in the wrong place.
+
+        Args:
+            steps: number of updates made.
+            in_order: whether the loop has come to its end; otherwise the open row may lack what was to come.
+        """
+        if in_order and self.open is not None and self.open.stepped:
+            self.telling.row_ends(self.open)
+        return [*self.telling.warnings(steps, self.open)]
 
     def drain(self) -> Drained:
         """Take all rows of updates that happened to the host."""

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.rows.buffer import Drained
 
 
+def single(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The figures as the table ``layers`` holds them."""
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(np.float32)
+
+
+def is_beyond_single(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where a finite figure is infinite, or one above zero zero, as float32."""
+    narrow = single(values)
+    beyond: NDArray[np.bool_] = np.isfinite(values) & (np.isinf(narrow) | ((narrow == 0) & (values != 0)))
+    return beyond
+
+
 def layer_columns(
     drained: Drained, first_step: int, names: Sequence[str], nulls: Sequence[frozenset[str]]
 ) -> dict[str, Any]:
@@ -38,7 +51,7 @@ def layer_columns(
     columns: dict[str, Any] = {
         "step": first_step + at_row,
         "parameter": pa.DictionaryArray.from_arrays(at_parameter.astype(np.int32), pa.array(names, pa.string())),
-        "lr": np.array([row.lr for row in drained.rows], dtype=np.float32)[at_row, at_parameter],
+        "lr": single(np.array([row.lr for row in drained.rows], dtype=np.float64))[at_row, at_parameter],
     }
     # Null and NaN differ: null is what has no value, NaN a value that isn't a number. Hence masks.
     for k, column in enumerate(COLUMNS):
@@ -46,7 +59,7 @@ def layer_columns(
         if column == "update_norm":
             mask |= unread[at_row, at_parameter]
         if not mask.all():
-            values = np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter]
+            values = single(np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter])
             columns[column] = pa.array(values, mask=mask) if mask.any() else values
     return columns
 
@@ -67,10 +80,16 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
     whole = np.array([row.recorded and bool(row.active.any()) for row in rows], dtype=bool)
 
     def total(column: str) -> Any:
-        # √Σ‖·‖² over the tensors; in float64, where the square of a finite float32 is finite.
-        squares = np.square(drained.values[:, k(column)].astype(np.float64))
-        active = np.array([row.active for row in rows]).reshape(squares.shape)
-        return pa.array(np.sqrt(np.where(active, squares, 0.0).sum(axis=1)), mask=~whole)
+        # √Σ‖·‖² over the tensors: of their figures in ``layers``, or of what was read where those can't hold it.
+        values = drained.values[:, k(column)]
+        narrow = single(values).astype(np.float64)
+        active = np.array([row.active for row in rows]).reshape(values.shape)
+        norms = np.where(active, np.where(is_beyond_single(values), values, narrow), 0.0)
+        # Squares of float64 norms may lie outside the range of float64.
+        highest = norms.max(axis=1, initial=0.0)
+        scale = np.where(np.isfinite(highest) & ((highest > 1e140) | (highest < 1e-140)) & (highest > 0), highest, 1.0)
+        with np.errstate(over="ignore"):
+            return pa.array(scale * np.sqrt(np.square(norms / scale[:, None]).sum(axis=1)), mask=~whole)
 
     lr = np.array([row.lr[0] if len(row.lr) else np.nan for row in rows])
     phi = np.array([row.phi for row in rows])

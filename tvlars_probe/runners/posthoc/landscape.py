@@ -14,6 +14,7 @@ from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.results import SLICE_BN_MODES
 from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.probes.sharpness import new_measurement_id
+from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.evaluation import loss_sum
 from tvlars_probe.runners.launching.places import place
@@ -129,8 +130,10 @@ def filter_normalised(weights: Named, seed: int) -> Named:
         if w.ndim <= 1:
             direction[name] = torch.zeros_like(w)
             continue
-        own, norm = (t.flatten(1).norm(dim=1).clamp_min(1e-30) for t in (w, drawn))
-        direction[name] = drawn * (own / norm).reshape(-1, *[1] * (w.ndim - 1))
+        # In the tensor's own type the squares may overflow, or vanish.
+        wide = accumulation_dtype(w.device)
+        own, norm = (torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=wide).clamp_min(1e-30) for t in (w, drawn))
+        direction[name] = drawn * (own / norm).to(w).reshape(-1, *[1] * (w.ndim - 1))
     return direction
 
 

@@ -1,0 +1,53 @@
+"""Which entry of the manifest is that of a tensor's group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import tvlars_probe
+from tvlars_probe.analyses.source import Source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RATES = {"0.weight": 0.1, "1.weight": 0.2, "2.weight": 0.3, "3.weight": 0.4}
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Any:
+    """Of two optimizers whose groups have these rates; some groups are empty, the first and the last ones too."""
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in RATES))
+    lr, weights = [*RATES.values()], [[layer.weight] for layer in model]
+    groups = [{"params": [], "lr": 9.0}] + [{"params": weights[k], "lr": lr[k]} for k in range(2)]
+    optimizers = [
+        torch.optim.SGD([*groups, {"params": []}], lr=7.0),
+        torch.optim.SGD([{"params": []}, {"params": weights[2], "lr": lr[2]}, {"params": []}], lr=8.0),
+        torch.optim.AdamW(weights[3], lr=lr[3]),
+    ]
+    with tvlars_probe.record(model, optimizers, tmp_path / "r") as rec:
+        model(torch.ones(1, 2)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        rec.log()
+    return Source(tvlars_probe.open_run(tmp_path / "r")).facts
+
+
+@pytest.mark.parametrize("lacks", [(), ("group", "optimizer_index")], ids=["now", "older"])
+def test_groups_without_parameters_shift_no_other_group(facts: Any, lacks: tuple[str, ...]) -> None:
+    for group in facts.groups:
+        for name in lacks:
+            del group[name]
+    assert {name: group["lr"] for name, group in zip(RATES, facts.group_of([*RATES]), strict=True)} == RATES
+    assert facts.main_group["lr"] == facts.lr == 0.1
+    assert [group.optimizer for group in facts.descriptions_of([*RATES])] == ["SGD", "SGD", "SGD", "AdamW"]
+
+
+def test_a_parameter_that_the_manifest_does_not_tell_has_no_group(facts: Any) -> None:
+    assert facts.group_of(["nobody"]) == [{}]
+    facts.groups.clear()
+    assert facts.group_of(["0.weight"]) == [{}]
+    assert facts.main_group == {}
