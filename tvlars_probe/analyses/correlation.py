@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tvlars_probe.analyses.intervals import rank_correlation
-from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,14 @@ OUTCOMES = ("generalisation_gap", "test_error")
 
 EPOCH_COLUMNS = ("step", "train_eval_acc1", "test_acc1")
 """Columns of the table ``epochs`` that `correlate` needs."""
+
+COLUMNS = (
+    "measure", "outcome", "rho", "low", "high", "by_chance_share", "runs", "too_few", "why_no_interval",
+)  # fmt: skip
+"""Columns of `SharpnessCorrelation.table`."""
+
+LIKELY = 0.05
+"""Of runs in perfect order, which have no interval: the highest chance of that order with which it is believed."""
 
 _MOST_NAMED = 4
 """How many of the runs left out a verdict names."""
@@ -44,7 +52,9 @@ class SharpnessCorrelation:
         left_out: runs measured in another BatchNorm mode or on other data, each with its mode and data.
         runs: a row per remaining run: sharpness at the end by measure (``end_...``), ``generalisation_gap``
             (train_eval_acc1 − test_acc1, in percentage points), ``test_error`` (100 − test_acc1, in percent).
-        table: a row per measure and outcome: Spearman's ``rho``, its bootstrap interval and the number of runs.
+        table: a row per measure and outcome: Spearman's ``rho``; ``low`` and ``high``, its bootstrap interval, null
+            where ``why_no_interval`` says why; ``by_chance_share``, the share of all orders of the runs in which ρ is
+            at least as far from zero; and the number of ``runs``.
     """
 
     verdict: Verdict
@@ -76,7 +86,7 @@ def correlate(
     rows = []
     for measure in measures:
         for outcome in OUTCOMES:
-            found = rank_correlation(runs[measure], runs[outcome], resamples=resamples, seed=seed)
+            found = rank_correlation(runs[measure], runs[outcome], resamples=resamples, seed=seed, fewest=least_runs)
             rows.append(
                 {
                     "measure": measure.removeprefix("end_"),
@@ -84,11 +94,13 @@ def correlate(
                     "rho": found.rho,
                     "low": found.low,
                     "high": found.high,
+                    "by_chance_share": found.chance,
                     "runs": found.count,
                     "too_few": found.count < least_runs,
+                    "why_no_interval": found.why_no_interval or None,
                 }
             )
-    table = pd.DataFrame(rows, columns=["measure", "outcome", "rho", "low", "high", "runs", "too_few"])
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
     verdict = _verdict(table, least_runs)
     if left_out:
         named = ", ".join(left_out[:_MOST_NAMED]) + (", ..." if len(left_out) > _MOST_NAMED else "")
@@ -138,15 +150,24 @@ def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
         Figure("rho", float(row["rho"]), "1", "Spearman's rank correlation of raw end sharpness with the gap"),
         Figure("low", float(row["low"]), "1", "lower end of its bootstrap interval"),
         Figure("high", float(row["high"]), "1", "upper end"),
+        Figure("chance", float(row["by_chance_share"]), "share", "share of all orders that ρ is as far from zero in"),
         Figure("runs", count, "1", "runs with both"),
     )
-    span = f"ρ = {row['rho']:.2f} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
+    rho, why = float(row["rho"]), row["why_no_interval"]
+    told = f"ρ = {rho:.2f}" if math.isfinite(rho) else "no ρ"
+    chance = f"by chance as far from zero in {100 * row['by_chance_share']:.3g} % of all orders"
     if count < least_runs:
-        # Below three runs `rank_correlation` gives NaN: there is no interval to show.
-        few = f"{count} {'run is' if count == 1 else 'runs are'} too few to say anything (at least {least_runs})"
-        return Verdict(QUESTION, CANT_TELL, f"{few}{'' if count < 3 else ': ' + span}.", figures)
-    if row["low"] > 0:
+        few = f"{counted(count, 'run')} {'is' if count == 1 else 'are'} too few to say anything (at least {least_runs})"
+        return Verdict(QUESTION, CANT_TELL, f"{few}{f': {told}, {chance}' if math.isfinite(rho) else ''}.", figures)
+    span = f"{told} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
+    low, high = float(row["low"]), float(row["high"])
+    if why is not None:
+        span = f"{told} over {count} runs, {chance if math.isfinite(rho) else why}"
+        # Runs in perfect order have no spread to take an interval from: their chance decides.
+        low = high = rho if row["by_chance_share"] < LIKELY else math.nan
+    if low > 0:
         return Verdict(QUESTION, "yes", f"sharper ends have the larger gap: {span}.", figures)
-    if row["high"] < 0:
+    if high < 0:
         return Verdict(QUESTION, "no, the reverse", f"sharper ends have the smaller gap: {span}.", figures)
-    return Verdict(QUESTION, CANT_TELL, f"the interval doesn't leave out zero: {span}.", figures)
+    doubt = "the interval doesn't leave out zero" if why is None else "there is no interval"
+    return Verdict(QUESTION, CANT_TELL, f"{doubt}: {span}.", figures)

@@ -17,14 +17,9 @@
     const spec = structuredClone(specs[name]);
     setWidth(spec, width);
     if (room < 600) {
-      const labels = Math.round(room * 0.34);
-      spec.config.axisY = { labelLimit: labels, titleLimit: 230 };
-      spec.config.legend = { ...spec.config.legend, columns: 2, labelLimit: 150, gradientLength: 160 };
+      spec.config.axisY = { titleLimit: 230 };
+      spec.config.legend = { ...spec.config.legend, columns: 2, gradientLength: 160 };
       spec.config.axisX = { labelOverlap: true, tickCount: 5 };
-      for (const layer of [spec, ...(spec.layer || [])]) {
-        const y = layer.encoding && layer.encoding.y;
-        if (y && y.axis && y.axis.labelLimit) y.axis.labelLimit = labels;
-      }
     }
     return spec;
   }
