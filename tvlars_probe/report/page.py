@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses.verdict import counted
 from tvlars_probe.charts.export import TOOLTIP, script_text, vega_lite_version
+from tvlars_probe.charts.names import shortened
 from tvlars_probe.report.definitions import DEFINITIONS
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 MOST_TABLE_ROWS = 400
 """Most rows of a table on the page; the commands export all."""
+
+_OPTION = 44
+"""Most letters of a layer in the list of layers: as many as a narrow screen holds."""
 
 TONES = {
     "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
@@ -60,7 +64,8 @@ def _resource(name: str) -> str:
 
 def _header(title: str, report: Report) -> str:
     """The bar at the top, with the list that selects a layer where there are any."""
-    options = "".join(f"<option>{escape(name)}</option>" for name in report.layers)
+    labels = shortened(report.layers, _OPTION, len)
+    options = "".join(f'<option value="{escape(name)}">{escape(labels[name])}</option>' for name in report.layers)
     picker = (
         '<label>Layer <select id="layer"><option value="">all</option>' + options + "</select></label>"
         if report.layers
