@@ -35,7 +35,10 @@ COLUMNS = (
 """Columns of `SharpnessCorrelation.table`."""
 
 LIKELY = 0.05
-"""Of runs in perfect order, which have no interval: the highest chance of that order with which it is believed."""
+"""No correlation is believed that chance gives in this share of all orders of the runs, or more.
+
+Where many runs are tied, as seven without a gap and one with, the bootstrap's interval leaves out zero all the same.
+"""
 
 _MOST_NAMED = 4
 """How many of the runs left out a verdict names."""
@@ -153,21 +156,26 @@ def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
         Figure("chance", float(row["by_chance_share"]), "share", "share of all orders that ρ is as far from zero in"),
         Figure("runs", count, "1", "runs with both"),
     )
-    rho, why = float(row["rho"]), row["why_no_interval"]
-    told = f"ρ = {rho:.2f}" if math.isfinite(rho) else "no ρ"
-    chance = f"by chance as far from zero in {100 * row['by_chance_share']:.3g} % of all orders"
+    rho, chance, why = float(row["rho"]), float(row["by_chance_share"]), row["why_no_interval"]
+    told = f"ρ = {rho:.2f}"
+    by_chance = f"by chance as far from zero in {100 * chance:.3g} % of all orders"
     if count < least_runs:
         few = f"{counted(count, 'run')} {'is' if count == 1 else 'are'} too few to say anything (at least {least_runs})"
-        return Verdict(QUESTION, CANT_TELL, f"{few}{f': {told}, {chance}' if math.isfinite(rho) else ''}.", figures)
-    span = f"{told} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
+        reason = f"{few}: {told}, {by_chance}." if math.isfinite(rho) else f"{few}."
+        return Verdict(QUESTION, CANT_TELL, reason, figures)
+    if not math.isfinite(rho):
+        return Verdict(QUESTION, CANT_TELL, f"there is no ρ over {count} runs: {why}.", figures)
     low, high = float(row["low"]), float(row["high"])
-    if why is not None:
-        span = f"{told} over {count} runs, {chance if math.isfinite(rho) else why}"
-        # Runs in perfect order have no spread to take an interval from: their chance decides.
-        low = high = rho if row["by_chance_share"] < LIKELY else math.nan
-    if low > 0:
+    if why is None:
+        span = f"{told} (95 % from {low:.2f} to {high:.2f}) over {count} runs"
+    else:
+        span = f"{told} over {count} runs, {by_chance}"
+        low = high = rho  # of runs in perfect order there is no more to take an interval from: their chance decides
+    if low <= 0 <= high:
+        return Verdict(QUESTION, CANT_TELL, f"the interval doesn't leave out zero: {span}.", figures)
+    if chance < LIKELY and low > 0:
         return Verdict(QUESTION, "yes", f"sharper ends have the larger gap: {span}.", figures)
-    if high < 0:
+    if chance < LIKELY and high < 0:
         return Verdict(QUESTION, "no, the reverse", f"sharper ends have the smaller gap: {span}.", figures)
-    doubt = "the interval doesn't leave out zero" if why is None else "there is no interval"
-    return Verdict(QUESTION, CANT_TELL, f"{doubt}: {span}.", figures)
+    doubt = span if why is not None else f"{span}, but {by_chance}"
+    return Verdict(QUESTION, CANT_TELL, f"chance may have ordered the runs: {doubt}.", figures)
