@@ -28,6 +28,10 @@ class TraceError(UserError):
     """A trace lacks what was asked of it, or a file of it is damaged."""
 
 
+class NothingToShowError(TraceError):
+    """A chart would be empty: the rows that it is drawn from hold no value with a place in it."""
+
+
 # The next two are errors of a manifest as well as of a part: whoever catches either of the two bases catches them.
 class UnreadableError(RunDirectoryError, TraceError):
     """The system refuses to read a file of a run; that doesn't mean that the file is damaged."""

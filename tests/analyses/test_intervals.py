@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from tvlars_probe.analyses.intervals import Mean, rank_correlation
+from tvlars_probe.analyses.intervals import FEWEST, Mean, rank_correlation
 
 
 def test_the_mean_has_students_interval() -> None:
@@ -42,3 +44,50 @@ def test_the_interval_is_the_same_for_the_same_seed_and_missing_pairs_do_not_cou
     assert (first.rho, first.count) == (1.0, 9)
     assert np.isnan(rank_correlation([1, 2], [1, 2]).rho)
     assert np.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]).rho)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 7])
+def test_so_few_runs_have_no_interval_and_say_why(count: int) -> None:
+    found = rank_correlation(np.arange(count), np.arange(count) ** 3)
+    assert found.rho == 1
+    assert np.isnan([found.low, found.high]).all()
+    assert found.why_no_interval == f"{count} runs are too few (at least 8)"
+    # Of the n! orders of n runs without ties, one gives ρ = 1 and one gives ρ = −1.
+    assert found.chance == pytest.approx(2 / math.factorial(count))
+
+
+def test_the_chance_of_runs_with_ties_is_counted_over_all_orders() -> None:
+    one_stands_out = np.array([0, 0, 0, 0, 1])
+    found = rank_correlation(one_stands_out, one_stands_out)
+    assert (found.rho, found.chance) == (1, pytest.approx(1 / 5))  # it may stand in any of five places
+    assert rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]).chance == pytest.approx(8 / 24)  # |ρ| is 0.8 or 1
+
+
+def test_the_chance_of_many_runs_is_that_of_students_approximation() -> None:
+    x = np.arange(20.0)
+    y = np.array([3, 0, 5, 1, 8, 2, 11, 4, 6, 16, 7, 9, 13, 10, 19, 12, 14, 15, 17, 18], float)[::-1].copy()
+    y[:8] = y[:8][::-1]
+    found, peer = rank_correlation(x, y, resamples=20_000), stats.spearmanr(x, y)
+    assert found.chance == pytest.approx(peer.pvalue, abs=0.01)
+
+
+def test_runs_in_perfect_order_have_no_spread_to_take_an_interval_from() -> None:
+    found = rank_correlation(np.arange(9), -np.arange(9))
+    assert (found.rho, found.why_no_interval) == (-1, "every draw has the same ρ")
+    assert np.isnan([found.low, found.high]).all()
+    assert 0 < found.chance < 0.01
+    constant = rank_correlation([1] * 9, np.arange(9))
+    assert np.isnan(constant.chance)
+    assert constant.why_no_interval == "one of the two is the same in all runs"
+
+
+def test_an_interval_of_the_fewest_runs_holds_the_truth_as_often_as_it_says() -> None:
+    pearson, rng = 0.8, np.random.default_rng(0)
+    truth = 6 / np.pi * np.arcsin(pearson / 2)
+    cov = [[1, pearson], [pearson, 1]]
+    made = [
+        rank_correlation(*rng.multivariate_normal([0, 0], cov, FEWEST).T, resamples=200, seed=k) for k in range(200)
+    ]
+    told = [found for found in made if not found.why_no_interval]
+    assert len(told) >= 190
+    assert 0.91 <= np.mean([found.low <= truth <= found.high for found in told]) <= 1

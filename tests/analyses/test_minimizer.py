@@ -175,8 +175,29 @@ def test_ends_that_order_runs_as_their_gap_does_correlate_fully() -> None:
 def test_few_runs_are_too_few_to_say_anything() -> None:
     found = correlate(runs_with([1, 2, 3]))
     assert found.verdict.answer == "can't tell"
-    assert "too few" in found.verdict.reason
+    told = (
+        "3 runs are too few to say anything (at least 8): ρ = 1.00, by chance as far from zero in 33.3 % of all orders."
+    )
+    assert found.verdict.reason == told
     assert found.table["too_few"].all()
+    assert found.table[["low", "high"]].isna().all(axis=None)
+    assert {*found.table["why_no_interval"]} == {"3 runs are too few (at least 8)"}
+    assert found.verdict["low"] is not None
+    assert np.isnan(found.verdict["low"])
+
+
+def test_perfect_order_convinces_only_where_chance_rarely_gives_it() -> None:
+    ordered = correlate(runs_with(np.arange(8.0)))
+    assert ordered.verdict.answer == "yes"
+    assert "ρ = 1.00 over 8 runs, by chance as far from zero in 0.05 % of all orders" in ordered.verdict.reason
+    tied = correlate(runs_with([0.0] * 7 + [1.0]))  # the one may stand at either end of eight places
+    assert tied.verdict.answer == "can't tell"
+    share = re.search(r"but by chance as far from zero in (\S+) % of all orders", tied.verdict.reason)
+    assert share is not None
+    assert float(share[1]) == pytest.approx(25, abs=4)
+    same = correlate(runs_with([2.0] * 8))
+    assert same.verdict.answer == "can't tell"
+    assert same.verdict.reason == "there is no ρ over 8 runs: one of the two is the same in all runs."
 
 
 @pytest.mark.parametrize("count", [1, 11])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -23,7 +22,7 @@ from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS
 from tvlars_probe.charts.comparisons import _with_interval
 from tvlars_probe.charts.export import file_content, spec_of
 from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out
-from tvlars_probe.charts.sharpness import layer_blocks, sharpness_curves, spectral_density
+from tvlars_probe.charts.sharpness import sharpness_curves, spectral_density
 from tvlars_probe.errors import TraceError, UserError
 from tvlars_probe.runs import open_run
 
@@ -137,15 +136,6 @@ def test_a_density_of_any_operator_is_drawn_each_in_a_panel(measured: list[Path]
     assert [*dict.fromkeys(row["operator"] for row in rows)] == [*operators]
     assert ("facet" in spec) == (len(operators) > 1)
     assert operators[0] == "hessian" or operators[0] in spec["title"]["text"]
-
-
-def test_a_density_and_blocks_that_are_nan_are_drawn_as_nothing(measured: list[Path]) -> None:
-    result = minimizer_of(source_of(measured[0]))
-    empty = dataclasses.replace(
-        result, spectrum=result.spectrum.assign(density=np.nan), blocks=result.blocks.assign(value=np.nan)
-    )
-    assert "No spectral density" in spec_of(spectral_density([empty]))["title"]["text"]
-    assert spec_of(layer_blocks(empty))["title"]["text"]
 
 
 @pytest.mark.parametrize("runs", [1_000, 1_700])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tvlars_probe.analyses.intervals import rank_correlation
-from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,17 @@ OUTCOMES = ("generalisation_gap", "test_error")
 
 EPOCH_COLUMNS = ("step", "train_eval_acc1", "test_acc1")
 """Columns of the table ``epochs`` that `correlate` needs."""
+
+COLUMNS = (
+    "measure", "outcome", "rho", "low", "high", "by_chance_share", "runs", "too_few", "why_no_interval",
+)  # fmt: skip
+"""Columns of `SharpnessCorrelation.table`."""
+
+LIKELY = 0.05
+"""No correlation is believed that chance gives in this share of all orders of the runs, or more.
+
+Where many runs are tied, as seven without a gap and one with, the bootstrap's interval leaves out zero all the same.
+"""
 
 _MOST_NAMED = 4
 """How many of the runs left out a verdict names."""
@@ -45,7 +56,9 @@ class SharpnessCorrelation:
         left_out: runs measured in another BatchNorm mode, on other data or on samples of another size, each with these.
         runs: a row per remaining run: sharpness at the end by measure (``end_...``), ``generalisation_gap``
             (train_eval_acc1 − test_acc1, in percentage points), ``test_error`` (100 − test_acc1, in percent).
-        table: a row per measure and outcome: Spearman's ``rho``, its bootstrap interval and the number of runs.
+        table: a row per measure and outcome: Spearman's ``rho``; ``low`` and ``high``, its bootstrap interval, null
+            where ``why_no_interval`` says why; ``by_chance_share``, the share of all orders of the runs in which ρ is
+            at least as far from zero; and the number of ``runs``.
     """
 
     verdict: Verdict
@@ -87,7 +100,7 @@ def correlate(
     rows = []
     for measure in measures:
         for outcome in OUTCOMES:
-            found = rank_correlation(runs[measure], runs[outcome], resamples=resamples, seed=seed)
+            found = rank_correlation(runs[measure], runs[outcome], resamples=resamples, seed=seed, fewest=least_runs)
             rows.append(
                 {
                     "measure": measure.removeprefix("end_"),
@@ -95,11 +108,13 @@ def correlate(
                     "rho": found.rho,
                     "low": found.low,
                     "high": found.high,
+                    "by_chance_share": found.chance,
                     "runs": found.count,
                     "too_few": found.count < least_runs,
+                    "why_no_interval": found.why_no_interval or None,
                 }
             )
-    table = pd.DataFrame(rows, columns=["measure", "outcome", "rho", "low", "high", "runs", "too_few"])
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
     verdict = _verdict(table, least_runs)
     if left_out:
         named = ", ".join(left_out[:_MOST_NAMED]) + (", ..." if len(left_out) > _MOST_NAMED else "")
@@ -161,15 +176,29 @@ def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
         Figure("rho", float(row["rho"]), "1", "Spearman's rank correlation of raw end sharpness with the gap"),
         Figure("low", float(row["low"]), "1", "lower end of its bootstrap interval"),
         Figure("high", float(row["high"]), "1", "upper end"),
+        Figure("chance", float(row["by_chance_share"]), "share", "share of all orders that ρ is as far from zero in"),
         Figure("runs", count, "1", "runs with both"),
     )
-    span = f"ρ = {row['rho']:.2f} (95 % from {row['low']:.2f} to {row['high']:.2f}) over {count} runs"
+    rho, chance, why = float(row["rho"]), float(row["by_chance_share"]), row["why_no_interval"]
+    told = f"ρ = {rho:.2f}"
+    by_chance = f"by chance as far from zero in {100 * chance:.3g} % of all orders"
     if count < least_runs:
-        # Below three runs `rank_correlation` gives NaN: there is no interval to show.
-        few = f"{count} {'run is' if count == 1 else 'runs are'} too few to say anything (at least {least_runs})"
-        return Verdict(QUESTION, CANT_TELL, f"{few}{'' if count < 3 else ': ' + span}.", figures)
-    if row["low"] > 0:
+        few = f"{counted(count, 'run')} {'is' if count == 1 else 'are'} too few to say anything (at least {least_runs})"
+        reason = f"{few}: {told}, {by_chance}." if math.isfinite(rho) else f"{few}."
+        return Verdict(QUESTION, CANT_TELL, reason, figures)
+    if not math.isfinite(rho):
+        return Verdict(QUESTION, CANT_TELL, f"there is no ρ over {count} runs: {why}.", figures)
+    low, high = float(row["low"]), float(row["high"])
+    if why is None:
+        span = f"{told} (95 % from {low:.2f} to {high:.2f}) over {count} runs"
+    else:
+        span = f"{told} over {count} runs, {by_chance}"
+        low = high = rho  # of runs in perfect order there is no more to take an interval from: their chance decides
+    if low <= 0 <= high:
+        return Verdict(QUESTION, CANT_TELL, f"the interval doesn't leave out zero: {span}.", figures)
+    if chance < LIKELY and low > 0:
         return Verdict(QUESTION, "yes", f"sharper ends have the larger gap: {span}.", figures)
-    if row["high"] < 0:
+    if chance < LIKELY and high < 0:
         return Verdict(QUESTION, "no, the reverse", f"sharper ends have the smaller gap: {span}.", figures)
-    return Verdict(QUESTION, CANT_TELL, f"the interval doesn't leave out zero: {span}.", figures)
+    doubt = span if why is not None else f"{span}, but {by_chance}"
+    return Verdict(QUESTION, CANT_TELL, f"chance may have ordered the runs: {doubt}.", figures)

@@ -28,7 +28,7 @@ SAMPLES = {
 
 CORRELATION = {
     "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
-    "runs": "runs", "too_few": "too few to say",
+    "by_chance_share": "by chance", "runs": "runs", "why_no_interval": "why no interval",
 }  # fmt: skip
 """Headings of `tvlars_probe.analyses.correlation.SharpnessCorrelation.table`."""
 

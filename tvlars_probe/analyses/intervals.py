@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,50 +51,89 @@ class Mean:
         return cls(float(np.mean(finite)), half, len(finite), float(np.std(finite, ddof=1)))
 
 
+FEWEST = 8
+"""Fewest pairs for which a bootstrap interval is given.
+
+Of pairs from a bivariate normal distribution it holds the true ρ in 94 to 99 % of cases from 8 pairs on, with 6 in as
+few as 79 %, with 3 in 28 %: three pairs in order give ρ = 1 in every draw.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class RankCorrelation:
     """Spearman's ρ of two quantities over runs.
 
     Attributes:
-        rho: Pearson's correlation of the ranks (ties share their mean rank); NaN where one quantity is constant.
-        low: lower end of the percentile bootstrap interval (Efron 1979).
+        rho: Pearson's correlation of the ranks (ties share their mean rank); NaN where one quantity is constant, and
+            below three pairs.
+        low: lower end of the percentile bootstrap interval (Efron 1979); NaN where there is none.
         high: upper end of that interval.
-        count: number of pairs in which both are finite; below three, the other three are NaN.
+        count: number of pairs in which both are finite.
+        chance: share of all orders of one quantity in which ρ is at least as far from zero; NaN without ρ.
+        why_no_interval: why there is no interval; empty where there is one.
     """
 
     rho: float
     low: float
     high: float
     count: int
+    chance: float
+    why_no_interval: str
 
 
 def rank_correlation(
-    x: ArrayLike, y: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    x: ArrayLike, y: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0, fewest: int = FEWEST
 ) -> RankCorrelation:
     """Spearman's ρ with a percentile bootstrap interval.
 
     The bootstrap draws runs with replacement and computes ρ of each draw from the ranks within that draw. A draw in
-    which one quantity is constant has no ρ and is left out. Runs of which one quantity isn't finite don't count.
+    which one quantity is constant has no ρ and is left out. Runs of which one quantity isn't finite don't count. Where
+    every draw has the same ρ, as of runs in perfect order, their spread says nothing, and there is no interval.
 
     Args:
         x: one quantity, a value per run, (N,).
         y: the other quantity, (N,).
         level: level of the interval.
-        resamples: number of draws.
+        resamples: number of draws; also of the orders that ``chance`` is counted in where there are too many of them.
         seed: seed of the draws.
+        fewest: with fewer pairs there is no interval.
     """
     pairs = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
     n = len(pairs)
     if n < 3:  # two pairs always lie in order or in reverse
-        return RankCorrelation(math.nan, math.nan, math.nan, n)
-    drawn = pairs[np.random.default_rng(seed).integers(n, size=(resamples, n))]
+        return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, "two pairs always lie in order or in reverse")
+    ranks = stats.rankdata(pairs, axis=0)
+    rho = float(_pearson(ranks[None])[0])
+    if math.isnan(rho):
+        return RankCorrelation(rho, rho, rho, n, rho, "one of the two is the same in all runs")
+    rng = np.random.default_rng(seed)
+    drawn = pairs[rng.integers(n, size=(resamples, n))]
     # All draws at once, (resamples, n, 2). A run drawn twice is a tie, for which the formula by rank differences fails.
     rhos = _pearson(stats.rankdata(drawn, axis=1))
     rhos = rhos[np.isfinite(rhos)]
-    low, high = np.quantile(rhos, [(1 - level) / 2, (1 + level) / 2]) if len(rhos) else (math.nan, math.nan)
-    rho = _pearson(stats.rankdata(pairs, axis=0)[None])[0]
-    return RankCorrelation(float(rho), float(low), float(high), n)
+    chance = _chance(ranks, abs(rho), resamples, rng)
+    if n < fewest:
+        return RankCorrelation(rho, math.nan, math.nan, n, chance, f"{n} runs are too few (at least {fewest})")
+    if not np.ptp(rhos) > 1e-9:
+        return RankCorrelation(rho, math.nan, math.nan, n, chance, "every draw has the same ρ")
+    low, high = np.quantile(rhos, [(1 - level) / 2, (1 + level) / 2])
+    return RankCorrelation(rho, float(low), float(high), n, chance, "")
+
+
+def _chance(ranks: NDArray[np.float64], size: float, resamples: int, rng: np.random.Generator) -> float:
+    """Share of all orders of the second column in which the correlation of the ranks is at least ``size``."""
+    n = len(ranks)
+    every = n < FEWEST  # at most 5,040 orders
+    orders = (
+        np.array([*itertools.permutations(range(n))])
+        if every
+        else rng.permuted(np.tile(range(n), (resamples, 1)), axis=1)
+    )
+    shuffled = np.stack([np.broadcast_to(ranks[:, 0], orders.shape), ranks[orders, 1]], axis=-1)
+    as_far = int((np.abs(_pearson(shuffled)) >= size - 1e-9).sum())
+    # Of a sample of the orders, the one on record counts as one more: no share is zero.
+    return as_far / len(orders) if every else (as_far + 1) / (len(orders) + 1)
 
 
 def _pearson(ranks: NDArray[np.float64]) -> NDArray[np.float64]:

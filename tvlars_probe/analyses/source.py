@@ -50,9 +50,13 @@ class Source:
         """Whether the run has several phases, so that the rows of one must be picked out."""
         return len(self.trace.manifest.parameters) > 1
 
-    def lacks(self, table: str) -> bool:
-        """Whether a table is empty, in all phases."""
-        return not len(self.trace.frame(table, ["step"]))
+    def lacks(self, table: str, column: str = "step") -> bool:
+        """Whether a table holds no value in a column, in all phases. It is read up to the first value."""
+
+        def is_empty(batches: Iterator[pa.RecordBatch]) -> bool:
+            return all(batch.column(0).null_count == batch.num_rows for batch in batches)
+
+        return self.trace.batches(table, [column], is_empty)
 
     def steps(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``steps`` of the phase."""

@@ -13,7 +13,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Matrix = NDArray[np.floating[Any]]
 
@@ -28,6 +28,9 @@ MOST_LAYERS = 200
 
 MOST_BARS = 40
 """Most layers whose bars and names can be told apart in one chart."""
+
+GAP = 4.0
+"""A step this many times as long as its neighbours is a gap in a curve."""
 
 MOST_BINS = 320
 """Most bins that a heat map's width can show."""
@@ -75,6 +78,25 @@ def _thinner(curve: pd.DataFrame, column: str, most: int) -> pd.DataFrame:
     return curve.iloc[sorted(kept)]
 
 
+def pieces(steps: ArrayLike) -> NDArray[np.int64]:
+    """Number the stretches of a curve: a new one begins behind a gap, which no line may cross.
+
+    A gap is more than `GAP` times as long as the steps around it, of which the median of two on either side counts.
+
+    Args:
+        steps: (T,), ascending.
+    """
+    steps = np.asarray(steps, np.float64)
+    long = np.diff(steps)
+    if len(long) < 2:
+        return np.zeros(len(steps), np.int64)
+    around = np.full((4, len(long)), np.nan)
+    for row, shift in zip(around, (-2, -1, 1, 2), strict=True):
+        ahead, behind = max(shift, 0), max(-shift, 0)
+        row[behind : len(long) - ahead] = long[ahead : len(long) - behind]
+    return np.append(0, np.cumsum(long > GAP * np.nanmedian(around, axis=0)))
+
+
 def envelope(steps: NDArray[np.int64], values: NDArray[Any], bins: int) -> pd.DataFrame:
     """Bin a curve; NaN is passed over.
 
@@ -116,12 +138,14 @@ class Cells:
         shown: a row per cell: ``parameter`` (the label of a layer or group), ``first`` and ``end`` step (exclusive),
             ``value``, and ``low`` and ``high`` of the bin that it is of.
         unshown: ``parameter``, ``first`` and ``end`` of each bin in which a value is infinite or NaN.
+        zeros: the same of each bin in which all values are zero.
         order: labels from top to bottom.
         groups: for each label of several layers, their names.
     """
 
     shown: pd.DataFrame
     unshown: pd.DataFrame
+    zeros: pd.DataFrame
     order: list[str]
     groups: dict[str, list[str]]
 
@@ -131,7 +155,8 @@ def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -
 
     A cell shows the value of its bin that lies furthest from the group's median, measured between logarithms. A bin
     that reaches far to both sides of it is cut into two cells, so that its lowest and its highest value are both seen.
-    Where there is no room to cut all of these, those that reach furthest are cut.
+    Where there is no room to cut all of these, those that reach furthest are cut. No cell reaches across a gap in the
+    steps.
 
     Args:
         steps: (T,), ascending.
@@ -139,10 +164,8 @@ def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -
         values: (T, P).
     """
     groups = edges(len(parameters), MOST_LAYERS)
-    count = max(len(groups) - 1, 1)
-    cuts = edges(len(steps), min(MOST_BINS, MOST_CELLS * 4 // 5 // count))  # a fifth is room for bins cut in two
-    # A cell reaches to the next recorded step: with --record-every 10 it is ten steps wide.
-    ends = np.append(steps[1:], steps[-1] + 1) if len(steps) else steps
+    # A fifth of the cells is room for bins cut in two.
+    cuts, ends = _bins(steps, MOST_CELLS * 4 // 5 // max(len(groups) - 1, 1))
     frames, members, order = [], {}, []
     for left, right in itertools.pairwise(groups):
         name = parameters[left] if right - left == 1 else f"{parameters[left]} … {parameters[right - 1]}"
@@ -152,18 +175,39 @@ def cells(steps: NDArray[np.int64], parameters: Sequence[str], values: Matrix) -
         order.append(name)
         if right - left > 1:
             members[name] = list(parameters[left:right])
-        frames.append(block.assign(parameter=name, first=steps[cuts[:-1]], end=ends[cuts[1:] - 1]))
+        frames.append(block.assign(parameter=name, first=steps[cuts[:-1]], end=ends))
+    place, columns = ["parameter", "first", "end"], ["parameter", "first", "end", "value", "low", "high"]
     if not frames:
-        none = pd.DataFrame(columns=["parameter", "first", "end", "value", "low", "high"])
-        return Cells(none, none[["parameter", "first", "end"]], order, members)
+        none = pd.DataFrame(columns=columns)
+        return Cells(none, none[place], none[place], order, members)
     frame = pd.concat(frames, ignore_index=True)
-    unshown = frame.loc[frame["bad"], ["parameter", "first", "end"]]
+    marked = [frame.loc[frame[flag], place].reset_index(drop=True) for flag in ("bad", "zero")]
     told = frame.dropna(subset="value")
     # A bin cut in two takes one cell more. `nlargest` may fill up with NaN, which `where` left for the others.
     room = MOST_CELLS - len(told)
     wide = told["reach"].where(told["reach"] > np.log10(_FAR)).nlargest(min(room, len(told))).dropna().index
-    columns = ["parameter", "first", "end", "value", "low", "high"]
-    return Cells(_in_two(told, wide)[columns], unshown.reset_index(drop=True), order, members)
+    return Cells(_in_two(told, wide)[columns], marked[0], marked[1], order, members)
+
+
+def _bins(steps: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut a heat map's steps into at most ``most`` bins. None of them spans a gap, unless there are too many gaps.
+
+    Returns:
+        the edges, as `edges` gives them, and the step at which each bin ends.
+    """
+    if not len(steps):
+        return edges(0, most), steps
+    # A cell reaches to the next recorded step: with --record-every 10 it is ten steps wide.
+    ends = np.append(steps[1:], steps[-1] + 1)
+    gaps = np.flatnonzero(np.diff(pieces(steps)))
+    # Before a gap it is as wide as the one before; one by itself between two gaps is a step wide.
+    usual = np.diff(steps, prepend=steps[0])[gaps]
+    width = np.where(np.isin(gaps - 1, gaps) | (gaps == 0), 1, usual)
+    longest = np.argsort(-(ends[gaps] - steps[gaps]), kind="stable")[: most // 4]
+    gaps, width = gaps[longest], width[longest]
+    ends[gaps] = steps[gaps] + width
+    cuts = np.union1d(edges(len(steps), min(MOST_BINS, most - len(gaps))), gaps + 1)
+    return cuts, ends[cuts[1:] - 1]
 
 
 def unshowable(values: Matrix) -> NDArray[np.bool_]:
@@ -190,14 +234,14 @@ def _block(values: Matrix, cuts: NDArray[np.int64]) -> pd.DataFrame | None:
 
     Returns:
         a row per bin: ``value``, ``low``, ``high``, ``reach`` (decades from the median to the nearer end, negative
-        where both ends lie on one side), ``falls`` (whether the highest value comes before the lowest), and ``bad``
-        (whether a value is marked).
+        where both ends lie on one side), ``falls`` (whether the highest value comes before the lowest), ``bad``
+        (whether a value is marked), and ``zero`` (whether all values are).
     """
     bad = unshowable(values)
-    # Zero has no logarithm, and isn't marked either: its cell stays empty.
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.where(np.isfinite(values) & (values > 0), np.log10(values.astype(np.float64)), np.nan)
-    if not bad.any() and np.isnan(logs).all():
+    zero = (values == 0).any(axis=1)
+    if not bad.any() and not zero.any() and np.isnan(logs).all():
         return None
     # fmin and fmax pass over NaN, without the warning that nanmin has for NaN alone.
     lowest, highest = np.fmin.reduce(logs, axis=1), np.fmax.reduce(logs, axis=1)
@@ -219,6 +263,8 @@ def _block(values: Matrix, cuts: NDArray[np.int64]) -> pd.DataFrame | None:
             "reach": reach,
             "falls": falls,
             "bad": np.logical_or.reduceat(bad.any(axis=1), cuts[:-1]),
+            # Zero has no logarithm.
+            "zero": np.isnan(high) & np.logical_or.reduceat(zero, cuts[:-1]),
         }
     )
 

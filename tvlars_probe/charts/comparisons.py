@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.verdict import counted
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_ROWS, inline
+from tvlars_probe.charts.binning import MOST_BARS, MOST_ROWS, inline
+from tvlars_probe.charts.limits import Limits
+from tvlars_probe.charts.names import pixels, shortened
+from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.comparison import Comparison
@@ -30,29 +35,46 @@ METRICS = {
 OUTCOMES = {"generalisation_gap": "generalisation gap (points)", "test_error": "test error (%)"}
 """Labels of how a run generalises."""
 
+SETTING_ROOM = 420.0
+"""Width of a setting's name."""
 
-def comparison_chart(result: Comparison) -> alt.LayerChart:
-    """Each setting at its best learning rate: the mean of the metric over seeds and its 95 % interval."""
-    table = result.table.head(MOST_ROWS).copy()
-    cells = [*result.rows, *result.columns]
-    table["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in table.iterrows()]
-    table = _with_interval(table, result.metric)
-    table["optimizer"] = table["optimizer"].fillna("other") if "optimizer" in table else "other"
+PAIR_ROOM = 520.0
+"""Width of the names of a pair of runs."""
+
+_HEIGHT = 260
+"""Height of a plot, in units of the chart."""
+
+
+def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
+    """Each setting at its best learning rate: the mean of the metric over seeds and its 95 % interval.
+
+    Of more than `MOST_BARS` settings the best are drawn.
+
+    Raises:
+        NothingToShowError: no setting has the metric.
+    """
+    every = result.table[np.isfinite(result.table["mean"].astype(float))]
+    if not len(every):
+        raise NothingToShowError(f"no run has a {_plainly(result.metric)} on record: it comes with a finished epoch")
+    table = _with_interval(_with_setting(every.head(MOST_BARS), result), result.metric)
     columns = ["setting", "optimizer", "mean", "low", "high", "half_width", "rate", "seeds", "diverged"]
-    is_loss = result.metric.endswith("loss")
-    top = table.iloc[0]  # the table stands in order, the best setting first
-    seen = f"Highest mean: {top['setting']}" if not is_loss else f"Lowest mean: {top['setting']}"
+    # The table stands in order, the best setting first. One setting by itself is no comparison.
+    best = "Lowest mean" if result.metric.endswith("loss") else "Highest mean"
+    seen = f"{best if len(every) > 1 else 'Mean'}: {table.iloc[0]['setting']}"
     # A rate that is chosen on the metric itself makes its mean look better than it is: the reader must know.
     how = (
         "chosen on the metric itself"
         if result.chosen_on == result.metric
-        else f"chosen on {_named(result.chosen_on).removesuffix(' (%)')}"
+        else f"chosen on {_plainly(result.chosen_on)}"
     )
-    of = f"{theme.counted(len(result.runs))}; mean and 95 % interval over seeds, best learning rate of each ({how})"
-    without = int(table["mean"].isna().sum())
-    of += f"; {theme.counted(without, 'setting')} without a value" if without else ""
+    of = [_runs(result), f"mean and 95 % interval over seeds, best learning rate of each ({how})"]
+    if len(every) > len(table):
+        of.append(f"the best {len(table)} of {counted(len(every), 'setting')}")
+    without = len(result.table) - len(every)
+    of += [f"{counted(without, 'setting')} without a value"] if without else []
+    names = table["setting"].tolist()
     base = alt.Chart(inline(table[columns])).encode(
-        y=alt.Y("setting:N", sort=table["setting"].tolist(), title=None, axis=alt.Axis(labelLimit=420)),
+        y=alt.Y("setting:N", sort=names, title=None, axis=theme.name_axis(names, SETTING_ROOM)),
         color=alt.Color("optimizer:N", scale=theme.optimizer_scale(table["optimizer"]), title="optimizer"),
         tooltip=[
             "setting:N",
@@ -68,85 +90,121 @@ def comparison_chart(result: Comparison) -> alt.LayerChart:
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
-    return (
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q")
-        + base.mark_point(filled=True, size=70).encode(x=alt.X("mean:Q", **x))
-    ).properties(width=theme.WIDTH, height=max(34 * len(table), 70), title=theme.title(seen, of))
+    return alt.layer(
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q"),
+        base.mark_point(filled=True, size=70).encode(x=alt.X("mean:Q", **x)),
+    ).properties(width=theme.WIDTH, height=max(34 * len(table), 70), title=theme.title(seen, "; ".join(of)))
 
 
-def rate_sensitivity(result: Comparison) -> alt.LayerChart:
-    """The metric against the peak learning rate: a line per setting, with a 95 % interval at each rate."""
-    rates = result.rates.dropna(subset=["rate", "mean"]).copy()
-    cells = [*result.rows, *result.columns]
-    rates["setting"] = [", ".join(_field(n, row[n]) for n in cells if pd.notna(row[n])) for _, row in rates.iterrows()]
-    rates = _with_interval(rates, result.metric)
-    rates["optimizer"] = rates["optimizer"].fillna("other") if "optimizer" in rates else "other"
-    named = _named(result.metric)
-    seen = f"{named[:1].upper()}{named[1:].removesuffix(' (%)')} against the peak learning rate"
+def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
+    """The metric against the peak learning rate: a line per setting, with a 95 % interval at each rate.
+
+    Crosses at the lower edge mark the rates at which a run diverged.
+
+    Raises:
+        NothingToShowError: no run has both the metric and a learning rate above zero.
+    """
+    rates = result.rates[result.rates["rate"].astype(float) > 0]
+    rates = _with_interval(_with_setting(rates.head(MOST_ROWS), result), result.metric)
+    named = _plainly(result.metric)
+    told, bad = rates[np.isfinite(rates["mean"].astype(float))], rates[rates["diverged"] > 0]
+    if not len(told):
+        raise NothingToShowError(
+            f"no run has a {_plainly(result.metric)} and a peak learning rate above zero on record"
+        )
+    named = _plainly(result.metric)
+    seen = f"{named[:1].upper()}{named[1:]} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
     kinds = list(dict.fromkeys(rates["setting"]))
-    of = f"{theme.counted(len(result.runs))}; mean and 95 % interval over seeds"
-    base = alt.Chart(inline(rates[columns].head(MOST_ROWS))).encode(
-        x=alt.X(
-            "rate:Q",
-            scale=alt.Scale(type="log", nice=False, padding=20),
-            title="peak learning rate",
-            axis=theme.log_axis(rates["rate"]),
-        ),
-        color=alt.Color("optimizer:N", scale=theme.optimizer_scale(rates["optimizer"]), title="optimizer"),
-        detail="setting:N",
-        tooltip=[
-            "setting:N",
-            alt.Tooltip("rate:Q", format="~g"),
-            alt.Tooltip("mean:Q", format=".4~g"),
-            "seeds:Q",
-            "diverged:Q",
-        ],
+    of = [_runs(result), "mean and 95 % interval over seeds", *(["✕ diverged"] if len(bad) else [])]
+    x = alt.X(
+        "rate:Q",
+        scale=alt.Scale(type="log", nice=False, padding=20),
+        title="peak learning rate",
+        axis=theme.log_axis(rates["rate"]),
     )
+    colour = alt.Color("optimizer:N", scale=theme.optimizer_scale(rates["optimizer"]), title="optimizer")
+    tips: list[Any] = [
+        "setting:N",
+        alt.Tooltip("rate:Q", format="~g"),
+        alt.Tooltip("mean:Q", format=".4~g"),
+        "seeds:Q",
+        "diverged:Q",
+    ]
+    base = alt.Chart(inline(told[columns])).encode(x=x, color=colour, detail="setting:N", tooltip=tips)
     y: dict[str, Any] = {
         "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
-    shapes = alt.Shape("setting:N", scale=alt.Scale(domain=kinds), title="setting", legend=alt.Legend(columns=1))
-    return (
-        base.mark_line(strokeWidth=1.4).encode(y=alt.Y("mean:Q", **y))
-        + base.mark_rule().encode(y=alt.Y("low:Q", **y), y2="high:Q")
-        + base.mark_point(size=60, filled=True).encode(y=alt.Y("mean:Q", **y), shape=shapes)
-    ).properties(width=theme.WIDTH, height=260, title=theme.title(seen, of))
+    legend = theme.name_legend(kinds, SETTING_ROOM, columns=1)
+    shapes = alt.Shape("setting:N", scale=alt.Scale(domain=kinds), title="setting", legend=legend)
+    layers = [
+        base.mark_line(strokeWidth=1.4).encode(y=alt.Y("mean:Q", **y)),
+        base.mark_rule().encode(y=alt.Y("low:Q", **y), y2="high:Q"),
+        base.mark_point(size=60, filled=True).encode(y=alt.Y("mean:Q", **y), shape=shapes),
+    ]
+    if len(bad):
+        crosses = alt.Chart(inline(bad[columns])).mark_point(shape="cross", angle=45, filled=True, size=70, opacity=1)
+        layers.append(crosses.encode(x=x, y=alt.value(_HEIGHT), color=colour, tooltip=tips))
+    return alt.layer(*layers).properties(width=theme.WIDTH, height=_HEIGHT, title=theme.title(seen, "; ".join(of)))
 
 
-def gap_chart(result: SharpnessCorrelation) -> alt.Chart:
-    """Each run's end sharpness against its generalisation gap; runs that lack either are left out."""
+def gap_chart(result: SharpnessCorrelation) -> alt.Chart | alt.LayerChart | alt.FacetChart:
+    """Each run's end sharpness against its generalisation gap; runs that lack either are left out.
+
+    Raises:
+        NothingToShowError: fewer than two runs have both.
+    """
     measures = [name for name in MEASURES if f"end_{name}" in result.runs]
     chosen = measures[0] if measures else "hessian"
     runs = result.runs.reindex(columns=["run", "optimizer", f"end_{chosen}", "generalisation_gap", "test_error"])
-    runs = runs.rename(columns={f"end_{chosen}": "sharpness"}).dropna(subset=["sharpness", "generalisation_gap"])
-    runs["optimizer"] = runs["optimizer"].fillna("other")
-    return (
-        alt.Chart(
-            inline(runs.head(MOST_ROWS)),
-            title=theme.title(f"Sharper and worse? {result.verdict.answer}", result.verdict.reason),
+    runs = runs.rename(columns={f"end_{chosen}": "sharpness"})
+    # A sharpness of zero or below has no place on a logarithmic axis.
+    there = np.isfinite(runs["generalisation_gap"]) & np.isfinite(runs["sharpness"]) & (runs["sharpness"] > 0)
+    without, runs = int((~there).sum()), runs[there]
+    if len(runs) < 2:
+        raise NothingToShowError(
+            f"{counted(len(runs), 'run')} with a {MEASURES[chosen]} above zero and a generalisation gap: it takes two "
+            f"(train --sharpness-every, with --train-eval-samples above 0)"
         )
-        .mark_point(filled=True, size=80)
-        .encode(
-            x=alt.X(
-                "sharpness:Q",
-                scale=alt.Scale(type="log"),
-                title=f"{MEASURES[chosen]} at the end",
-                axis=theme.log_axis(runs["sharpness"]),
-            ),
-            y=alt.Y("generalisation_gap:Q", title=OUTCOMES["generalisation_gap"], scale=alt.Scale(zero=False)),
-            color=alt.Color("optimizer:N", scale=theme.optimizer_scale(runs["optimizer"]), title="optimizer"),
-            tooltip=[
-                "run:N",
-                alt.Tooltip("sharpness:Q", format=".4~g"),
-                alt.Tooltip("generalisation_gap:Q", format=".3~g"),
-                alt.Tooltip("test_error:Q", format=".3~g"),
-            ],
-        )
-        .properties(width=theme.WIDTH, height=260)
+    runs = runs.assign(optimizer=runs["optimizer"].fillna("other")).head(MOST_ROWS)
+    of = result.verdict.reason + (
+        f" Not drawn: {counted(without, 'run')}, without a gap or a sharpness above zero." if without else ""
     )
+    limits = Limits.of([runs["sharpness"]])
+    assert limits is not None  # every sharpness is above zero
+    within = runs[limits.within(runs["sharpness"])]
+    sides = (
+        (runs[runs["sharpness"] < limits.low], "triangle-left", 5),
+        (runs[runs["sharpness"] > limits.high], "triangle-right", theme.WIDTH - 5),
+    )
+    of += " ◀▶ beyond the axis." if len(within) < len(runs) else ""
+    y = alt.Y("generalisation_gap:Q", title=OUTCOMES["generalisation_gap"], scale=alt.Scale(zero=False))
+    colour = alt.Color("optimizer:N", scale=theme.optimizer_scale(runs["optimizer"]), title="optimizer")
+    tips: list[Any] = [
+        "run:N",
+        alt.Tooltip("sharpness:Q", format=".4~g"),
+        alt.Tooltip("generalisation_gap:Q", format=".3~g"),
+        alt.Tooltip("test_error:Q", format=".3~g"),
+    ]
+    x = alt.X(
+        "sharpness:Q",
+        scale=alt.Scale(type="log"),
+        title=f"{MEASURES[chosen]} at the end",
+        axis=theme.log_axis(within["sharpness"]),
+    )
+    points = alt.Chart(inline(within)).mark_point(filled=True, size=80).encode(x=x, y=y, color=colour, tooltip=tips)
+    marks = [
+        alt.Chart(inline(rows))
+        .mark_point(shape=shape, filled=True, size=80, opacity=1)
+        .encode(x=alt.value(place), y=y, color=colour, tooltip=tips)
+        for rows, shape, place in sides
+        if len(rows)
+    ]
+    chart = alt.layer(points, *marks) if marks else points
+    heading = theme.title(f"Sharper and worse? {result.verdict.answer}", of)
+    return chart.properties(width=theme.WIDTH, height=_HEIGHT, title=heading)
 
 
 def _with_interval(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -155,6 +213,25 @@ def _with_interval(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     least, most = (0.0, None) if metric.endswith("loss") else (0.0, 100.0)
     low, high = rows["mean"] - rows["half_width"], rows["mean"] + rows["half_width"]
     return rows.assign(low=low.fillna(rows["mean"]).clip(least, most), high=high.fillna(rows["mean"]).clip(least, most))
+
+
+def _with_setting(rows: pd.DataFrame, result: Comparison) -> pd.DataFrame:
+    """The rows with ``setting``, the label of their cell, and an ``optimizer`` for its colour."""
+    cells = [*result.rows, *result.columns]
+    labels = [", ".join(_field(name, row[name]) for name in cells if pd.notna(row[name])) for _, row in rows.iterrows()]
+    optimizer = rows["optimizer"].fillna("other") if "optimizer" in rows else "other"
+    return rows.assign(setting=labels, optimizer=optimizer)
+
+
+def _runs(result: Comparison) -> str:
+    """How many runs are compared, and how many of them diverged."""
+    diverged = int(result.table["diverged"].sum())
+    return counted(len(result.runs), "run") + (f", of which {diverged:,} diverged" if diverged else "")
+
+
+def _plainly(metric: str) -> str:
+    """A metric's label without its unit."""
+    return _named(metric).removesuffix(" (%)")
 
 
 def _named(metric: str) -> str:
@@ -173,17 +250,35 @@ def _field(name: str, value: object) -> str:
     return str(value)
 
 
-def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart:
-    """Test accuracy without and with warm-up, a line per pair of runs."""
-    pairs = result.pairs.copy()
+def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart | alt.FacetChart:
+    """Test accuracy without and with warm-up, a line per pair of runs. Of more than `MOST_BARS` the first are drawn.
+
+    Raises:
+        NothingToShowError: no pair has an accuracy.
+    """
+    sides = ["accuracy_without", "accuracy_with"]
+    every = result.pairs.astype(dict.fromkeys(sides, float))
+    # A run that diverged before its first epoch's end has no accuracy: its pair shows that of the other one.
+    every = every[every[sides].notna().any(axis=1)]
+    if not len(every):
+        reason = "no pair of runs has an accuracy" if len(result.pairs) else result.verdict.reason.removesuffix(".")
+        raise NothingToShowError(f"{reason}: train one without warm-up and one with --schedule lars-warm")
+    pairs = every.head(MOST_BARS).copy()
+    runs = shortened([*pairs["run_without"], *pairs["run_with"]], theme.NAME_ROOM * 0.75, pixels)
     pairs["pair"] = [
-        f"peak {row.peak_lr:g}, seed {row.seed}: {row.run_without}, {row.run_with}" for row in pairs.itertuples()
+        f"peak {row.peak_lr:g}, seed {row.seed}: {runs[str(row.run_without)]}, {runs[str(row.run_with)]}"
+        for row in pairs.itertuples()
     ]
     pairs["optimizer"] = pairs["optimizer"].fillna("other")
-    columns = ["pair", "optimizer", "accuracy_without", "accuracy_with", "gain", "run_without", "run_with"]
-    seen = theme.title(f"Warm-up: {result.verdict.answer}", result.verdict.reason)
-    base = alt.Chart(inline(pairs[columns].head(MOST_ROWS))).encode(
-        y=alt.Y("pair:N", title=None, sort=pairs["pair"].tolist(), axis=alt.Axis(labelLimit=420)),
+    columns = ["pair", "optimizer", *sides, "gain", "run_without", "run_with"]
+    of = [result.verdict.reason]
+    if len(every) > len(pairs):
+        of.append(f"The first {len(pairs)} of {counted(len(every), 'pair')}.")
+    if without := len(result.pairs) - len(every):
+        of.append(f"{counted(without, 'pair')} without an accuracy.")
+    names = pairs["pair"].tolist()
+    base = alt.Chart(inline(pairs[columns])).encode(
+        y=alt.Y("pair:N", title=None, sort=names, axis=theme.name_axis(names, PAIR_ROOM)),
         color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="optimizer"),
         tooltip=[
             "run_without:N",
@@ -198,8 +293,14 @@ def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart:
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8),
     }
-    return (
-        base.mark_rule(strokeWidth=1.5).encode(x=alt.X("accuracy_without:Q", **x), x2="accuracy_with:Q")
-        + base.mark_point(size=70).encode(x=alt.X("accuracy_without:Q", **x))
-        + base.mark_point(size=70, filled=True).encode(x=alt.X("accuracy_with:Q", **x))
-    ).properties(width=theme.WIDTH, height=max(28 * len(pairs), 70), title=seen)
+    both = "isValid(datum.accuracy_without) && isValid(datum.accuracy_with)"
+    rule = base.transform_filter(both).mark_rule(strokeWidth=1.5)
+    return alt.layer(
+        rule.encode(x=alt.X("accuracy_without:Q", **x), x2="accuracy_with:Q"),
+        base.mark_point(size=70).encode(x=alt.X("accuracy_without:Q", **x)),
+        base.mark_point(size=70, filled=True).encode(x=alt.X("accuracy_with:Q", **x)),
+    ).properties(
+        width=theme.WIDTH,
+        height=max(28 * len(pairs), 70),
+        title=theme.title(f"Warm-up: {result.verdict.answer}", " ".join(of)),
+    )

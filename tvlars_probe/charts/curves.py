@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.verdict import counted
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, thinned
+from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, pieces, thinned
+from tvlars_probe.charts.limits import Limits, edge_marks, edge_words
+from tvlars_probe.charts.runs_apart import labels, run_dash
+from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from tvlars_probe.analyses.facts import RunFacts
 
@@ -20,6 +27,15 @@ if TYPE_CHECKING:
 
 MOST_BINS = 400
 """Most bins of one run's loss."""
+
+HEIGHT = 240
+"""Height of a plot, in units of the chart."""
+
+ASTRAY = 10.0
+"""A run whose median loss is beyond this many times its first one counts as diverged."""
+
+MOST_NEGATIVE = 0.05
+"""Share of a run's bins with a negative loss beyond which the axis is linear."""
 
 RISE = 0.05
 """Share of its first value by which a loss must rise for the title to name it."""
@@ -41,56 +57,92 @@ def loss_bins(steps: pd.DataFrame, bins: int = MOST_BINS) -> pd.DataFrame:
     return envelope(told["step"].to_numpy(), loss, bins).assign(start=loss[0] if len(loss) else math.nan)
 
 
-def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart:
+def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.FacetChart:
     """Training loss by step: each bin's median as a line, its lowest to highest value as a band.
 
-    A cross at the top marks the first step at which a run's loss is not finite.
+    A cross at the top marks the first step at which a run's loss is not finite. Runs that diverged don't stretch the
+    axis: triangles mark the bins that reach beyond it.
 
     Args:
         runs: per run its facts and its losses as `loss_bins` gave them.
+
+    Raises:
+        NothingToShowError: no run has a finite loss.
     """
     # The runs share the rows of the chart.
     bins = max(min(MOST_BINS, MOST_ROWS // max(len(runs), 1)), 1)
-    frames = [coarser(part, bins).assign(**_labels(facts)) for facts, part in runs[:MOST_ROWS]]
-    frame = _joined(frames)
+    few = [coarser(part, bins) for _, part in runs[:MOST_ROWS]]
+    frame = _joined([p.assign(**labels(f), piece=pieces(p["step"])) for (f, _), p in zip(runs, few, strict=False)])
     ends = [(facts, step) for facts, part in runs if (step := _not_finite(facts, part)) is not None]
-    seen = theme.title(_loss_title(frame, ends), _subtitle(runs, "median and range of each bin"))
-    base = alt.Chart(inline(frame.drop(columns="start")))
-    x = alt.X("step:Q", scale=alt.Scale(nice=False))
-    # A logarithmic axis has no place for a loss of zero or below.
-    scale = alt.Scale(type="log") if len(frame) and (frame["low"] > 0).all() else alt.Scale()
-    axis = theme.log_axis(frame["low"].tolist() + frame["high"].tolist()) if scale.type == "log" else alt.Axis()
-    y = alt.Y("middle:Q", title="training loss", scale=scale, axis=axis)
+    shown = [run for run in runs if len(run[1]) or any(facts is run[0] for facts, _ in ends)]
+    limits = _loss_limits(runs, few)
+    if limits is None:
+        raise NothingToShowError(_no_loss(ends))
+    drawn = {"line": "middle", "bottom": "low", "top": "high"}
+    frame = frame.assign(**{name: limits.drawn(frame[column]) for name, column in drawn.items()})
+    above = frame[np.isfinite(frame["high"]) & (frame["high"] > limits.high)]
+    below = frame[frame["low"] < limits.low]
+    what = ["median and range of each bin", *edge_words(above, below)]
+    heading = theme.title(_loss_title(frame, ends), _subtitle(shown, "; ".join(what)))
+    x = theme.step_axis("step:Q", alt.Scale(nice=False))
+    scale = alt.Scale(type="log" if limits.is_log else "linear", domain=[limits.low, limits.high], nice=True)
+    axis = theme.log_axis([limits.low, limits.high]) if limits.is_log else alt.Axis()
+    y: dict[str, Any] = {"title": "training loss", "scale": scale, "axis": axis}
     tips = [
         alt.Tooltip("run:N"),
         alt.Tooltip("step:Q", format=","),
         alt.Tooltip("middle:Q", title="loss", format=".4~g"),
         alt.Tooltip("high:Q", title="highest in the bin", format=".4~g"),
         alt.Tooltip("high_step:Q", title="at step", format=","),
+        alt.Tooltip("low:Q", title="lowest in the bin", format=".4~g"),
     ]
+    colour, each = _colour(runs), ["run:N", "piece:N"]
+    base = alt.Chart(inline(frame.drop(columns="start")))
     band = base.mark_area(opacity=0.18, clip=True).encode(
-        x=x,
-        y=alt.Y("low:Q", scale=scale, title="training loss"),
-        y2="high:Q",
-        color=_colour(runs),
-        detail="run:N",
+        x=x, y=alt.Y("bottom:Q", **y), y2="top:Q", color=colour, detail=each
     )
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(
-        x=x, y=y, color=_colour(runs), strokeDash=run_dash(frame), detail="run:N", tooltip=tips
+        x=x, y=alt.Y("line:Q", **y), color=colour, strokeDash=run_dash(frame), detail=each, tooltip=tips
     )
-    chart = band + line
-    alone = frame[~frame["run"].duplicated(keep=False)].drop(columns="start") if len(frame) else frame
-    if len(alone):  # a line through one point draws nothing
-        point = alt.Chart(inline(alone)).mark_point(filled=True, size=40, opacity=1)
-        chart += point.encode(x=x, y=y, color=_colour(runs), tooltip=tips)
+    layers = [band, line]
+    # A line through one point draws nothing.
+    alone = frame[~frame.duplicated(["run", "piece"], keep=False) & limits.within(frame["middle"])]
+    if len(alone):
+        point = alt.Chart(inline(alone.drop(columns="start"))).mark_point(filled=True, size=40, opacity=1)
+        layers.append(point.encode(x=x, y=alt.Y("line:Q", **y), color=colour, tooltip=tips))
+    layers += edge_marks(above, below, HEIGHT, x, colour, tips)
     if ends:
-        chart += _crosses(ends, runs, x)
-    return chart.properties(width=theme.WIDTH, height=240, title=seen)
+        layers.append(_crosses(ends, runs, x))
+    return alt.layer(*layers).properties(width=theme.WIDTH, height=HEIGHT, title=heading)
+
+
+def _loss_limits(runs: Sequence[Curve], few: Sequence[pd.DataFrame]) -> Limits | None:
+    """The limits of the axis: logarithmic, unless losses are negative in more than a few bins of a run."""
+    calm: list[NDArray[np.float64]] = []
+    astray: list[NDArray[np.float64]] = []
+    for (facts, _), part in zip(runs, few, strict=False):
+        if len(part):
+            middle, start = part["middle"].to_numpy(float), float(part["start"].iloc[0])
+            gone = _not_finite(facts, part) is not None or np.median(middle) > ASTRAY * abs(start)
+            (astray if gone else calm).append(np.append(middle, start))
+    negative = any(len(part) and (part["low"] < 0).mean() > MOST_NEGATIVE for part in few)
+    if not negative:
+        limits = Limits.of(calm, astray)
+        if limits is not None:
+            return limits
+    return Limits.of(calm, astray, is_log=False)
+
+
+def _no_loss(ends: Sequence[tuple[RunFacts, int]]) -> str:
+    if ends:
+        facts, step = ends[0]
+        return f"no finite loss is on record, that of {facts.name} isn't at step {step:,}: train with a lower rate"
+    return "no loss is on record: a loop of your own tells it by rec.log(loss=loss)"
 
 
 def _crosses(ends: Sequence[tuple[RunFacts, int]], runs: Sequence[Curve], x: alt.X) -> alt.Chart:
     """A cross at each run's first loss that is not finite."""
-    rows = pd.DataFrame([{"step": step, **_labels(facts)} for facts, step in ends[:MOST_ROWS]])
+    rows = pd.DataFrame([{"step": step, **labels(facts)} for facts, step in ends[:MOST_ROWS]])
     tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", title="not finite at step", format=",")]
     mark = alt.Chart(inline(rows)).mark_point(shape="cross", angle=45, filled=True, size=110, opacity=1)
     # In pixels, where 0 is the top edge: a loss that is not finite has no place on the scale.
@@ -110,19 +162,23 @@ def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
 
     Args:
         runs: per run its facts and its table ``epochs`` (columns ``epoch``, from 0, and ``test_acc1``, in percent).
+
+    Raises:
+        NothingToShowError: no run has a test accuracy.
     """
     told = [epochs.dropna(subset="test_acc1")[["epoch", "test_acc1"]] for _, epochs in runs]
-    few = thinned(told, "test_acc1")
+    shown = [run for run, part in zip(runs, told, strict=True) if len(part)]
+    if not shown:
+        raise NothingToShowError(
+            "no test accuracy is on record: a loop of your own tells it by rec.log_epoch(epoch=0, test_acc1=...)"
+        )
+    few = thinned([part.assign(piece=pieces(part["epoch"])) for part in told if len(part)], "test_acc1")
     # Of too many runs `thinned` leaves the last ones out: ``few`` is shorter then.
-    frame = _joined([part.assign(**_labels(facts)) for (facts, _), part in zip(runs, few, strict=False)])
+    frame = _joined([part.assign(**labels(facts)) for (facts, _), part in zip(shown, few, strict=False)])
     frame["epoch"] += 1  # as training shows them
-    seen = "No test accuracy on record"
-    if len(frame):
-        last = frame.groupby("run", sort=False).tail(1)
-        top = last.iloc[int(last["test_acc1"].to_numpy().argmax())]
-        seen = f"{top['run']} ends highest, at {top['test_acc1']:.2f} % test accuracy"
-        if len(last) == 1:
-            seen = f"{top['run']} ends at {top['test_acc1']:.2f} % test accuracy"
+    last = frame.groupby("run", sort=False).tail(1)
+    top = last.iloc[int(last["test_acc1"].to_numpy().argmax())]
+    seen = f"{top['run']} ends {'' if len(last) == 1 else 'highest, '}at {top['test_acc1']:.2f} % test accuracy"
     tips = [
         alt.Tooltip("run:N"),
         alt.Tooltip("epoch:Q"),
@@ -131,17 +187,13 @@ def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
     base = alt.Chart(inline(frame)).encode(
         x=alt.X("epoch:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format=",d")),
         y=alt.Y("test_acc1:Q", title="test accuracy (%)", scale=alt.Scale(zero=False)),
-        color=_colour(runs),
-        detail="run:N",
+        color=_colour(shown),
+        detail=["run:N", "piece:N"],
         tooltip=tips,
     )
     return (
         base.mark_line(strokeWidth=1.6).encode(strokeDash=run_dash(frame)) + base.mark_point(size=14, filled=True)
-    ).properties(width=theme.WIDTH, height=240, title=theme.title(seen, _subtitle(runs, "after each epoch")))
-
-
-def _labels(facts: RunFacts) -> dict[str, str]:
-    return {"run": facts.name, "optimizer": facts.optimizer or "other", "schedule": facts.schedule or "none"}
+    ).properties(width=theme.WIDTH, height=HEIGHT, title=theme.title(seen, _subtitle(shown, "after each epoch")))
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -155,38 +207,12 @@ def _colour(runs: Sequence[Curve]) -> alt.Color:
     return alt.Color("optimizer:N", scale=scale, title="optimizer")
 
 
-_SCHEDULE_DASHES = {"none": [1, 0], "lars-warm": [5, 3], "cosine": [2, 2]}
-_RUN_DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 1], [1, 4], [9, 2, 2, 2, 2, 2]]
-"""Lengths of strokes and gaps in turn; [1, 0] is a plain line."""
-
-
-def run_dash(frame: pd.DataFrame) -> alt.StrokeDash:
-    """Dash patterns, which tell apart the runs that share an optimizer's colour.
-
-    Each schedule has the same pattern in every chart. Where runs share their schedule as well, each run of a colour has
-    its own pattern instead, as long as there are enough.
-
-    Args:
-        frame: columns ``run``, ``optimizer`` and ``schedule``.
-    """
-    runs = frame.reindex(columns=["run", "optimizer", "schedule"]).drop_duplicates("run")
-    place = runs.groupby("optimizer").cumcount()
-    if runs.duplicated(["optimizer", "schedule"]).any() and place.max() < len(_RUN_DASHES):
-        scale = alt.Scale(domain=runs["run"].tolist(), range=[_RUN_DASHES[k] for k in place])
-        return alt.StrokeDash("run:N", scale=scale, title="run", legend=alt.Legend(columns=3, symbolSize=400))
-    schedules = runs["schedule"].drop_duplicates().tolist()
-    scale = alt.Scale(domain=schedules, range=[_SCHEDULE_DASHES.get(name, [8, 3, 2, 3]) for name in schedules])
-    return alt.StrokeDash("schedule:N", scale=scale, title="schedule")
-
-
 def _loss_title(frame: pd.DataFrame, ends: Sequence[tuple[RunFacts, int]]) -> str:
     if ends:
         facts, step = min(ends, key=lambda end: end[1])
         if len(ends) == 1:
             return f"The loss of {facts.name} is not finite at step {step:,}"
         return f"The losses of {len(ends):,} runs are not finite, first that of {facts.name} at step {step:,}"
-    if not len(frame):
-        return "No loss on record"
     # Bins keep their highest value and its step, so that the title is of the data itself.
     risen = frame[frame["high"] > frame["start"] + RISE * frame["start"].abs()]
     if not len(risen):
@@ -197,4 +223,4 @@ def _loss_title(frame: pd.DataFrame, ends: Sequence[tuple[RunFacts, int]]) -> st
 
 def _subtitle(runs: Sequence[Curve], what: str) -> str:
     facts = runs[0][0]
-    return f"{f'{facts.name}: {facts.method}' if len(runs) == 1 else f'{len(runs):,} runs'}; {what}"
+    return f"{f'{facts.name}: {facts.method}' if len(runs) == 1 else counted(len(runs), 'run')}; {what}"

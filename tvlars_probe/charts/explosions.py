@@ -40,11 +40,13 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
     if not len(found):
         return _calm(float(result.last_step), heading)
     order = [str(name) for name in result.layers["parameter"]]
+    there = {*found["parameter"]}
+    names = [name for name in order if name in there]
     columns = ["parameter", "what", "first_step", "end", "peak_step", "peak_over_median", "recovered"]
     # The bars of one layer share its band: a quantity that never exploded takes no room in it.
     whats = [QUANTITIES[name] for name in QUANTITIES if name in {*found["quantity"]}]
     base = alt.Chart(inline(found[columns])).encode(
-        y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
+        y=alt.Y("parameter:N", sort=order, title=None, axis=theme.name_axis(names)),
         yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats)),
         color=alt.Color(
             "what:N",
@@ -64,9 +66,9 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
     )
     # The whole trace, not the explosions' part of it.
     span = alt.Scale(domain=[min(0, result.last_step), result.last_step + 1], nice=False)
-    bars = base.mark_bar(height={"band": 0.8}).encode(x=alt.X("first_step:Q", title="step", scale=span), x2="end:Q")
+    bars = base.mark_bar(height={"band": 0.8}).encode(x=theme.step_axis("first_step:Q", span), x2="end:Q")
     peaks = base.mark_point(shape="diamond", filled=True, size=60, stroke="white", strokeWidth=1).encode(
-        x=alt.X("peak_step:Q", title="step", scale=span),
+        x=theme.step_axis("peak_step:Q", span),
         yOffset=alt.YOffset("what:N", sort=whats, scale=alt.Scale(domain=whats), bandPosition=0.5),
     )
     return (
@@ -101,7 +103,7 @@ def _calm(last: float, heading: alt.TitleParams) -> alt.LayerChart:
     """The timeline of a run without explosions: an axis, and "none" on it."""
     rows = alt.InlineData(values=[{"first": 0, "last": last, "middle": last / 2}])
     # A trace of one step would make an axis of no length.
-    x = alt.X("first:Q", title="step", scale=alt.Scale(domain=[0, max(last, 1.0)]))
+    x = theme.step_axis("first:Q", alt.Scale(domain=[0, max(last, 1.0)], nice=False))
     line = alt.Chart(rows).mark_rule(opacity=0.3).encode(x=x, x2="last:Q")
-    text = alt.Chart(rows).mark_text(dy=-12).encode(x=alt.X("middle:Q", title="step"), text=alt.value("none"))
+    text = alt.Chart(rows).mark_text(dy=-12).encode(x=alt.X("middle:Q"), text=alt.value("none"))
     return (line + text).properties(width=theme.WIDTH, height=60, title=heading)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from tvlars_probe.charts import theme
+from tvlars_probe.charts.names import pixels
 from tvlars_probe.errors import unknown
 
 if TYPE_CHECKING:
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 
 PAPER = "#ffffff"
 """Background of a chart in a file of its own."""
+
+TITLE_ROOM = 760.0
+"""Width of a line of a title, in units of the chart."""
+
+TOOLTIP = "#vg-tooltip-element table tr td.value { max-width: 80vw; overflow-wrap: anywhere }"
+"""Style of tooltips, in which Vega cuts names at 300 pixels: they show names whole."""
+
+_SIZES = {"text": 14 * 1.1, "subtitle": 12}
+"""Size of the letters of a title's parts; the first part is bold."""
 
 SCALE = 2.0
 """Pixels of a png per unit of the chart."""
@@ -53,7 +64,27 @@ def script_text(value: Any) -> str:
 
 
 def _opaque(spec: dict[str, Any]) -> dict[str, Any]:
+    """The specification of a chart in a file of its own, where nothing beside it shows its title."""
+    heading = spec.get("title")
+    if isinstance(heading, dict):
+        lines = {
+            part: _wrapped(heading[part], size) for part, size in _SIZES.items() if isinstance(heading.get(part), str)
+        }
+        spec = {**spec, "title": heading | lines}
     return {**spec, "background": PAPER, "padding": 12}
+
+
+def _wrapped(text: str, size: float) -> str | list[str]:
+    """A title in lines that are no wider than `TITLE_ROOM`, cut between words; a longer word, between its parts."""
+    lines = [""]
+    for word in re.findall(r"\S+\s*", text):
+        pieces = [word] if pixels(word, size) <= TITLE_ROOM else re.findall(r"[^\W_]{1,40}[\W_]*|[\W_]+", word)
+        for piece in pieces:
+            if lines[-1] and pixels(lines[-1] + piece.rstrip(), size) > TITLE_ROOM:
+                lines.append("")
+            lines[-1] += piece
+    lines = [line.rstrip() for line in lines]
+    return lines[0] if len(lines) == 1 else lines
 
 
 def _html(spec: dict[str, Any]) -> bytes:
@@ -69,7 +100,8 @@ def _html(spec: dict[str, Any]) -> bytes:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(text)}</title>
-<link rel="icon" href="data:,"><style>body {{ margin: 1rem; overflow-x: auto }}</style></head>
+<link rel="icon" href="data:,"><style>body {{ margin: 1rem; overflow-x: auto }}
+{TOOLTIP}</style></head>
 <body><div id="chart"></div>
 <script>{bundle}</script>
 <script>

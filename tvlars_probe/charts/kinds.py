@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvlars_probe.analyses import of_runs
 from tvlars_probe.analyses.grid import norm_ratio
-from tvlars_probe.errors import TraceError, UserError, unknown
+from tvlars_probe.errors import NothingToShowError, TraceError, UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ class Kind:
     Attributes:
         about: what it shows, for the list of kinds.
         needs: table that it is drawn from. A run without a row in it has nothing to show.
+        columns: columns of that table, each of which must hold a value.
         several: whether it shows several runs in one picture.
         draw: draws it from runs; from one run unless ``several``.
         counts_all: whether runs without the data are handed to ``draw``, too: a comparison counts those that diverged.
@@ -36,6 +37,7 @@ class Kind:
     needs: str
     several: bool
     draw: Draw
+    columns: tuple[str, ...] = ("step",)
     counts_all: bool = False
 
 
@@ -72,10 +74,7 @@ def _warmup(sources: Sequence[Source]) -> Chart:
     from tvlars_probe.analyses.warmup_pairs import pair_warmups
     from tvlars_probe.charts.comparisons import warmup_pairs_chart
 
-    result = pair_warmups([of_runs.warmup_of(source) for source in sources])
-    if not len(result.pairs):
-        raise UserError(f"chart warmup: {result.verdict.reason}")
-    return warmup_pairs_chart(result)
+    return warmup_pairs_chart(pair_warmups([of_runs.warmup_of(source) for source in sources]))
 
 
 def _loss(sources: Sequence[Source]) -> Chart:
@@ -96,25 +95,23 @@ def _sharpness(sources: Sequence[Source]) -> Chart:
     # A run with rows in ``curvature`` may have traces, or eigenvalues of single layers, alone.
     results = [r for r in map(of_runs.minimizer_of, sources) if len(r.curves)]
     if not results:
-        raise TraceError(f"no eigenvalue of the whole model is on record in {sources[0].trace.path}")
+        raise NothingToShowError(f"no eigenvalue of the whole model is on record ({_SHARPNESS})")
     return sharpness_curves(results)
 
 
 def _density(sources: Sequence[Source]) -> Chart:
     from tvlars_probe.charts.sharpness import spectral_density
 
-    return spectral_density([r for r in map(of_runs.minimizer_of, sources) if len(r.spectrum)])
+    results = [r for r in map(of_runs.minimizer_of, sources) if len(r.spectrum)]
+    if not results:
+        raise NothingToShowError(f"no density of the whole model is on record ({_DENSITY})")
+    return spectral_density(results)
 
 
 def _blocks(sources: Sequence[Source]) -> Chart:
     from tvlars_probe.charts.sharpness import layer_blocks
 
-    result = of_runs.minimizer_of(sources[0])
-    if not len(result.blocks):
-        raise TraceError(
-            f"{sources[0].trace.path} has no sharpness of single layers: run tvlars-probe sharpness --per-layer"
-        )
-    return layer_blocks(result)
+    return layer_blocks(of_runs.minimizer_of(sources[0]))
 
 
 def _gap(sources: Sequence[Source]) -> Chart:
@@ -149,27 +146,35 @@ def _landscape_map(sources: Sequence[Source]) -> Chart:
     # The last slice on record may be a line: it is the last plane that is drawn.
     planes = rows[rows["beta"].notna()]
     if not len(planes):
-        raise TraceError(f"{sources[0].trace.path} has no plane: run tvlars-probe landscape --dimensions 2")
+        raise NothingToShowError("no plane is on record (tvlars-probe landscape --dimensions 2)")
     return landscape_map(of_runs.landscape_of(sources[0], planes))
 
 
 KINDS: dict[str, Kind] = {
-    "loss": Kind("training loss by step, runs together", "steps", True, _loss),
-    "accuracy": Kind("test accuracy by epoch, runs together", "epochs", True, _accuracy),
+    "loss": Kind("training loss by step, runs together", "steps", True, _loss, ("loss",)),
+    "accuracy": Kind("test accuracy by epoch, runs together", "epochs", True, _accuracy, ("test_acc1",)),
     "trust-ratio": Kind(
-        "layer × step heat map of the trust ratio", "layers", False, _heat("trust_ratio", "trust_ratio")
+        "layer × step heat map of the trust ratio",
+        "layers",
+        False,
+        _heat("trust_ratio", "trust_ratio"),
+        ("trust_ratio",),
     ),
     "lnr": Kind("layer × step heat map of ‖w‖/‖g‖", "layers", False, _heat("lnr", "weight_norm", "grad_norm")),
     "grad-norm": Kind("layer × step heat map of ‖g‖", "layers", False, _heat("grad_norm", "grad_norm")),
-    "rates": Kind("effective rates and the factors that they are made of", "layers", False, _rates),
+    "rates": Kind("effective rates and the factors that they are made of", "layers", False, _rates, ("trust_ratio",)),
     "explosions": Kind("which layers exploded when, and until when", "layers", False, _explosions),
     "warmup": Kind("accuracy with and without warm-up, in pairs of runs", "layers", True, _warmup),
     "sharpness": Kind("raw, relative and effective sharpness by step", "curvature", True, _sharpness),
     "density": Kind("spectral density of the Hessian", "spectrum", True, _density),
     "blocks": Kind("sharpness of each layer's block", "curvature", False, _blocks),
     "gap": Kind("end sharpness against the generalisation gap, over runs", "curvature", True, _gap),
-    "comparison": Kind("settings side by side, with intervals over seeds", "epochs", True, _comparison, True),
-    "learning-rates": Kind("accuracy against the peak learning rate", "epochs", True, _rate_sensitivity, True),
+    "comparison": Kind(
+        "settings side by side, with intervals over seeds", "epochs", True, _comparison, ("test_acc1",), counts_all=True
+    ),
+    "learning-rates": Kind(
+        "accuracy against the peak learning rate", "epochs", True, _rate_sensitivity, ("test_acc1",), counts_all=True
+    ),
     "landscape": Kind("loss along a direction, or between two runs", "landscape", False, _landscape_line),
     "landscape-map": Kind("loss over the plane of two directions", "landscape", False, _landscape_map),
 }
@@ -189,18 +194,32 @@ def kind(name: str) -> Kind:
 
 def lacking(name: str, source: Source) -> str | None:
     """Why a run can't be shown as the kind ``name``, with the remedy; None if it can."""
-    return _REMEDIES[KINDS[name].needs] if source.lacks(KINDS[name].needs) else None
+    chosen = KINDS[name]
+    if source.lacks(chosen.needs):
+        return _REMEDIES[chosen.needs]
+    missing = [column for column in chosen.columns if source.lacks(chosen.needs, column)]
+    return _UNTOLD[missing[0]] if missing else None
 
+
+_SHARPNESS = "train --sharpness-every, or tvlars-probe sharpness"
+_DENSITY = "tvlars-probe sharpness --density"
 
 _REMEDIES = {
     "layers": "no layers are on record (train --record full)",
     "steps": "no step is on record yet",
     "epochs": "no epoch is finished yet",
-    "curvature": "no sharpness is on record (train --sharpness-every, or tvlars-probe sharpness)",
-    "spectrum": "no density is on record (tvlars-probe sharpness --density)",
+    "curvature": f"no sharpness is on record ({_SHARPNESS})",
+    "spectrum": f"no density is on record ({_DENSITY})",
     "landscape": "no slice is on record (tvlars-probe landscape)",
 }
 """By table: what a run without a row in it lacks, and the command that records it."""
+
+_UNTOLD = {
+    "loss": "no loss is on record (in a loop of your own: rec.log(loss=loss))",
+    "test_acc1": "no test accuracy is on record (in a loop of your own: rec.log_epoch(epoch=..., test_acc1=...))",
+    "trust_ratio": "no trust ratio is known of this optimizer (tvlars_probe.describe says what is known)",
+}
+"""By column: what a run lacks that has rows without a value in it, and how it is recorded."""
 
 
 def left_out(name: str, sources: Sequence[Source]) -> list[tuple[Source, str]]:
@@ -213,6 +232,7 @@ def draw(name: str, sources: Sequence[Source]) -> Chart:
 
     Raises:
         UserError: there is no such kind, no run has the data, or the kind shows one run and several are given.
+        NothingToShowError: the chart would be empty.
     """
     chosen = kind(name)
     if not chosen.several and len(sources) != 1:
@@ -222,4 +242,27 @@ def draw(name: str, sources: Sequence[Source]) -> Chart:
         source, reason = without[0]
         raise TraceError(f"{source.trace.path} can't be drawn as {name}: {reason}")
     lacks = [] if chosen.counts_all else [source for source, _ in without]
-    return chosen.draw([source for source in sources if not any(source is one for one in lacks)])
+    try:
+        return chosen.draw([source for source in sources if not any(source is one for one in lacks)])
+    except NothingToShowError as error:
+        raise NothingToShowError(f"chart {name} would be empty: {error}") from None
+
+
+def why_not(name: str, sources: Sequence[Source]) -> str | None:
+    """Why none of these runs can be drawn as the kind ``name``, with the remedy; None if one can.
+
+    The chart is drawn to find out: whether there are pairs of runs, or any value with a place in the chart, is known no
+    sooner.
+    """
+    chosen, reasons = KINDS[name], []
+    # A kind that shows several runs is asked about all of them at once.
+    for some in [sources] if chosen.several else [[source] for source in sources]:
+        try:
+            able = [source for source in some if lacking(name, source) is None]
+            if able:
+                chosen.draw(some if chosen.counts_all else able)
+                return None
+            reasons.append(lacking(name, some[0]))
+        except TraceError as error:
+            reasons.append(str(error))
+    return reasons[0]

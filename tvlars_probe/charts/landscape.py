@@ -11,54 +11,116 @@ import pandas as pd
 
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS, inline
+from tvlars_probe.charts.limits import Limits, edge_marks, edge_words
+from tvlars_probe.charts.names import pixels, shortened
+from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.landscape import Landscape
 
+_HEIGHT, _SIDE = 260, 420
+"""Height of a line's plot, and of a plane's."""
+
+_TIPS = [
+    alt.Tooltip("alpha:Q", title="α", format=".3~g"),
+    alt.Tooltip("loss:Q", format=".4~g"),
+    alt.Tooltip("acc1:Q", title="accuracy (%)", format=".2f"),
+]
+
 
 def landscape_line(result: Landscape) -> alt.LayerChart | alt.FacetChart:
-    """The loss along one direction, or between the ends of two runs."""
+    """The loss along one direction, or between the ends of two runs.
+
+    Crosses at the top mark points at which it isn't finite, triangles those beyond the axis.
+
+    Raises:
+        NothingToShowError: the loss is finite at no point.
+    """
     rows = result.line.head(MOST_ROWS)
-    base = alt.Chart(inline(rows))
-    tips = [
-        alt.Tooltip("alpha:Q", title="α", format=".3~g"),
-        alt.Tooltip("loss:Q", format=".4~g"),
-        alt.Tooltip("acc1:Q", title="accuracy (%)", format=".2f"),
-    ]
+    limits = _limits(result, rows)
+    rows = rows.assign(drawn=limits.drawn(rows["loss"]))
+    lost, finite = rows[~np.isfinite(rows["loss"])], rows[np.isfinite(rows["loss"])]
+    above, below = finite[finite["loss"] > limits.high], finite[finite["loss"] < limits.low]
+    # Points that are not finite stay among the rows: the line ends there, and α's axis holds them.
+    base = alt.Chart(inline(rows.assign(drawn=rows["drawn"].where(np.isfinite(rows["loss"])))))
     x = alt.X("alpha:Q", title=_axis(result))
     colour = theme.OPTIMIZER_COLOURS.get(str(result.facts.optimizer), theme.OTHER_COLOUR)
-    y = alt.Y("loss:Q", title="mean loss", scale=alt.Scale(type="log"), axis=theme.log_axis(rows["loss"]))
-    line = base.mark_line(color=colour, strokeWidth=1.8).encode(x=x, y=y)
-    points = base.mark_point(color=colour, filled=True, size=26).encode(x=x, y=y, tooltip=tips)
-    return alt.layer(line, points).properties(
-        width=theme.WIDTH, height=260, title=theme.title(result.verdict.reason, _subtitle(result))
+    domain = [limits.low, limits.high]
+    y = alt.Y(
+        "drawn:Q",
+        title="mean loss",
+        scale=alt.Scale(type="log" if limits.is_log else "linear", domain=domain, nice=True),
+        axis=theme.log_axis(domain) if limits.is_log else alt.Axis(),
+    )
+    line = base.mark_line(color=colour, strokeWidth=1.8, clip=True).encode(x=x, y=y)
+    points = base.mark_point(color=colour, filled=True, size=26, clip=True).encode(x=x, y=y, tooltip=_TIPS)
+    layers = [line, points, *edge_marks(above, below, _HEIGHT, x, alt.value(colour), _TIPS)]
+    words = edge_words(above, below)
+    if len(lost):
+        cross = alt.Chart(inline(lost)).mark_point(shape="cross", angle=45, filled=True, size=90, opacity=1)
+        layers.append(cross.encode(x=x, y=alt.value(0), color=alt.value(colour), tooltip=_TIPS))
+        words.append("✕ not finite")
+    return alt.layer(*layers).properties(
+        width=theme.WIDTH,
+        height=_HEIGHT,
+        title=theme.title(result.verdict.reason, "; ".join([_subtitle(result), *words])),
     )
 
 
-def landscape_map(result: Landscape) -> alt.Chart:
-    """The loss over the plane of two filter-normalised directions. Beyond `MOST_CELLS` points the plane is thinned."""
+def landscape_map(result: Landscape) -> alt.Chart | alt.LayerChart | alt.FacetChart:
+    """The loss over the plane of two filter-normalised directions. Beyond `MOST_CELLS` points the plane is thinned.
+
+    Raises:
+        NothingToShowError: the loss is finite at no point.
+    """
     rows, note = _fewer(result.plane)
+    limits = _limits(result, rows)
     rows = rows.join(_cell_edges(rows["alpha"], "left", "right")).join(_cell_edges(rows["beta"], "bottom", "top"))
-    return (
-        alt.Chart(inline(rows, MOST_CELLS), title=theme.title(result.plane_reason, _subtitle(result) + note))
+    x = alt.X("left:Q", title="α: first direction, filter-normalised", scale=alt.Scale(nice=False, zero=False))
+    y = alt.Y("bottom:Q", title="β: second direction", scale=alt.Scale(nice=False, zero=False))
+    domain = [limits.low, limits.high]
+    colours = alt.Scale(
+        type="log" if limits.is_log else "linear", scheme=theme.SEQUENTIAL, reverse=True, domain=domain, clamp=True
+    )
+    lost = rows[~np.isfinite(rows["loss"])]
+    finite = rows[np.isfinite(rows["loss"])]
+    finite = finite.assign(drawn=limits.drawn(finite["loss"]))
+    legend = alt.Legend(gradientLength=240, format=theme.log_format(domain))
+    heading = theme.title(result.plane_reason, _subtitle(result) + note + ("; red: not finite" if len(lost) else ""))
+    shown = (
+        alt.Chart(inline(finite, MOST_CELLS))
         .mark_rect(strokeWidth=0)
         .encode(
-            x=alt.X("left:Q", title="α: first direction, filter-normalised", scale=alt.Scale(nice=False, zero=False)),
+            x=x,
             x2="right:Q",
-            y=alt.Y("bottom:Q", title="β: second direction", scale=alt.Scale(nice=False, zero=False)),
+            y=y,
             y2="top:Q",
-            color=alt.Color(
-                "loss:Q", title="mean loss", scale=alt.Scale(type="log", scheme=theme.SEQUENTIAL, reverse=True)
-            ),
-            tooltip=[
-                alt.Tooltip("alpha:Q", title="α", format=".3~g"),
-                alt.Tooltip("beta:Q", title="β", format=".3~g"),
-                alt.Tooltip("loss:Q", format=".4~g"),
-                alt.Tooltip("acc1:Q", title="accuracy (%)", format=".2f"),
-            ],
+            color=alt.Color("drawn:Q", title="mean loss", scale=colours, legend=legend),
+            tooltip=[_TIPS[0], alt.Tooltip("beta:Q", title="β", format=".3~g"), *_TIPS[1:]],
         )
-        .properties(width=420, height=420)
     )
+    if not len(lost):
+        return shown.properties(width=_SIDE, height=_SIDE, title=heading)
+    marks = alt.Chart(inline(lost, MOST_CELLS)).mark_rect(strokeWidth=0, color=theme.BAD_COLOUR)
+    return alt.layer(shown, marks.encode(x=x, x2="right:Q", y=y, y2="top:Q")).properties(
+        width=_SIDE, height=_SIDE, title=heading
+    )
+
+
+def _limits(result: Landscape, rows: pd.DataFrame) -> Limits:
+    """The limits of the loss: logarithmic, unless a loss is negative.
+
+    Raises:
+        NothingToShowError: no loss is finite.
+    """
+    is_log = bool((rows["loss"] > 0).any()) and not (rows["loss"] < 0).any()
+    limits = Limits.of([rows["loss"]], is_log=is_log)
+    if limits is None:
+        raise NothingToShowError(
+            f"the loss around {result.facts.name} is finite at no point of the last slice: tvlars-probe landscape "
+            f"--checkpoint takes an earlier checkpoint"
+        )
+    return limits
 
 
 def _fewer(plane: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -104,7 +166,8 @@ def _axis(result: Landscape) -> str:
     """Label of α's axis: a direction has a length, a line between two runs has ends."""
     if result.run2 is None:
         return "α: distance along a filter-normalised direction"
-    return f"α: 0 is {result.facts.name}, 1 is {result.run2}"
+    ends = shortened((result.facts.name, result.run2), theme.NAME_ROOM, pixels)
+    return f"α: 0 is {ends[result.facts.name]}, 1 is {ends[result.run2]}"
 
 
 def _subtitle(result: Landscape) -> str:

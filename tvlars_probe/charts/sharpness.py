@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.draws import sample_text
-from tvlars_probe.charts import theme
+from tvlars_probe.charts import densities, theme
 from tvlars_probe.charts.binning import MOST_BARS, inline, thinned
-from tvlars_probe.charts.curves import run_dash
+from tvlars_probe.charts.limits import edge_words, within_axes
+from tvlars_probe.charts.runs_apart import run_dash
+from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,6 +40,9 @@ _OF = {
 EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
 """Label of a spectral density's axis, or of its panel, by operator."""
 
+_PANEL = 150
+"""Height of a panel."""
+
 _POWERS = [10.0**k for k in range(-6, 13)]
 """Lines of the panels' axes. All panels have one axis but a range each: it holds every power that may occur."""
 
@@ -58,10 +63,11 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     shown = same_mode(results)
     frame = _joined(thinned([curve for r in shown for curve in _curves(r)], "value"))
     frame["panel"] = frame["operator"].map(OPERATORS)
+    frame = within_axes(frame, {r.facts.name for r in shown if r.facts.status == "diverged"})
     tips = [
         alt.Tooltip("run:N"),
         alt.Tooltip("step:Q", format=","),
-        alt.Tooltip("value:Q", title="sharpness", format=".4~g"),
+        alt.Tooltip("told:Q", title="sharpness", format=".4~g"),
         alt.Tooltip("error:Q", title="residual", format=".2~g"),
         alt.Tooltip("converged:N"),
     ]
@@ -75,9 +81,9 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     colour = alt.condition(is_limit, alt.value("#888888"), alt.Color("optimizer:N", scale=scale, title="optimizer"))
     dash = alt.condition(is_limit, alt.value([6, 4]), run_dash(frame))
     base = alt.Chart().encode(
-        x=alt.X("step:Q", scale=alt.Scale(nice=False)),
+        x=theme.step_axis("step:Q", alt.Scale(nice=False)),
         y=alt.Y("value:Q", scale=alt.Scale(type="log"), title=None, axis=alt.Axis(values=_POWERS, format="~g")),
-        detail=["run:N", "line:N"],
+        detail=["run:N", "line:N", "piece:N"],
         color=colour,
     )
     line = base.mark_line(strokeWidth=1.6).encode(strokeDash=dash)
@@ -87,14 +93,20 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     layers, on = [line, points], _on(frame)
     if has_draws:
         on += " (bars: 95 % of the mean)"
-        bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2)
+        bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2, clip=True)
         layers.insert(1, bars.encode(y=alt.Y("bar:Q"), y2="high:Q"))
+    layers += [
+        base.transform_filter(f"datum.edge === '{edge}'")
+        .mark_point(shape=shape, filled=True, size=55, opacity=1)
+        .encode(y=alt.value(place), tooltip=tips)
+        for edge, shape, place in (("above", "triangle-up", 5), ("below", "triangle-down", _PANEL - 5))
+        if (frame["edge"] == edge).any()
+    ]
+    words = edge_words(*(frame[frame["edge"] == edge] for edge in ("above", "below")))
     of = _subtitle(shown, on, left_out=_others(results, shown))
     return (
         alt.layer(*layers, data=inline(frame))
-        # A top eigenvalue can be zero or below, where a logarithmic scale has no place.
-        .transform_filter("datum.value > 0")
-        .properties(width=theme.WIDTH, height=150)
+        .properties(width=theme.WIDTH, height=_PANEL)
         .facet(
             row=alt.Row(
                 "panel:N",
@@ -104,7 +116,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
             )
         )
         .resolve_scale(y="independent")
-        .properties(title=theme.title(_seen(shown), of))
+        .properties(title=theme.title(_seen(shown), "; ".join([of, *words])))
     )
 
 
@@ -114,42 +126,47 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
     Args:
         results: of one run or several, each with a density on record. The first run's last density sets the BatchNorm
             mode and the data; runs without a density of these are left out by name.
+
+    Raises:
+        NothingToShowError: no density is a number above zero.
     """
     # Densities are measured after training, often in another mode than the curves: their own mode counts here.
     mode = tuple(results[0].spectrum.sort_values("step", kind="stable").iloc[-1][["bn_mode", "split"]])
     shown, frames = [], []
     for r in results:
         rows = r.spectrum[(r.spectrum["bn_mode"] == mode[0]) & (r.spectrum["split"] == mode[1])]
-        if len(rows):
+        curves = [densities.last_drawn(own) for _, own in rows.groupby("operator", sort=False)]
+        if any(map(len, curves)):
             shown.append(r)
-        for _, own in rows.groupby("operator", sort=False):
-            last = own[own["step"] == own["step"].max()].drop_duplicates("grid", keep="last").sort_values("grid")
-            frames.append(_labelled(r, last))
+        frames += [_labelled(r, curve) for curve in curves if len(curve)]
+    if not frames:
+        raise NothingToShowError(
+            f"no spectral density of {results[0].facts.name} is a number above zero: measure it again with "
+            f"tvlars-probe sharpness --density"
+        )
     frame = _joined(thinned(frames, "density"))
     on = _on(frame)
-    # Away from the eigenvalues the Gaussian smoothing falls without end, and would fill a logarithmic axis.
-    floor = float(frame["density"].max()) * 1e-8
-    frame = frame[frame["density"] > floor]
-    operators = [name for name in EIGENVALUES if name in {*frame["operator"]}] or [next(iter(EIGENVALUES))]
+    frame, beyond = densities.within_reach(frame, {r.facts.name for r in shown if r.facts.status == "diverged"})
+    operators = [name for name in EIGENVALUES if name in {*frame["operator"]}]
     frame = frame.assign(panel=frame["operator"].map(EIGENVALUES))
-    right = float(frame.loc[frame["operator"] == operators[0], "grid"].max())
-    of = "" if operators[0] == "hessian" and len(operators) == 1 else f" of {_OF[operators[0]]}"
-    seen = f"Most eigenvalues{of} are near zero, the spectrum reaches to {theme.number(right)}"
-    seen = seen if len(frame) else "No spectral density that is a number"
+    ends = {name: theme.number(frame.loc[frame["operator"] == name, "grid"].max()) for name in operators}
+    seen = "Most eigenvalues are near zero, the spectrum reaches to " + " and ".join(
+        f"{end}{'' if [*ends] == ['hessian'] else f' ({_OF[name]})'}" for name, end in ends.items()
+    )
     chart = (
         alt.Chart(inline(frame))
         .mark_line(strokeWidth=1.6)
         .encode(
             x=alt.X("grid:Q", title=EIGENVALUES[operators[0]] if len(operators) == 1 else "eigenvalue λ"),
             y=alt.Y(
-                "density:Q",
+                "height:Q",
                 scale=alt.Scale(type="log"),
                 title="density (share per unit of λ)",
-                axis=theme.log_axis(frame["density"]),
+                axis=theme.log_axis(frame["height"]),
             ),
             color=alt.Color("optimizer:N", scale=theme.optimizer_scale(frame["optimizer"])),
             strokeDash=run_dash(frame),
-            detail="run:N",
+            detail=["run:N", "piece:N"],
             tooltip=[
                 "run:N",
                 alt.Tooltip("step:Q", format=","),
@@ -159,7 +176,7 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
         )
         .properties(width=theme.WIDTH, height=240)
     )
-    heading = theme.title(seen, _subtitle(shown, on, mode, left_out=_others(results, shown)))
+    heading = theme.title(seen, "; ".join([_subtitle(shown, on, mode, left_out=_others(results, shown)), *beyond]))
     if len(operators) == 1:
         return chart.properties(title=heading)
     header = alt.Header(labelOrient="top", labelAnchor="start")
@@ -170,26 +187,35 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
 def layer_blocks(result: Minimizer) -> alt.LayerChart:
     """Sharpness of each layer's own block at the last step at which blocks were measured.
 
-    Blocks are the Hessian's, or another operator's where none of the Hessian is on record. The sharpest `MOST_BARS` are
-    drawn.
+    Blocks are the Hessian's, or of the first of the other operators where none of the Hessian is on record. Blocks of
+    one kind are drawn: layers, or else single tensors. The sharpest `MOST_BARS` are drawn.
+
+    Raises:
+        NothingToShowError: no block has a sharpness that is a number.
     """
-    rows = result.blocks[result.blocks["operator"] == "hessian"]
-    rows = rows if len(rows) else result.blocks
+    rows = result.blocks[np.isfinite(result.blocks["value"].astype(float))]
+    if not len(rows):
+        raise NothingToShowError("no sharpness of a single layer is on record (tvlars-probe sharpness --per-layer)")
+    operator = next((name for name in OPERATORS if name in {*rows["operator"]}), rows["operator"].iloc[0])
+    rows = rows[rows["operator"] == operator]
     last = rows[rows["step"] == rows["step"].max()]
-    mode = tuple(last.iloc[-1][["bn_mode", "split"]])
+    of_last = last.iloc[-1]
+    mode = (of_last["bn_mode"], of_last["split"])
     last = last[(last["bn_mode"] == mode[0]) & (last["split"] == mode[1])]
+    last = last[last["scope_kind"] == of_last["scope_kind"]]
     # Where a block was measured again, its last row stands.
     every = last.drop_duplicates("scope", keep="last")
     rows = every.sort_values("value", ascending=False, kind="stable").head(MOST_BARS)
     rows = rows.rename(columns={"scope": "parameter"})[["parameter", "value", "error", "step"]]
     top = rows.iloc[0]
     order = rows["parameter"].tolist()
-    seen = f"The sharpest block is {top['parameter']}, {theme.number(top['value'])} at step {top['step']:,}"
+    which = "" if operator == "hessian" else f" of {_OF.get(operator, operator)}"
+    seen = f"The sharpest block{which} is {top['parameter']}, {theme.number(top['value'])} at step {top['step']:,}"
     of = _subtitle([result], _on(every), mode)
     if len(rows) < len(every):
         of += f"; the sharpest {len(rows)} of {len(every):,} blocks"
     base = alt.Chart(inline(rows), title=theme.title(seen, of)).encode(
-        y=alt.Y("parameter:N", sort=order, title=None, axis=alt.Axis(labelLimit=180)),
+        y=alt.Y("parameter:N", sort=order, title=None, axis=theme.name_axis(order)),
         opacity=alt.value(theme.where_picked(1.0, 0.2)),
         tooltip=[
             alt.Tooltip("parameter:N", title="layer"),
@@ -198,7 +224,7 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
         ],
     )
     bars = base.mark_bar(color=theme.OPTIMIZER_COLOURS.get(str(result.facts.optimizer), theme.OTHER_COLOUR)).encode(
-        x=alt.X("value:Q", title="sharpness of the layer's block λ₁")
+        x=alt.X("value:Q", title=f"sharpness of the layer's block λ₁{which}")
     )
     return bars.add_params(*theme.picked()).properties(width=theme.WIDTH, height=min(max(18 * len(rows), 60), 640))
 
@@ -247,7 +273,8 @@ def _seen(results: Sequence[Minimizer]) -> str:
         if "hessian" in summary.index:
             peak, step, end = (float(summary[name]["hessian"]) for name in ("early_peak", "peak_step", "end"))
             if np.isfinite(peak):
-                return f"Sharpness peaks at {theme.number(peak)} at step {step:,.0f} and ends at {theme.number(end)}"
+                early = f"{theme.number(peak)} at step {step:,.0f}"
+                return f"Early peak of the sharpness: {early}; median at the end: {theme.number(end)}"
     if len(results) == 1:
         return f"Trapped or escaped? {results[0].verdict.answer}"
     counts = Counter(r.verdict.answer for r in results)

@@ -5,15 +5,17 @@ The optimizers' colours stand in `tvlars_probe.optimizers.registry`. All colours
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
 
+from tvlars_probe.charts.names import pixels, shortened
 from tvlars_probe.optimizers.registry import OPTIMIZERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 OPTIMIZER_COLOURS = {entry.class_name: entry.colour for entry in OPTIMIZERS.values()}
 OTHER_COLOUR = "#888888"
@@ -36,6 +38,15 @@ BAD_COLOUR = "#EE3377"
 
 WIDTH = 640
 """Width of a plot without its axis labels, in units of the chart."""
+
+NAME_ROOM = 240.0
+"""Width of a name beside an axis or in a legend."""
+
+NARROW_ROOM = 110.0
+"""The same on a narrow screen."""
+
+NARROW = 640
+"""Screens that are less wide count as narrow."""
 
 PICKED = "picked"
 """Name of the Vega-Lite parameter that holds the layer selected on a page. It is empty while none is selected."""
@@ -75,6 +86,43 @@ def where_picked(chosen: float, others: float, none: float | None = None) -> Any
     return {"expr": f"{PICKED} === '' ? {unselected} : ({same}) ? {chosen} : {others}"}
 
 
+def name_axis(
+    names: Sequence[str], room: float = NAME_ROOM, groups: Mapping[str, Sequence[str]] | None = None, **look: Any
+) -> alt.Axis:
+    """An axis of names, shortened so that they fit beside it and differ.
+
+    The data keep the whole names: selections, tooltips and the order of the axis go by these.
+
+    Args:
+        names: every name on the axis.
+        room: width of a name.
+        groups: for each name of several others, these: its label is the first of them, and how many more there are.
+        **look: further properties of the axis.
+    """
+    # Vega cuts labels at their ends, by default at 180 pixels; 0 is no limit.
+    return alt.Axis(labelLimit=0, **_labels(names, room, 11.0, groups or {}), **look)
+
+
+def name_legend(names: Sequence[str], room: float = NAME_ROOM, **look: Any) -> alt.Legend:
+    """A legend of names, shortened as those of `name_axis`."""
+    return alt.Legend(labelLimit=0, **_labels(names, room, 10.0, {}), **look)
+
+
+def _labels(names: Sequence[str], room: float, size: float, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The Vega expression that leads from a name to its label; none where every name is its own label."""
+    firsts = {name: groups[name][0] if name in groups else name for name in names}
+    more = {name: f" +{len(groups[name]) - 1}" if name in groups else "" for name in names}
+    lists = []
+    for width in (min(room, NARROW_ROOM), room):
+        short = shortened(firsts.values(), width, lambda text: pixels(text, size))
+        lists.append([short[firsts[name]] + more[name] for name in names])
+    if lists == [[*names], [*names]]:
+        return {}
+    # A list, not an object: names such as "constructor" are properties of every object. JSON is an expression, too.
+    known, narrow, wide = map(json.dumps, (names, *lists))
+    return {"labelExpr": f"(windowSize()[0] < {NARROW} ? {narrow} : {wide})[indexof({known}, datum.value)]"}
+
+
 def title(text: str, subtitle: str) -> alt.TitleParams:
     """A chart's title says what is seen, its subtitle of which runs and data."""
     return alt.TitleParams(text=text, subtitle=subtitle)
@@ -106,7 +154,7 @@ def config(ink: str = "#222222") -> dict[str, Any]:
             "symbolOpacity": 1,
             "gradientOpacity": 1,
             "titleFontWeight": "normal",
-            "labelLimit": 240,
+            "labelLimit": 0,  # Vega cuts labels at 160 pixels by default
             "orient": "bottom",
             "columns": 4,
         },
@@ -120,11 +168,15 @@ def config(ink: str = "#222222") -> dict[str, Any]:
             "fontSize": 14,
             "subtitleFontSize": 12,
             "offset": 10,
-            "limit": 900,
         },
         "text": {"color": ink},
         "rule": {"color": ink},
     }
+
+
+def step_axis(field: str, scale: alt.Scale) -> alt.X:
+    """An axis of steps, which are whole numbers."""
+    return alt.X(field, title="step", scale=scale, axis=alt.Axis(tickMinStep=1, format=",d"))
 
 
 def log_axis(values: Iterable[float], **further: Any) -> alt.Axis:
@@ -132,21 +184,30 @@ def log_axis(values: Iterable[float], **further: Any) -> alt.Axis:
 
     Values that span less than 1.5 decades hold too few powers of ten: there Vega chooses about five lines.
     """
-    told = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
+    told = _logs(values)
     first, last = (math.floor(min(told)), math.ceil(max(told))) if told else (0, 0)
     stride = max((last - first) // 6, 1)  # a dozen labels at most
     if told and max(told) - min(told) < 1.5:
         return alt.Axis(tickCount=5, format="~g", **further)
     powers = [10.0**exponent for exponent in range(first, last + 1, stride)]
-    plain = first >= -3 and last <= 4
-    return alt.Axis(values=powers, format="~g" if plain else "~e", **further)
+    return alt.Axis(values=powers, format=_format(told), **further)
+
+
+def log_format(values: Iterable[float]) -> str:
+    """Format of the numbers on a logarithmic scale: written out, unless they are very small or very large."""
+    return f".3{_format(_logs(values), 6)}"
+
+
+def _logs(values: Iterable[float]) -> list[float]:
+    return [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
+
+
+def _format(logs: Sequence[float], most: int = 4) -> str:
+    """How powers of ten are written: out, where none has more than ``most`` zeros."""
+    first, last = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (0, 0)
+    return "~g" if first > -most and last <= most else "~e"
 
 
 def number(value: float) -> str:
     """A number in a title: three digits, but a whole number from 1,000 up to 10 million."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
-
-
-def counted(count: int, what: str = "run") -> str:
-    """A count with its noun: "1 run", "2,000 runs"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

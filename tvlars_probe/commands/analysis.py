@@ -158,23 +158,29 @@ def print_verdict(console: Console, verdict: Verdict, *, title: str) -> None:
 def table_of(
     frame: pd.DataFrame, columns: Mapping[str, str] | None = None, *, title: str | None = None
 ) -> RenderableType:
-    """A frame as a table.
+    """A frame as a table, which fits the console.
 
     Args:
         frame: the rows.
         columns: headings by column; only these columns are shown, in this order. By default all, by their names.
         title: what stands above the table.
     """
-    from rich.table import Table
+    from tvlars_probe.commands.terminal import FittedTable, TextColumn
 
     headings = columns or {str(name): str(name) for name in frame.columns}
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for name, heading in headings.items():
-        numeric = frame[name].dtype.kind in "ifub" if name in frame else False
-        table.add_column(heading, justify="right" if numeric else "left")
-    for row in frame.to_dict("records"):
-        table.add_row(*(text_of(row.get(name), share=name.endswith("_share")) for name in headings))
-    return table
+    rows = frame.to_dict("records")
+    return FittedTable(
+        [
+            TextColumn(
+                heading,
+                [text_of(row.get(name), share=name.endswith("_share")) for row in rows],
+                is_number=name in frame and frame[name].dtype.kind in "ifub",
+            )
+            for name, heading in headings.items()
+        ],
+        title=title,
+        elsewhere="--json",
+    )
 
 
 def text_of(value: Any, *, share: bool = False) -> str:

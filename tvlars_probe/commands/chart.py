@@ -53,12 +53,11 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
 def _listing(words: tuple[str, ...]) -> Iterator[str]:
     """A line per kind of chart, with what is missing where none of the runs named by ``words`` has the data for it."""
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.charts.kinds import KINDS, lacking
+    from tvlars_probe.charts.kinds import KINDS, why_not
     from tvlars_probe.runs import open_runs
 
     sources = [Source(run) for run in open_runs(words)] if words else []
     width = max(map(len, KINDS))
     for name, chosen in KINDS.items():
-        reasons = [reason for source in sources if (reason := lacking(name, source)) is not None]
-        mark = "" if not sources else f"  [{reasons[0]}]" if len(reasons) == len(sources) else ""
-        yield f"{name:{width}}  {chosen.about}{mark}"
+        reason = why_not(name, sources) if sources else None
+        yield f"{name:{width}}  {chosen.about}{f'  [{reason}]' if reason else ''}"

@@ -52,6 +52,8 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
 
 def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> None:
     """Print what was set aside and where it is now, what is wrong, and what a reader should know."""
+    from tvlars_probe.analyses.verdict import counted
+
     for path in moved:
         say(f"Set aside: {path}")
     if aside is not None:
@@ -60,8 +62,9 @@ def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> No
         say(f"{fault.path}: {fault.problem}" + (f" [--repair: {fault.repair}]" if fault.repair else ""))
     for note in found.notes:
         say(f"Note: {note}")
-    counted = f"{found.parts} parts, {found.steps} steps, {found.checkpoints} checkpoints"
+    counts = ((found.parts, "part"), (found.steps, "step"), (found.checkpoints, "checkpoint"))
+    sound = ", ".join(counted(count, what) for count, what in counts)
     if found.faults:
-        say(f"{run}: {len(found.faults)} fault(s); sound: {counted}")
+        say(f"{run}: {counted(len(found.faults), 'fault')}; sound: {sound}")
     else:
-        say(f"{run}: whole ({counted})")
+        say(f"{run}: whole ({sound})")

@@ -46,7 +46,9 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
 
 def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
-    print_verdict(console, result.verdict, title=f"{len(result.runs)} run{'' if len(result.runs) == 1 else 's'}")
+    from tvlars_probe.analyses.verdict import counted
+
+    print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
     if result.chosen_on == result.metric:
         console.print(
             f"Learning rates were chosen on {result.metric} itself: train with --val to choose on held-out data"

@@ -108,7 +108,9 @@ def _print_samples(console: Console, result: Minimizer) -> None:
 
 def render_runs(console: Console, over: SharpnessCorrelation) -> None:
     """Print the answer over several runs, and their figures."""
-    print_verdict(console, over.verdict, title=f"{len(over.runs)} runs")
+    from tvlars_probe.analyses.verdict import counted
+
+    print_verdict(console, over.verdict, title=counted(len(over.runs), "run"))
     if over.bn_mode is not None:
         console.print(f"Loss on {over.split} data, BatchNorm mode {over.bn_mode}; sharpness {over.on}")
     for name in over.left_out:

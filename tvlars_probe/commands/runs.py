@@ -17,14 +17,10 @@ from tvlars_probe.errors import RunDirectoryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.table import Table
-
 _COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "peak lr", "batch", "schedule", "data", "model")
 """The table's columns; a terminal that is too narrow loses the last ones first."""
 
 _NUMBERS = {"batch", "peak lr", "best test acc", "age"}
-_SHORTEST_NAME = 24
-"""Characters to which the names of runs are shortened before a column is left out."""
 
 
 @click.command(cls=Command, name="runs")
@@ -73,54 +69,24 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> None:
-    """Print the runs as a table. On a narrow terminal first names lose their middle, then the last columns go."""
-    from rich.measure import Measurement
+    """Print the runs as a table. On a narrow terminal first names are shortened, then the last columns go."""
+    from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
 
-    from tvlars_probe.commands.terminal import Terminal
-
-    # In a file, or for another program, a row is one line however long.
-    console = Terminal(piped=10_000)
-    # Measured without bounds: rich would squeeze a table into the width that it has.
-    columns, unbounded = list(_COLUMNS), console.options.update(width=10_000)
-    longest = max(len(row["run"]) for row in rows)
-
-    def excess() -> int:
-        """Characters by which the table, as it stands, is too wide."""
-        return Measurement.get(console, unbounded, _table(rows, columns, longest)).maximum - console.width
-
-    longest = max(min(longest, _SHORTEST_NAME), longest - max(excess(), 0))
-    while len(columns) > 1 and excess() > 0:
-        columns.pop()
-    console.print(_table(rows, columns, longest))
-    if len(columns) < len(_COLUMNS):
-        left_out = ", ".join(_COLUMNS[len(columns) :])
-        console.print(f"Too wide for {console.width} columns: {left_out} (a wider terminal or --json shows all)")
-
-
-def _shortened(name: str, length: int) -> str:
-    """A name in ``length`` characters: its beginning and its end, which tell runs apart, around an ellipsis."""
-    tail = length // 2
-    return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
-
-
-def _table(rows: list[dict[str, Any]], columns: list[str], longest: int) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=True)
-    for row in rows:
-        accuracy = row.get("best_test_acc1")
-        shown = {
+    shown = [
+        {
             **row,
-            "run": _shortened(row["run"], longest),
             "batch": row.get("batch_size"),
             "peak lr": row.get("lr"),
-            "best test acc": None if accuracy is None else f"{accuracy:.2f} %",
+            "best test acc": None if row.get("best_test_acc1") is None else f"{row['best_test_acc1']:.2f} %",
             "age": age(row.get("created", "")),
         }
-        table.add_row(*(_text(shown.get(name)) for name in columns))
-    return table
+        for row in rows
+    ]
+    columns = [
+        TextColumn(name, [_text(row.get(name)) for row in shown], is_number=name in _NUMBERS) for name in _COLUMNS
+    ]
+    # In a file, or for another program, a row is one line however long.
+    Terminal(piped=10_000).print(FittedTable(columns))
 
 
 def _text(value: Any) -> str:

@@ -108,9 +108,9 @@ def render(facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tvlars_probe.commands.terminal import Terminal
+    from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
 
-    console = Terminal()
+    console = Terminal(piped=160)
     console.print(Text.assemble((facts["run"], "bold"), f"  {facts['status']}"))
     grid = Table.grid(padding=(0, 2))
     for name, value in _lines(facts):
@@ -119,17 +119,20 @@ def render(facts: dict[str, Any]) -> None:
     ratios = facts["trust_ratios"]
     if ratios is None:
         return
-    table = Table(title=f"Trust ratios in step {ratios['step']}", title_justify="left")
-    for name, justify in (("", "left"), ("parameter", "left"), ("trust ratio", "right"), ("‖w‖", "right"),
-                          ("‖g‖", "right"), ("effective rate", "right")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for title in ("highest", "lowest"):
-        rows = ratios[title]
-        for i, row in enumerate(rows):
-            figures = (row["trust_ratio"], row["weight_norm"], row["grad_norm"], row["lr"] * row["trust_ratio"])
-            cells = [f"{figure:.4g}" for figure in figures]
-            table.add_row("" if i else title, row["parameter"], *cells, end_section=i == len(rows) - 1)
-    console.print(table)
+    sides = [title if i == 0 else "" for title in ("highest", "lowest") for i in range(len(ratios[title]))]
+    rows = [*ratios["highest"], *ratios["lowest"]]
+    figures = {
+        "trust ratio": [row["trust_ratio"] for row in rows],
+        "‖w‖": [row["weight_norm"] for row in rows],
+        "‖g‖": [row["grad_norm"] for row in rows],
+        "effective rate": [row["lr"] * row["trust_ratio"] for row in rows],
+    }
+    columns = [TextColumn("", sides), TextColumn("parameter", [row["parameter"] for row in rows])]
+    columns += [
+        TextColumn(name, [f"{value:.4g}" for value in values], is_number=True) for name, values in figures.items()
+    ]
+    console.print()
+    console.print(FittedTable(columns, title=f"Trust ratios in step {ratios['step']}"))
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -170,10 +173,13 @@ def _figure(name: str, value: Any) -> str:
 
 def describe_group(group: dict[str, Any]) -> str:
     """A parameter group in one line."""
+    from tvlars_probe.analyses.verdict import counted
+
     momentum = group.get("momentum") or {}
+    held = group.get("parameters")
     parts = [
         str(group.get("optimizer")),
-        f"{group.get('parameters')} tensors",
+        counted(held, "tensor") if isinstance(held, int) else f"{held} tensors",
         f"weight decay {group.get('weight_decay')}",
     ]
     if momentum.get("beta"):

@@ -72,6 +72,8 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     several values are its axes (--opt lars tvlars --lr 1 2 3 --seeds 0 1 2); those given here replace the file's.
     Finished runs are skipped, failed ones tried again.
     """
+    from tvlars_probe.analyses.verdict import counted
+
     plan = LaunchPlan(**{name: values.pop(name) for name in LaunchPlan.__dataclass_fields__})
     chosen = (read_grid(grid) if grid else Grid()) | given(values)
     if not chosen.axes and not chosen.settings:
@@ -82,7 +84,7 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
         for trial in trials:
             say(" ".join(("tvlars-probe", *trial.command, "--run-dir", str(trial.path))))
         return
-    say(f"{len(trials)} runs in {folder}")
+    say(f"{counted(len(trials), 'run')} in {folder}")
     count = iter(range(1, len(trials) + 1))
     outcomes = sweep(trials, plan, folder, lambda t, o: say(_line(next(count), len(trials), t, o)))
     render(trials, outcomes)
@@ -149,16 +151,13 @@ def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
 
 def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:
     """Print a row per run of the grid: its point, how it ended, and where it is."""
-    from rich.table import Table
+    from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
 
-    from tvlars_probe.commands.terminal import Terminal
-
-    table = Table(box=None, pad_edge=False)
-    axes = [*trials[0].point]
-    for name in (*axes, "status", "best test acc", "run"):
-        table.add_column(name, no_wrap=True, justify="right" if name in (*axes, "best test acc") else "left")
-    for trial, outcome in zip(trials, outcomes, strict=True):
-        best = outcome.best_test_acc1
-        accuracy = "" if best is None else f"{best:.2f} %"
-        table.add_row(*(trial.point[a] for a in axes), outcome.status, accuracy, str(trial.path))
-    Terminal(piped=10_000).print(table)
+    best = [outcome.best_test_acc1 for outcome in outcomes]
+    columns = [TextColumn(axis, [trial.point[axis] for trial in trials], is_number=True) for axis in trials[0].point]
+    columns += [
+        TextColumn("status", [outcome.status for outcome in outcomes]),
+        TextColumn("best test acc", ["" if value is None else f"{value:.2f} %" for value in best], is_number=True),
+        TextColumn("run", [str(trial.path) for trial in trials]),
+    ]
+    Terminal(piped=10_000).print(FittedTable(columns, elsewhere="tvlars-probe runs"))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
+from rich.table import Table
 
+from tvlars_probe.charts.names import shortened
 from tvlars_probe.commands.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import ConsoleOptions, RenderableType
 
@@ -32,3 +36,87 @@ class Terminal(Console):
         # Whatever is printed passes here. Control segments are rich's own and never a run's text.
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+_SHORTEST = 24
+"""Characters down to which texts are shortened before a column is left out."""
+
+_BETWEEN = 2
+"""Characters between two columns."""
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """A column of a `FittedTable`.
+
+    Attributes:
+        heading: what stands above it.
+        cells: its texts, a row each.
+        is_number: whether it is set flush right and never shortened.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    is_number: bool = False
+
+    @property
+    def is_name(self) -> bool:
+        """Whether its texts are single words, which are shortened where others go on in the next line."""
+        return not self.is_number and not any(" " in cell for cell in self.cells)
+
+    @property
+    def widest(self) -> int:
+        """Characters of its widest text."""
+        return max(map(cell_len, self.cells), default=0)
+
+    @property
+    def least(self) -> int:
+        """Characters that it needs at least: headings are cut between words, numbers nowhere."""
+        head = max(map(cell_len, self.heading.split()), default=0)
+        return max(head, self.widest if self.is_number else min(self.widest, _SHORTEST))
+
+
+class FittedTable:
+    """A table that no console cuts: where it is too wide, names are shortened, then the last columns are left out.
+
+    Names lose what they have in common (`tvlars_probe.charts.names`). Columns that are left out are named below.
+
+    Args:
+        columns: the columns, the most important first.
+        title: what stands above the table.
+        elsewhere: where a reader finds what is left out, such as "--json".
+    """
+
+    def __init__(self, columns: Sequence[TextColumn], *, title: str | None = None, elsewhere: str = "--json") -> None:
+        self._columns, self._title, self._elsewhere = columns, title, elsewhere
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        room, shown = options.max_width, [*self._columns]
+        while len(shown) > 1 and _total(column.least for column in shown) > room:
+            shown.pop()
+        table = Table(box=None, pad_edge=False, title=self._title, title_justify="left")
+        cells = []
+        for column, width in zip(shown, _widths(shown, room), strict=True):
+            justify: Any = "right" if column.is_number else "left"
+            table.add_column(column.heading, justify=justify, width=width, overflow="fold")
+            short = shortened(column.cells, width, cell_len) if column.is_name else {}
+            cells.append([short.get(cell, cell) for cell in column.cells])
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
+        yield table
+        if len(shown) < len(self._columns):
+            left_out = ", ".join(column.heading for column in self._columns[len(shown) :])
+            yield f"Too wide for {room} columns: {left_out} (a wider terminal or {self._elsewhere} shows all)"
+
+
+def _total(widths: Iterable[int]) -> int:
+    return sum(width + _BETWEEN for width in widths) - _BETWEEN
+
+
+def _widths(columns: Sequence[TextColumn], room: int) -> list[int]:
+    """The width of each column: first the texts get what room there is, then the headings."""
+    widths = [column.least for column in columns]
+    for wanted in ([column.widest for column in columns], [cell_len(column.heading) for column in columns]):
+        for index, width in enumerate(wanted):
+            widths[index] += max(min(width - widths[index], room - _total(widths)), 0)
+    return widths

@@ -93,14 +93,16 @@ def render(console: Console, result: Warmup) -> None:
 
 def _lines(result: Warmup) -> list[str]:
     """The lines below the verdict: the recorded warm-up, the suggested one, and the size of a full-rate step."""
+    from tvlars_probe.analyses.verdict import counted
+
     lines = []
     if result.warmup_steps is not None:
-        lines.append(f"Recorded warm-up: {result.warmup_steps} steps")
+        lines.append(f"Recorded warm-up: {counted(result.warmup_steps, 'step')}")
     if result.suggested_steps:
         epochs = "" if result.suggested_epochs is None else f" ({result.suggested_epochs:.3g} epochs)"
         setting = ", ".join(result.setting_layers[:5])
         lead = "Suggested" if result.verdict.answer == "needed" else "If one is needed"
-        lines.append(f"{lead}: {result.suggested_steps} steps{epochs}, set by {setting}")
+        lines.append(f"{lead}: {counted(result.suggested_steps, 'step')}{epochs}, set by {setting}")
     own, rest = result.verdict["adapted_step"], result.verdict["unadapted_step"]
     if own is not None and rest is not None:
         lines.append(
@@ -111,7 +113,9 @@ def _lines(result: Warmup) -> list[str]:
 
 def render_pairs(console: Console, pairs: WarmupPairs) -> None:
     """Print the answer over pairs of runs, and each run's own."""
-    print_verdict(console, pairs.verdict, title=f"{len(pairs.runs)} runs")
+    from tvlars_probe.analyses.verdict import counted
+
+    print_verdict(console, pairs.verdict, title=counted(len(pairs.runs), "run"))
     console.print()
     console.print(table_of(pairs.runs, _RUNS))
     if len(pairs.pairs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import headings
@@ -16,14 +17,14 @@ from tvlars_probe.analyses.warmup_pairs import pair_warmups
 from tvlars_probe.charts import comparisons, curves, explosions, landscape, layers, sharpness
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.kinds import lacking
+from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
 
     from tvlars_probe.analyses.facts import RunFacts
-    from tvlars_probe.analyses.grid import LayerGrid
     from tvlars_probe.analyses.minimizer import Minimizer
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.analyses.verdict import Verdict
@@ -57,6 +58,7 @@ class Section:
         title: the run with its method, or what is shown of all runs.
         verdict: the answer; None for charts without one.
         specs: Vega-Lite specifications of the charts.
+        notes: a sentence for each chart that is left out, because it would be empty.
         tables: the tables below the charts.
     """
 
@@ -64,6 +66,7 @@ class Section:
     title: str
     verdict: Verdict | None = None
     specs: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
     tables: tuple[ReportTable, ...] = ()
 
 
@@ -140,15 +143,15 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
     found.minimizers.append((minimizer, epochs))
     if not detailed:
         return
-    tables = tuple(_warmup_tables(warmup))
-    specs = []
+    drawn = _Drawn()
     if len(grid.steps):
-        split = decompose(grid, facts)
-        specs = [spec_of(layers.decomposition(split), _INK), spec_of(explosions.explosion_timeline(warmup), _INK)]
-        specs += [_heat(grid, facts, quantity) for quantity in ("trust_ratio", "lnr", "grad_norm")]
-    found.own.append(
-        Section(f"warmup-{len(found.facts)}", f"{facts.name}: {facts.method}", warmup.verdict, tuple(specs), tables)
-    )
+        drawn.add(lambda: layers.decomposition(decompose(grid, facts)))
+        drawn.add(lambda: explosions.explosion_timeline(warmup))
+        for quantity in ("trust_ratio", "lnr", "grad_norm"):
+            values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
+            drawn.add(partial(layers.heat_map, quantity, values, grid.steps, grid.parameters, facts))
+    title, tables = f"{facts.name}: {facts.method}", tuple(_warmup_tables(warmup))
+    found.own.append(drawn.section(f"warmup-{len(found.facts)}", title, warmup.verdict, tables))
     found.own += list(_minimizer_sections(source, minimizer, len(found.facts)))
 
 
@@ -156,74 +159,79 @@ _INK = "currentColor"
 """Charts take the colour of the page's text, which is light on a dark page."""
 
 
-def _heat(grid: LayerGrid, facts: RunFacts, quantity: str) -> dict[str, Any]:
-    values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
-    return spec_of(layers.heat_map(quantity, values, grid.steps, grid.parameters, facts), _INK)
+@dataclass
+class _Drawn:
+    """The charts of a section: their specifications, and a sentence for each that would be empty."""
+
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, draw: Callable[[], Any]) -> None:
+        """Draw a chart, or note why it would be empty."""
+        try:
+            self.specs.append(spec_of(draw(), _INK))
+        except NothingToShowError as error:
+            self.notes.append(f"No chart: {error}.")
+
+    def section(
+        self, anchor: str, title: str, verdict: Verdict | None, tables: tuple[ReportTable, ...] = ()
+    ) -> Section:
+        """The section that they are in."""
+        return Section(anchor, title, verdict, tuple(self.specs), tuple(self.notes), tables)
 
 
 def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Iterator[Section]:
     """The sections on one run's minimum, as far as it is on record: its sharpness, and the loss around it."""
-    specs = []
-    if len(result.curves):
-        specs.append(spec_of(sharpness.sharpness_curves([result]), _INK))
-    if len(result.spectrum):
-        specs.append(spec_of(sharpness.spectral_density([result]), _INK))
-    if len(result.blocks):
-        specs.append(spec_of(sharpness.layer_blocks(result), _INK))
+    drawn = _Drawn()
+    for rows, draw in (
+        (result.curves, lambda: sharpness.sharpness_curves([result])),
+        (result.spectrum, lambda: sharpness.spectral_density([result])),
+        (result.blocks, lambda: sharpness.layer_blocks(result)),
+    ):
+        if len(rows):
+            drawn.add(draw)
     tables = [ReportTable("Sharpness", result.summary, SUMMARY)] if len(result.summary) else []
     if len(result.samples) > len(result.summary) or (result.samples["draws"] > 1).any():
         tables.append(ReportTable("Sharpness by sample", result.samples, headings.SAMPLES))
     title = f"{result.facts.name}: {result.facts.method}"
-    if specs:
-        yield Section(f"minimizer-{number}", title, result.verdict, tuple(specs), tuple(tables))
+    if drawn.specs or drawn.notes:
+        yield drawn.section(f"minimizer-{number}", title, result.verdict, tuple(tables))
     if lacking("landscape", source) is None:
-        slice_ = landscape_of(source)
-        drawn = [spec_of(landscape.landscape_line(slice_), _INK)]
+        slice_, around = landscape_of(source), _Drawn()
+        around.add(lambda: landscape.landscape_line(slice_))
         if len(slice_.plane):
-            drawn.append(spec_of(landscape.landscape_map(slice_), _INK))
-        yield Section(f"landscape-{number}", title, slice_.verdict, tuple(drawn))
+            around.add(lambda: landscape.landscape_map(slice_))
+        yield around.section(f"landscape-{number}", title, slice_.verdict)
 
 
 def _over_runs(found: _Gathered) -> Iterator[Section]:
     """The sections on all runs together. Of one run these are its loss and accuracy alone."""
-    plain = [spec_of(curves.loss_curves(found.losses), _INK), spec_of(curves.accuracy_curves(found.epochs), _INK)]
-    if len(found.facts) == 1:
-        yield Section("curves", "Loss and accuracy", None, tuple(plain))
+    plain = _Drawn()
+    comparison = compare(found.rows) if len(found.facts) > 1 else None
+    if comparison is not None:
+        plain.add(lambda: comparisons.comparison_chart(comparison))
+    plain.add(lambda: curves.loss_curves(found.losses))
+    plain.add(lambda: curves.accuracy_curves(found.epochs))
+    if comparison is None:
+        yield plain.section("curves", "Loss and accuracy", None)
         return
-    comparison = compare(found.rows)
-    if comparison.table["mean"].notna().any():  # no run may have finished an epoch yet
-        plain.insert(0, spec_of(comparisons.comparison_chart(comparison), _INK))
     cells = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)}
-    yield Section(
-        "comparison",
-        "All runs",
-        comparison.verdict,
-        tuple(plain),
-        (ReportTable("Settings", comparison.table, cells | COMPARISON),),
-    )
+    settings = ReportTable("Settings", comparison.table, cells | COMPARISON)
+    yield plain.section("comparison", "All runs", comparison.verdict, (settings,))
     pairs = pair_warmups(found.warmups)
     if len(pairs.pairs):
-        chart = spec_of(comparisons.warmup_pairs_chart(pairs), _INK)
-        yield Section(
-            "pairs",
-            "Pairs of runs",
-            pairs.verdict,
-            (chart,),
-            (ReportTable("Pairs", pairs.pairs, headings.pairs("run")),),
-        )
+        drawn = _Drawn()
+        drawn.add(lambda: comparisons.warmup_pairs_chart(pairs))
+        table = ReportTable("Pairs", pairs.pairs, headings.pairs("run"))
+        yield drawn.section("pairs", "Pairs of runs", pairs.verdict, (table,))
     # A correlation takes two runs at least; each one's curve stands in its own section.
     measured = [pair for pair in found.minimizers if len(pair[0].curves)]
     if len(measured) > 1:
-        over = correlate(measured)
-        drawn = [spec_of(sharpness.sharpness_curves([result for result, _ in measured]), _INK)]
-        drawn.append(spec_of(comparisons.gap_chart(over), _INK))
-        yield Section(
-            "gap",
-            "All runs",
-            over.verdict,
-            tuple(drawn),
-            (ReportTable("Rank correlations", over.table, headings.CORRELATION),),
-        )
+        over, both = correlate(measured), _Drawn()
+        both.add(lambda: sharpness.sharpness_curves([result for result, _ in measured]))
+        both.add(lambda: comparisons.gap_chart(over))
+        table = ReportTable("Rank correlations", over.table, headings.CORRELATION)
+        yield both.section("gap", "All runs", over.verdict, (table,))
 
 
 def _warmup_tables(result: Warmup) -> Iterator[ReportTable]:

@@ -13,18 +13,21 @@
     return typeof inner.width === "number";
   }
 
+  // Legends of names stand in one column on a narrow screen: side by side they are wider than it.
+  function stack(part) {
+    if (part === null || typeof part !== "object") return;
+    if (part.legend && part.legend.columns) part.legend.columns = 1;
+    for (const inner of Object.values(part)) stack(inner);
+  }
+
   function fitted(name, room, width) {
     const spec = structuredClone(specs[name]);
     setWidth(spec, width);
     if (room < 600) {
-      const labels = Math.round(room * 0.34);
-      spec.config.axisY = { labelLimit: labels, titleLimit: 230 };
-      spec.config.legend = { ...spec.config.legend, columns: 2, labelLimit: 150, gradientLength: 160 };
+      spec.config.axisY = { titleLimit: 230 };
+      spec.config.legend = { ...spec.config.legend, columns: 2, gradientLength: 160 };
       spec.config.axisX = { labelOverlap: true, tickCount: 5 };
-      for (const layer of [spec, ...(spec.layer || [])]) {
-        const y = layer.encoding && layer.encoding.y;
-        if (y && y.axis && y.axis.labelLimit) y.axis.labelLimit = labels;
-      }
+      for (const part of [spec, ...(spec.layer || []), ...((spec.spec || {}).layer || [])]) stack(part.encoding);
     }
     return spec;
   }

@@ -7,7 +7,9 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.charts.export import script_text, vega_lite_version
+from tvlars_probe.analyses.verdict import counted
+from tvlars_probe.charts.export import TOOLTIP, script_text, vega_lite_version
+from tvlars_probe.charts.names import shortened
 from tvlars_probe.report.definitions import DEFINITIONS
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 MOST_TABLE_ROWS = 400
 """Most rows of a table on the page; the commands export all."""
+
+_OPTION = 44
+"""Most letters of a layer in the list of layers: as many as a narrow screen holds."""
 
 TONES = {
     "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
@@ -42,7 +47,7 @@ def render(report: Report) -> str:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n',
-            f"<style>\n{_resource('page.css')}</style>\n</head>\n<body>\n",
+            f"<style>\n{_resource('page.css')}{TOOLTIP}\n</style>\n</head>\n<body>\n",
             _header(title, report),
             f"<main>\n{_verdicts(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
             f'<script type="application/json" id="specs">{script_text(specs)}</script>\n',
@@ -59,7 +64,8 @@ def _resource(name: str) -> str:
 
 def _header(title: str, report: Report) -> str:
     """The bar at the top, with the list that selects a layer where there are any."""
-    options = "".join(f"<option>{escape(name)}</option>" for name in report.layers)
+    labels = shortened(report.layers, _OPTION, len)
+    options = "".join(f'<option value="{escape(name)}">{escape(labels[name])}</option>' for name in report.layers)
     picker = (
         '<label>Layer <select id="layer"><option value="">all</option>' + options + "</select></label>"
         if report.layers
@@ -129,6 +135,7 @@ def _section(section: Section, specs: dict[str, Any]) -> str:
             f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
             f'<div class="chart" id="{name}" role="img" aria-label="{seen}"></div></figure>'
         )
+    parts += [f"<p>{escape(note)}</p>" for note in section.notes]
     if section.verdict is not None and section.verdict.figures:
         parts.append(_figures(section.verdict))
     parts += [_table(table, folded=len(table.frame) > 12) for table in section.tables]
@@ -153,7 +160,7 @@ def _table(table: ReportTable, *, folded: bool = False) -> str:
     shown = table.frame.head(MOST_TABLE_ROWS)
     rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))
     more = len(table.frame) - len(shown)
-    note = f"<p>… and {more} more rows</p>" if more else ""
+    note = f"<p>… and {counted(more, 'more row')}</p>" if more else ""
     body = f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
     state = "" if folded else " open"
     return f"<details{state}><summary>{escape(table.title)} ({len(table.frame)})</summary>{body}</details>"
