@@ -306,6 +306,7 @@ LANDSCAPE = Table(
         Column("split", "name", "name", "train, val or test"),
         Column("bn_mode", "name", "name", "BatchNorm statistics: interpolated, or estimated again at each point"),
         Column("seed", "int64", "1", "of the directions and the sample"),
+        Column("precision", "name", "name", "float32 or float64; null in rows of older versions"),
         Column("seconds", "float64", "s", "duration of the whole slice"),
     ),
 )

@@ -23,6 +23,7 @@ from tvlars_probe.runners.posthoc.restored_state import (
     RestoredState,
     choose_checkpoints,
     load_config,
+    own_dtype,
     part_of,
     restore_state,
 )
@@ -55,7 +56,7 @@ class SharpnessJob:
             fewer.
         bn_modes: BatchNorm modes; everything is measured in each.
         engines: engines; everything is measured by each, in every mode.
-        precision: type in which the model computes: float32 or float64.
+        precision: type in which the model computes: float32 or float64; None for that of the run's weights.
         place: devices and processes.
         model: ``package.module:function`` that gives the model, loss and data of a run that ``train`` did not make.
         name: measurement_id of the rows.
@@ -68,7 +69,7 @@ class SharpnessJob:
     samples: int | None = None
     bn_modes: tuple[str, ...] = ("eval",)
     engines: tuple[str, ...] = ("lanczos",)
-    precision: str = "float32"
+    precision: str | None = None
     place: PlaceConfig = field(default_factory=PlaceConfig)
     model: str | None = None
     name: str = field(default_factory=new_measurement_id)
@@ -76,10 +77,11 @@ class SharpnessJob:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured of the state after ``step`` updates, and in which phase that is."""
+    """What was measured of the state after ``step`` updates, in which phase that is, and in which precision."""
 
     step: int
     phase: str
+    precision: str
     sharpness: Sharpness
 
 
@@ -118,7 +120,7 @@ def _check(job: SharpnessJob, nproc: int) -> None:
         )
     # One checkpoint is tried here, on the CPU; the others are read when their turn comes.
     cpu = torch.device("cpu")
-    model = restore_state(config, data, paths[0], device=cpu, dtype=torch.float32).model
+    model = restore_state(config, data, paths[0], device=cpu, dtype=own_dtype(config)).model
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     asked = job.measures.top + job.measures.bottom
     if asked > size:
@@ -149,11 +151,12 @@ def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
     """Yield for each checkpoint what was measured in every BatchNorm mode by every engine."""
     config = load_config(job.run)
     data = config.data.load()
-    sample, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
+    sample = _draw(job, part_of(data, job.split))
+    dtype = own_dtype(config) if job.precision is None else DTYPES[job.precision]
     for path in choose_checkpoints(job.run, job.checkpoint):
         state = restore_state(config, data, path, device=ranks.device, dtype=dtype)
         yield [
-            _measure(ranks, job, state, sample, engine, mode, partial(_say, say, path))
+            _measure(ranks, job, state, sample, dtype, engine, mode, partial(_say, say, path))
             for mode in job.bn_modes
             for engine in job.engines
         ]
@@ -168,6 +171,7 @@ def _measure(
     job: SharpnessJob,
     state: RestoredState,
     sample: ProbeSample,
+    dtype: torch.dtype,
     engine: str,
     mode: str,
     say: Any,
@@ -175,7 +179,7 @@ def _measure(
     phase = state.phase
     # Batch statistics, and a loss that joins all samples, need the sample in one batch.
     whole = mode == "train" or not phase.is_sum_over_samples
-    batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=phase.probe_batch)
+    batches = sample.batches(ranks, dtype, whole=whole, make=phase.probe_batch)
     objective = Objective(state.model, phase.probe_loss, batches, bn_mode=mode, shards=ranks)
     rates = None
     if "effective" in job.measures.operators and state.step:
@@ -189,7 +193,11 @@ def _measure(
         sample_id=sample.sample_id,
         report=say,
     )
-    return Measured(state.step, phase.name, sharpness)
+    return Measured(state.step, phase.name, _name(dtype), sharpness)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
@@ -204,7 +212,9 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
         )
     if job.samples is not None and not 1 <= job.samples <= len(inputs):
         raise UserError(f"--samples {job.samples}: there are {len(inputs):,} (allowed: 1 to {len(inputs)})")
-    dtype, count = DTYPES[job.precision], job.samples or len(inputs)
+    wide = any(p.dtype == torch.float64 for p in model.parameters())
+    dtype = DTYPES[job.precision or ("float64" if wide else "float32")]
+    count = job.samples or len(inputs)
     model.to(ranks.device, dtype)
     whole = tuple(
         part[:count].to(ranks.device, dtype if part.is_floating_point() else part.dtype) for part in (inputs, targets)
@@ -220,7 +230,7 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
         for engine in job.engines:
             chosen = dict(model.named_parameters())
             sharpness = measure(objective, chosen, replace(job.measures, engine=engine), report=say)
-            found.append(Measured(last, ONLY_PHASE, sharpness))
+            found.append(Measured(last, ONLY_PHASE, _name(dtype), sharpness))
     return found
 
 
@@ -246,7 +256,7 @@ def _write(job: SharpnessJob, found: list[Measured]) -> None:
                 "loss": sharpness.loss,
                 "bn_mode": sharpness.bn_mode,
                 "seed": job.measures.seed,
-                "precision": job.precision,
+                "precision": measured.precision,
                 "engine": "lanczos",  # the only one that gives a density
             }
             writer.append("spectrum", _spectrum(density, where | about | {"measurement_id": job.name}))
