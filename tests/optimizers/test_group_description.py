@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tvlars_probe import LAMB, LARS, TVLARS, GroupDescription, Momentum, Phi, Scaling, describe
+from tests.oracles.described import DescribedTensor
+from tvlars_probe import LAMB, LARS, TVLARS, Decay, GroupDescription, Momentum, Phi, Scaling, describe
 from tvlars_probe.optimizers.group_entries import from_entry, to_entry
 
 BUILT: dict[str, Any] = {
@@ -95,27 +97,40 @@ def test_words_that_do_not_exist_are_refused() -> None:
         Momentum(form="heavy")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("momentum", "limit"),
-    [
-        (Momentum(), 2.0),
-        (Momentum(form="heavy-ball", beta=0.9), 3.8),
-        (Momentum(form="nesterov", beta=0.9), 3.8 / 2.8),
-        (Momentum(form="moving-average", beta=0.9), 3.8),
-    ],
-    ids=lambda value: getattr(value, "form", ""),
-)
-def test_the_stability_limit_is_that_of_a_quadratic(momentum: Momentum, limit: float) -> None:
-    """A quadratic of curvature a little below it converges, a little above it diverges."""
-    assert momentum.stability_limit == pytest.approx(limit)
-    for factor, converges in ((0.99, True), (1.01, False)):
-        curvature, w, m, peak = factor * limit / (1 - momentum.damping), 1.0, 0.0, 0.0
-        for step in range(4000):
-            g = curvature * w
-            m = momentum.beta * m + (1 - momentum.damping) * g
-            w -= g + momentum.beta * m if momentum.form == "nesterov" else m if momentum.beta else g
-            peak = max(peak, abs(w)) if step > 3000 else 0.0
-            if abs(w) > 1e6:
-                peak = abs(w)
-                break
-        assert (peak < 1e-3) == converges
+MOMENTA = {
+    "none": Momentum(),
+    "heavy ball": Momentum(form="heavy-ball", beta=0.9),
+    "damped": Momentum(form="heavy-ball", beta=0.8, dampening=0.3),
+    "nesterov": Momentum(form="nesterov", beta=0.9),
+    "damped nesterov": Momentum(form="nesterov", beta=0.7, dampening=0.4),
+    "moving average": Momentum(form="moving-average", beta=0.9),
+    "moving average over the gradient": Momentum(form="moving-average", beta=0.9, over="gradient"),
+    "lookahead": Momentum(form="moving-average", beta=0.9, lookahead=True),
+}
+
+
+def radius(momentum: Momentum, decay: Decay, curvature: float, lr: float) -> float:
+    """The spectral radius of one described step on ½·curvature·w², as a matrix that acts on (w, m)."""
+    columns = []
+    for w, m in ((1.0, 0.0), (0.0, 1.0)):
+        tensor = DescribedTensor(np.array(w), GroupDescription(optimizer="x", momentum=momentum, decay=decay), t=1)
+        tensor.memory["m"] = np.array(m)
+        tensor.step(np.array(curvature * w), lr)
+        columns.append([float(tensor.w), 0.0 if momentum.form == "none" else float(tensor.memory["m"])])
+    return float(np.abs(np.linalg.eigvals(np.array(columns).T)).max())
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1e-4, 0.1, 0.7, 1.5])
+@pytest.mark.parametrize("name", MOMENTA)
+def test_at_the_stability_limit_a_step_on_a_quadratic_has_spectral_radius_one(name: str, shrinkage: float) -> None:
+    momentum, lr = MOMENTA[name], 0.05
+    limit = momentum.stability_limit * (1 - shrinkage / 2)
+    curvature, decay = limit / (lr * (1 - momentum.damping)), Decay(form="decoupled", value=shrinkage / lr)
+    assert radius(momentum, decay, curvature, lr) == pytest.approx(1.0, abs=1e-9)
+    assert radius(momentum, decay, 0.999 * curvature, lr) < 1 < radius(momentum, decay, 1.001 * curvature, lr)
+
+
+def test_the_stability_limit_is_the_one_of_cohen_et_al() -> None:
+    assert MOMENTA["none"].stability_limit == 2.0
+    assert MOMENTA["heavy ball"].stability_limit == MOMENTA["moving average"].stability_limit == pytest.approx(3.8)
+    assert MOMENTA["nesterov"].stability_limit == MOMENTA["lookahead"].stability_limit == pytest.approx(3.8 / 2.8)

@@ -27,6 +27,12 @@ QUESTION_LINE = "Do both runs lie in one basin?"
 COLUMNS = ("measurement_id", "created_at", "step", "run2", "alpha", "beta", "loss", "acc1", "split", "bn_mode", "seed")
 """Columns of the table ``landscape`` that `analyse_landscape` needs."""
 
+MOST_GAP = 0.25
+"""How far apart the points between two runs may lie, in α, where it is said that no barrier lies between them."""
+
+_ROUNDING = 1e-6
+"""The loss is computed in float32: smaller shares of it are lost."""
+
 _ID_SUFFIX = re.compile(r"\.[0-9a-f]{6}$")
 """What a run_id adds to the name of the run's directory."""
 
@@ -37,7 +43,8 @@ class Landscape:
 
     Attributes:
         facts: what the run's manifest tells.
-        verdict: the width of the minimum along the first direction, or the barrier between two runs.
+        verdict: the width of the minimum along the first direction, or the barrier between two runs. A figure that the
+            points don't tell is None, and the reason says why; ``least_width`` and ``least_barrier`` hold all the same.
         run2: name of the run at the line's other end; None for slices along directions.
         split: part of the data that the loss is of.
         bn_mode: how BatchNorm statistics were handled: interpolated or re-estimated.
@@ -91,43 +98,120 @@ def analyse_landscape(rows: pd.DataFrame, facts: RunFacts, *, rise: float = 1.0,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of a slice, in distances from the checkpoint.
+
+    Attributes:
+        sign: "−" below α = 0, "" above.
+        least: distance up to which the loss is seen to stay below the level; 0 where the side has no point there.
+        most: distance of the first point at or beyond the level; None where the loss doesn't reach it.
+        at: where it reaches the level, by linear interpolation. None where it doesn't, and where the points don't tell:
+            they do if the last one below the level lies at half the distance of the next one or beyond, and the loss
+            is finite there. Then ``at`` is right within a factor of two, whatever the loss does in between.
+        is_finite: whether the loss is finite at ``most``.
+    """
+
+    sign: str
+    least: float
+    most: float | None
+    at: float | None
+    is_finite: bool
+
+    @classmethod
+    def of(cls, sign: str, distance: NDArray[np.float64], loss: NDArray[np.float64], level: float) -> _Side:
+        """Read a side outwards; its first point is the checkpoint."""
+        # Not ``loss >= level``: a loss that is NaN counts as beyond.
+        beyond = np.flatnonzero(~(loss < level))
+        if not len(beyond):
+            return cls(sign, float(distance[-1]), None, None, is_finite=True)
+        i = beyond[0]
+        least, most, is_finite = float(distance[i - 1]), float(distance[i]), bool(np.isfinite(loss[i]))
+        if not is_finite or most > 2 * least * (1 + 1e-9):
+            return cls(sign, least, most, None, is_finite)
+        share = (level - loss[i - 1]) / (loss[i] - loss[i - 1])
+        return cls(sign, least, most, least + float(share) * (most - least), is_finite)
+
+    @property
+    def told(self) -> float:
+        """The side's part of the width, or its lower bound."""
+        return self.least if self.at is None else self.at
+
+    @property
+    def in_words(self) -> str:
+        """Where the loss reaches the level, as far as the points tell."""
+        if self.at is not None:
+            return f"at α = {self.sign}{self.at:.2g}"
+        if self.most is not None:
+            first = f"{self.sign}{self.least:.3g}" if self.least else "0"
+            how = "" if self.is_finite else ", where it isn't finite"
+            return f"between α = {first} and {self.sign}{self.most:.3g}{how}"
+        if not self.least:
+            return f"unseen {'below' if self.sign else 'above'} α = 0"
+        return f"not up to α = {self.sign}{self.least:.3g}"
+
+
 def _width(line: pd.DataFrame, rise: float) -> Verdict:
     """The interval around the checkpoint in which the loss rises by less than ``rise``."""
     alpha, loss = line["alpha"].to_numpy(float), line["loss"].to_numpy(float)
-    centre = int(np.abs(alpha).argmin())
+    centre = _place(alpha, 0.0)
+    if centre is None:
+        return Verdict(QUESTION, CANT_TELL, "the slice doesn't hold the checkpoint, at α = 0")
     at = Figure("loss", float(loss[centre]), "1", "loss at the checkpoint")
-    if not np.isfinite(loss[centre]):
+    level = loss[centre] + rise
+    if not np.isfinite(level):
         return Verdict(QUESTION, CANT_TELL, f"the loss at the checkpoint is {loss[centre]:g}", (at,))
+    if rise < _ROUNDING * abs(loss[centre]):
+        reason = f"beside a loss of {loss[centre]:.3g} at the checkpoint, rounding hides a rise by {rise:g}"
+        return Verdict(QUESTION, CANT_TELL, reason, (at,))
     if len(alpha) == 1:
         return Verdict(QUESTION, CANT_TELL, "the slice holds no point beside the checkpoint", (at,))
-    level, ends = loss[centre] + rise, (float(-alpha[0]), float(alpha[-1]))
     # Both sides are read outwards from the checkpoint, the left one mirrored.
-    left = _crossing(-alpha[centre::-1], loss[centre::-1], level)
-    right = _crossing(alpha[centre:], loss[centre:], level)
-    rose = np.isfinite([left, right])
-    # A side on which the loss doesn't rise enough counts as far as the slice goes: the width is a lower bound then.
-    least = sum(min(side, end) for side, end in zip((left, right), ends, strict=True))
-    meaning = f"interval of α in which the loss rises by less than {rise:g}"
+    left = _Side.of("−", np.abs(alpha[centre::-1]), loss[centre::-1], level)
+    right = _Side.of("", np.abs(alpha[centre:]), loss[centre:], level)
+    least, meaning = left.told + right.told, f"interval of α in which the loss rises by less than {rise:g}"
+    is_told = left.at is not None and right.at is not None
+    width = Figure("width", least if is_told else None, "1", meaning)
+    bound = Figure("least_width", least, "1", f"the slice's part of the {meaning}")
     figures = (
-        Figure("width", least, "1", meaning)
-        if rose.all()
-        else Figure("least_width", least, "1", f"the slice's part of the {meaning}"),
-        Figure("left", left if rose[0] else None, "1", f"how far below α = 0 the loss rises by {rise:g}"),
-        Figure("right", right if rose[1] else None, "1", f"how far above α = 0 the loss rises by {rise:g}"),
+        *((width,) if is_told else (bound, width)),
+        Figure("left", left.at, "1", f"how far below α = 0 the loss rises by {rise:g}"),
+        Figure("right", right.at, "1", f"how far above α = 0 the loss rises by {rise:g}"),
         at,
     )
-    if rose.all():
-        reason = f"The loss rises by {rise:g} within α = −{left:.2g} to {right:.2g}: width {least:.2g}"
-        return Verdict(QUESTION, f"{least:.3g}", reason, figures)
-    if not rose.any():
-        reason = f"The loss rises by less than {rise:g} on both sides, from α = −{ends[0]:.3g} to {ends[1]:.3g}"
-        return Verdict(QUESTION, "wider than the slice", reason, figures)
-    crossed, end = (f"−{left:.2g}", f"{ends[1]:.3g}") if rose[0] else (f"{right:.2g}", f"−{ends[0]:.3g}")
-    reason = (
-        f"The loss rises by {rise:g} at α = {crossed}, and by less on the other side, up to the slice's end at "
-        f"α = {end}: width above {least:.3g}"
-    )
-    return Verdict(QUESTION, f"above {least:.3g}", reason, figures)
+    return Verdict(QUESTION, *_answer(left, right, rise), figures)
+
+
+def _answer(left: _Side, right: _Side, rise: float) -> tuple[str, str]:
+    """The answer on the width, and its reason."""
+    least = left.told + right.told
+    if left.at is not None and right.at is not None:
+        reason = f"The loss rises by {rise:g} within α = −{left.at:.2g} to {right.at:.2g}: width {least:.2g}"
+        return f"{least:.3g}", reason
+    sides = (left, right)
+    open_ends = [side for side in sides if side.most is None and side.least > 0]
+    if len(open_ends) == 2:
+        reason = f"The loss rises by less than {rise:g} on both sides, from α = −{left.least:.3g} to {right.least:.3g}"
+        return "wider than the slice", reason
+    crossed = [side for side in sides if side.at is not None]
+    if crossed and open_ends:
+        side, end = crossed[0], open_ends[0]
+        reason = (
+            f"The loss rises by {rise:g} at α = {side.sign}{side.at:.2g}, and by less on the other side, up to the "
+            f"slice's end at α = {end.sign}{end.least:.3g}: width above {least:.3g}"
+        )
+        return f"above {least:.3g}", reason
+    where = f"{left.in_words}, and {right.in_words}"
+    reason = f"No width: the loss rises by {rise:g} {where}; take more --points, or a smaller --span"
+    return f"above {least:.3g}" if least > 0 else CANT_TELL, reason
+
+
+def _place(alpha: NDArray[np.float64], at: float) -> int | None:
+    """The index of the point at that α, but for rounding; None where there is none."""
+    if not len(alpha):
+        return None
+    nearest = int(np.abs(alpha - at).argmin())
+    return nearest if abs(alpha[nearest] - at) <= 1e-9 * np.ptp(alpha) else None
 
 
 def _over_plane(plane: pd.DataFrame, rise: float) -> str:
@@ -146,39 +230,39 @@ def _over_plane(plane: pd.DataFrame, rise: float) -> str:
     return seen
 
 
-def _crossing(alpha: NDArray[np.float64], loss: NDArray[np.float64], level: float) -> float:
-    """Where the loss first reaches the level, by linear interpolation; infinite where it never does."""
-    # Not ``loss >= level``: a loss that is NaN counts as above.
-    above = np.flatnonzero(~(loss < level))
-    if not len(above) or above[0] == 0:
-        return float("inf")
-    i = above[0]
-    if not np.isfinite(loss[i]):
-        return float(alpha[i])  # nothing to interpolate to
-    share = (level - loss[i - 1]) / (loss[i] - loss[i - 1])
-    return float(alpha[i - 1] + share * (alpha[i] - alpha[i - 1]))
-
-
 def _barrier(line: pd.DataFrame, barrier: float) -> Verdict:
     """The greatest height of the loss, between the runs, above the straight line through its values at both ends."""
     alpha, loss = line["alpha"].to_numpy(float), line["loss"].to_numpy(float)
-    # The runs are at α = 0 and 1; a line goes on beyond both.
-    inside = (alpha >= 0) & (alpha <= 1)
-    if not inside.any() or not np.isfinite(loss[inside]).all():
-        return Verdict(QUESTION_LINE, CANT_TELL, "the loss isn't finite everywhere between the runs")
-    a, between = alpha[inside], loss[inside]
-    chord = between[0] + (a - a[0]) / max(a[-1] - a[0], 1e-12) * (between[-1] - between[0])
-    height = float((between - chord).max())
-    at = float(a[(between - chord).argmax()])
-    figures = (
-        Figure("barrier", height, "1", "highest loss above the line through both ends"),
-        Figure("at", at, "1", "where"),
+    places = _place(alpha, 0.0), _place(alpha, 1.0)
+    lacking = [at for at, place in enumerate(places) if place is None or not np.isfinite(loss[place])]
+    if lacking or places[0] is None or places[1] is None:
+        where = " and ".join(f"α = {at}" for at in lacking)
+        return Verdict(QUESTION_LINE, CANT_TELL, f"there is no finite loss at {where}, where a run lies")
+    # The line goes on beyond both runs.
+    a, between = alpha[places[0] : places[1] + 1], loss[places[0] : places[1] + 1]
+    there, scale = np.isfinite(between), max(abs(between[0]), abs(between[-1]))
+    if barrier < _ROUNDING * scale:
+        reason = f"beside a loss of {scale:.3g} at one end, rounding hides a barrier of {barrier:g}"
+        return Verdict(QUESTION_LINE, CANT_TELL, reason)
+    above = np.where(there, between - (between[0] + a * (between[-1] - between[0])), -np.inf)
+    height, at, gap = float(above.max()), float(a[above.argmax()]), float(np.diff(a).max())
+    bad = f"the loss isn't finite at {len(a) - int(there.sum())} of {len(a)} points between the runs"
+    figures: tuple[Figure, ...] = (
+        Figure("barrier", height if there.all() else None, "1", "highest loss above the line through both ends"),
+        Figure("at", at if there.all() else None, "1", "where"),
     )
-    if height < barrier:
-        # At the ends themselves the loss is on the straight line, but for rounding, which is no height.
-        most = "the loss is nowhere" if height < 1e-6 else f"the loss is at most {height:.2g}"
-        reason = f"No barrier between them: {most} above the line through both ends"
-        return Verdict(QUESTION_LINE, "one basin", reason, figures)
-    return Verdict(
-        QUESTION_LINE, "two basins", f"A barrier of {height:.3g} lies between them, at α = {at:.2g}", figures
-    )
+    if height >= barrier:
+        reason = f"A barrier of {height:.3g} lies between them, at α = {at:.2g}"
+        if not there.all():
+            figures = (Figure("least_barrier", height, "1", "the same where the loss is finite"), *figures)
+            reason = f"A barrier of at least {height:.3g} lies between them, at α = {at:.2g}; {bad}"
+        return Verdict(QUESTION_LINE, "two basins", reason, figures)
+    if not there.all():
+        return Verdict(QUESTION_LINE, CANT_TELL, bad, figures)
+    if gap > MOST_GAP * (1 + 1e-9):
+        reason = f"points between the runs lie up to {gap:.2g} apart, and a barrier may hide there: take more --points"
+        return Verdict(QUESTION_LINE, CANT_TELL, reason, figures)
+    # At the ends themselves the loss is on the straight line, but for rounding, which is no height.
+    most = "the loss is nowhere" if height < 1e-6 else f"the loss is at most {height:.2g}"
+    reason = f"No barrier between them: {most} above the line through both ends"
+    return Verdict(QUESTION_LINE, "one basin", reason, figures)

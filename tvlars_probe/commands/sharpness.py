@@ -42,7 +42,8 @@ _LIST = click.Choice
         "Measure on so many disjoint samples; tells mean and standard error over samples of that size.")  # fmt: skip
 @option("--bn", "bn_mode", section="Loss", type=_LIST(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip
-@option("--precision", section="Loss", type=_LIST(("float32", "float64")), default="float32", help="Of the model.")
+@option("--precision", section="Loss", type=_LIST(("float32", "float64")), show_default="that of the run's weights",
+        help="Of the model.")  # fmt: skip
 @option("--engine", section="Method", type=_LIST(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
 @option("--tol", section="Method", type=float, default=1e-3, help="Relative residual of eigenvalues.")
 @option("--max-matvecs", section="Method", type=int, default=1000, help="Products before an eigenvalue is given up.")

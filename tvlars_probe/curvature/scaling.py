@@ -3,7 +3,8 @@
 The effective operator is D^½ (H + Λ) D^½. D is the diagonal of the rates that the optimizer applied, Λ its coupled
 weight decay. Without momentum an update multiplies a small displacement from a minimum by I − D(H + Λ). D(H + Λ) has
 the eigenvalues of the effective operator, but isn't symmetric. Where the top eigenvalue exceeds the optimizer's limit
-of stability, a quadratic diverges (Cohen et al., 2021, arXiv:2103.00065; 2022, arXiv:2207.14484).
+of stability, a quadratic diverges (Cohen et al., 2021, arXiv:2103.00065; 2022, arXiv:2207.14484). Decoupled decay
+lowers that limit; where tensors differ in it, Λ holds what has the same effect (`tvlars_probe.probes.readers.rates`).
 
 The relative operator is S H S with S = ‖w_l‖ on tensor l. If the layer's output is normalised by its own statistics, a
 factor c in the tensor leaves the loss as it is, divides the tensor's block of H by c², and multiplies S by c. The
@@ -34,14 +35,15 @@ class Rates:
     Attributes:
         rates: by name of the parameter, lr·trust_ratio·(1 − dampening), divided by √v̂ + eps in the Adam family. One
             number for a tensor, or one per element; NaN if the rate isn't known.
-        decay: coupled weight decay λ, by name; 0 for parameters without an entry.
-        limit: top eigenvalue of the effective operator beyond which a quadratic diverges. None if it differs between
-            the parameter groups or isn't known.
+        decay: Λ by name, one number for a tensor or one per element: coupled weight decay λ, and what stands in for
+            decoupled decay that isn't in ``limit``; 0 for parameters without an entry.
+        limit: top eigenvalue of the effective operator beyond which a quadratic diverges. None if the momentum differs
+            between the parameter groups, or if it isn't known.
         step: index of the step in which the rates were applied.
     """
 
     rates: Mapping[str, Tensor]
-    decay: Mapping[str, float] = field(default_factory=dict)
+    decay: Mapping[str, float | Tensor] = field(default_factory=dict)
     limit: float | None = None
     step: int | None = None
 
@@ -60,8 +62,11 @@ def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
             "gradients itself or makes them orthogonal; other packages' LARS and LAMB don't keep their ratios)"
         )
     scale = hessian.flatten(rates.rates).sqrt_()
-    decayed = {name: torch.tensor(rates.decay.get(name, 0.0)) for name in hessian.names}
-    return ScaledOperator(hessian, scale, hessian.flatten(decayed) if any(rates.decay.values()) else None)
+    # In float64, so that λ isn't rounded on its way to a model in double precision.
+    told = {name: rates.decay.get(name, 0.0) for name in hessian.names}
+    decayed = {n: x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for n, x in told.items()}
+    shift = hessian.flatten(decayed)
+    return ScaledOperator(hessian, scale, shift if shift.any() else None)
 
 
 def relative(hessian: HessianOperator) -> ScaledOperator:

@@ -76,12 +76,19 @@ class Momentum(Checked):
     def stability_limit(self) -> float:
         """The product of curvature and rate beyond which steps on a quadratic diverge; the rate is lr·(1 − `damping`).
 
-        It is 2(1 + β) for heavy-ball momentum and 2(1 + β)/(1 + 2β) for Nesterov's (Cohen et al. 2021,
-        arXiv:2103.00065, appendix B); 2 without momentum.
+        It is 2(1 + β) for heavy-ball momentum and 2(1 + β)(1 − c)/(1 + β(2 − c)) for Nesterov's with dampening c, which
+        is 2(1 + β)/(1 + 2β) without (Cohen et al. 2021, arXiv:2103.00065, appendix B); 2 without momentum.
+
+        Where an update also subtracts δ·w from the weights, apart from the momentum, the limit is 1 − δ/2 times that.
+        At the limit w and m change sign in each step: heavy-ball momentum, M being lr·m and s the product, then has
+        M = s·w/(1 + β), and −w = (1 − δ)·w − M gives s = (2 − δ)(1 + β). The other forms have the same 2 − δ.
         """
-        # A moving average is 1 − β times the heavy-ball m, and that factor is in the rate: one formula serves both.
+        # A moving average is 1 − β times the undamped heavy-ball m, and that factor is in the rate: one formula serves
+        # both, also in Nesterov's form.
+        c = self.dampening if self.form == "nesterov" else 0.0
         is_nesterov = self.form == "nesterov" or self.lookahead
-        return 2 * (1 + self.beta) / (1 + 2 * self.beta) if is_nesterov else 2 * (1 + self.beta)
+        heavy_ball = 2 * (1 + self.beta)
+        return heavy_ball * (1 - c) / (1 + self.beta * (2 - c)) if is_nesterov else heavy_ball
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +287,10 @@ class GroupDescription(Checked):
 
     @property
     def stability_limit(self) -> float | None:
-        """Effective sharpness beyond which steps on a quadratic diverge; None where the applied rates aren't known."""
+        """Effective sharpness beyond which steps on a quadratic diverge; None where the applied rates aren't known.
+
+        Decay that is subtracted beside the gradient lowers it: see `Momentum.stability_limit`.
+        """
         return self.momentum.stability_limit if self.has_rates else None
 
     @property

@@ -223,8 +223,8 @@ _OPERATOR = (
         "operator",
         "name",
         "name",
-        "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ; "
-        "relative: each tensor scaled by its norm; none",
+        "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ, or "
+        "what stands in for decoupled decay that tensors don't share; relative: each tensor scaled by its norm; none",
     ),
     Column("scope", "name", "name", "all, or the layer or tensor whose block it is"),
     Column("scope_kind", "name", "name", "all, layer or tensor"),
@@ -287,7 +287,12 @@ CURVATURE = Table(
         Column("epsilon", "float64", "1", "epsilon_sharpness: size of the box"),
         Column("dimensions", "int64", "1", "epsilon_sharpness: of the random subspace; null for the whole space"),
         Column("rate_step", "int64", "step", "effective: the step whose applied rates D holds"),
-        Column("limit", "float64", "1", "effective: value beyond which a quadratic diverges; null if unknown"),
+        Column(
+            "limit",
+            "float64",
+            "1",
+            "effective: value beyond which a quadratic diverges, lowered by decoupled decay; null if unknown",
+        ),
         Column("seconds", "float64", "s", "duration"),
     ),
 )
@@ -329,6 +334,7 @@ LANDSCAPE = Table(
         Column("split", "name", "name", "train, val or test"),
         Column("bn_mode", "name", "name", "BatchNorm statistics: interpolated, or estimated again at each point"),
         Column("seed", "int64", "1", "of the directions and the sample"),
+        Column("precision", "name", "name", "float32 or float64; null in rows of older versions"),
         Column("seconds", "float64", "s", "duration of the whole slice"),
     ),
 )

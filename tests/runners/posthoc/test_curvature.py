@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 
 import tvlars_probe
 from tests.conftest import run_cli
+from tvlars_probe import applied_rates
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
+from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.posthoc.restored_state import load_config, restore_state
 
 if TYPE_CHECKING:
@@ -167,3 +170,57 @@ def test_weights_of_a_float64_run_are_restored_to_the_bit(trained: Callable[...,
     state = restore_state(config, config.data.load(), path, device=torch.device("cpu"), dtype=torch.float64)
     stored = checkpoints.load(path)["model"]
     assert all(torch.equal(value, stored[name]) for name, value in state.model.state_dict().items())
+
+
+def test_a_run_is_measured_in_the_type_of_its_weights_unless_another_is_asked_for(
+    trained: Callable[..., Path], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    shutil.copytree(trained("lars", precision="float64"), tmp_path / "wide")
+    shutil.copytree(trained("lars"), tmp_path / "narrow")
+    words = ("--samples", 64, "--density", "--density-probes", 1, "--density-steps", 4, "--tol", 0.1, "--dv", "cpu")
+    told = {}
+    for run, *asked in (("wide",), ("narrow",), ("wide", "--precision", "float32")):
+        outcome = cli("sharpness", run, *words, *asked, "--json")
+        assert outcome.code == 0, outcome.err
+        rows = json.loads(outcome.out)
+        (told[run, *asked],) = {(row["precision"], row["loss"]) for row in rows}
+    path = [*checkpoints.list_checkpoints(tmp_path / "wide").values()][-1]
+    config = load_config(tmp_path / "wide")
+    data = config.data.load()
+    state = restore_state(config, data, path, device=torch.device("cpu"), dtype=torch.float64)
+    sample = ProbeSample.draw(data.train, 64)
+    x, y = data.train.batch(torch.tensor(sample.indices), torch.float64)
+    loss = F.cross_entropy(state.model.eval()(x), y).item()
+    assert told["wide",] == ("float64", pytest.approx(loss, rel=1e-12))
+    assert told["narrow",][0] == told["wide", "--precision", "float32"][0] == "float32"
+
+
+def test_a_strangers_model_in_double_precision_is_not_rounded(
+    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with tvlars_probe.record(model, optimizer, tmp_path / "mine", config={"seed": 5}) as rec:
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        rec.log()
+    (tmp_path / "wide_module.py").write_text(MODULE.replace("nn.Linear(4, 3)", "nn.Linear(4, 3).double()"))
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = cli("sharpness", "mine", "--model", "wide_module:build", "--json")
+    assert outcome.code == 0, outcome.err
+    (row,) = json.loads(outcome.out)
+    torch.manual_seed(5)
+    same = torch.nn.Linear(4, 3).double()
+    loss = F.cross_entropy(same(torch.randn(12, 4).double()), torch.arange(12) % 3).item()
+    assert (row["precision"], row["loss"]) == ("float64", pytest.approx(loss, rel=1e-14))
+
+
+def test_the_rates_of_a_float64_run_come_back_from_its_checkpoint_to_the_bit(trained: Callable[..., Path]) -> None:
+    run = trained("lars", precision="float64")
+    config, (path, *_) = load_config(run), checkpoints.list_checkpoints(run).values()
+    state = restore_state(config, config.data.load(), path, device=torch.device("cpu"), dtype=torch.float64)
+    stored = checkpoints.load(path)["optimizer"]["state"]
+    buffers = [state.optimizer.state[p]["momentum_buffer"] for p in state.model.parameters()]
+    assert all(torch.equal(b, stored[i]["momentum_buffer"]) for i, b in enumerate(buffers))
+    found = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr).rates
+    assert {name: rate.item() for name, rate in found.items()} == state.scaled_lr

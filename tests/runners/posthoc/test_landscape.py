@@ -188,3 +188,17 @@ def test_a_slice_is_around_one_checkpoint(tmp_path: Path) -> None:
         LandscapeJob(run=tmp_path, checkpoint="all")
     with pytest.raises(UserError, match=r"unknown --bn 'frozen' \(known: interpolated, re-estimated\)"):
         LandscapeJob(run=tmp_path, bn_mode="frozen")
+
+
+def test_a_slice_of_a_float64_run_is_of_its_own_weights(
+    trained: Callable[..., Path], tmp_path: Path, run2: Path
+) -> None:
+    wide = shutil.copytree(trained("lars", precision="float64"), tmp_path / "wide")
+    rows = slice_of(wide, points=3)
+    exact = loss_by_hand(wide)
+    assert rows["loss"][rows["alpha"] == 0].item() == pytest.approx(exact, rel=1e-12)
+    assert {*rows["precision"].astype(str)} == {"float64"}
+    line = slice_of(wide, points=3, run2=run2)
+    assert line["loss"][line["alpha"] == 0].item() == pytest.approx(exact, rel=1e-12)
+    assert line["loss"][line["alpha"] == 1].item() == pytest.approx(loss_by_hand(run2), rel=1e-12)
+    assert {*slice_of(run2, points=3)["precision"].astype(str)} == {"float32"}

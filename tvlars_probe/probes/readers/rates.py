@@ -3,11 +3,18 @@
 A rate is what multiplied the gradient before momentum: lr·trust_ratio·(1 − dampening), divided in the Adam family by
 √v̂ + eps with that optimizer's own bias correction. A moving average of gradients with β₁ is heavy-ball momentum with
 dampening β₁.
+
+Weight decay takes one of two ways. What enters the momentum together with the gradient adds to the Hessian's diagonal.
+What is subtracted beside the momentum, as δ·w (AdamW's lr·λ, LAMB's lr·trust_ratio·λ), lowers the limit of stability L
+to L(1 − δ/2). That asks for one δ for all tensors. Where the tensors differ in it, L·δ/(2·rate) on the Hessian's
+diagonal does the same, exactly: the limit is reached where L − L·δ/2 − rate·curvature, a matrix over all tensors,
+becomes singular, and both of its last terms can stand on either side.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,25 +56,97 @@ def applied_rates(
         them: see `tvlars_probe.describe`.
     """
     optimizers = optimizers_in(optimizer)
-    rates: dict[str, Tensor] = {}
-    decay: dict[str, float] = {}
+    applied: dict[str, _Applied] = {}
+    # A limit holds for the whole model only if all groups have it.
     limits: set[float | None] = set()
     for one, names in zip(optimizers, optimizer_names(model, optimizers), strict=True):
-        ratios = trust_ratios_of(one) if scaled_lr is None else []
         rows = [
             (description, group, p)
             for description, group in zip(describe(one), one.param_groups, strict=True)
             for p in group["params"]
         ]
-        for i, (name, (description, group, p)) in enumerate(zip(names, rows, strict=True)):
-            lr = scaled_lr.get(name, math.nan) if scaled_lr is not None else number(group["lr"]) * ratios[i]
-            rates[name] = lr * _per_element(description, {**group, **one.state.get(p, {})})
-            # Decay that is added to the gradient adds λ to the Hessian's diagonal; other forms stay out of Λ.
-            is_coupled = description.is_known and description.decay.form == "coupled"
-            decay[name] = description.decay_of(p.ndim) if is_coupled else 0.0
-            # A limit holds for the whole model only if all groups have it.
+        for name, ratio, (description, group, p) in zip(names, trust_ratios_of(one), rows, strict=True):
+            if scaled_lr is None:
+                lr, scaled = number(group["lr"]), number(group["lr"]) * ratio
+            else:
+                scaled = scaled_lr.get(name, math.nan)
+                lr = scaled / ratio if ratio else math.nan
+            applied[name] = _Applied.of(description, {**group, **one.state.get(p, {})}, p.ndim, lr=lr, scaled=scaled)
             limits.add(description.stability_limit)
-    return Rates(rates=rates, decay=decay, limit=limits.pop() if len(limits) == 1 else None, step=step)
+    limit, further = _limit_of(applied, limits.pop() if len(limits) == 1 else None)
+    return Rates(
+        rates={name: one.rate for name, one in applied.items()},
+        decay={name: one.decay for name, one in applied.items()} | further,
+        limit=limit,
+        step=step,
+    )
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """What a step did to one tensor.
+
+    Attributes:
+        rate: its rate, one number or one per element; NaN where it isn't known.
+        decay: what its weight decay adds to the Hessian's diagonal.
+        shrinkage: δ, the share of the weights that the step subtracted beside the momentum; NaN where it isn't known.
+    """
+
+    rate: Tensor
+    decay: float | Tensor
+    shrinkage: float
+
+    @classmethod
+    def of(cls, group: GroupDescription, kept: Mapping[str, Any], ndim: int, *, lr: float, scaled: float) -> _Applied:
+        """Compute it for a tensor.
+
+        Args:
+            group: description of its parameter group.
+            kept: the group's settings, and what the optimizer's state holds of the tensor.
+            ndim: number of its dimensions.
+            lr: the learning rate of the step.
+            scaled: the same times the trust ratio.
+        """
+        if not group.has_rates:
+            return cls(torch.tensor(math.nan), 0.0, math.nan)
+        momentum, form, decay = group.momentum, group.decay.form, group.decay_of(ndim)
+        divisor, steps = _divisor(group, kept), number(kept.get("step", 1))
+        # These two divide the whole rate; a bias-corrected momentum divides the gradient's part alone.
+        scaled /= 1 + (steps - 1) * group.rate_decay
+        scaled /= 1 - momentum.beta**steps if momentum.rate_corrected else 1.0
+        undamped = (1 - momentum.damping) / (1 - momentum.beta**steps if momentum.bias_corrected else 1.0)
+        rate = scaled * undamped / divisor
+        enters_momentum = momentum.form != "none" and momentum.over == "direction"
+        if form == "direction":
+            return cls(rate, decay * divisor, 0.0) if enters_momentum else cls(rate, 0.0, scaled * decay)
+        return cls(rate, decay if form == "coupled" else 0.0, lr * decay if form == "decoupled" else 0.0)
+
+
+def _limit_of(
+    applied: Mapping[str, _Applied], undecayed: float | None
+) -> tuple[float | None, dict[str, float | Tensor]]:
+    """The limit of stability with decay that is subtracted beside the momentum.
+
+    Args:
+        applied: what the step did to each tensor.
+        undecayed: the limit without such decay.
+
+    Returns:
+        the limit, and the decay of tensors to whose diagonal of the Hessian it is added instead.
+    """
+    # A tensor that hasn't made a step has no part in it: the operator can't be made of it either.
+    made = {name: one for name, one in applied.items() if one.rate.isfinite().all()}
+    shares = {one.shrinkage for one in made.values()}
+    if undecayed is None or any(map(math.isnan, shares)):
+        return None, {}
+    if len(shares) <= 1:
+        return undecayed * (1 - sum(shares) / 2), {}
+    # At a rate of zero nothing can stand in for δ on the Hessian's diagonal: its row of the operator stays zero.
+    return undecayed, {
+        name: one.decay + torch.where(one.rate > 0, undecayed / 2 * one.shrinkage / one.rate, 0.0)
+        for name, one in made.items()
+        if one.shrinkage
+    }
 
 
 def trust_ratios_of(optimizer: Optimizer) -> list[float]:
@@ -80,7 +159,9 @@ def trust_ratios_of(optimizer: Optimizer) -> list[float]:
             # One vector over the parameters of all groups: read once, then cut group by group.
             if left_behind is None and (last := getattr(optimizer, "last_step", None)) is not None:
                 left_behind = last.trust_ratio.tolist()
-            ratios += left_behind[len(ratios) :][: len(params)] if left_behind else [math.nan] * len(params)
+            known = left_behind[len(ratios) :][: len(params)] if left_behind else []
+            # A group that was added since has made no update.
+            ratios += [*known, *[math.nan] * (len(params) - len(known))]
         elif description.is_known and scaling.kind == "none":
             ratios += [1.0] * len(params)
         elif description.is_known and scaling.kind == "shape":
@@ -90,37 +171,31 @@ def trust_ratios_of(optimizer: Optimizer) -> list[float]:
     return ratios
 
 
-def _per_element(group: GroupDescription, kept: Mapping[str, Any]) -> Tensor:
-    """The rate's factor beside lr and trust ratio: (1 − dampening)/(√v̂ + eps); 1 − dampening where nothing divides.
+def _divisor(group: GroupDescription, kept: Mapping[str, Any]) -> Tensor:
+    """What a tensor's direction was divided by: √v̂ + eps; 1 where nothing divides it.
 
     Args:
         group: description of the parameter group.
         kept: the group's settings, and what the optimizer's state holds of the tensor.
 
     Returns:
-        one number, or one per element; NaN where the factor isn't known.
+        one number in float64, or one per element; NaN where it isn't known.
     """
-    undamped, divisor = 1.0 - group.momentum.damping, group.preconditioner
-    if not group.has_rates:
-        return torch.tensor(math.nan)
+    divisor = group.preconditioner
     if divisor.kind == "none":
-        return torch.tensor(undamped)
+        return torch.ones((), dtype=torch.float64)
     v = kept.get(divisor.second_moment or "")
     if v is None:  # before the first step
-        return torch.tensor(math.nan)
+        return torch.full((), math.nan, dtype=torch.float64)
+    v = v.to(torch.promote_types(v.dtype, torch.float32))  # half precision has three digits, and rounds eps to zero
     # Centred: v less the squared mean is the gradient's variance.
     if divisor.centered:
         v = v - kept[divisor.first_moment or ""].square()
-    steps = number(kept.get("step", 1))
     if divisor.bias_corrected:
-        v = v / (1 - number(divisor.beta) ** steps)
-    # `sqrt` makes a new tensor: what is done in place from here on leaves the optimizer's state alone.
+        v = v / (1 - number(divisor.beta) ** number(kept.get("step", 1)))
+    # `sqrt` makes a new tensor: what is done in place leaves the optimizer's state alone.
     root: Tensor = v.sqrt().add_(divisor.eps)
-    # Dividing the direction or lr by 1 − βᵗ is the same factor on the rate.
-    if group.momentum.bias_corrected or group.momentum.rate_corrected:
-        root.mul_(1 - group.momentum.beta**steps)
-    root.mul_(1 + (steps - 1) * group.rate_decay)
-    return root.reciprocal().mul_(undamped)
+    return root
 
 
 class LastRates:

@@ -15,31 +15,31 @@ from tvlars_probe.curvature.measuring import measure, sample_hash
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.readers.rates import applied_rates
-from tvlars_probe.probes.sharpness import curvature_columns, new_measurement_id
+from tvlars_probe.probes.sharpness import new_measurement_id
 from tvlars_probe.runners.config import PlaceConfig
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.processes import launch
 from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample, check_size
+from tvlars_probe.runners.posthoc.curvature_rows import Measured, write
 from tvlars_probe.runners.posthoc.restored_state import (
     DEFAULT_SAMPLES,
     RestoredState,
     choose_checkpoints,
     load_config,
+    own_dtype,
     part_of,
     restore_state,
 )
 from tvlars_probe.runners.posthoc.user_model import made_by
 from tvlars_probe.runners.progress import status_line
-from tvlars_probe.traces.manifest import Manifest, now
+from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import refuse_links
 from tvlars_probe.traces.schema import ONLY_PHASE
-from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.collectives import Ranks
-    from tvlars_probe.curvature.results import Density, Sharpness
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -59,7 +59,7 @@ class SharpnessJob:
             The first is the one that is taken without draws.
         bn_modes: BatchNorm modes; everything is measured in each.
         engines: engines; everything is measured by each, in every mode.
-        precision: type in which the model computes: float32 or float64.
+        precision: type in which the model computes: float32 or float64; None for that of the run's weights.
         place: devices and processes.
         model: ``package.module:function`` that gives the model, loss and data of a run that ``train`` did not make.
         name: measurement_id of the rows.
@@ -76,7 +76,7 @@ class SharpnessJob:
     draws: int | None = None
     bn_modes: tuple[str, ...] = ("eval",)
     engines: tuple[str, ...] = ("lanczos",)
-    precision: str = "float32"
+    precision: str | None = None
     place: PlaceConfig = field(default_factory=PlaceConfig)
     model: str | None = None
     name: str = field(default_factory=new_measurement_id)
@@ -101,16 +101,6 @@ class SharpnessJob:
         # With random vectors of its own the error of an estimator is independent from draw to draw: then the spread
         # over draws holds it, too.
         return replace(self.measures, engine=engine, seed=self.measures.seed + draw)
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What was measured on one draw of the state after ``step`` updates, and in which phase that is."""
-
-    step: int
-    phase: str
-    draw: int
-    sharpness: Sharpness
 
 
 def measure_run(job: SharpnessJob) -> str:
@@ -148,7 +138,7 @@ def _check(job: SharpnessJob, nproc: int) -> None:
         )
     # One checkpoint is tried here, on the CPU; the others are read when their turn comes.
     cpu = torch.device("cpu")
-    model = restore_state(config, data, paths[0], device=cpu, dtype=torch.float32).model
+    model = restore_state(config, data, paths[0], device=cpu, dtype=own_dtype(config)).model
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     asked = job.measures.top + job.measures.bottom
     if asked > size:
@@ -163,26 +153,39 @@ def _draw(job: SharpnessJob, images: Any) -> tuple[ProbeSample, ...]:
 def _work(ranks: Ranks, job: SharpnessJob) -> None:
     """Do one rank's part of the measurement; rank 0 writes the rows."""
     left_out: dict[str, None] = {}
+    notes: dict[str, None] = {}
     with status_line(speaks=ranks.is_first) as say:
         states = [_of_stranger(ranks, job, say)] if job.model is not None else _of_checkpoints(ranks, job, say)
         # Checkpoint by checkpoint: what one has given is written before the next is measured.
         for measured in states:
             if ranks.is_first:
-                _write(job, measured)
+                write(
+                    job.run,
+                    measured,
+                    measurement_id=job.name,
+                    split=job.split if job.model is None else None,
+                    seed=job.measures.seed,
+                    has_draws=bool(job.draws),
+                )
             left_out |= dict.fromkeys(name for each in measured for name in each.sharpness.left_out)
+            notes |= dict.fromkeys(note for each in measured for note in each.sharpness.notes)
     if ranks.is_first and left_out:
         print(f"left out, frozen or without effect on the loss: {', '.join(left_out)}", file=sys.stderr, flush=True)
+    if ranks.is_first:
+        for note in notes:
+            print(note, file=sys.stderr, flush=True)
 
 
 def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
     """Yield for each checkpoint what was measured in every BatchNorm mode by every engine on every draw."""
     config = load_config(job.run)
     data = config.data.load()
-    samples, dtype = _draw(job, part_of(data, job.split)), DTYPES[job.precision]
+    samples = _draw(job, part_of(data, job.split))
+    dtype = own_dtype(config) if job.precision is None else DTYPES[job.precision]
     for path in choose_checkpoints(job.run, job.checkpoint):
         state = restore_state(config, data, path, device=ranks.device, dtype=dtype)
         yield [
-            _measure(ranks, job, state, (draw, sample), engine, mode, _saying(say, job, draw, path.name))
+            _measure(ranks, job, state, (draw, sample), dtype, engine, mode, _saying(say, job, draw, path.name))
             for mode in job.bn_modes
             for engine in job.engines
             for draw, sample in enumerate(samples)
@@ -200,6 +203,7 @@ def _measure(
     job: SharpnessJob,
     state: RestoredState,
     drawn: tuple[int, ProbeSample],
+    dtype: torch.dtype,
     engine: str,
     mode: str,
     say: Any,
@@ -207,7 +211,7 @@ def _measure(
     phase, (draw, sample) = state.phase, drawn
     # Batch statistics, and a loss that joins all samples, need the sample in one batch.
     whole = mode == "train" or not phase.is_sum_over_samples
-    batches = sample.batches(ranks, DTYPES[job.precision], whole=whole, make=phase.probe_batch)
+    batches = sample.batches(ranks, dtype, whole=whole, make=phase.probe_batch)
     objective = Objective(
         state.model,
         phase.probe_loss,
@@ -228,7 +232,11 @@ def _measure(
         sample_id=sample.sample_id,
         report=say,
     )
-    return Measured(state.step, phase.name, draw, sharpness)
+    return Measured(state.step, phase.name, draw, _name(dtype), sharpness)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
@@ -242,8 +250,10 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
             "..., rates=tvlars_probe.applied_rates(model, optimizer)) in your own code"
         )
     # The data come as they are: pieces one after the other, of which the first is what one sample takes.
-    count, dtype = job.samples if job.samples is not None else max(len(inputs) // job.number, 1), DTYPES[job.precision]
+    count = job.samples if job.samples is not None else max(len(inputs) // job.number, 1)
     check_size(count, job.number, len(inputs))
+    wide = any(p.dtype == torch.float64 for p in model.parameters())
+    dtype = DTYPES[job.precision or ("float64" if wide else "float32")]
     model.to(ranks.device, dtype)
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(ranks.device, dtype)  # class weights must have the type of the model's outputs
@@ -266,49 +276,5 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
                 sample_id=sample_hash(chosen),
                 report=_saying(say, job, draw),
             )
-            found.append(Measured(last, ONLY_PHASE, draw, sharpness))
+            found.append(Measured(last, ONLY_PHASE, draw, _name(dtype), sharpness))
     return found
-
-
-def _write(job: SharpnessJob, found: list[Measured]) -> None:
-    """Append the rows below ``sharpness/``; the tables of the trace stay as they are."""
-    writer = TraceWriter(job.run / "sharpness", Manifest.load(job.run).run_id)
-    for measured in found:
-        sharpness = measured.sharpness
-        where = {"step": measured.step, "phase": measured.phase, "split": job.split if job.model is None else None}
-        columns = curvature_columns(sharpness.measurements, **where)  # type: ignore[arg-type]
-        draw = measured.draw if job.draws else None
-        if columns:
-            columns |= {"measurement_id": [job.name] * len(columns["step"]), "draw": [draw] * len(columns["step"])}
-            writer.append("curvature", columns)
-        whole = {(operator, "all", "all"): density for operator, density in sharpness.densities.items()}
-        blocks = {(operator, layer, "layer"): d for (operator, layer), d in sharpness.layer_densities.items()}
-        for (operator, scope, kind), density in (whole | blocks).items():
-            about = {
-                "operator": operator,
-                "scope": scope,
-                "scope_kind": kind,
-                "samples": sharpness.samples,
-                "sample_id": sharpness.sample_id,
-                "draw": draw,
-                "loss": sharpness.loss,
-                "bn_mode": sharpness.bn_mode,
-                "seed": job.measures.seed + measured.draw,
-                "precision": job.precision,
-                "engine": "lanczos",  # the only one that gives a density
-            }
-            writer.append("spectrum", _spectrum(density, where | about | {"measurement_id": job.name}))
-    writer.flush()
-
-
-def _spectrum(density: Density, common: dict[str, Any]) -> dict[str, Any]:
-    """Rows of the table ``spectrum``, by column: one per point of the density's grid."""
-    length, made = len(density.grid), now()
-    columns = {name: [value] * length for name, value in common.items() if value is not None}
-    return columns | {
-        "created_at": [made] * length,
-        "grid": density.grid,
-        "density": density.density,
-        "error": density.standard_error,
-        "sigma": [density.sigma] * length,
-    }

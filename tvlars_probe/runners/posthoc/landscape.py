@@ -24,6 +24,7 @@ from tvlars_probe.runners.posthoc.restored_state import (
     RestoredState,
     choose_checkpoints,
     load_config,
+    own_dtype,
     part_of,
     restore_state,
 )
@@ -180,21 +181,21 @@ def _prepare(
     data = config.data.load()
     images = part_of(data, job.split)
     count = job.samples if job.samples is not None else min(DEFAULT_SAMPLES, len(images))
-    drawn = ProbeSample.draw(images, count).batches(Ranks(device), torch.float32, whole=False)
+    config2 = None if job.run2 is None else load_config(job.run2, remedy=_REMEDY)
+    # In the wider type of both ends, which rounds neither.
+    dtype = own_dtype(config) if config2 is None else torch.promote_types(own_dtype(config), own_dtype(config2))
+    drawn = ProbeSample.draw(images, count).batches(Ranks(device), dtype, whole=False)
     batches = [(x, y) for x, y in drawn]
-    state = restore_state(
-        config, data, choose_checkpoints(job.run, job.checkpoint)[-1], device=device, dtype=torch.float32
-    )
+    state = restore_state(config, data, choose_checkpoints(job.run, job.checkpoint)[-1], device=device, dtype=dtype)
     if not state.phase.is_sum_over_samples:
         raise UserError(
             f"{job.run} stopped in the phase {state.phase.name}: its loss is of batches, not of samples; finish the run"
         )
-    if job.run2 is None:
+    if job.run2 is None or config2 is None:
         return state, None, batches
-    config2 = load_config(job.run2, remedy=_REMEDY)
     # The second run's data only gives its model the right shape: both ends are scored on the first run's sample.
     path2 = choose_checkpoints(job.run2, job.checkpoint)[-1]
-    other = restore_state(config2, config2.data.load(), path2, device=device, dtype=torch.float32)
+    other = restore_state(config2, config2.data.load(), path2, device=device, dtype=dtype)
     shapes = [{name: tuple(p.shape) for name, p in s.model.named_parameters()} for s in (state, other)]
     if shapes[0] != shapes[1]:
         raise UserError(f"{job.run} and {job.run2} hold different models: a line needs two of one shape")
@@ -284,6 +285,7 @@ def _write(
         "split": job.split,
         "bn_mode": job.bn_mode,
         "seed": job.seed,
+        "precision": str(next(state.model.parameters()).dtype).removeprefix("torch."),
         "seconds": seconds,
     }
     if job.run2 is not None:

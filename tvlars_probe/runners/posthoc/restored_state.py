@@ -12,6 +12,7 @@ from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints import restoring
 from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.evaluation import Precision
 from tvlars_probe.runners.phases.phase import Phase, phase_named
 from tvlars_probe.traces.manifest import Manifest
 
@@ -109,6 +110,11 @@ def part_of(data: ImageData, split: str) -> TensorImages:
         there = ", ".join(name for name, images in parts.items() if images is not None)
         raise UserError(f"--split {split}: the run has no such part of the data (it has {there})")
     return part
+
+
+def own_dtype(config: TrainConfig) -> torch.dtype:
+    """The type of a run's weights. A narrower one would round them, and with them what is computed."""
+    return Precision(config.precision, torch.device("cpu")).dtype
 
 
 def restore_state(
