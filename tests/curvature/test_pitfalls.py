@@ -179,7 +179,7 @@ def test_too_little_work_is_refused(name: str, value: int, engine: str) -> None:
         tvlars_probe.sharpness(network("mlp"), F.cross_entropy, sample(), engine=engine, **{name: value})
 
 
-def test_a_warm_start_that_holds_to_a_second_eigenvalue_is_corrected_by_the_next_cold_one() -> None:
+def test_the_probe_finds_the_top_where_another_eigenvalue_has_overtaken() -> None:
     """Two eigenvectors that stay where they are: the last one measured is an exact one, and no longer the top."""
     data = torch.eye(6, dtype=torch.float64)[:, :2].repeat(3, 1), torch.zeros(18, 1, dtype=torch.float64)
     model = nn.Linear(2, 1, bias=False).double()

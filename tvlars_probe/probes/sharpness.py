@@ -1,9 +1,8 @@
 """The in-training probe of the Hessian: its top eigenvalue at chosen steps, on a fixed batch.
 
-The probe reads and never writes: a run with it is bit-identical to one without. Each measurement starts from the
-last one's eigenvector, which takes a fraction of a cold start's products. But where another eigenvalue has meanwhile
-overtaken the top one, a warm start still leads to the old one. So every `COLD`-th measurement starts from a random
-vector.
+The probe reads and never writes: a run with it is bit-identical to one without. Each measurement starts from a random
+vector. The last measurement's eigenvector would be no cheaper: where another eigenvalue has meanwhile overtaken the top
+one, a start from the old eigenvector leads back to the old one, and to exclude that takes as many products.
 """
 
 from __future__ import annotations
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.scaling import Rates
 
 
-COLD = 5
-"""One measurement in this many starts from a random vector, and its error is the residual, not an estimate."""
-
-
 class SharpnessProbe:
     """Measures the top eigenvalue before chosen updates. Give it to `tvlars_probe.record` as one of ``probes``.
 
@@ -53,8 +48,8 @@ class SharpnessProbe:
         bn_mode: "train", "eval" or "frozen-batch".
         budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
             out. None sets no limit.
-        tol: relative error of the eigenvalue: its residual at a cold start, Kato and Temple's estimate at a warm one.
-        seed: seed of the random vector that cold starts begin with.
+        tol: relative error of the eigenvalue.
+        seed: seed of the random vector that each measurement starts from.
         sample_id: names the sample in the trace.
         compute: mean loss of a batch, in place of ``loss_fn`` (pass None) for models with another signature.
         shards: the ranks that hold the sample; by default all ranks of the process group.
@@ -103,8 +98,6 @@ class SharpnessProbe:
             is_sum_over_samples=is_sum_over_samples,
         )
         self._budget, self._sample_id = budget, sample_id
-        self._vectors: dict[str, Tensor] = {}
-        self._count = 0
         self._began, self._spent, self._last = time.perf_counter(), 0.0, 0.0
 
     def due(self, step: int) -> bool:
@@ -151,8 +144,6 @@ class SharpnessProbe:
         finally:  # a measurement that came to nothing has cost time, too
             self._last = time.perf_counter() - began
             self._spent += self._last
-        self._vectors |= found.vectors
-        self._count += 1
         return curvature_columns(found.measurements, step=step, phase=phase, split="train")
 
     def _has_rates(self, rates: Rates | None) -> bool:
@@ -168,17 +159,12 @@ class SharpnessProbe:
         return not known or trained <= known
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the eigenvectors to start from next, the number of measurements, and their seconds."""
-        vectors = {name: vector.detach().cpu() for name, vector in self._vectors.items()}
+        """Return what the budget goes by: seconds since the probe was made, and those of its measurements."""
         elapsed = time.perf_counter() - self._began
-        budget = {"elapsed": elapsed, "spent": self._spent, "last": self._last}
-        return {"vectors": vectors, "count": self._count, **budget}
+        return {"elapsed": elapsed, "spent": self._spent, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        # States of older versions hold the vectors alone.
-        self._vectors = dict(state["vectors"])
-        self._count = state.get("count", 0)
         # Time between two sessions is no part of the run: the clock goes on from where it stood.
         self._began = time.perf_counter() - state.get("elapsed", 0.0)
         self._spent, self._last = state.get("spent", 0.0), state.get("last", 0.0)

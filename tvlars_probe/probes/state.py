@@ -16,14 +16,14 @@ class SharpnessState(TypedDict):
     """A sharpness probe's state.
 
     Attributes:
-        vectors: the top eigenvector that was found last, by operator.
-        count: measurements made.
+        vectors: in states of older versions, the top eigenvector that was found last, by operator.
+        count: in those, the number of measurements made.
         elapsed: seconds since the probe was made, over all sessions.
         spent: seconds of all measurements.
         last: seconds of the last one.
     """
 
-    vectors: dict[str, Tensor]
+    vectors: NotRequired[dict[str, Tensor]]
     count: NotRequired[int]
     elapsed: NotRequired[float]
     spent: NotRequired[float]
