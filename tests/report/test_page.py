@@ -177,3 +177,22 @@ def test_one_run_beyond_the_detailed_ones_is_one(trained: Callable[..., Path], t
     for run in runs:
         shutil.copytree(trained("lars"), run)
     assert "1 further run stands in" in Page(render(gather([Source(open_run(run)) for run in runs]))).text
+
+
+def test_the_list_of_layers_tells_long_names_apart_and_chooses_by_the_whole_name(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained("lars"), run)
+    names = [f"bert.encoder.layer.{i}.attention.output.dense_projection.weight" for i in (10, 11)]
+    for before, after in zip(("0.weight", "2.weight"), names, strict=True):
+        rename_a_layer(run, before, after)
+    text = render(gather([Source(open_run(run))]))
+    options = dict(re.findall(r'<option value="([^"]+)">([^<]+)</option>', text))
+    assert {*names} <= {*options}
+    assert len({options[name] for name in names}) == 2
+    assert all(len(label) <= 44 for label in options.values())
+
+
+def test_tooltips_show_names_whole(recorded: list[Path]) -> None:
+    assert "td.value { max-width: 80vw" in render(gather([Source(open_run(recorded[0]))]))

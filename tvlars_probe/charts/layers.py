@@ -240,9 +240,14 @@ def _terms(frame: pd.DataFrame, panels: list[str]) -> tuple[list[alt.Chart], boo
         alt.Tooltip("term:N", title="term"),
         alt.Tooltip("factor:Q", format=".4~g"),
     ]
-    # Panels have a range each: no domain can be set, so that the values themselves are cut at its ends.
-    low, high = ({name: getattr(limits, end) for name, limits in found.items()} for end in ("low", "high"))
-    ends = [f"{json.dumps(values)}[datum.term]" for values in (low, high)]
+    # Panels have a range each: no domain can be set, so that the values themselves are cut at its ends. The values of
+    # a chart are rounded, to less than a ten-thousandth.
+    limits = (
+        [limits.low * (1 - 1e-4) for limits in found.values()],
+        [limits.high * (1 + 1e-4) for limits in found.values()],
+    )
+    term = f"indexof({json.dumps([*found])}, datum.term)"
+    ends = [f"{json.dumps(values)}[{term}]" for values in limits]
     alone = not frame.duplicated(["parameter", "piece"], keep=False).all()  # a line through one point draws nothing
     lines = (
         alt.Chart()

@@ -1,0 +1,84 @@
+"""Tables on the terminal: no name and no number is cut, however narrow it is."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.charts.test_names import BERT
+from tvlars_probe.analyses.correlation import SharpnessCorrelation
+from tvlars_probe.analyses.verdict import Verdict, counted
+from tvlars_probe.commands import minimizer
+from tvlars_probe.commands.analysis import table_of
+from tvlars_probe.commands.runs import render
+from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
+
+RUN = "bert-large-uncased-whole-word-masking-{}-linear-warmup-batch32k-seed{}-node17-attempt2"
+
+
+def printed(thing: Any, width: int) -> list[str]:
+    stream = io.StringIO()
+    Terminal(file=stream, width=width).print(thing)
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120, 200])
+def test_names_are_shortened_until_the_table_fits_and_numbers_never(width: int) -> None:
+    frame = pd.DataFrame({"parameter": BERT[:24], "value": [1234.5678 + i for i in range(24)], "step": range(24)})
+    heading, *lines = printed(table_of(frame, {"parameter": "tensor", "value": "the value", "step": "step"}), width)
+    rows = [line.split() for line in lines if ".weight" in line or ".bias" in line]
+    assert max(map(len, [heading, *lines])) <= width
+    assert [row[1] for row in rows] == [f"{1234.5678 + i:.4g}" for i in range(24)]
+    assert len({row[0] for row in rows}) == 24
+    if width == 200:
+        assert [row[0] for row in rows] == BERT[:24]
+
+
+def test_columns_that_do_not_fit_are_left_out_by_name() -> None:
+    frame = pd.DataFrame({"parameter": BERT[:3], **{f"figure_{i}": [123456.0 + i] * 3 for i in range(8)}})
+    text = " ".join(printed(table_of(frame), 60))
+    assert "Too wide for 60 columns: figure_3, figure_4" in text
+    assert "(a wider terminal or --json shows all)" in text
+    assert "Too wide" not in " ".join(printed(table_of(frame), 200))
+
+
+def test_texts_of_several_words_go_on_in_the_next_line() -> None:
+    words = "why there is no interval of so few runs"
+    text = printed(FittedTable([TextColumn("run", ["a"]), TextColumn("why", [words])]), 30)
+    assert " ".join(" ".join(text).split()) == f"run why a {words}"
+
+
+def test_an_empty_table_has_its_headings() -> None:
+    assert printed(table_of(pd.DataFrame({"a": []}), {"a": "alpha"}), 20)[0].strip() == "alpha"
+
+
+def test_runs_that_differ_in_the_middle_are_told_apart_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"run": RUN.format(o, s), "status": "completed"} for o in ("lars", "sgd", "adamw") for s in (0, 1)]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal then
+    monkeypatch.setenv("COLUMNS", "70")
+    render(rows)
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "attempt2" in line]
+    assert len({*shown}) == len(shown) == 6
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs"), (2000, "2,000 runs")])
+def test_one_is_one(count: int, text: str) -> None:
+    assert counted(count, "run") == text
+
+
+def test_a_correlation_that_one_run_is_left_of_is_of_one_run() -> None:
+    over = object.__new__(SharpnessCorrelation)
+    told = {
+        "verdict": Verdict("?", "can't tell", "few."), "bn_mode": None, "split": None, "on": "", "left_out": (),
+        "runs": pd.DataFrame({"run": ["a"]}), "table": pd.DataFrame(),
+    }  # fmt: skip
+    for name, value in told.items():
+        object.__setattr__(over, name, value)
+    stream = io.StringIO()
+    minimizer.render_runs(Terminal(file=stream, width=80), over)
+    assert stream.getvalue().startswith("1 run ")
