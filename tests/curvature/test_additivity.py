@@ -169,6 +169,27 @@ def _weighted_squares(z: Tensor, t: Tensor) -> Tensor:
     return (weights * (z - t).square()).sum() / weights.sum()
 
 
+@pytest.mark.parametrize("size", [1, 7, 48])
+def test_the_test_costs_three_passes_over_the_sample_once(size: int) -> None:
+    """And some tens of samples; nothing where the sample is one batch."""
+    passed = 0
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        nonlocal passed
+        passed += len(z)
+        return F.cross_entropy(z, y)
+
+    x, y = sample(96)
+    objective = Objective(network("mlp"), supervised(loss), list(zip(x.split(size), y.split(size), strict=True)))
+    with objective.held():
+        assert 96 < passed <= 3 * 96 + 50
+    with objective.held():
+        assert passed <= 3 * 96 + 50
+    passed = 0
+    hold(network("mlp"), loss, (x, y))
+    assert passed == 0
+
+
 def test_a_loss_that_is_random_is_told_so() -> None:
     with pytest.raises(UserError, match=r"of the same samples it is .* then .*: it is random"):
         hold(network("mlp"), lambda z, y: F.cross_entropy(F.dropout(z), y), in_batches("mixed", 8))

@@ -168,6 +168,38 @@ def test_it_measures_the_same_in_every_mode_of_the_callers(mode: Callable[[], An
         assert differences(before, fingerprint(model, data)) == []
 
 
+def test_weights_that_a_parametrization_keeps_are_not_mixed_with_those_of_the_copy() -> None:
+    model, data = member("spectral_norm")
+    expected = measure(model, F.cross_entropy, data, epsilon=True).frame().value.tolist()
+    model.eval()
+    outputs = model(data[0][0])
+    with nn.utils.parametrize.cached():
+        for _ in range(2):  # without and with weights that are kept
+            assert measure(model, F.cross_entropy, data, epsilon=True).frame().value.tolist() == expected
+            assert torch.equal(model(data[0][0]), outputs)
+
+
+class LowPrecision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inside(x).float()
+
+
+def test_weights_that_autocast_keeps_are_not_mixed_with_those_of_the_copy() -> None:
+    torch.manual_seed(0)
+    model, data = LowPrecision(), member("compiled")[1]
+    expected = measure(model, F.cross_entropy, data, epsilon=True).frame().value.tolist()
+    outputs = model(data[0][0])
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            assert measure(model, F.cross_entropy, data, epsilon=True).frame().value.tolist() == expected
+            assert torch.equal(model(data[0][0]), outputs)
+
+
 class Smoothed(nn.Module):
     """A loss with a parameter, a buffer that counts, and a mode."""
 

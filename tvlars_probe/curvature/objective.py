@@ -197,8 +197,9 @@ class Objective:
         self._holds += 1
         try:
             with (
-                # The caller may train in bfloat16, where a Hessian keeps two digits, or evaluate without gradients.
-                torch.autocast(self.device.type, enabled=False),
+                # The caller may train in bfloat16, where a Hessian keeps two digits, or evaluate without gradients. No
+                # cache: the model may use autocast itself, and would go on with the weights of another point.
+                torch.autocast(self.device.type, enabled=False, cache_enabled=False),
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 sdpa_kernel(SDPBackend.MATH),  # the fused kernels of attention can't be differentiated twice

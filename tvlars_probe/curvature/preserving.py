@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from tvlars_probe.errors import UserError
 
@@ -34,7 +35,7 @@ def preserved(*roots: nn.Module) -> Iterator[None]:
     with its gradient, hooks, ``requires_grad`` and version counter. Whatever a module has gained goes, and what it has
     lost or exchanged comes back: modes, buffers, submodules, hooks, attributes, and the contents of its lists, dicts
     and sets. Back come also the random generators (Python's, NumPy's, torch's on the CPU and on the modules' CUDA
-    devices), torch's default type and its choice of deterministic algorithms.
+    devices), torch's default type, its choice of deterministic algorithms, and the weights of ``parametrize.cached``.
 
     Raises:
         UserError: a parameter or buffer has no shape yet.
@@ -58,13 +59,16 @@ def preserved(*roots: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _process_preserved(devices: set[torch.device]) -> Iterator[None]:
-    """Put back the random generators, torch's default type and its choice of deterministic algorithms."""
-    python, legacy = random.getstate(), np.random.get_state()
+    """Put back what all code of the process shares: see `preserved`."""
+    python, legacy, cached = random.getstate(), np.random.get_state(), (parametrize._cache_enabled, parametrize._cache)
     dtype, mode = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
     with torch.random.fork_rng(devices=devices):
         try:
+            # Inside parametrize.cached() weights are computed once, and would stay those of other parameters.
+            parametrize._cache_enabled, parametrize._cache = 0, {}
             yield
         finally:
+            parametrize._cache_enabled, parametrize._cache = cached
             random.setstate(python)
             np.random.set_state(legacy)
             torch.set_default_dtype(dtype)

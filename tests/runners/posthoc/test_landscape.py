@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,23 @@ def slice_of(run: Path, **settings: Any) -> pd.DataFrame:
     name = measure_landscape(LandscapeJob(run=run, place=CPU, samples=WHOLE, **settings))
     rows = tvlars_probe.open_run(run).frame("landscape")
     return rows[rows["measurement_id"] == name].reset_index(drop=True)
+
+
+@pytest.mark.parametrize("command", [
+    ("landscape", "first", "--points", "3"), ("landscape", "first", "--points", "3", "--bn", "re-estimated"),
+    ("sharpness", "first", "--epsilon", "--trace"), ("sharpness", "first", "--engine", "pyhessian"),
+], ids=" ".join)  # fmt: skip
+def test_what_measures_a_finished_run_changes_nothing_but_its_own_table(
+    run: Path, cli: Callable[..., Any], command: tuple[str, ...]
+) -> None:
+    def around() -> list[Any]:
+        files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and command[0] not in path.parts}
+        numpy = np.random.get_state()[1]
+        return [files, torch.get_rng_state().tolist(), numpy.tolist(), random.getstate(), torch.get_default_dtype()]
+
+    before = around()
+    assert cli(*command, "--devices", "cpu", "--samples", 40).code == 0
+    assert around() == before
 
 
 def loss_by_hand(run: Path, move: Callable[[nn.Module], None] | None = None) -> float:
