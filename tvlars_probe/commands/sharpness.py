@@ -185,11 +185,17 @@ _LIMIT: _Cells = {
     "products": lambda row: _number(row["matvecs"]),
 }
 
+_CHECKS = {"None": "", "nan": "", "not cross-checked": "none"}
+"""How an outcome of the products' check is shown; others as they are."""
+
 _OF_ONE_SAMPLE: _Cells = {
     **_WHERE,
     "value": lambda row: f"{row['value']:.6g}",
     "error": lambda row: _error(row["error"]),
+    "95 % from": lambda row: "" if _is_null(row["low"]) else f"{row['low']:.4g}",
+    "to": lambda row: "" if _is_null(row["high"]) else f"{row['high']:.4g}",
     "converged": lambda row: {True: "yes", False: "no"}.get(row["converged"], ""),
+    "cross-check": lambda row: _CHECKS.get(text := str(row["check"]), text),
     **_LIMIT,
 }
 
@@ -208,10 +214,10 @@ _OF_DRAWS: _Cells = {
     **_LIMIT,
 }
 
-_SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "limit")
+_SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "cross-check", "limit", "95 % from", "to")
 """Columns that aren't shown where all rows have one value."""
 
-_WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged")
+_WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged", "cross-check")
 """Columns that are set flush left."""
 
 
