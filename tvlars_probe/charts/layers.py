@@ -236,12 +236,9 @@ def _terms(frame: pd.DataFrame, panels: list[str]) -> tuple[list[alt.Chart], boo
     ]
     # Panels have a range each: no domain can be set, so that the values themselves are cut at its ends. The values of
     # a chart are rounded, to less than a ten-thousandth.
-    limits = (
-        [limits.low * (1 - 1e-4) for limits in found.values()],
-        [limits.high * (1 + 1e-4) for limits in found.values()],
-    )
-    term = f"indexof({json.dumps([*found])}, datum.term)"
-    ends = [f"{json.dumps(values)}[{term}]" for values in limits]
+    lowest = [limits.low * (1 - 1e-4) for limits in found.values()]
+    highest = [limits.high * (1 + 1e-4) for limits in found.values()]
+    ends = [f"{json.dumps(values)}[indexof({json.dumps([*found])}, datum.term)]" for values in (lowest, highest)]
     alone = not frame.duplicated(["parameter", "piece"], keep=False).all()  # a line through one point draws nothing
     lines = (
         alt.Chart()
