@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import of_runs
 from tvlars_probe.analyses.grid import norm_ratio
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import altair as alt
 
+    from tvlars_probe.analyses.grid import LayerGrid, Matrix
     from tvlars_probe.analyses.source import Source
 
     Chart = alt.Chart | alt.LayerChart | alt.FacetChart
@@ -30,6 +31,7 @@ class Kind:
         columns: columns of that table, each of which must hold a value.
         several: whether it shows several runs in one picture.
         draw: draws it from runs; from one run unless ``several``.
+        check: raises where the chart would be empty, as ``draw`` does, which is called instead where there is none.
         counts_all: whether runs without the data are handed to ``draw``, too: a comparison counts those that diverged.
     """
 
@@ -38,23 +40,40 @@ class Kind:
     several: bool
     draw: Draw
     columns: tuple[str, ...] = ("step",)
+    check: Callable[[Sequence[Source]], Any] | None = None
     counts_all: bool = False
 
 
 # altair and the functions that draw are imported when a chart is drawn: a list of the kinds does without them.
 
 
-def _heat(quantity: str, *columns: str) -> Draw:
-    """Draws the heat map of a quantity, for which ``columns`` of the table ``layers`` are read."""
+def _grid(quantity: str, source: Source) -> tuple[LayerGrid, Matrix]:
+    """The run's layers with the columns of a quantity, and the quantity, (T, P)."""
+    grid = source.layers(("weight_norm", "grad_norm") if quantity == "lnr" else (quantity,))
+    return grid, norm_ratio(grid) if quantity == "lnr" else grid[quantity]
+
+
+def _heat(quantity: str) -> Draw:
+    """Draws the heat map of a quantity."""
 
     def draw(sources: Sequence[Source]) -> Chart:
         from tvlars_probe.charts.layers import heat_map
 
-        grid = sources[0].layers(columns)
-        values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
+        grid, values = _grid(quantity, sources[0])
         return heat_map(quantity, values, grid.steps, grid.parameters, sources[0].facts)
 
     return draw
+
+
+def _any_of(quantity: str) -> Callable[[Sequence[Source]], None]:
+    """Refuses runs whose heat map of a quantity would be empty; drawing its cells takes longer."""
+
+    def check(sources: Sequence[Source]) -> None:
+        from tvlars_probe.charts.layers import refuse_nothing
+
+        refuse_nothing(quantity, _grid(quantity, sources[0])[1], sources[0].facts)
+
+    return check
 
 
 def _rates(sources: Sequence[Source]) -> Chart:
@@ -157,11 +176,12 @@ KINDS: dict[str, Kind] = {
         "layer × step heat map of the trust ratio",
         "layers",
         False,
-        _heat("trust_ratio", "trust_ratio"),
+        _heat("trust_ratio"),
         ("trust_ratio",),
+        check=_any_of("trust_ratio"),
     ),
-    "lnr": Kind("layer × step heat map of ‖w‖/‖g‖", "layers", False, _heat("lnr", "weight_norm", "grad_norm")),
-    "grad-norm": Kind("layer × step heat map of ‖g‖", "layers", False, _heat("grad_norm", "grad_norm")),
+    "lnr": Kind("layer × step heat map of ‖w‖/‖g‖", "layers", False, _heat("lnr"), check=_any_of("lnr")),
+    "grad-norm": Kind("layer × step heat map of ‖g‖", "layers", False, _heat("grad_norm"), check=_any_of("grad_norm")),
     "rates": Kind("effective rates and the factors that they are made of", "layers", False, _rates, ("trust_ratio",)),
     "explosions": Kind("which layers exploded when, and until when", "layers", False, _explosions),
     "warmup": Kind("accuracy with and without warm-up, in pairs of runs", "layers", True, _warmup),
@@ -251,8 +271,8 @@ def draw(name: str, sources: Sequence[Source]) -> Chart:
 def why_not(name: str, sources: Sequence[Source]) -> str | None:
     """Why none of these runs can be drawn as the kind ``name``, with the remedy; None if one can.
 
-    The chart is drawn to find out: whether there are pairs of runs, or any value with a place in the chart, is known no
-    sooner.
+    Most charts are drawn to find out: whether there are pairs of runs, or any value with a place in the chart, is known
+    no sooner.
     """
     chosen, reasons = KINDS[name], []
     # A kind that shows several runs is asked about all of them at once.
@@ -260,7 +280,7 @@ def why_not(name: str, sources: Sequence[Source]) -> str | None:
         try:
             able = [source for source in some if lacking(name, source) is None]
             if able:
-                chosen.draw(some if chosen.counts_all else able)
+                (chosen.check or chosen.draw)(some if chosen.counts_all else able)
                 return None
             reasons.append(lacking(name, some[0]))
         except TraceError as error:

@@ -72,14 +72,13 @@ def heat_map(
         steps: (T,), ascending.
         parameters: (P,).
         facts: of the run.
+
+    Raises:
+        NothingToShowError: no value is finite and above zero.
     """
+    refuse_nothing(quantity, values, facts)
     label = QUANTITIES[quantity]
     found = cells(steps, parameters, values)
-    if not len(found.shown):
-        raise NothingToShowError(
-            f"the {label} of every layer of {facts.name} is zero, not finite, or not on record: tvlars-probe show "
-            f"tells how the run went"
-        )
     seen = f"{label[:1].upper()}{label[1:]} of every layer"
     # A tensor that isn't adapted has trust ratio 1 throughout, which may be far above all others: it is passed over.
     flags = facts.flag("adapted", parameters)
@@ -92,6 +91,19 @@ def heat_map(
         seen += f": highest in {parameters[column]}, {theme.number(values[top])} at step {steps[row]:,}"
     limits = Limits.of([part for _, part in found.shown.groupby("parameter", sort=False)["value"]])
     return _heat(found, label, limits, theme.title(seen, _told(found, limits, values, steps, parameters, facts)))
+
+
+def refuse_nothing(quantity: str, values: NDArray[np.floating], facts: RunFacts) -> None:
+    """Refuse a heat map without a value that has a colour.
+
+    Raises:
+        NothingToShowError: no value is finite and above zero.
+    """
+    if not (np.isfinite(values) & (values > 0)).any():
+        raise NothingToShowError(
+            f"the {QUANTITIES[quantity]} of every layer of {facts.name} is zero, not finite, or not on record: "
+            f"tvlars-probe show tells how the run went"
+        )
 
 
 def _told(
@@ -242,12 +254,9 @@ def _terms(frame: pd.DataFrame, panels: list[str]) -> tuple[list[alt.Chart], boo
     ]
     # Panels have a range each: no domain can be set, so that the values themselves are cut at its ends. The values of
     # a chart are rounded, to less than a ten-thousandth.
-    bounds = (
-        [limits.low * (1 - 1e-4) for limits in found.values()],
-        [limits.high * (1 + 1e-4) for limits in found.values()],
-    )
-    term = f"indexof({json.dumps([*found])}, datum.term)"
-    ends = [f"{json.dumps(values)}[{term}]" for values in bounds]
+    lowest = [limits.low * (1 - 1e-4) for limits in found.values()]
+    highest = [limits.high * (1 + 1e-4) for limits in found.values()]
+    ends = [f"{json.dumps(values)}[indexof({json.dumps([*found])}, datum.term)]" for values in (lowest, highest)]
     alone = not frame.duplicated(["parameter", "piece"], keep=False).all()  # a line through one point draws nothing
     lines = (
         alt.Chart()
