@@ -324,6 +324,7 @@ def one_rank_alone(rank: int, world_size: int) -> list[str]:
         {"data": {"x": x} if rank else (x, y)},
         {"data": (x, y), "weights": lambda batch: -rank},
         {"data": (x, y), "compute": supervised(lambda z, t: z.sum(1) if rank else F.cross_entropy(z, t))},
+        {"data": (x, y), "compute": supervised(lambda z, t: z if rank else z.sum()), "bn_mode": "frozen-batch"},
         {"data": chunked(x, y, 12, 12) if rank else (x, y), "bn_mode": "train"},
         {"data": [] if rank else (x, y)},
     ]
@@ -338,7 +339,8 @@ def one_rank_alone(rank: int, world_size: int) -> list[str]:
 
 def test_what_is_wrong_on_one_rank_ends_all(tmp_path: Path) -> None:
     first, second = on_ranks(one_rank_alone, 2, tmp_path)
-    assert len(first) == len(second) == 5
-    assert all("another rank" in text for text in first[:4])
-    for text, own in zip(second, ["is a dict", "gives -1", "shape (2,)", "one batch", "too small"], strict=True):
+    assert len(first) == len(second) == 6
+    assert all("another rank" in text for text in first[:5])
+    owns = ["is a dict", "gives -1", "shape (2,)", "shape (24, 4)", "one batch", "too small"]
+    for text, own in zip(second, owns, strict=True):
         assert own in text

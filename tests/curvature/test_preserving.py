@@ -302,6 +302,20 @@ def test_hooks_of_modules_on_gradients_do_not_change_the_hessian() -> None:
         assert found.top == pytest.approx(expected.top, rel=1e-6)
 
 
+def test_hooks_of_all_modules_on_gradients_do_not_change_the_hessian_and_stay() -> None:
+    model, data = member("lstm")
+    expected = measure(model, F.cross_entropy, data).top
+    calls = []
+    handle = nn.modules.module.register_module_full_backward_hook(lambda *_: calls.append(1))
+    try:
+        assert measure(model, F.cross_entropy, data).top == expected
+        assert not calls
+        F.cross_entropy(model(data[0][0].requires_grad_()), data[0][1]).backward()
+        assert calls
+    finally:
+        handle.remove()
+
+
 def test_words_are_looked_up() -> None:
     """Otherwise the members with max_norm would test nothing."""
     model = words(nn.Embedding(20, 4, max_norm=1.0), 20)

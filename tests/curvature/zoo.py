@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,9 +127,15 @@ class Random(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.dropout = nn.Linear(5, 3), nn.Dropout(0.5)
+        self.own = {"python": random.Random(0), "numpy": np.random.default_rng(0), "older": np.random.RandomState(0)}
+        self.generator, self.array, self.names = torch.Generator().manual_seed(0), np.zeros(1), Counter[str]()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.layer(x)) + 0.0 * (torch.rand(()) + random.random() + np.random.rand())
+        drawn = torch.rand(()) + random.random() + np.random.rand() + torch.rand((), generator=self.generator)
+        drawn += sum(generator.random() for generator in self.own.values())
+        self.array += drawn.item()
+        self.names["calls"] += 1
+        return self.dropout(self.layer(x)) + 0.0 * drawn
 
 
 class Headed(nn.Module):
@@ -230,6 +238,10 @@ def _look(found: Fingerprint, path: str, holder: Any) -> None:
     found[path] = id(holder), [*holder] if isinstance(holder, dict) else len(holder)
     for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
         found[f"{path}{key}"] = id(value)
+        if isinstance(value, torch.Generator):
+            found[f"{path}{key}"] = id(value), value.get_state().tolist()
+        elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState | np.ndarray):
+            found[f"{path}{key}"] = id(value), pickle.dumps(value)
         if isinstance(value, Tensor):
             found[f"{path}{key}"] = id(value), _bits(value)
         elif isinstance(value, dict | list | set):

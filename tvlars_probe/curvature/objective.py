@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import module as every_module
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import additivity
@@ -115,7 +116,7 @@ class Objective:
         self._holds, self._is_tested, self._writes_to_inputs = 0, False, True
 
     def _on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Do work in which ranks don't wait for one another; where it raises on one of them, all raise."""
+        """Do work at whose end no rank waits for another; where it raises on one of them, all raise."""
         if self.shards.world_size == 1:
             return work()
         error: Exception | None = None
@@ -209,8 +210,8 @@ class Objective:
                     _make_plain(root)
                 # Running statistics differ from rank to rank. The first rank's go into the copies that we work on.
                 self.shards.broadcast(self.model.buffers())
-                rescale_rows(self.model, self.shards, self._forward_by_batches)
-                with batch_norm_mode(self.model, bn_mode, self.shards, self._forward):
+                rescale_rows(self.model, self.shards, partial(self._on_all_ranks, self._forward_by_batches))
+                with batch_norm_mode(self.model, bn_mode, self.shards, partial(self._on_all_ranks, self._forward)):
                     yield
         finally:
             self._holds -= 1
@@ -325,3 +326,5 @@ def _make_plain(root: nn.Module) -> None:
             module._backward_hooks.clear()
             module._backward_pre_hooks.clear()
             module._compiled_call_impl = None
+    every_module._global_backward_hooks.clear()
+    every_module._global_backward_pre_hooks.clear()

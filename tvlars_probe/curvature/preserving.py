@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -23,18 +24,19 @@ from tvlars_probe.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MAPPINGS, _SEQUENCES = (dict, OrderedDict, defaultdict), (list, deque)
+_MAPPINGS, _SEQUENCES = (dict, OrderedDict, defaultdict, Counter), (list, deque)
 
 
 @contextlib.contextmanager
 def preserved(*roots: nn.Module) -> Iterator[None]:
     """Put modules, and what all code of the process shares, back at the end, also after an exception.
 
-    Inside, parameters, buffers, and the tensors that modules hold in attributes, lists and dicts have copies of their
-    data, and no parameter has a gradient. A parameter stays the same object. At the end it has its own memory again,
-    with its gradient, hooks, ``requires_grad`` and version counter. Whatever a module has gained goes, and what it has
-    lost or exchanged comes back: modes, buffers, submodules, hooks, attributes, and the contents of its lists, dicts
-    and sets. Back come also the random generators (Python's, NumPy's, torch's on the CPU and on the modules' CUDA
+    Inside, parameters, buffers, and the tensors and arrays that modules hold in attributes, lists and dicts have copies
+    of their data, and no parameter has a gradient. A parameter stays the same object. At the end it has its own memory
+    again, with its gradient, hooks, ``requires_grad`` and version counter. Whatever a module has gained goes, and what
+    it has lost or exchanged comes back: modes, buffers, submodules, hooks, attributes, the contents of its lists, dicts
+    and sets, and its generators of random numbers. Objects of other classes are left as they are. Back come also the
+    hooks of all modules, the random generators (Python's, NumPy's, torch's on the CPU and on the modules' CUDA
     devices), torch's default type, its choice of deterministic algorithms, and the weights of ``parametrize.cached``.
 
     Raises:
@@ -49,6 +51,8 @@ def preserved(*roots: nn.Module) -> Iterator[None]:
         for p in parameters:
             _keep_parameter(stack, p)
         holders = _Holders(stack)
+        for hooks in (every_module._global_backward_hooks, every_module._global_backward_pre_hooks):
+            holders.keep(hooks)
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 _keep_script(stack, module)
@@ -118,10 +122,10 @@ class _Holders:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack, self._seen = stack, set[int]()
         # By the original: what several modules hold is one tensor inside, too.
-        self._copies: dict[int, Tensor] = {}
+        self._copies: dict[int, Any] = {}
 
     def keep(self, holder: Any) -> None:
-        """Keep the contents of ``holder``, and put copies in place of the tensors in it."""
+        """Keep the contents of ``holder``, and put copies in place of the tensors and arrays in it."""
         if id(holder) in self._seen:
             return
         self._seen.add(id(holder))
@@ -133,10 +137,23 @@ class _Holders:
             if type(value) in (*_MAPPINGS, *_SEQUENCES, set):
                 self.keep(value)
             # Parameters are kept by themselves. What has been computed from them belongs to a graph of the caller's.
-            elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_leaf:
+            elif isinstance(value, np.ndarray) or (
+                isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_leaf
+            ):
                 if id(value) not in self._copies:
-                    self._copies[id(value)] = _copy(value)
+                    self._copies[id(value)] = _copy(value) if isinstance(value, Tensor) else value.copy()
                 holder[key] = self._copies[id(value)]
+            else:
+                self._keep_generator(value)
+
+    def _keep_generator(self, value: Any) -> None:
+        """Keep the state of a generator of random numbers, if ``value`` is one."""
+        if isinstance(value, torch.Generator | np.random.RandomState):
+            self._stack.callback(value.set_state, value.get_state())  # type: ignore[arg-type]
+        elif isinstance(value, random.Random):
+            self._stack.callback(value.setstate, value.getstate())
+        elif isinstance(value, np.random.Generator):
+            self._stack.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
 
 
 def _refill(holder: Any, contents: Any) -> None:
