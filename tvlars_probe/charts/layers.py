@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_LAYERS, MOST_ROWS, cells, edges, extremes, inline, unshowable
 
@@ -67,8 +68,10 @@ def heat_map(
         seen += f": highest in {parameters[column]}, {theme.number(values[top])} at step {steps[row]:,}"
     of = _of(facts)
     if len(found.unshown):
-        row, column = np.argwhere(unshowable(values))[0]  # rows are steps: the first is the earliest
-        of += f"; red: infinite, NaN or missing (first in {parameters[column]}, at step {steps[row]:,})"
+        bad = unshowable(values)
+        row = int(bad.any(axis=1).argmax())  # rows are steps: the first is the earliest
+        names = [parameters[column] for column in np.flatnonzero(bad[row])]
+        of += f"; red: infinite, NaN or missing (first in {some_of(names, room=40)}, at step {steps[row]:,})"
     return _heat(found, label, theme.title(seen, of))
 
 
