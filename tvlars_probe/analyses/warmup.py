@@ -22,9 +22,11 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import rates
-from tvlars_probe.analyses.explosions import QUANTITIES, find_explosions
-from tvlars_probe.analyses.grid import column_medians, norm_ratio
+from tvlars_probe.analyses.course import Course
+from tvlars_probe.analyses.explosions import QUANTITIES, explosions_of
+from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.rates import decompose, highest_rate
+from tvlars_probe.analyses.spans import settled_from, spans
 from tvlars_probe.analyses.warmup_rule import EarlyLoss, Thresholds, early_loss, judge
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 COLUMNS = (*rates.COLUMNS, "grad_norm", "update_norm")
 """Columns of the table ``layers`` that `analyse_warmup` needs."""
 
+STEP_COLUMNS = ("step", "loss", "lr")
+"""Columns of the table ``steps`` that it needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup:
@@ -48,15 +53,17 @@ class Warmup:
         verdict: needed, not needed, or can't tell.
         warmup_steps: updates before the learning rate first reaches its peak; None where it never does.
         suggested_steps: updates of warm-up that cover all hot and overwritten steps of every tensor; without such steps
-            those until the loss recovered. None where nothing asks for warm-up, or none was needed.
+            those until the loss recovered. None where nothing asks for warm-up, or none was needed. Where not every
+            update is recorded, what is seen at a recorded step is taken to last until the next one, here and below.
         suggested_epochs: the same in epochs.
         setting_layers: the tensors that set that length.
         early: what the loss did in the early steps.
         layers: a row per tensor: ``adapted``; ``redundant_share``; ``start_over_settled`` (its own ratio at first, over
             its later median); ``full_rate_step`` (‖Δw‖/‖w‖ of one step at full rate without momentum, median over the
-            early steps); ``hot_steps`` and ``overwritten_steps`` (numbers of early steps); ``length`` (updates until
-            the last of these is over); ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
-        explosions: the tables of `find_explosions` for each of `QUANTITIES`, one below the other.
+            early steps); ``hot_steps`` and ``overwritten_steps`` (numbers of early updates); ``length`` (updates until
+            the last of these is over); ``held_back_steps`` and ``redundant_steps`` (numbers of the warm-up's updates);
+            ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
+        explosions: the table of `explosions_of`.
         last_early: the last step that counts as early.
         last_step: the last recorded step.
         thresholds: the thresholds that were applied.
@@ -85,21 +92,26 @@ def analyse_warmup(
 
     Args:
         grid: the columns `COLUMNS` of the table ``layers``.
-        steps: ``step`` and ``loss`` of every update.
+        steps: the columns `STEP_COLUMNS` of every update; without ``lr`` the warm-up is as long as the layers tell.
         facts: what the run's manifest tells.
         thresholds: thresholds of the rule.
     """
     limits = thresholds or Thresholds()
     peak = facts.peak_lr or highest_rate(grid)
     warmup_rows = _rows_before_peak(grid, peak)
-    window = _early_rows(grid.steps, warmup_rows, limits.early(facts))
+    # The layers of a phase's first update may not be on record.
+    first = int(min([*grid.steps[:1], *steps["step"][:1]], default=0))
+    window = _early_rows(grid.steps, warmup_rows, first + limits.early(facts))
+    course = Course.of(grid.steps, steps, facts, loss_rise=limits.loss_rise)
     # The highest learning rate is that of the whole grid: a block's own may be lower.
     told, highest = dataclasses.replace(facts, peak_lr=peak), highest_rate(grid)
     tables, found = [], []
     # A grid without tensors has no blocks. Taken as one, it gives empty tables with their columns.
     for block in grid.blocks() if grid.parameters else [grid]:
-        tables.append(_layer_table(block, decompose(block, told, highest), warmup_rows, window, limits))
-        found.append(_explosions(block, limits))
+        tables.append(_layer_table(block, decompose(block, told, highest), warmup_rows, window, first, limits))
+        found.append(
+            explosions_of(block, course, factor=limits.explosion, settled=limits.settled, rise=limits.explosion_rise)
+        )
     layers, explosions = pd.concat(tables, ignore_index=True), _by_quantity(found)
     early = early_loss(steps, facts, limits)
     lengths = layers.set_index("parameter")["length"]
@@ -110,9 +122,8 @@ def analyse_warmup(
     if not setting and suggested:
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
-    within = None if warmup_rows == len(grid.steps) else _count(grid.steps, warmup_rows)
-    last = limits.early(facts) - 1 + int(grid.steps[0]) if len(grid.steps) else 0
-    last_early = max(last, *grid.steps[window].tolist()[-1:], 0)
+    within = _updates_before_peak(grid.steps, warmup_rows, steps, first)
+    last_early = max(first - 1 + max(limits.early(facts), within or 0), *grid.steps[window].tolist()[-1:], 0)
     verdict = judge(
         thresholds=limits,
         recorded=len(grid.steps),
@@ -121,7 +132,7 @@ def analyse_warmup(
         explosions=explosions,
         early=early,
         suggested=suggested,
-        early_rows=int(window.sum()),
+        early_spans=spans(grid.steps)[window],
         last_early=last_early,
     )
     if verdict.answer == "not needed":
@@ -156,26 +167,43 @@ def _rows_before_peak(grid: LayerGrid, peak_lr: float) -> int:
     return int(there.argmax()) if there.any() else highest if highest < len(rate) - 1 else len(rate)
 
 
-def _count(steps: NDArray[np.int64], rows: int) -> int:
-    """The number of updates that the first ``rows`` recorded steps span."""
-    return int(steps[rows] - steps[0]) if rows else 0
+def _updates_before_peak(recorded: NDArray[np.int64], rows: int, steps: pd.DataFrame, first: int) -> int | None:
+    """Updates before the learning rate reaches its peak; None if it doesn't.
+
+    Args:
+        recorded: the steps whose layers are recorded.
+        rows: how many of them come before the peak.
+        steps: the rows of every update: the first group's rate tells where between recorded steps the peak is.
+        first: the first update.
+    """
+    if rows == len(recorded):
+        return None
+    before = int(recorded[rows - 1]) if rows else first
+    after = int(recorded[rows + 1]) if rows + 1 < len(recorded) else int(recorded[rows]) + 1
+    near = steps[(steps["step"] >= before) & (steps["step"] < after)]
+    rate = near["lr"].to_numpy(float) if "lr" in near else np.zeros(0)
+    there = rate >= 0.999 * np.fmax.reduce(rate, initial=-np.inf)
+    # A first group that is at its peak before has no warm-up, or ends it earlier than the others.
+    told = there.any() and (not there[0] or (not rows and near["step"].iloc[0] == first))
+    return int(near["step"].to_numpy()[there.argmax()] if told else recorded[rows]) - first
 
 
-def _early_rows(steps: NDArray[np.int64], warmup_rows: int, early: int) -> NDArray[np.bool_]:
-    """Which recorded steps are early, (T,): the warm-up, or the first ``early`` updates where these last longer."""
-    return (np.arange(len(steps)) < warmup_rows) | (steps < (steps[0] if len(steps) else 0) + early)
+def _early_rows(steps: NDArray[np.int64], warmup_rows: int, end: int) -> NDArray[np.bool_]:
+    """Which recorded steps are early, (T,): the warm-up, or those before ``end`` where that comes later."""
+    return (np.arange(len(steps)) < warmup_rows) | (steps < end)
 
 
 def _layer_table(
-    grid: LayerGrid, split: Decomposition, warmup_rows: int, window: NDArray[np.bool_], limits: Thresholds
+    grid: LayerGrid, split: Decomposition, warmup_rows: int, window: NDArray[np.bool_], first: int, limits: Thresholds
 ) -> pd.DataFrame:
-    """The rows of `Warmup.layers` for the tensors of one block."""
+    """The rows of `Warmup.layers` for the tensors of one block; lengths count from the update ``first``."""
     own = split.own_ratio
     # A trace that ends within the warm-up has no settled part: medians of no rows are NaN, and nothing is hot or
     # redundant beside them.
-    later = own[max(warmup_rows, int(len(own) * limits.settled)) if warmup_rows < len(own) else len(own) :]
+    is_whole = warmup_rows < len(own)
+    later = own[max(warmup_rows, settled_from(split.steps, limits.settled)) if is_whole else len(own) :]
     settled = column_medians(later)
-    early, count = own[window], int(window.sum())
+    early = own[window]
     weight_norm = grid["weight_norm"][window].astype(np.float64)
     # A step relative to a norm of zero, where biases begin, means nothing.
     safe = np.where(weight_norm > 0, weight_norm, np.nan)
@@ -186,21 +214,22 @@ def _layer_table(
     # The 0.1 % by which `_rows_before_peak` finds the peak.
     held_back = split.terms["schedule"][:warmup_rows] < np.log(0.999)
     redundant = held_back & (own[:warmup_rows] < settled) & split.adapted
-    cells = (held_back & split.adapted).sum(axis=0)
-    steps = split.steps[window] - (split.steps[0] if len(split.steps) else 0)
+    updates = spans(split.steps)
+    cells, spared = (updates[:warmup_rows] @ flags for flags in (held_back & split.adapted, redundant))
+    ends = (split.steps + updates - first)[window]
     with np.errstate(invalid="ignore", divide="ignore"):
         return pd.DataFrame(
             {
                 "parameter": list(split.parameters),
                 "adapted": split.adapted,
                 "held_back_steps": cells,
-                "redundant_steps": redundant.sum(axis=0),
-                "redundant_share": np.where(cells > 0, redundant.sum(axis=0) / cells, np.nan),
+                "redundant_steps": spared,
+                "redundant_share": np.where(cells > 0, spared / cells, np.nan),
                 "start_over_settled": _first(early) / settled,
                 "full_rate_step": column_medians(full_rate_step),
-                "hot_steps": hot.sum(axis=0),
-                "overwritten_steps": overwritten.sum(axis=0),
-                "length": np.where(at_stake.any(axis=0), _last(at_stake, steps) + 1, 0) if count else 0,
+                "hot_steps": updates[window] @ hot,
+                "overwritten_steps": updates[window] @ overwritten,
+                "length": np.where(at_stake.any(axis=0), _last(at_stake, ends), 0) if len(ends) else 0,
                 "update_ratio": column_medians(grid["update_norm"][window].astype(np.float64) / safe),
             }
         )
@@ -230,9 +259,9 @@ def _first(values: Matrix) -> Matrix:
     return first
 
 
-def _last(flags: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The last step at which each column's flag is set; the last step of all where it never is."""
-    last: NDArray[np.int64] = steps[len(flags) - 1 - flags[::-1].argmax(axis=0)]
+def _last(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The end of the last row in which each column's flag is set; that of the last row of all where it never is."""
+    last: NDArray[np.int64] = ends[len(flags) - 1 - flags[::-1].argmax(axis=0)]
     return last
 
 
@@ -241,18 +270,3 @@ def _by_quantity(tables: list[pd.DataFrame]) -> pd.DataFrame:
     joined = pd.concat(tables, ignore_index=True)
     order = {name: place for place, name in enumerate(QUANTITIES)}
     return joined.sort_values("quantity", key=lambda names: names.map(order), kind="stable", ignore_index=True)
-
-
-def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
-    """The explosions of each of `QUANTITIES` in one block of tensors."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        quantities = {
-            "lnr": norm_ratio(grid),
-            "grad_norm": grid["grad_norm"],
-            "update_ratio": grid["update_norm"] / np.where(grid["weight_norm"] > 0, grid["weight_norm"], np.nan),
-        }
-    tables = [
-        find_explosions(name, values, grid.steps, grid.parameters, factor=limits.explosion, settled=limits.settled)
-        for name, values in quantities.items()
-    ]
-    return pd.concat(tables, ignore_index=True)
