@@ -66,7 +66,7 @@ class Manifest:
         groups: per parameter group, its phase and what its optimizer does to it.
         parameters: per phase, the table of parameters.
         segments: per uninterrupted stretch of the run, its steps, times and environment.
-        finding: the first step whose loss, or a recorded norm, was not finite, and the first bad tensor in it.
+        finding: the first step whose loss, or a recorded norm, was not finite, and the first bad tensors in it.
         notes: what else a reader of the numbers should know.
         gaps: stretches of steps that a table lacks, and why.
         best: step, metric and value of the best checkpoint.
