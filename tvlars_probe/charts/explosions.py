@@ -31,7 +31,7 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
         what=found["quantity"].map(QUANTITIES),
     )
     of = [f"{result.facts.name}: {result.facts.method}"]
-    of.append(f"beyond {result.thresholds.explosion:g} times start and later median, and beyond what went before")
+    of.append(f"beyond {result.thresholds.explosion:g} times start and later median")
     seen = _seen(result, found)  # of all tensors, before the worst are chosen
     exploded = found["parameter"].nunique()
     if exploded > MOST_BARS:
