@@ -21,7 +21,7 @@ from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.gaps import Gap
 from tvlars_probe.traces.manifest_entries import ManifestEntries
 from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
-from tvlars_probe.traces.schema import SCHEMA_VERSION
+from tvlars_probe.traces.table_form import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
