@@ -28,7 +28,8 @@ def test_an_explosion_planted_at_step_37_in_two_layers_is_a_bar_each_until_it_is
     assert {*bars} == {*NAMES[:2]}
     for row in bars.values():
         assert (row["first_step"], row["end"], row["peak_over_median"]) == (37, 45, 50)
-    assert spec["title"]["text"].startswith("67% of the tensors explode early (to step 39), a.weight first, at")
+    told = "67% of the tensors explode early (to step 39), a.weight and b.weight first, at step 37"
+    assert spec["title"]["text"] == told
 
 
 def test_a_calm_run_says_so() -> None:
@@ -65,11 +66,25 @@ def test_of_many_tensors_the_worst_are_drawn_and_the_statement_is_of_all() -> No
 def test_what_explodes_late_is_not_said_to_be_early_and_bars_reach_to_the_end() -> None:
     names, grad = many(4)
     for name in names:
-        grad[name][80:] = 1e-3  # the gradient vanishes: ‖w‖/‖g‖ grows and stays
+        grad[name][80:] = 1e3
     frame = layers({name: np.ones(100) for name in names}, grad, np.ones(100))
     result = analyse_warmup(LayerGrid.from_frame(frame, names), losses(np.linspace(2, 1, 100)), lars_facts(names))
     spec = explosion_timeline(result).to_dict()
-    told = "No tensor explodes early (to step 24); 100% do later, 0.weight first, at step 80"
-    assert spec["title"]["text"] == told
+    told, which = spec["title"]["text"].split("; ")
+    assert told == "No tensor explodes early (to step 24)"
+    assert which == "100% do later, 0.weight, 1.weight, 2.weight and 1 more first, at step 80"
     assert {row["end"] for row in next(data_sets(spec))} == {100}
     assert spec["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0, 100]
+
+
+def test_a_run_that_ends_at_nan_names_what_went_first_however_late_the_median() -> None:
+    names, grad = many(5, steps=12)
+    for place, name in enumerate(names):
+        grad[name][4 + (place == 4) :] = 1e6
+        grad[name][10:] = np.nan
+    frame = layers({name: np.ones(12) for name in names}, grad, np.ones(12))
+    loss = np.array([2.3] * 4 + [1e3] * 6 + [np.nan] * 2)
+    facts = lars_facts(names, finding={"step": 10, "loss": "nan"}, status="diverged")
+    result = analyse_warmup(LayerGrid.from_frame(frame, names), losses(loss), facts)
+    told = "100% of the tensors explode early (to step 11), 0.weight, 1.weight, 2.weight and 1 more first, at step 4"
+    assert explosion_timeline(result).to_dict()["title"]["text"] == told

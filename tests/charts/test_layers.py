@@ -37,6 +37,8 @@ def test_what_is_not_finite_is_marked_and_named(bad: float) -> None:
     values[321:, 2] = bad
     spec = heat(values)
     assert "red: infinite, NaN or missing (first in 2.weight, at step 321)" in spec["title"]["subtitle"]
+    values[321:, 0] = bad
+    assert "(first in 0.weight and 2.weight, at step 321)" in heat(values)["title"]["subtitle"]
     marked = list(data_sets(spec))[-1]
     assert {row["parameter"] for row in marked} == {"2.weight"}
     assert spec["layer"][-1]["mark"]["color"] == theme.BAD_COLOUR

@@ -11,6 +11,7 @@ from torch import nn
 
 import tvlars_probe
 from tvlars_probe.commands.runs import age
+from tvlars_probe.commands.show import describe_finding
 from tvlars_probe.traces.manifest import Manifest
 
 QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--devices", "cpu", "--threads", 1)
@@ -123,3 +124,18 @@ def test_a_damaged_part_is_one_line(cli: Any, tmp_path: Path) -> None:
     shown = cli("show", "a")
     assert (shown.code, shown.err.count("\n")) == (2, 1)
     assert "damaged" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("further", "text"),
+    [
+        ({}, "; first tensor 0.weight (grad_norm)"),
+        ({"tensors": ["0.weight", "1.bias"]}, "; first tensors 0.weight and 1.bias (grad_norm)"),
+        ({"tensors": ["0.weight", *"abcdefg"]}, "; first tensors 0.weight, a, b, c, d and 3 more (grad_norm)"),
+        ({"tensor": None, "quantity": None}, ""),
+    ],
+    ids=["one", "two", "many", "none"],
+)
+def test_a_finding_names_all_tensors_of_its_step_or_counts_them(further: dict[str, Any], text: str) -> None:
+    finding = {"step": 4, "loss": "nan", "tensor": "0.weight", "quantity": "grad_norm"} | further
+    assert describe_finding(finding) == f"loss nan in step 4{text}"

@@ -115,6 +115,18 @@ def test_a_loss_that_is_not_finite_is_found_with_its_tensor(tmp_path: Path) -> N
     assert len(run.steps()) == 5
 
 
+def test_tensors_that_go_in_one_step_are_all_in_the_finding(tmp_path: Path) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        with torch.no_grad():
+            model[4].weight[0, 0] = model[0].bias[0] = math.inf
+        loop(model, optimizer, range(1), rec)
+    finding = tvlars_probe.open_run(tmp_path / "r").manifest.finding
+    assert finding is not None
+    assert (finding["tensor"], finding["tensors"]) == ("0.bias", ["0.bias", "4.weight"])
+
+
 def test_last_rates_are_those_of_the_last_update(tmp_path: Path) -> None:
     model = net()
     optimizer = OPTIMIZERS["lars"](model.parameters())

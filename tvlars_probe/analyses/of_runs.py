@@ -12,7 +12,7 @@ from tvlars_probe.analyses.landscape import Landscape, analyse_landscape
 from tvlars_probe.analyses.minimizer import COLUMNS as CURVATURE_COLUMNS
 from tvlars_probe.analyses.minimizer import SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
 from tvlars_probe.analyses.warmup import COLUMNS as WARMUP_COLUMNS
-from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
+from tvlars_probe.analyses.warmup import STEP_COLUMNS, Warmup, analyse_warmup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def warmup_of(source: Source, thresholds: Thresholds | None = None) -> tuple[Warmup, float | None]:
     """Was warm-up needed? Returns the analysis, and the run's last test accuracy in percent."""
-    grid, steps = source.layers(WARMUP_COLUMNS), source.steps(["step", "loss"])
+    grid, steps = source.layers(WARMUP_COLUMNS), source.steps(STEP_COLUMNS)
     result = analyse_warmup(grid, steps, source.facts, thresholds)
     return result, last_accuracy(source.epochs(["test_acc1"]))
 

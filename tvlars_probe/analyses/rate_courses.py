@@ -36,16 +36,19 @@ class RateCourses:
         peaks: the group's highest rate, (P,); 0 where its rate is always 0, NaN where none is on record.
         begins: the first row in which the group has a rate, (P,).
         reached: the row in which the rate first reaches its peak, see `AT_PEAK`; T where the trace ends before, (P,).
+        follows: whether the rate is the same share of the first group's in every step that tells both, (P,).
     """
 
     main_peak: float
     peaks: Floats
     begins: Indices
     reached: Indices
+    follows: NDArray[np.bool_]
 
     def block(self, columns: slice) -> RateCourses:
         """Those of some of the tensors."""
-        return RateCourses(self.main_peak, self.peaks[columns], self.begins[columns], self.reached[columns])
+        parts = (self.peaks, self.begins, self.reached, self.follows)
+        return RateCourses(self.main_peak, *(part[columns] for part in parts))  # type: ignore[arg-type]
 
     def before_peak(self, rows: int) -> NDArray[np.bool_]:
         """Which of the T = ``rows`` recorded steps belong to the warm-up of each tensor's group, (T, P)."""
@@ -80,12 +83,13 @@ def rate_courses(grid: LayerGrid, facts: RunFacts) -> RateCourses:
             keys[column] = ("alone", column)
             courses[keys[column]] = rates
     if not keys:
-        return RateCourses(np.nan, np.empty(0), *np.empty((2, 0), np.int64))
+        return RateCourses(np.nan, np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))
     # Where the manifest tells no groups, the first tensor stands for the first one.
     main = next((key for key in keys if key == id(facts.main_group)), keys[0])
     found = {key: _figures(course, courses[main], facts.peak_lr) for key, course in courses.items()}
     peaks, begins, reached = (np.array([found[key][k] for key in keys]) for k in range(3))
-    return RateCourses(found[main][0], peaks, begins, reached)
+    follows = {key: share_of(course, courses[main]) > 0 for key, course in courses.items()}
+    return RateCourses(found[main][0], peaks, begins, reached, np.array([follows[key] for key in keys]))
 
 
 def _keys(grid: LayerGrid, facts: RunFacts) -> list[object]:

@@ -21,10 +21,13 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import rates
-from tvlars_probe.analyses.explosions import QUANTITIES, find_explosions
-from tvlars_probe.analyses.grid import column_medians, norm_ratio
+from tvlars_probe.analyses.course import Course
+from tvlars_probe.analyses.explosions import QUANTITIES, explosions_of
+from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.rate_courses import AT_PEAK, rate_courses
 from tvlars_probe.analyses.rates import decompose
+from tvlars_probe.analyses.spans import settled_from, spans
+from tvlars_probe.analyses.warmup_lengths import WarmupLengths
 from tvlars_probe.analyses.warmup_rule import EarlyLoss, Thresholds, early_loss, judge
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 COLUMNS = (*rates.COLUMNS, "grad_norm", "update_norm")
 """Columns of the table ``layers`` that `analyse_warmup` needs."""
 
+STEP_COLUMNS = ("step", "loss", "lr")
+"""Columns of the table ``steps`` that it needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup:
@@ -52,18 +58,20 @@ class Warmup:
         warmup_steps: updates before the learning rate first reaches its peak, in the parameter group that takes
             longest; None where one never does. Groups that join after the early steps don't count.
         suggested_steps: updates of warm-up that cover all hot and overwritten steps of every tensor; without such steps
-            those until the loss recovered. None where nothing asks for warm-up, or none was needed.
+            those until the loss recovered. None where nothing asks for warm-up, or none was needed. Where not every
+            update is recorded, what is seen at a recorded step is taken to last until the next one, here and below.
         suggested_epochs: the same in epochs.
         setting_layers: the tensors that set that length.
         early: what the loss did in the early steps.
         layers: a row per tensor: ``adapted``; ``peak_lr``, the highest learning rate of its parameter group, and
             ``warmup_steps``, the updates before the group first has it (null where it never does); ``early_steps``, the
-            number of recorded steps that count as early for it; ``redundant_share``; ``start_over_settled`` (its own
-            ratio at first, over its later median); ``full_rate_step`` (‖Δw‖/‖w‖ of one step at that peak without
-            momentum, median over the early steps); ``hot_steps`` and ``overwritten_steps`` (numbers of early steps);
-            ``length`` (updates until the last of these is over); ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the
-            early steps).
-        explosions: the tables of `find_explosions` for each of `QUANTITIES`, one below the other.
+            number of updates that count as early for it, and ``longest_span``, the most of these that one recorded step
+            stands for; ``held_back_steps`` and ``redundant_steps`` (numbers of the warm-up's updates), and
+            ``redundant_share``; ``start_over_settled`` (its own ratio at first, over its later median);
+            ``full_rate_step`` (‖Δw‖/‖w‖ of one step at that peak without momentum, median over the early steps);
+            ``hot_steps`` and ``overwritten_steps`` (numbers of early updates); ``length`` (updates until the last of
+            these is over); ``update_ratio`` (recorded ‖Δw‖/‖w‖, median over the early steps).
+        explosions: the table of `explosions_of`.
         last_early: the last step that counts as early.
         last_step: the last recorded step.
         thresholds: the thresholds that were applied.
@@ -93,19 +101,24 @@ def analyse_warmup(
 
     Args:
         grid: the columns `COLUMNS` of the table ``layers``.
-        steps: ``step`` and ``loss`` of every update.
+        steps: the columns `STEP_COLUMNS` of every update; without ``lr`` the warm-up is as long as the layers tell.
         facts: what the run's manifest tells.
         thresholds: thresholds of the rule.
     """
     limits = thresholds or Thresholds()
     # Of the whole grid: a block may hold only some tensors of a group.
     courses = rate_courses(grid, facts)
+    warmups = WarmupLengths.of(grid.steps, steps, courses)
+    course = Course.of(grid.steps, steps, facts, loss_rise=limits.loss_rise)
     tables, found, first = [], [], 0
     # A grid without tensors has no blocks. Taken as one, it gives empty tables with their columns.
     for block in grid.blocks() if grid.parameters else [grid]:
-        own = courses.block(slice(first, first := first + len(block.parameters)))
-        tables.append(_layer_table(block, decompose(block, facts, own.peaks), own, limits))
-        found.append(_explosions(block, limits))
+        columns = slice(first, first := first + len(block.parameters))
+        own = courses.block(columns)
+        tables.append(_layer_table(block, decompose(block, facts, own.peaks), own, warmups.block(columns), limits))
+        found.append(
+            explosions_of(block, course, factor=limits.explosion, settled=limits.settled, rise=limits.explosion_rise)
+        )
     layers, explosions = pd.concat(tables, ignore_index=True), _by_quantity(found)
     early = early_loss(steps, facts, limits)
     lengths = layers.set_index("parameter")["length"]
@@ -116,7 +129,7 @@ def analyse_warmup(
     if not setting and suggested:
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
-    within, last_early = _warmup_of_run(grid.steps, courses, limits.early(facts))
+    within, last_early = warmups.of_run(grid.steps, courses, limits.early(facts))
     verdict = judge(
         thresholds=limits,
         recorded=len(grid.steps),
@@ -152,32 +165,18 @@ def _told_or_found(told: float | None, found: float) -> float | None:
     return told if told is not None else None if np.isnan(found) else float(f"{found:.6g}")
 
 
-def _warmup_of_run(steps: NDArray[np.int64], courses: RateCourses, early: int) -> tuple[int | None, int]:
-    """Length of the warm-up in updates, that of the group that takes longest, and the last step that counts as early.
-
-    The length is None where the rate of a group doesn't reach its peak. Groups without a rate, and those that join only
-    after the first ``early`` updates, tell nothing of the run's beginning and are passed over.
-    """
-    if not len(steps):
-        return 0, 0
-    counted = (courses.peaks > 0) & (steps[courses.begins] < steps[0] + early)
-    begins, reached = courses.begins[counted], courses.reached[counted]
-    end = int(reached.max(initial=0))
-    last = max(int(steps[0]) + early - 1, int(steps[end - 1]) if end else 0)
-    if end == len(steps):
-        return None, last
-    return int((steps[reached] - steps[begins]).max(initial=0)), last
-
-
-def _layer_table(grid: LayerGrid, split: Decomposition, courses: RateCourses, limits: Thresholds) -> pd.DataFrame:
-    """The rows of `Warmup.layers` for the tensors of one block."""
+def _layer_table(
+    grid: LayerGrid, split: Decomposition, courses: RateCourses, warmups: WarmupLengths, limits: Thresholds
+) -> pd.DataFrame:
+    """The rows of `Warmup.layers` for the tensors of one block; lengths count from the begin of a tensor's group."""
     own, steps, (rows, _) = split.own_ratio, split.steps, split.own_ratio.shape
-    row, warming = np.arange(rows)[:, None], courses.before_peak(rows)
+    row, warming, updates = np.arange(rows)[:, None], courses.before_peak(rows), spans(steps)
     # The warm-up of the tensor's group is early, and so are the first updates of the run where these last longer.
-    window = warming | (steps < (steps[0] if rows else 0) + limits.early(split.facts))[:, None]
+    window = warming | (steps < warmups.first + limits.early(split.facts))[:, None]
     # A group whose rate is still rising at the end has no settled part: medians of no rows are NaN, and nothing is hot
     # or redundant beside them.
-    settled = column_medians(np.where(row >= np.maximum(courses.reached, int(rows * limits.settled)), own, np.nan))
+    later = row >= np.maximum(courses.reached, settled_from(steps, limits.settled))
+    settled = column_medians(np.where(later, own, np.nan))
     early, weight_norm = np.where(window, own, np.nan), grid["weight_norm"].astype(np.float64)
     # A step relative to a norm of zero, where biases begin, means nothing.
     safe = np.where(window & (weight_norm > 0), weight_norm, np.nan)
@@ -186,35 +185,28 @@ def _layer_table(grid: LayerGrid, split: Decomposition, courses: RateCourses, li
     overwritten = ~split.adapted & (full_rate_step > limits.overwrite)
     at_stake = hot | overwritten
     held_back = warming & (split.terms["schedule"] < np.log(AT_PEAK)) & split.adapted
-    redundant = held_back & (own < settled)
-    cells = held_back.sum(axis=0)
-    length = np.where(at_stake.any(axis=0), _since_begin(steps, courses, _last(at_stake)) + 1, 0)
+    cells, spared = updates @ held_back, updates @ (held_back & (own < settled))
+    length = np.where(at_stake.any(axis=0), _last(at_stake, steps + updates) - warmups.begins, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return pd.DataFrame(
             {
                 "parameter": list(split.parameters),
                 "adapted": split.adapted,
                 "peak_lr": split.peaks,
-                "warmup_steps": np.where(np.isnan(split.peaks), np.nan, _since_begin(steps, courses, courses.reached)),
-                "early_steps": window.sum(axis=0),
+                "warmup_steps": warmups.lengths,
+                "early_steps": updates @ window,
+                "longest_span": (updates[:, None] * window).max(axis=0, initial=0),
                 "held_back_steps": cells,
-                "redundant_steps": redundant.sum(axis=0),
-                "redundant_share": np.where(cells > 0, redundant.sum(axis=0) / cells, np.nan),
+                "redundant_steps": spared,
+                "redundant_share": np.where(cells > 0, spared / cells, np.nan),
                 "start_over_settled": _first(early) / settled,
                 "full_rate_step": column_medians(full_rate_step),
-                "hot_steps": hot.sum(axis=0),
-                "overwritten_steps": overwritten.sum(axis=0),
-                "length": length.astype(np.int64),
+                "hot_steps": updates @ hot,
+                "overwritten_steps": updates @ overwritten,
+                "length": length,
                 "update_ratio": column_medians(grid["update_norm"].astype(np.float64) / safe),
             }
         )
-
-
-def _since_begin(steps: NDArray[np.int64], courses: RateCourses, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Updates from the begin of each tensor's group to a row of its own; NaN for a row beyond the last."""
-    if not len(steps):
-        return np.full(len(rows), np.nan)
-    return np.where(rows < len(steps), steps[np.minimum(rows, len(steps) - 1)] - steps[courses.begins], np.nan)
 
 
 def _direction(grid: LayerGrid, split: Decomposition) -> Matrix:
@@ -241,11 +233,11 @@ def _first(values: Matrix) -> Matrix:
     return first
 
 
-def _last(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The last row in which each column's flag is set; the last row of all where it never is."""
+def _last(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The end of the last row in which each column's flag is set; that of the last row of all where it never is."""
     if not len(flags):
         return np.zeros(flags.shape[1], np.int64)
-    last: NDArray[np.int64] = len(flags) - 1 - flags[::-1].argmax(axis=0)
+    last: NDArray[np.int64] = ends[len(flags) - 1 - flags[::-1].argmax(axis=0)]
     return last
 
 
@@ -254,18 +246,3 @@ def _by_quantity(tables: list[pd.DataFrame]) -> pd.DataFrame:
     joined = pd.concat(tables, ignore_index=True)
     order = {name: place for place, name in enumerate(QUANTITIES)}
     return joined.sort_values("quantity", key=lambda names: names.map(order), kind="stable", ignore_index=True)
-
-
-def _explosions(grid: LayerGrid, limits: Thresholds) -> pd.DataFrame:
-    """The explosions of each of `QUANTITIES` in one block of tensors."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        quantities = {
-            "lnr": norm_ratio(grid),
-            "grad_norm": grid["grad_norm"],
-            "update_ratio": grid["update_norm"] / np.where(grid["weight_norm"] > 0, grid["weight_norm"], np.nan),
-        }
-    tables = [
-        find_explosions(name, values, grid.steps, grid.parameters, factor=limits.explosion, settled=limits.settled)
-        for name, values in quantities.items()
-    ]
-    return pd.concat(tables, ignore_index=True)

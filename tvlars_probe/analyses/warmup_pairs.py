@@ -9,6 +9,7 @@ import pandas as pd
 
 from tvlars_probe.analyses.intervals import Mean
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.wording import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +98,7 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "answer": w.verdict.answer,
         "warmup_steps": w.warmup_steps,
         "suggested_steps": w.suggested_steps,
-        "set_by": ", ".join(w.setting_layers[:3]),
+        "set_by": some_of(w.setting_layers) if w.setting_layers else "",
         "loss_rise": w.early.rise,
         "redundant_share": w.verdict["redundant_share"],
         "hot_share": w.verdict["hot_share"],

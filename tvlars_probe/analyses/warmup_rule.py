@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvlars_probe.analyses.course import lost_at
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.errors import UserError
 
@@ -25,17 +26,18 @@ class Thresholds:
     """Thresholds of the rule. None of them is from a paper; each can be set.
 
     Attributes:
-        explosion: a quantity explodes above this multiple of its later median, or of its first value if that is higher.
+        explosion: a quantity explodes above this multiple of its usual level; see `tvlars_probe.analyses.explosions`.
+        explosion_rise: an explosion of ‖w‖/‖g‖ counts where ‖g‖ or ‖Δw‖/‖w‖ rises above this multiple of its own.
         hot: a layer is hot if its own ratio is above this multiple of its settled value.
         overwrite: an unadapted tensor is overwritten if one step at full rate has a ‖Δw‖/‖w‖ above this.
         early_epochs: number of first epochs that count as early. It is no share of the run: what happened early doesn't
             depend on how long a run goes on. All of a longer warm-up counts as early, except for the rise of the loss.
         early_updates: the same in updates, for a run that doesn't tell its updates per epoch.
-        settled: share of the recorded steps after which a run counts as settled.
-        redundant: share of the held-back cells (a step and an adapted layer each) that must be redundant for the
+        settled: share of the recorded updates after which a run counts as settled.
+        redundant: share of the held-back cells (an update and an adapted layer each) that must be redundant for the
             answer "not needed".
         layers: share of the layers that must be hot, or of the tensors whose gradient must explode, to matter.
-        persistent: share of the early steps in which a tensor must be overwritten to matter.
+        persistent: share of the early updates in which a tensor must be overwritten to matter.
         loss_rise: the run counts as harmed if the early loss reaches this multiple of its first value.
         least_steps: fewest recorded steps with which anything is said, except of a run without warm-up that soon
             diverged.
@@ -45,6 +47,7 @@ class Thresholds:
     """
 
     explosion: float = 5.0
+    explosion_rise: float = 2.0
     hot: float = 2.0
     overwrite: float = 1.0
     early_epochs: float = 5.0
@@ -88,16 +91,16 @@ class EarlyLoss:
 
 
 def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> EarlyLoss:
-    """Read `EarlyLoss` off the table ``steps`` (columns ``step`` and ``loss``)."""
-    # pandas reads null, where no loss was logged, as NaN: in the table a loss that is NaN can't be told from that. The
-    # manifest's finding has its step.
+    """Read `EarlyLoss` off the table ``steps`` (columns ``step`` and ``loss``); updates count from its first row."""
+    # pandas reads null, where no loss was logged, as NaN: in the table a loss that is NaN can't be told from that.
     told = steps[steps["loss"].notna() | steps["loss"].isin([np.inf])]
     loss, at = told["loss"].to_numpy(float), told["step"].to_numpy()
-    bad = at[~np.isfinite(loss)]
-    bad_step = int(bad[0]) if len(bad) else facts.bad_loss_step
+    bad = [*at[~np.isfinite(loss)][:1].tolist(), lost_at(steps, facts)]
+    bad_step = min((step for step in bad if step is not None), default=None)
     if not len(loss):
         return EarlyLoss(rise=None, peak_step=None, bad_step=bad_step, recovered_after=None)
-    early = loss[at - at[0] < thresholds.early(facts)]
+    first = int(steps["step"].iloc[0])
+    early = loss[at - first < thresholds.early(facts)]
     peak = int(np.argmax(np.nan_to_num(early, nan=np.inf)))
     back = np.flatnonzero(loss[peak:] < loss[0])
     harmed = loss[peak] > loss[0]
@@ -105,7 +108,7 @@ def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> 
         rise=float(loss[peak] / loss[0]) if loss[0] else None,
         peak_step=int(at[peak]),
         bad_step=bad_step,
-        recovered_after=int(at[peak + back[0]] - at[0]) if harmed and len(back) else None,
+        recovered_after=int(at[peak + back[0]] - first) if harmed and len(back) else None,
     )
 
 
@@ -228,8 +231,9 @@ class _Marks:
     @classmethod
     def of(cls, layers: pd.DataFrame, explosions: pd.DataFrame, t: Thresholds, last_early: int) -> _Marks:
         adapted, rest = layers[layers["adapted"]], layers[~layers["adapted"]]
-        # Each tensor must be overwritten more often than this, so that one step never matters, however short the run.
-        long_enough = (t.persistent * rest["early_steps"]).clip(lower=1)
+        # A tensor must be overwritten in more updates than this, so that one recorded step never matters, however short
+        # the run, and however many updates the step stands for.
+        long_enough = (t.persistent * rest["early_steps"]).clip(lower=rest["longest_span"].clip(lower=1))
         cells = adapted["held_back_steps"].sum()
         soon = explosions[explosions["exploded"] & (explosions["first_step"] <= last_early)]
         count = max(len(layers), 1)

@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 
 from tvlars_probe.analyses.explosions import QUANTITIES
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_BARS, inline
 
@@ -79,14 +80,16 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
 
 
 def _seen(result: Warmup, found: pd.DataFrame) -> str:
-    """The title: how many tensors explode early, and which one first. Where none does, the same of the later ones."""
+    """The title: how many tensors explode early, and which ones first. Where none does, the same of the later ones."""
     if not len(found):
         return "No layer exploded"
     early = found[found["first_step"] <= result.last_early]
     told, until = early if len(early) else found, f"{min(result.last_early, result.last_step):,}"
     share = told["parameter"].nunique() / max(len(result.layers), 1)
-    first = told.iloc[int(told["first_step"].to_numpy().argmin())]
-    which = f"{first['parameter']} first, at step {first['first_step']:,.0f}"
+    step = told["first_step"].min()
+    at_once = {*told.loc[told["first_step"] == step, "parameter"]}
+    first = [str(name) for name in result.layers["parameter"] if name in at_once]
+    which = f"{some_of(first, room=30)} first, at step {step:,.0f}"
     if len(early):
         return f"{share:.0%} of the tensors explode early (to step {until}), {which}"
     return f"No tensor explodes early (to step {until}); {share:.0%} do later, {which}"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.verdict import counted
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import (
     MOST_CELLS,
@@ -119,8 +120,10 @@ def _told(
     if found.groups:
         of.append(f"{counted(len(parameters), 'layer')} in {counted(len(found.order), 'row')}")
     if len(found.unshown):
-        row, column = np.argwhere(unshowable(values))[0]  # rows are steps: the first is the earliest
-        of.append(f"red: infinite, NaN or missing (first in {parameters[column]}, at step {steps[row]:,})")
+        bad = unshowable(values)
+        row = int(bad.any(axis=1).argmax())  # rows are steps: the first is the earliest
+        names = [parameters[column] for column in np.flatnonzero(bad[row])]
+        of.append(f"red: infinite, NaN or missing (first in {some_of(names, room=40)}, at step {steps[row]:,})")
     if len(found.zeros):
         of.append("grey: zero")
     if limits is not None:

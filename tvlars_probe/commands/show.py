@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.commands.options import Command, FilePath, option
 
 if TYPE_CHECKING:
@@ -192,8 +193,11 @@ def describe_group(group: dict[str, Any]) -> str:
 
 
 def describe_finding(finding: dict[str, Any]) -> str:
-    """A finding in one line: the step, its loss if one was told, and the first tensor that was not finite."""
-    where = f"; first tensor {finding['tensor']} ({finding['quantity']})" if finding["tensor"] else ""
+    """A finding in one line: the step, its loss if one was told, and the first tensors that were not finite."""
+    where, tensor = "", finding["tensor"]
+    if tensor:
+        names = finding.get("tensors") or [tensor]  # the list is there where they were several
+        where = f"; first tensor{'s' if len(names) > 1 else ''} {some_of(names)} ({finding['quantity']})"
     loss = "" if finding["loss"] is None else f"loss {finding['loss']} in "
     return f"{loss}step {finding['step']}{where}"
 

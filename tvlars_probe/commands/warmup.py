@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -46,7 +47,7 @@ _RUNS = {
     section="Analysis",
     type=float,
     default=5.0,
-    help="Times its later median that counts as an explosion.",
+    help="Times its usual level that counts as an explosion.",
 )
 @option("--loss-rise", section="Analysis", type=float, default=1.5, help="Times its first value that counts as harm.")
 @option("--early-epochs", section="Analysis", type=float, default=5.0, help="First epochs, which count as early.")
@@ -89,6 +90,8 @@ def render(console: Console, result: Warmup) -> None:
     if len(exploded):
         console.print()
         console.print(table_of(exploded.head(MOST_LAYERS), headings.EXPLOSIONS))
+    if len(exploded) > MOST_LAYERS:
+        console.print(f"… and {len(exploded) - MOST_LAYERS} more: --json lists all")
 
 
 def _lines(result: Warmup) -> list[str]:
@@ -100,7 +103,7 @@ def _lines(result: Warmup) -> list[str]:
         lines.append(f"Recorded warm-up: {counted(result.warmup_steps, 'step')}")
     if result.suggested_steps:
         epochs = "" if result.suggested_epochs is None else f" ({result.suggested_epochs:.3g} epochs)"
-        setting = ", ".join(result.setting_layers[:5])
+        setting = some_of(result.setting_layers)
         lead = "Suggested" if result.verdict.answer == "needed" else "If one is needed"
         lines.append(f"{lead}: {counted(result.suggested_steps, 'step')}{epochs}, set by {setting}")
     own, rest = result.verdict["adapted_step"], result.verdict["unadapted_step"]

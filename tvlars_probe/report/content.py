@@ -12,7 +12,7 @@ from tvlars_probe.analyses.correlation import correlate
 from tvlars_probe.analyses.grid import norm_ratio
 from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of
 from tvlars_probe.analyses.rates import decompose
-from tvlars_probe.analyses.warmup import COLUMNS, analyse_warmup
+from tvlars_probe.analyses.warmup import COLUMNS, STEP_COLUMNS, analyse_warmup
 from tvlars_probe.analyses.warmup_pairs import pair_warmups
 from tvlars_probe.charts import comparisons, curves, explosions, landscape, layers, sharpness
 from tvlars_probe.charts.export import spec_of
@@ -131,7 +131,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
     """Analyse one run: add its figures to ``found`` and, if it is ``detailed``, its sections."""
     # The grid is the run's largest part in memory. It is read once, for analysis and charts, and let go on return.
     facts = source.facts
-    grid, steps = source.layers(COLUMNS), source.steps(["step", "loss"])
+    grid, steps = source.layers(COLUMNS), source.steps(STEP_COLUMNS)
     warmup = analyse_warmup(grid, steps, facts)
     epochs = source.epochs()
     found.facts.append(facts)

@@ -16,8 +16,9 @@ DEFINITIONS: dict[str, str] = {
     "overwritten tensor": "An unadapted tensor that one step at full rate moves by more than its own norm.",
     "redundant scaling": "Warm-up steps and layers in which the schedule holds back a layer whose own ratio is already "
     "below what it settles at.",
-    "explosion": "A quantity beyond five times both its start and its later median. Peak over later median and the "
-    "steps to recover are given with it.",
+    "explosion": "A quantity beyond five times both its start and its later median, where the rise is sudden, the loss "
+    "harmed, the value not finite, or where it doesn't come back. That of ‖w‖/‖g‖ counts only where ‖g‖ or ‖Δw‖/‖w‖ "
+    "rises, too. Peak over later median and the steps to recover are given with it.",
     "sharpness": "Largest eigenvalue λ₁ of the loss's Hessian on a fixed sample of the data. Another sample of that "
     "size has another sharpness.",
     "on this sample of n, mean of K samples of n": "What a sharpness was measured on. The mean over several samples "

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tvlars_probe.traces.parts import Part
-    from tvlars_probe.traces.schema import Table
+    from tvlars_probe.traces.table_form import Table
 
 _ROW_GROUP = 1 << 13
 """Rows after which a piece of a merged part is written."""

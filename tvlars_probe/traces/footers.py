@@ -13,7 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import LaterVersionError, TraceError, UnreadableError
-from tvlars_probe.traces.schema import SCHEMA_VERSION
+from tvlars_probe.traces.table_form import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path

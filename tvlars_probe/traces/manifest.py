@@ -21,7 +21,7 @@ from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.gaps import Gap
 from tvlars_probe.traces.manifest_entries import ManifestEntries
 from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
-from tvlars_probe.traces.schema import SCHEMA_VERSION
+from tvlars_probe.traces.table_form import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ class Manifest:
         groups: per parameter group, its phase and what its optimizer does to it.
         parameters: per phase, the table of parameters.
         segments: per uninterrupted stretch of the run, its steps, times and environment.
-        finding: the first step whose loss, or a recorded norm, was not finite, and the first bad tensor in it.
+        finding: the first step whose loss, or a recorded norm, was not finite, and the first bad tensors in it.
         notes: what else a reader of the numbers should know.
         gaps: stretches of steps that a table lacks, and why.
         best: step, metric and value of the best checkpoint.

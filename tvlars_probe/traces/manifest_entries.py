@@ -86,12 +86,13 @@ class SegmentEntry(TypedDict):
 
 
 class FindingEntry(TypedDict):
-    """The first step with something that was not finite, and the first bad tensor in it."""
+    """The first step with something that was not finite, and the first bad tensor in it; all of them, if several."""
 
     step: int
     loss: float | None
     tensor: str | None
     quantity: str | None
+    tensors: NotRequired[list[str]]
 
 
 class GapEntry(TypedDict):

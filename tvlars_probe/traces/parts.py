@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from tvlars_probe.traces.schema import Table
+    from tvlars_probe.traces.table_form import Table
 
 _GROUP_BY_PARAMETER = 1 << 14
 """Rows of a row group in a part that is in order of parameters."""

@@ -74,9 +74,12 @@ def test_what_float32_cannot_hold_is_noted_once_with_its_first_tensor_and_step(t
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_what_is_not_finite_is_found_all_the_same(bad: float, dtype: torch.dtype, tmp_path: Path) -> None:
     run, _ = recorded(tmp_path / "r", [1.0, 1e30, bad], dtype)
-    assert run.manifest.finding == {"step": 2, "loss": 1.0, "tensor": "0.weight", "quantity": "grad_norm"}
+    names = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    found = {"step": 2, "loss": 1.0, "tensor": "0.weight", "quantity": "grad_norm", "tensors": names}
+    assert run.manifest.finding == found
     told = next(summary_lines(run))
-    assert told == "A tensor was not finite: loss 1.0 in step 2; first tensor 0.weight (grad_norm)"
+    first = "first tensors 0.weight, 0.bias, 1.weight and 1.bias (grad_norm)"
+    assert told == f"A tensor was not finite: loss 1.0 in step 2; {first}"
 
 
 def test_finite_elements_whose_norm_no_float64_holds_are_no_finding(tmp_path: Path) -> None:

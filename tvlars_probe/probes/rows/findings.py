@@ -38,16 +38,18 @@ def first_non_finite(
     Returns:
         step, loss, tensor and quantity. The tensor is the first one, in the order of the parameters, whose weights are
         not finite already; without such a one, the first whose gradient isn't. The quantity says which: weight_norm or
-        grad_norm. Both are None where no recorded norm shows a tensor.
+        grad_norm. Both are None where no recorded norm shows a tensor. Where several tensors went in that step, the
+        list ``tensors`` names all of them.
     """
     for index, row in enumerate(drained.rows):
         bad_loss = row.loss_told and not np.isfinite(losses[index])
         # In a step without norms the values are all NaN, and say nothing.
-        found = _first_tensor(drained.values[index], row.active) if row.recorded else None
-        if bad_loss or found:
-            tensor, quantity = (names[found[0]], found[1]) if found else (None, None)
+        tensors, quantity = _bad_tensors(drained.values[index], row.active) if row.recorded else ([], None)
+        if bad_loss or tensors:
+            bad = [names[i] for i in tensors]
             loss = float(losses[index]) if row.loss_told else None
-            return {"step": first_step + index, "loss": loss, "tensor": tensor, "quantity": quantity}
+            found = {"step": first_step + index, "loss": loss, "tensor": next(iter(bad), None), "quantity": quantity}
+            return found | ({"tensors": bad} if len(bad) > 1 else {})
     return None
 
 
@@ -72,10 +74,10 @@ def beyond_single(drained: Drained, first_step: int, names: Sequence[str]) -> st
     )
 
 
-def _first_tensor(values: NDArray[np.float64], active: NDArray[np.bool_]) -> tuple[int, str] | None:
+def _bad_tensors(values: NDArray[np.float64], active: NDArray[np.bool_]) -> tuple[list[int], str | None]:
     # Weights first: they are those before the update, and spoil the gradients of other tensors, not the reverse.
     for quantity in _NORMS:
         bad = np.flatnonzero(active & ~np.isfinite(values[COLUMNS.index(quantity)]))
         if len(bad):
-            return int(bad[0]), quantity
-    return None
+            return bad.tolist(), quantity
+    return [], None

@@ -1,0 +1,25 @@
+"""Lists of names in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def some_of(names: Sequence[str], *, most: int = 5, room: int = 60) -> str:
+    """The first names and the number of the others: "a", "a and b", "a, b, c, d, e and 2 more".
+
+    Args:
+        names: at least one.
+        most: how many are named.
+        room: how many characters the names may take; one is named, however long.
+    """
+    named = list(names[:most])
+    while len(named) > 1 and sum(map(len, named)) > room:
+        named.pop()
+    others = len(names) - len(named)
+    if not others and len(named) > 1:
+        return f"{', '.join(named[:-1])} and {named[-1]}"
+    return ", ".join(named) + (f" and {others:,} more" if others else "")
