@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from tests.charts.specs import data_sets, encodings
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.charts.binning import MOST_ROWS
 from tvlars_probe.charts.curves import accuracy_curves, loss_bins, loss_curves
-from tvlars_probe.charts.export import spec_of
+from tvlars_probe.charts.export import file_content, spec_of
 from tvlars_probe.charts.theme import number
 
 
@@ -40,6 +42,8 @@ def test_epochs_are_whole_numbers_from_one() -> None:
     assert [row["epoch"] for row in next(data_sets(spec))] == [1, 2, 3]
     axes = [definition["axis"] for channel, definition in encodings(spec) if channel == "x"]
     assert all(axis["tickMinStep"] == 1 for axis in axes)
+    svg = file_content(accuracy_curves([(lars("run"), frame)]), Path("chart.svg")).decode()
+    assert [text for text in re.findall(r">([^<]*)</text>", svg) if text in ("1", "2", "3")] == ["1", "2", "3"]
     assert frame["epoch"].tolist() == [0, 1, 2]
 
 

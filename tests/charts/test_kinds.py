@@ -187,3 +187,10 @@ def test_the_documentation_shows_every_kind_with_the_command_that_made_it() -> N
         assert f"-o {name}.png`" in text[command:].splitlines()[0]
         assert (docs / "images" / f"{name}.png").exists()
     assert sum(path.stat().st_size for path in (docs / "images").iterdir()) < 2_000_000
+
+
+def test_a_value_by_itself_stands_at_its_own_tick(trained: Callable[..., Path]) -> None:
+    run = source_of(trained("lars"))
+    accuracy = float(run.epochs(["test_acc1"])["test_acc1"].iloc[-1])
+    for name in ("comparison", "learning-rates"):
+        assert f">{accuracy:.4g}</text>" in file_content(draw(name, [run]), Path("chart.svg")).decode()

@@ -88,7 +88,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     x: dict[str, Any] = {
         "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
-        "axis": alt.Axis(tickCount=8),
+        "axis": alt.Axis(tickCount=8, format=".4~g"),
     }
     return alt.layer(
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q"),
@@ -135,7 +135,7 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     y: dict[str, Any] = {
         "title": _named(result.metric),
         "scale": alt.Scale(zero=False),
-        "axis": alt.Axis(tickCount=8),
+        "axis": alt.Axis(tickCount=8, format=".4~g"),
     }
     legend = theme.name_legend(kinds, SETTING_ROOM, columns=1)
     shapes = alt.Shape("setting:N", scale=alt.Scale(domain=kinds), title="setting", legend=legend)
@@ -291,7 +291,7 @@ def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart | alt.FacetChart:
     x: dict[str, Any] = {
         "title": "test accuracy (%): hollow without, filled with warm-up",
         "scale": alt.Scale(zero=False),
-        "axis": alt.Axis(tickCount=8),
+        "axis": alt.Axis(tickCount=8, format=".4~g"),
     }
     both = "isValid(datum.accuracy_without) && isValid(datum.accuracy_with)"
     rule = base.transform_filter(both).mark_rule(strokeWidth=1.5)

@@ -185,7 +185,7 @@ def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
         alt.Tooltip("test_acc1:Q", title="test accuracy (%)", format=".2f"),
     ]
     base = alt.Chart(inline(frame)).encode(
-        x=alt.X("epoch:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format=",d")),
+        x=alt.X("epoch:Q", scale=alt.Scale(nice=False, zero=False), axis=theme.whole_axis()),
         y=alt.Y("test_acc1:Q", title="test accuracy (%)", scale=alt.Scale(zero=False)),
         color=_colour(shown),
         detail=["run:N", "piece:N"],

@@ -176,7 +176,13 @@ def config(ink: str = "#222222") -> dict[str, Any]:
 
 def step_axis(field: str, scale: alt.Scale) -> alt.X:
     """An axis of steps, which are whole numbers."""
-    return alt.X(field, title="step", scale=scale, axis=alt.Axis(tickMinStep=1, format=",d"))
+    return alt.X(field, title="step", scale=scale, axis=whole_axis())
+
+
+def whole_axis() -> alt.Axis:
+    """An axis of whole numbers."""
+    # Vega takes the least step for a wish: over a short range it puts ticks at halves, too.
+    return alt.Axis(tickMinStep=1, format=",d", labelExpr="datum.value % 1 ? '' : datum.label")
 
 
 def log_axis(values: Iterable[float], **further: Any) -> alt.Axis:
