@@ -76,7 +76,8 @@ def test_a_title_names_where_the_spectrum_of_each_panel_ends() -> None:
 
 
 def test_of_two_measurements_of_a_step_the_last_is_drawn_alone() -> None:
-    first, second = density({0.0: 0.5, 7.0: 0.5}, 0.1), density({0.0: 0.5, 3.0: 0.5}, 0.1)
+    first = density({0.0: 0.5, 7.0: 0.5}, 0.1).assign(measurement_id="a", created_at=pd.Timestamp("2026-01-01"))
+    second = density({0.0: 0.5, 3.0: 0.5}, 0.1).assign(measurement_id="b", created_at=pd.Timestamp("2026-01-02"))
     shown, _ = drawn(measured(spectrum=pd.concat([first, second, density({0.0: 1.0}, 1.0, step=3)])))
     assert {*shown["step"]} == {9}
     assert {*shown["grid"].round(4)} <= {*second["grid"].round(4)}

@@ -37,7 +37,7 @@ def matrices(model: nn.Module, operator: str, rates: Rates) -> dict[str, Tensor]
 
     if operator == "effective":
         root = diagonal(dict(rates.rates)).sqrt()
-        decay = diagonal({name: torch.tensor(rates.decay[name]) for name in params})
+        decay = diagonal({name: torch.tensor(rates.decay[name], dtype=torch.float64) for name in params})
         dense = root[:, None] * (dense + torch.diag(decay)) * root
     if operator == "relative":
         norms = diagonal({name: p.detach().norm() for name, p in params.items()})

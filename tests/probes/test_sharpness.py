@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,11 +13,8 @@ from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.objective import Objective, supervised
 from tvlars_probe.curvature.operators import HessianOperator
 from tvlars_probe.curvature.scaling import effective
-from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError
-from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.probes.cadence import cadence
-from tvlars_probe.probes.sharpness import COLD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,48 +93,14 @@ def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> di
     return values
 
 
-FILTERS = {"weight_decay_filter": True, "lars_adaptation_filter": True}
-SLOWLY: dict[str, Any] = {
-    "lars": lambda params: tvlars_probe.LARS(params, 1.0, **FILTERS),
-    "adam": lambda params: torch.optim.Adam(params, 1e-3),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOWLY)
-def test_a_warm_start_takes_at_most_half_the_products(tmp_path: Path, name: str) -> None:
-    """And gives the same eigenvalues to its tolerance: the digits, the cnn, every ten steps."""
-    data = DataConfig(name="digits").load().train
-    torch.manual_seed(0)
-    model = ModelConfig(name="cnn").build(channels=1, num_classes=10)
-    sample = data.batch(torch.arange(256))
-    options = {"every": 10, "operators": ALL, "tol": 1e-3}
-    warm = tvlars_probe.SharpnessProbe(model, F.cross_entropy, sample, **options)
-    cold = Forgetful(model, F.cross_entropy, sample, **options)
-    trained = SLOWLY[name](model.parameters())
-    with tvlars_probe.record(model, trained, tmp_path / "run", detail="none", probes=[warm, cold]) as rec:
-        for step in range(300):
-            x, y = data.batch(torch.arange(len(data)).roll(512 * step)[:512])
-            loss = F.cross_entropy(model(x), y)
-            trained.zero_grad()
-            loss.backward()
-            trained.step()
-            rec.log(loss=loss, samples=len(x))
-    rows = tvlars_probe.open_run(tmp_path / "run").curvature()
-    for operator in ALL:
-        is_warm = (rows.step > 10) & (rows.step % (10 * COLD) != 0)
-        pairs = rows[(rows.operator == operator) & is_warm].groupby("step")
-        first, second = pairs.nth(0), pairs.nth(1)
-        assert np.abs(first.value.to_numpy() / second.value.to_numpy() - 1).mean() <= 2e-3
-        assert first.matvecs.median() <= 0.5 * second.matvecs.median()
-
-
-class Forgetful(tvlars_probe.SharpnessProbe):
-    """Starts cold each time."""
-
-    def measure(self, *args: Any) -> dict[str, list[Any]]:
-        self._vectors = {}
-        return super().measure(*args)
+def test_a_probe_goes_on_from_the_state_of_an_older_version() -> None:
+    """It held eigenvectors to start from, and before that nothing else."""
+    model = net()
+    for state in ({"vectors": {"hessian": torch.ones(3)}}, {"vectors": {}, "count": 3, "spent": 2.0, "elapsed": 9.0}):
+        one = probe(model, every=1)
+        one.load_state_dict(state)
+        assert one.state_dict()["spent"] == state.get("spent", 0.0)
+        assert one.measure(0, "train", None)["converged"] == [True, True]
 
 
 def test_a_resumed_probe_goes_on_at_its_steps(tmp_path: Path) -> None:
