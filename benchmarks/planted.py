@@ -30,7 +30,7 @@ from tvlars_probe import LAMB, LARS, TVLARS, sharpness
 from tvlars_probe.curvature.density import spectral_density
 from tvlars_probe.curvature.hutchpp import hutchpp
 from tvlars_probe.curvature.lanczos import lanczos
-from tvlars_probe.curvature.operators import DenseOperator
+from tvlars_probe.curvature.operators import DenseOperator, DiagonalOperator
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.models.backbones import ModelConfig
 
@@ -44,17 +44,6 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 SIZES = (30, 100, 300, 1000, 5000, 30_000)
 
 STARTS = ("random", "drifted", "overtaken", "unlucky")
-
-
-class Diagonal:
-    """A diagonal matrix, as an operator."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self.size, self.dtype, self.device = len(values), values.dtype, values.device
-
-    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.mul(self.values, v, out=out)
 
 
 def network_like(rng: np.random.Generator, size: int) -> Floats:
@@ -128,7 +117,7 @@ def planted(cases: int, seed: int) -> list[Figure]:
         typed = torch.from_numpy(values).to(dtype)
         given = start_of(start, rng, values)
         found = lanczos(
-            Diagonal(typed),
+            DiagonalOperator(typed),
             start=None if given is None else given.to(dtype),
             criterion="residual" if given is None else "kato-temple",
             seed=int(rng.integers(1 << 30)),

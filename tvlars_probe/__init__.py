@@ -13,14 +13,8 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.sharpness import sharpness
     from tvlars_probe.optimizers.description import describe
-    from tvlars_probe.optimizers.group_description import (
-        Decay,
-        GroupDescription,
-        Momentum,
-        Phi,
-        Preconditioner,
-        Scaling,
-    )
+    from tvlars_probe.optimizers.description_words import Decay, Momentum, Phi, Preconditioner, Scaling
+    from tvlars_probe.optimizers.group_description import GroupDescription
     from tvlars_probe.optimizers.lamb import LAMB
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.nlamb import NLAMB
@@ -37,9 +31,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "describe": "tvlars_probe.optimizers.description",
     **dict.fromkeys(
-        ("Decay", "GroupDescription", "Momentum", "Phi", "Preconditioner", "Scaling"),
-        "tvlars_probe.optimizers.group_description",
+        ("Decay", "Momentum", "Phi", "Preconditioner", "Scaling"), "tvlars_probe.optimizers.description_words"
     ),
+    "GroupDescription": "tvlars_probe.optimizers.group_description",
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
     "NLAMB": "tvlars_probe.optimizers.nlamb",

@@ -62,9 +62,15 @@ def in_batches(layout: str, size: int, dtype: torch.dtype = torch.float64) -> li
     return list(zip(sample(dtype=dtype)[0].split(size), LAYOUTS[layout].split(size), strict=True))
 
 
-def hold(model: nn.Module, loss: Loss, data: Any, **options: Any) -> None:
-    with Objective(model, supervised(loss), data, **options).held():
-        pass
+def hold(model: nn.Module, loss: Loss, data: Any, **options: Any) -> float:
+    """f of the data, once the loss has passed the test that it is a mean."""
+    return Objective(model, supervised(loss), data, **options).loss()
+
+
+@torch.no_grad()
+def plainly(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> float:
+    """The loss of the whole sample, without an objective."""
+    return loss(model.eval()(x), y).item()
 
 
 @pytest.mark.parametrize("size", [1, 6, 8, 16])
@@ -89,8 +95,10 @@ def test_what_is_no_mean_is_refused_in_bfloat16(name: str) -> None:
 @pytest.mark.parametrize("name", MEANS)
 def test_a_mean_is_never_refused(name: str, size: int, dtype: torch.dtype) -> None:
     for network_name in ("mlp", "residual block"):
-        model = network(network_name).to(dtype)
-        hold(model, MEANS[name], in_batches("sorted", size, dtype))
+        model, x = network(network_name).to(dtype), sample(dtype=dtype)[0]
+        expected = plainly(model, MEANS[name], x, LAYOUTS["sorted"])
+        found = hold(model, MEANS[name], in_batches("sorted", size, dtype))
+        assert found == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps, abs=4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("loss", ["sum", "class weights", "spread over samples"])
@@ -186,8 +194,8 @@ def test_the_test_costs_three_passes_over_the_sample_once(size: int) -> None:
     with objective.held():
         assert passed <= 3 * 96 + 50
     passed = 0
-    hold(network("mlp"), loss, (x, y))
-    assert passed == 0
+    with Objective(network("mlp"), supervised(loss), (x, y)).held():
+        assert passed == 0
 
 
 def test_a_loss_that_is_random_is_told_so() -> None:
@@ -222,7 +230,8 @@ def test_parameters_that_must_be_positive_are_no_obstacle() -> None:
                 raise ValueError(self.scale)
             return self.layer(x) / self.scale
 
-    hold(Scaled(), F.cross_entropy, in_batches("sorted", 8))
+    expected = plainly(Scaled(), F.cross_entropy, sample()[0], LAYOUTS["sorted"])
+    assert hold(Scaled(), F.cross_entropy, in_batches("sorted", 8)) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(UserError, match="isn't the mean"):
         hold(Scaled(), NO_MEANS["class weights"], in_batches("sorted", 8))
 
@@ -238,7 +247,9 @@ def test_a_model_of_low_precision_inside_is_no_obstacle() -> None:
                 return self.layers(x).float()
 
     torch.manual_seed(0)
-    hold(Autocast(), F.cross_entropy, in_batches("mixed", 8, torch.float32))
+    model, x = Autocast(), sample(dtype=torch.float32)[0]
+    expected = plainly(model, F.cross_entropy, x, LAYOUTS["mixed"])
+    assert hold(model, F.cross_entropy, in_batches("mixed", 8, torch.float32)) == pytest.approx(expected, rel=1e-2)
     with pytest.raises(UserError, match="isn't the mean"):
         hold(Autocast(), NO_MEANS["class weights"], in_batches("mixed", 8, torch.float32))
 
@@ -251,7 +262,7 @@ def test_losses_per_row_may_have_several_rows_per_sample() -> None:
 
     x, y = sample()[0], torch.arange(48) % 2
     data = list(zip(x.split(8), y.split(16), strict=True))
-    hold(network("mlp"), loss, data)
+    assert hold(network("mlp"), loss, data) == pytest.approx(plainly(network("mlp"), loss, x, y), rel=1e-12)
     with pytest.raises(UserError, match="isn't the mean"):
         hold(network("mlp"), lambda z, y: loss(z, y) * len(y), data)
     with pytest.raises(UserError, match="first dimensions 8 and 15"):
@@ -281,9 +292,11 @@ def test_a_loss_that_is_not_finite_is_still_told_as_such() -> None:
         tvlars_probe.sharpness(network("mlp"), F.cross_entropy, chunked(x * torch.nan, y, 12, 12))
 
 
-def test_train_mode_is_measured_whole_and_not_tested() -> None:
+def test_in_train_mode_a_sum_over_the_whole_sample_is_measured_as_it_is() -> None:
     model, (x, y) = network("residual block"), sample()
-    hold(model, NO_MEANS["sum"], [(x, y)], bn_mode="train")
+    found = hold(model, NO_MEANS["sum"], [(x, y)], bn_mode="train")
+    with torch.no_grad():
+        assert found == pytest.approx(NO_MEANS["sum"](model.train()(x), y).item(), rel=1e-12)
 
 
 def on_two_ranks(rank: int, world_size: int) -> list[str]:

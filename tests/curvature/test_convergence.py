@@ -9,18 +9,7 @@ from torch import Tensor
 
 from tvlars_probe.curvature.hidden import HiddenShares
 from tvlars_probe.curvature.lanczos import lanczos
-from tvlars_probe.curvature.operators import DenseOperator
-
-
-class Diagonal:
-    """A diagonal matrix, whose eigenvalues are known without computing anything."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self.size, self.dtype, self.device = len(values), values.dtype, values.device
-
-    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.mul(self.values, v, out=out)
+from tvlars_probe.curvature.operators import DenseOperator, DiagonalOperator
 
 
 def spectrum(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
@@ -58,7 +47,7 @@ def test_a_value_called_converged_is_no_further_off_than_told(kind: str, start: 
     for seed in range(12):
         values = spectrum(kind, rng, 400)
         found = lanczos(
-            Diagonal(torch.from_numpy(values)),
+            DiagonalOperator(torch.from_numpy(values)),
             start=start_of(start, rng, values),
             criterion="kato-temple" if seed % 2 else "residual",
             seed=seed,

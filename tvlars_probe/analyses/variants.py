@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.errors import UserError, unknown
-from tvlars_probe.optimizers.group_description import DENOMINATORS, EXCLUSIONS, GroupDescription
+from tvlars_probe.optimizers.description_words import DENOMINATORS, EXCLUSIONS
 from tvlars_probe.optimizers.group_entries import from_entry, registered_name
 from tvlars_probe.optimizers.registry import LAYERWISE, OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tvlars_probe.optimizers.group_description import GroupDescription
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,17 @@ class DenseOperator:
         return torch.mv(self.matrix, v, out=out)
 
 
+class DiagonalOperator:
+    """A diagonal matrix, of any size: its eigenvalues are known without computing anything."""
+
+    def __init__(self, diagonal: Tensor) -> None:
+        self.diagonal = diagonal
+        self.size, self.dtype, self.device = len(diagonal), diagonal.dtype, diagonal.device
+
+    def matvec(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(self.diagonal, v, out=out)
+
+
 def dense(operator: Operator, report: Callable[[int], None] = lambda _: None) -> Tensor:
     """The n × n matrix of a small operator, by n products, in float64 on the CPU: as symmetric as the products are.
 

@@ -10,13 +10,8 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.optimizers.group_description import (
-    NORM_CAP,
-    GroupDescription,
-    Momentum,
-    Preconditioner,
-    Scaling,
-)
+from tvlars_probe.optimizers.description_words import NORM_CAP, Momentum, Preconditioner, Scaling
+from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.rules import adam, decay, heavy_ball, number
 
 if TYPE_CHECKING:

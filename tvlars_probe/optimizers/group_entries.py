@@ -18,7 +18,7 @@ from tvlars_probe.optimizers.rules import TORCH, number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tvlars_probe.optimizers.group_description import Momentum
+    from tvlars_probe.optimizers.description_words import Momentum
 
 _VARIANT = (
     "denominator", "exclusion", "trust_clip", "adam", "weight_decay_filter", "lars_adaptation_filter",

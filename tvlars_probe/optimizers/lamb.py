@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tvlars_probe.optimizers.group_description import NORM_CAP
+from tvlars_probe.optimizers.description_words import NORM_CAP
 from tvlars_probe.optimizers.kernels import (
     add_decay,
     decayed_direction,

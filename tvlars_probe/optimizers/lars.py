@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tvlars_probe.optimizers.group_description import DENOMINATORS, EXCLUSIONS
+from tvlars_probe.optimizers.description_words import DENOMINATORS, EXCLUSIONS
 from tvlars_probe.optimizers.kernels import add_decay, decayed_direction, descend, fused_sgd, scale_each, where_adapted
 from tvlars_probe.optimizers.layerwise import NAN, LayerwiseOptimizer, as_float, require
 from tvlars_probe.reductions import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch.optim.optimizer import ParamsT
 
-    from tvlars_probe.optimizers.group_description import Denominator, Exclusion
+    from tvlars_probe.optimizers.description_words import Denominator, Exclusion
 
 # The fused kernel takes 1 − q, whose rounding error of 6e-17 is below 1e-9 of q down to this q.
 _SMALLEST_FUSED_RATIO = 1e-7

@@ -11,15 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import UserError, unknown
-from tvlars_probe.optimizers.group_description import (
-    NORM_CAP,
-    Decay,
-    GroupDescription,
-    Momentum,
-    Phi,
-    Preconditioner,
-    Scaling,
-)
+from tvlars_probe.optimizers.description_words import NORM_CAP, Decay, Momentum, Phi, Preconditioner, Scaling
+from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.rules import TORCH, decay, heavy_ball, number, number_or_none
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.optimizers.group_description import Decay, GroupDescription, Momentum, Preconditioner, Scaling
+from tvlars_probe.optimizers.description_words import Decay, Momentum, Preconditioner, Scaling
+from tvlars_probe.optimizers.group_description import GroupDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.optimizers.group_description import NORM_CAP
+from tvlars_probe.optimizers.description_words import NORM_CAP
 from tvlars_probe.optimizers.lars import LARS
 from tvlars_probe.optimizers.layerwise import require
 from tvlars_probe.optimizers.phi import phi
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
 
-    from tvlars_probe.optimizers.group_description import Denominator, Exclusion
+    from tvlars_probe.optimizers.description_words import Denominator, Exclusion
 
 
 class TVLARS(LARS):
