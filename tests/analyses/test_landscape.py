@@ -101,12 +101,28 @@ def width_of(alpha: Any, loss: Any) -> Any:
 
 COARSE = [-5e4, 0.0, 5e4]
 UNTOLD: dict[str, tuple[list[float], list[float], str]] = {
-    "far above the level": (COARSE, [1e20, 0.1, 1e20], "between α = 0 and −5e+04, and between α = 0 and 5e+04"),
-    "not finite": (COARSE, [np.inf, 0.1, np.nan], "between α = 0 and −5e+04, where it isn't finite, and between α = 0"),
-    "one side too coarse": ([-0.2, -0.1, 0.0, 9.0], [3.0, 0.2, 0.1, 8.0], "at α = −0.13, and between α = 0 and 9"),
+    "far above the level": (
+        COARSE,
+        [1e20, 0.1, 1e20],
+        "between α = 0 and −5e+04, and it rises so far between α = 0 and",
+    ),
+    "not finite": (COARSE, [np.inf, 0.1, np.nan], "between α = 0 and −5e+04, where it isn't finite, and it rises"),
+    "one side too coarse": (
+        [-0.2, -0.1, 0.0, 9.0],
+        [3.0, 0.2, 0.1, 8.0],
+        "at α = −0.13, and it rises so far between α = 0 and 9; take more",
+    ),
     "not finite after fine points": ([-2.0, -1.0, 0.0, 1.0, 2.0], [9.0, 0.2, 0.1, 0.2, np.inf], "between α = 1 and 2"),
-    "a side without points": ([0.0, 1.0, 2.0], [0.1, 0.2, 9.0], "unseen below α = 0, and at α = 1.1"),
-    "an end far beyond the last low point": ([-2.0, 0.0, 1.0, 9.0], [0.2, 0.1, 0.2, 9.0], "not up to α = −2, and betw"),
+    "a side without points": (
+        [0.0, 1.0, 2.0],
+        [0.1, 0.2, 9.0],
+        "1: no point lies below α = 0, and it rises so far at α = 1.1",
+    ),
+    "an end far beyond the last low point": (
+        [-2.0, 0.0, 1.0, 9.0],
+        [0.2, 0.1, 0.2, 9.0],
+        "it doesn't up to α = −2, and it rises so far betw",
+    ),
 }
 
 

@@ -226,7 +226,7 @@ def test_runs_measured_in_another_batch_norm_mode_or_on_other_data_are_left_out_
         "tested (BatchNorm mode train on test data)",
     )
     assert found.verdict.reason == f"{alone.verdict.reason} Left out, measured otherwise: 2 of 13 runs, " + (
-        ", ".join(found.left_out) + "."
+        " and ".join(found.left_out) + "."
     )
     pd.testing.assert_frame_equal(found.table, alone.table)
     assert found.runs["run"].tolist() == ["unmeasured", *(f"r{i}" for i in range(10))]

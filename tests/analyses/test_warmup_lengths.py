@@ -46,9 +46,9 @@ def test_a_rate_that_still_rises_at_the_end_has_no_length() -> None:
     assert (of_run, last) == (None, 55)
 
 
-def test_without_recorded_layers_there_is_no_warm_up() -> None:
+def test_without_recorded_layers_no_warm_up_is_told() -> None:
     grid = LayerGrid(np.arange(0), ("a",), {"lr": np.empty((0, 1))})
     courses = rate_courses(grid, RunFacts(name="made"))
     found = WarmupLengths.of(grid.steps, pd.DataFrame({"step": np.arange(3), "lr": 1.0}), courses)
     assert np.isnan(found.lengths).all()
-    assert found.of_run(grid.steps, courses, EARLY) == (0, EARLY - 1)
+    assert found.of_run(grid.steps, courses, EARLY) == (None, EARLY - 1)

@@ -1,7 +1,7 @@
 """An optimizer made of nothing but its description: what the words of a `GroupDescription` say, in float64.
 
-Written from the docstrings of `tvlars_probe.optimizers.group_description` alone: it shares no arithmetic with the
-package.
+Written from the docstrings of `tvlars_probe.optimizers.description_words` and `group_description` alone: it shares no
+arithmetic with the package.
 """
 
 from __future__ import annotations

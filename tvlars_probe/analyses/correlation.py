@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tvlars_probe.analyses.intervals import rank_correlation
-from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict, counted
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.wording import counted, some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +40,6 @@ LIKELY = 0.05
 
 Where many runs are tied, as seven without a gap and one with, the bootstrap's interval leaves out zero all the same.
 """
-
-_MOST_NAMED = 4
-"""How many of the runs left out a verdict names."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def correlate(
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     verdict = _verdict(table, least_runs)
     if left_out:
-        named = ", ".join(left_out[:_MOST_NAMED]) + (", ..." if len(left_out) > _MOST_NAMED else "")
+        named = some_of(left_out, most=4, room=400)
         reason = f"{verdict.reason} Left out, measured otherwise: {len(left_out)} of {len(results)} runs, {named}."
         verdict = dataclasses.replace(verdict, reason=reason)
     bn_mode, split = mode or (None, None)

@@ -20,7 +20,7 @@ class Course:
 
     Attributes:
         harmed: whether the loss was harmed in a recorded step, or before the next one, (T,); empty for never.
-        until: number of the first recorded steps after which the loss is harmed for good; None if it isn't.
+        until: how many recorded steps come before the loss is harmed for good; None if it isn't.
     """
 
     harmed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))

@@ -48,15 +48,15 @@ def over_draws(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         a row per figure, in order of time. ``value`` is the mean, ``error`` the largest of the draws' own errors
         (residual, or standard error of a trace), ``converged`` whether all have; products and seconds are added up. The
-        columns `ADDED`: ``draws``, their number (1 without draws); ``standard_error`` of the mean; ``deviation``, the
+        columns `ADDED`: ``draws``, the number of them that are finite (1 without draws); ``standard_error`` of the mean; ``deviation``, the
         standard deviation of a single draw; ``low`` and ``high``, the ends of the mean's 95 % interval;
-        ``not_converged``, the number of draws; ``sample``, which names the samples. Without draws there is neither
-        error nor interval of a mean.
+        ``not_converged``, the number of draws; ``sample``, which names the samples. Without draws there is no
+        error of a mean, and a figure keeps the interval that it has of its own.
     """
     rows = _in_order_of_time(rows, COLUMNS)
     # Null where it isn't told, and an older row doesn't tell it: such rows aren't "not converged".
     not_converged = (rows["converged"] == False).astype(int)  # noqa: E712
-    nothing = dict.fromkeys(("standard_error", "deviation", "low", "high"), np.nan)
+    nothing = {name: np.nan for name in ("standard_error", "deviation", "low", "high") if name not in rows}
     sample = rows["sample_id"].astype(object).fillna("")
     rows = rows.assign(draws=1, **nothing, not_converged=not_converged, sample=sample)
     drawn = rows[rows["draw"].notna()]
@@ -115,7 +115,7 @@ def _mean_row(group: pd.DataFrame) -> pd.Series[Any]:
     told = group["converged"].dropna()
     row["value"], row["error"] = mean.value, group["error"].max()
     row["converged"] = bool(told.all()) if len(told) else None
-    row["draws"], row["not_converged"] = len(group), int(group["not_converged"].sum())
+    row["draws"], row["not_converged"] = mean.count, int(group["not_converged"].sum())
     row["standard_error"], row["deviation"] = mean.standard_error, mean.deviation
     row["low"], row["high"] = mean.value - mean.half_width, mean.value + mean.half_width
     row["sample"] = " ".join(sorted(map(str, group["sample_id"])))
@@ -124,6 +124,8 @@ def _mean_row(group: pd.DataFrame) -> pd.Series[Any]:
             row[name] = group[name].sum()
     if "loss" in group:
         row["loss"] = group["loss"].mean()
+    if "check" in group:
+        row["check"] = ", ".join(dict.fromkeys(group["check"].dropna().astype(str))) or None
     return row
 
 

@@ -51,6 +51,9 @@ class Mean:
         return cls(float(np.mean(finite)), half, len(finite), float(np.std(finite, ddof=1)))
 
 
+MOST_ORDERS = 5040
+"""Up to so many orders of the pairs are all counted, those of seven; of more, a sample."""
+
 FEWEST = 8
 """Fewest pairs for which a bootstrap interval is given.
 
@@ -102,7 +105,7 @@ def rank_correlation(
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
     n = len(pairs)
     if n < 3:  # two pairs always lie in order or in reverse
-        return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, "two pairs always lie in order or in reverse")
+        return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, f"{n} runs are too few (at least 3)")
     ranks = stats.rankdata(pairs, axis=0)
     rho = float(_pearson(ranks[None])[0])
     if math.isnan(rho):
@@ -124,7 +127,7 @@ def rank_correlation(
 def _chance(ranks: NDArray[np.float64], size: float, resamples: int, rng: np.random.Generator) -> float:
     """Share of all orders of the second column in which the correlation of the ranks is at least ``size``."""
     n = len(ranks)
-    every = n < FEWEST  # at most 5,040 orders
+    every = math.factorial(n) <= MOST_ORDERS
     orders = (
         np.array([*itertools.permutations(range(n))])
         if every

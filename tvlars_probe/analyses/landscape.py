@@ -141,14 +141,14 @@ class _Side:
     def in_words(self) -> str:
         """Where the loss reaches the level, as far as the points tell."""
         if self.at is not None:
-            return f"at α = {self.sign}{self.at:.2g}"
+            return f"it rises so far at α = {self.sign}{self.at:.2g}"
         if self.most is not None:
             first = f"{self.sign}{self.least:.3g}" if self.least else "0"
             how = "" if self.is_finite else ", where it isn't finite"
-            return f"between α = {first} and {self.sign}{self.most:.3g}{how}"
+            return f"it rises so far between α = {first} and {self.sign}{self.most:.3g}{how}"
         if not self.least:
-            return f"unseen {'below' if self.sign else 'above'} α = 0"
-        return f"not up to α = {self.sign}{self.least:.3g}"
+            return f"no point lies {'below' if self.sign else 'above'} α = 0"
+        return f"it doesn't up to α = {self.sign}{self.least:.3g}"
 
 
 def _width(line: pd.DataFrame, rise: float) -> Verdict:
@@ -201,8 +201,9 @@ def _answer(left: _Side, right: _Side, rise: float) -> tuple[str, str]:
             f"slice's end at α = {end.sign}{end.least:.3g}: width above {least:.3g}"
         )
         return f"above {least:.3g}", reason
-    where = f"{left.in_words}, and {right.in_words}"
-    reason = f"No width: the loss rises by {rise:g} {where}; take more --points, or a smaller --span"
+    reason = f"No width for a rise of the loss by {rise:g}: {left.in_words}, and {right.in_words}"
+    if any(side.most is not None and side.at is None for side in sides):
+        reason += "; take more --points, or a smaller --span"
     return f"above {least:.3g}" if least > 0 else CANT_TELL, reason
 
 

@@ -22,7 +22,7 @@ def spans(steps: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def settled_from(steps: NDArray[np.int64], share: float) -> int:
-    """The first of the recorded steps that lie behind this share of the updates that they span; 0 where there are none.
+    """The row of the recorded step in whose span this share of the updates ends; 0 where there are no steps.
 
     By updates, not by rows: a run may have been recorded more densely in one part than in another.
     """

@@ -66,11 +66,6 @@ CANT_TELL = "can't tell"
 """The answer where a trace doesn't hold one."""
 
 
-def counted(count: int, what: str) -> str:
-    """A count with its noun: "1 run", "2,000 runs"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def plain(value: Any) -> Any:
     """A result as values that JSON knows: frames become lists of rows; NaN and infinities become null."""
     if isinstance(value, pd.DataFrame):

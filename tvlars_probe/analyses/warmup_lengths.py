@@ -61,13 +61,14 @@ class WarmupLengths:
     def of_run(self, recorded: NDArray[np.int64], courses: RateCourses, early: int) -> tuple[int | None, int]:
         """Length of the warm-up, that of the group that takes longest, and the last step that counts as early.
 
-        The length is None where the rate of a group doesn't reach its peak. Groups without a rate, and those that join
-        only after the first ``early`` updates, tell nothing of the run's beginning and are passed over.
+        The length is None where no layers are on record, or where the rate of a group doesn't reach its peak. Groups
+        without a rate, and those that join only after the first ``early`` updates, tell nothing of the run's beginning
+        and are passed over.
         """
         counted = (courses.peaks > 0) & (self.begins < self.first + early)
         lengths, row = self.lengths[counted], int(courses.reached[counted].max(initial=0))
         last = max(self.first + early - 1, int(recorded[row - 1]) if row else 0)
-        if row and row == len(recorded):
+        if row == len(recorded):
             return None, last
         end = int((self.begins[counted] + lengths).max(initial=0))
         return int(lengths.max(initial=0)), max(last, end - 1)

@@ -1,4 +1,4 @@
-"""Lists of names in sentences."""
+"""Counts and lists of names in sentences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: "1 run", "2,000 runs"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def some_of(names: Sequence[str], *, most: int = 5, room: int = 60) -> str:

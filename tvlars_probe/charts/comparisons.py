@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.verdict import counted
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_BARS, MOST_ROWS, inline
 from tvlars_probe.charts.limits import Limits
@@ -109,10 +109,7 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     named = _plainly(result.metric)
     told, bad = rates[np.isfinite(rates["mean"].astype(float))], rates[rates["diverged"] > 0]
     if not len(told):
-        raise NothingToShowError(
-            f"no run has a {_plainly(result.metric)} and a peak learning rate above zero on record"
-        )
-    named = _plainly(result.metric)
+        raise NothingToShowError(f"no run has a {named} and a peak learning rate above zero on record")
     seen = f"{named[:1].upper()}{named[1:]} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
     kinds = list(dict.fromkeys(rates["setting"]))

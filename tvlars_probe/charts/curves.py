@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.verdict import counted
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, pieces, thinned
 from tvlars_probe.charts.limits import Limits, edge_marks, edge_words
@@ -82,7 +82,7 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.FacetChart:
     frame = frame.assign(**{name: limits.drawn(frame[column]) for name, column in drawn.items()})
     above = frame[np.isfinite(frame["high"]) & (frame["high"] > limits.high)]
     below = frame[frame["low"] < limits.low]
-    what = ["median and range of each bin", *edge_words(above, below)]
+    what = ["median and range of each bin", *edge_words(above, below, is_log=limits.is_log)]
     heading = theme.title(_loss_title(frame, ends), _subtitle(shown, "; ".join(what)))
     x = theme.step_axis("step:Q", alt.Scale(nice=False))
     scale = alt.Scale(type="log" if limits.is_log else "linear", domain=[limits.low, limits.high], nice=True)

@@ -64,14 +64,6 @@ def _lowest_hump(grid: NDArray[np.float64], density: NDArray[np.float64]) -> flo
     return float(height[real].min())
 
 
-def last_drawn(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is `drawn` of the last density among the rows of one run and operator, which are in order of recording."""
-    last = rows[rows["step"] == rows["step"].max()]
-    # The grid of each measurement ascends: where it falls back, another one begins.
-    begins = np.flatnonzero(np.diff(last["grid"].to_numpy(float)) <= 0) + 1
-    return drawn(last.iloc[begins[-1] :] if len(begins) else last)
-
-
 def within_reach(frame: pd.DataFrame, astray: Set[str]) -> tuple[pd.DataFrame, list[str]]:
     """Cut the densities of runs that diverged off where they would squeeze all others to a line.
 

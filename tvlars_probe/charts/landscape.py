@@ -55,7 +55,7 @@ def landscape_line(result: Landscape) -> alt.LayerChart | alt.FacetChart:
     line = base.mark_line(color=colour, strokeWidth=1.8, clip=True).encode(x=x, y=y)
     points = base.mark_point(color=colour, filled=True, size=26, clip=True).encode(x=x, y=y, tooltip=_TIPS)
     layers = [line, points, *edge_marks(above, below, _HEIGHT, x, alt.value(colour), _TIPS)]
-    words = edge_words(above, below)
+    words = edge_words(above, below, is_log=limits.is_log)
     if len(lost):
         cross = alt.Chart(inline(lost)).mark_point(shape="cross", angle=45, filled=True, size=90, opacity=1)
         layers.append(cross.encode(x=x, y=alt.value(0), color=alt.value(colour), tooltip=_TIPS))

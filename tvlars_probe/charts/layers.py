@@ -9,8 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.verdict import counted
-from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import (
     MOST_CELLS,

@@ -92,9 +92,9 @@ def _reach(told: NDArray[np.float64], *, is_log: bool) -> tuple[float, float]:
     return low - FAR_APART * width, high + FAR_APART * width
 
 
-def edge_words(above: Sized, below: Sized) -> list[str]:
+def edge_words(above: Sized, below: Sized, *, is_log: bool = True) -> list[str]:
     """What a subtitle says of the marks at the upper and at the lower edge, as far as there are any."""
-    words = (("▲ beyond the axis", above), ("▼ zero or below the axis", below))
+    words = (("▲ beyond the axis", above), ("▼ zero or below the axis" if is_log else "▼ below the axis", below))
     return [text for text, rows in words if len(rows)]
 
 

@@ -43,12 +43,15 @@ def shortened(names: Iterable[str], width: float, measure: Callable[[str], float
     ends: dict[str, dict[str, _Words]] = {}
     for name, parts in words.items():
         ends.setdefault(parts[-1] if parts else "", {})[name] = parts, frozenset(parts)
+    # Of all names that end alike, how many have a word: counted once, not for each of the names.
+    common = {end: Counter(word for _, those in alike.values() for word in those) for end, alike in ends.items()}
     labels = {}
     for name, parts in words.items():
         if measure(name) <= width:
             labels[name] = name
             continue
-        kept = _telling(parts, [other for key, other in ends[parts[-1]].items() if key != name])
+        alike = ends[parts[-1]]
+        kept = _telling(parts, [other for key, other in alike.items() if key != name], common[parts[-1]])
         for place in reversed(range(len(parts))):
             # Words join a stretch that is kept already, from its right to its left: the end of the name first.
             if place not in kept and place + 1 in kept and measure(_label(parts, kept | {place})) <= width:
@@ -64,19 +67,24 @@ def shortened(names: Iterable[str], width: float, measure: Callable[[str], float
         labels |= {name: name for name in repeated}
 
 
-def _telling(parts: Sequence[str], others: Sequence[_Words]) -> Set[int]:
+def _telling(parts: Sequence[str], others: Sequence[_Words], common: Counter[str]) -> Set[int]:
     """Places of a name's last word and of the words that tell it from all others, as few as can easily be found.
 
     Args:
         parts: the name's words.
         others: the words of the other names that end in the same one.
+        common: by word, how many of all these names have it, this one among them.
     """
     kept = frozenset({len(parts) - 1})
-    left = [other for other in others if _could_be(parts, kept, other[0])]
+    # An ellipsis and the last word can be any of the others, unless that word is all of it.
+    left = [other for other in others if len(other[0]) > 1] if len(parts) > 1 else []
     while left:
         free = [place for place in range(len(parts)) if place not in kept]
         # A word that many others lack tells the most of them apart. Of equal ones the last stands next to the end.
-        lacking = {place: sum(parts[place] not in those for _, those in left) for place in free}
+        if len(kept) == 1:
+            lacking = {place: len(others) + 1 - common[parts[place]] for place in free}
+        else:
+            lacking = {place: sum(parts[place] not in those for _, those in left) for place in free}
         best = max(free, key=lambda place: (lacking[place], place))
         if not lacking[best]:
             # The others have all these words, in another order, or more of them.

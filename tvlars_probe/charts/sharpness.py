@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.draws import sample_text
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.charts import densities, theme
 from tvlars_probe.charts.binning import MOST_BARS, inline, thinned
 from tvlars_probe.charts.limits import edge_words, within_axes
-from tvlars_probe.charts.runs_apart import run_dash
+from tvlars_probe.charts.runs_apart import labels, run_dash
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     layers, on = [line, points], _on(frame)
     if has_draws:
         on += " (bars: 95 % of the mean)"
-        bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2, clip=True)
+        bars = base.transform_filter("isValid(datum.low) && datum.edge === ''").mark_rule(strokeWidth=1.2, clip=True)
         layers.insert(1, bars.encode(y=alt.Y("bar:Q"), y2="high:Q"))
     layers += [
         base.transform_filter(f"datum.edge === '{edge}'")
@@ -135,7 +136,9 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
     shown, frames = [], []
     for r in results:
         rows = r.spectrum[(r.spectrum["bn_mode"] == mode[0]) & (r.spectrum["split"] == mode[1])]
-        curves = [densities.last_drawn(own) for _, own in rows.groupby("operator", sort=False)]
+        curves = [
+            densities.drawn(own[own["step"] == own["step"].max()]) for _, own in rows.groupby("operator", sort=False)
+        ]
         if any(map(len, curves)):
             shown.append(r)
         frames += [_labelled(r, curve) for curve in curves if len(curve)]
@@ -245,7 +248,9 @@ def _with_bars(frame: pd.DataFrame) -> pd.DataFrame:
     An interval from few draws may reach to zero or below, where a logarithmic scale has no place: its bar ends at the
     lowest point of its panel.
     """
-    ends = frame[["value", "low"]].where(frame[["value", "low"]] > 0)
+    # A mean beyond its panel has a mark at the edge and no bar: its interval is no part of the panel either.
+    shown = frame[["value", "low"]].where(frame["edge"] == "")
+    ends = shown.where(shown > 0)
     lowest = ends.min(axis=1).groupby(frame["operator"]).transform("min")
     return frame.assign(bar=frame["low"].where(~(frame["low"] <= 0), lowest))
 
@@ -259,7 +264,7 @@ def _on(rows: pd.DataFrame) -> str:
 
 def _labelled(r: Minimizer, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows, with the columns by which charts tell runs apart."""
-    return frame.assign(run=r.facts.name, optimizer=r.facts.optimizer or "other", schedule=r.facts.schedule or "none")
+    return frame.assign(**labels(r.facts))
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -299,5 +304,4 @@ def _subtitle(
     of = f"{who}; loss on {split} data, {on}, BatchNorm mode {bn_mode}"
     if not left_out:
         return of
-    names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
-    return f"{of}; left out, as measured in another mode: {names}"
+    return f"{of}; left out, as measured in another mode: {some_of(left_out, most=3)}"

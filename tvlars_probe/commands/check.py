@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.text import say
 
@@ -52,7 +53,6 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
 
 def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> None:
     """Print what was set aside and where it is now, what is wrong, and what a reader should know."""
-    from tvlars_probe.analyses.verdict import counted
 
     for path in moved:
         say(f"Set aside: {path}")

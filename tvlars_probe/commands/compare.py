@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -46,7 +47,6 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
 
 def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
-    from tvlars_probe.analyses.verdict import counted
 
     print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
     if result.chosen_on == result.metric:

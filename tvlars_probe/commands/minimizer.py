@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvlars_probe.analyses.headings import CORRELATION, SAMPLES
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.minimizer import Minimizer
 
 _SUMMARY = {
-    "operator": "sharpness", "measurements": "measured", "start": "start", "early_peak": "early peak",
+    "operator": "sharpness", "measurements": "measurements", "start": "start", "early_peak": "early peak",
     "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
-    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured",
+    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured on",
 }  # fmt: skip
 """Headings of the table with a row per operator."""
 
@@ -91,11 +92,11 @@ def _print_samples(console: Console, result: Minimizer) -> None:
     if len(curves):
         console.print(f"Sharpness: {result.on}")
     if (curves["draws"] == 1).any():
-        console.print("How far other samples of that size differ tells tvlars-probe sharpness --draws")
+        console.print("tvlars-probe sharpness --draws tells how far other samples of that size differ")
     if (result.samples["draws"] > 1).any():
         console.print("A mean over samples of one size isn't the sharpness of all the data")
     for row in curves[curves["repeated"] > 0].itertuples():
-        steps = f"{row.repeated} {'step' if row.repeated == 1 else 'steps'}"
+        steps = counted(int(row.repeated), "step")  # type: ignore[arg-type]
         console.print(f"Measured more than once: {row.operator} at {steps}, where the latest figure is taken")
     if len(result.samples) > len(curves) or (curves["draws"] > 1).any():
         # What is one value in all rows goes without saying.
@@ -108,7 +109,6 @@ def _print_samples(console: Console, result: Minimizer) -> None:
 
 def render_runs(console: Console, over: SharpnessCorrelation) -> None:
     """Print the answer over several runs, and their figures."""
-    from tvlars_probe.analyses.verdict import counted
 
     print_verdict(console, over.verdict, title=counted(len(over.runs), "run"))
     if over.bn_mode is not None:

@@ -116,7 +116,7 @@ def _json_value(name: str, value: Any) -> Any:
 
 _OF_MEANS = (
     "step", "phase", "measurement_id", "operator", "scope", "scope_kind", "rank", "value", "standard_error", "low",
-    "high", "deviation", "draws", "error", "not_converged", "samples", "loss", "split", "bn_mode", "engine",
+    "high", "deviation", "draws", "error", "not_converged", "check", "samples", "loss", "split", "bn_mode", "engine",
     "precision", "epsilon", "dimensions", "limit",
 )  # fmt: skip
 """What JSON tells of a mean over draws."""
@@ -188,6 +188,8 @@ _LIMIT: _Cells = {
 _CHECKS = {"None": "", "nan": "", "not cross-checked": "none"}
 """How an outcome of the products' check is shown; others as they are."""
 
+_CHECK: _Cells = {"cross-check": lambda row: _CHECKS.get(text := str(row["check"]), text)}
+
 _OF_ONE_SAMPLE: _Cells = {
     **_WHERE,
     "value": lambda row: f"{row['value']:.6g}",
@@ -195,7 +197,7 @@ _OF_ONE_SAMPLE: _Cells = {
     "95 % from": lambda row: "" if _is_null(row["low"]) else f"{row['low']:.4g}",
     "to": lambda row: "" if _is_null(row["high"]) else f"{row['high']:.4g}",
     "converged": lambda row: {True: "yes", False: "no"}.get(row["converged"], ""),
-    "cross-check": lambda row: _CHECKS.get(text := str(row["check"]), text),
+    **_CHECK,
     **_LIMIT,
 }
 
@@ -211,6 +213,7 @@ _OF_DRAWS: _Cells = {
     "converged": lambda row: (
         "" if row["converged"] is None else f"{row['draws'] - row['not_converged']} of {row['draws']}"
     ),
+    **_CHECK,
     **_LIMIT,
 }
 

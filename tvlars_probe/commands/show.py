@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.commands.options import Command, FilePath, option
 
 if TYPE_CHECKING:
@@ -174,7 +174,6 @@ def _figure(name: str, value: Any) -> str:
 
 def describe_group(group: dict[str, Any]) -> str:
     """A parameter group in one line."""
-    from tvlars_probe.analyses.verdict import counted
 
     momentum = group.get("momentum") or {}
     held = group.get("parameters")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.options import Command, FilePath, Option, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
@@ -72,7 +73,6 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     several values are its axes (--opt lars tvlars --lr 1 2 3 --seeds 0 1 2); those given here replace the file's.
     Finished runs are skipped, failed ones tried again.
     """
-    from tvlars_probe.analyses.verdict import counted
 
     plan = LaunchPlan(**{name: values.pop(name) for name in LaunchPlan.__dataclass_fields__})
     chosen = (read_grid(grid) if grid else Grid()) | given(values)

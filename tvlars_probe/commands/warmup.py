@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses import headings
-from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 
@@ -96,7 +96,6 @@ def render(console: Console, result: Warmup) -> None:
 
 def _lines(result: Warmup) -> list[str]:
     """The lines below the verdict: the recorded warm-up, the suggested one, and the size of a full-rate step."""
-    from tvlars_probe.analyses.verdict import counted
 
     lines = []
     if result.warmup_steps is not None:
@@ -116,7 +115,6 @@ def _lines(result: Warmup) -> list[str]:
 
 def render_pairs(console: Console, pairs: WarmupPairs) -> None:
     """Print the answer over pairs of runs, and each run's own."""
-    from tvlars_probe.analyses.verdict import counted
 
     print_verdict(console, pairs.verdict, title=counted(len(pairs.runs), "run"))
     console.print()

@@ -288,9 +288,9 @@ RUNS = {
 """Headings of the table of runs."""
 
 SUMMARY = {
-    "operator": "sharpness", "measurements": "measured", "early_peak": "early peak", "peak_step": "at step",
+    "operator": "sharpness", "measurements": "measurements", "early_peak": "early peak", "peak_step": "at step",
     "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held", "state": "state",
-    "on": "measured",
+    "on": "measured on",
 }  # fmt: skip
 """Headings of a run's table of sharpness."""
 

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.analyses.verdict import counted
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts.export import TOOLTIP, script_text, vega_lite_version
 from tvlars_probe.charts.names import shortened
 from tvlars_probe.report.definitions import DEFINITIONS
