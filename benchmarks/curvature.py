@@ -139,7 +139,7 @@ OURS, BY_VALUE, PYHESSIAN = "tvlars-probe", "tvlars-probe, by value", "PyHessian
 
 PROGRAMS: dict[str, Callable[[nn.Module, Tensor, Tensor, int, int], Found]] = {
     OURS: ours,
-    BY_VALUE: partial(ours, criterion="kato-temple"),  # to an estimated error of the value, as the probe in training
+    BY_VALUE: partial(ours, criterion="kato-temple"),  # to an estimated error of the value
     PYHESSIAN: by_pyhessian,
     "hessian-eigenthings": by_eigenthings,
     "curvlinops + eigsh": by_curvlinops,

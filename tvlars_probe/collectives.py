@@ -165,7 +165,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        # A sum is linear. It enters the graph of the first backward pass, which may follow.
+        # The derivative of a sum is the sum of the tangents. By apply, so that a backward pass may follow.
         return _AllReduceSum.apply(tangent, ctx.group)  # type: ignore[no-any-return]
 
 

@@ -186,25 +186,30 @@ def multi_tensor_norms(tensors: Tensors) -> Tensor:
     """‖t‖₂ of every tensor as one vector on their device, by a multi-tensor kernel, without waiting for the device."""
     dtype = accumulation_dtype(tensors[0].device)
     highest, _ = _SCALES[dtype]
-    norms = list(torch._foreach_norm(tensors, 2, dtype=dtype))
-    for i, t in enumerate(tensors):
-        if torch.finfo(t.dtype).max > highest and t.numel():
-            norms[i] = _scaled_norm(t, dtype)
-    return _gathered(norms, tensors[0].device)
+    is_wide = [torch.finfo(t.dtype).max > highest and t.numel() > 0 for t in tensors]
+    plain = [t for t, wide in zip(tensors, is_wide, strict=True) if not wide]
+    wide = [t for t, wide in zip(tensors, is_wide, strict=True) if wide]
+    of_plain = iter(torch._foreach_norm(plain, 2, dtype=dtype) if plain else ())
+    of_wide = iter(_scaled_norms(wide, dtype) if wide else ())
+    return _gathered([next(of_wide if wide else of_plain) for wide in is_wide], tensors[0].device)
 
 
-def _scaled_norm(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """‖t‖₂ of a tensor whose squares ``dtype`` may not hold, as a 0-dim tensor of that type.
+def _scaled_norms(tensors: Tensors, dtype: torch.dtype) -> list[Tensor]:
+    """‖t‖₂ of tensors whose squares ``dtype`` may not hold, as 0-dim tensors of that type.
 
     The elements are scaled by a power of two. In the ordinary range it is 1, and the norm is to the bit that of t. The
     host, which would have to wait for the largest element, doesn't choose it.
     """
     highest, power = _SCALES[dtype]
-    largest = torch.linalg.vector_norm(t, math.inf, dtype=dtype)
-    down, up, one = (torch.full_like(largest, value) for value in (1 / power, power, 1.0))
-    scale = torch.where(largest > highest, down, torch.where(largest < 1 / highest, up, one))
-    norm = torch._foreach_norm([t * scale.to(t.dtype)], 2, dtype=dtype)[0] / scale
-    return torch.where(largest.isfinite(), norm.clamp(max=torch.finfo(dtype).max), norm)
+    norms = []
+    largest = torch._foreach_norm(tensors, math.inf, dtype=dtype)
+    down, up, one = (torch.full_like(largest[0], value) for value in (1 / power, power, 1.0))
+    scales = [torch.where(x > highest, down.to(x), torch.where(x < 1 / highest, up.to(x), one.to(x))) for x in largest]
+    scaled = torch._foreach_mul(tensors, [scale.to(t.dtype) for scale, t in zip(scales, tensors, strict=True)])
+    for norm, scale, x in zip(torch._foreach_norm(scaled, 2, dtype=dtype), scales, largest, strict=True):
+        true = norm / scale
+        norms.append(torch.where(x.isfinite(), true.clamp(max=torch.finfo(dtype).max), true))
+    return norms
 
 
 def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
@@ -214,10 +219,10 @@ def multi_tensor_dots(left: Tensors, right: Tensors) -> Tensor:
     for a, b in zip(left, right, strict=True):
         # Products in the tensors' own type would be rounded to it before they are added, or leave its range.
         if a.numel() <= _PIECE:
-            dots.append(torch.mul(a.to(dtype), b).sum())
+            dots.append(a.to(dtype, copy=True).mul_(b).sum())
             continue
         pieces = zip(*(torch.split(v, _PIECE) for v in flat_views(a, b)), strict=True)
-        dots.append(torch.stack([torch.mul(x.to(dtype), y).sum() for x, y in pieces]).sum())
+        dots.append(torch.stack([x.to(dtype, copy=True).mul_(y).sum() for x, y in pieces]).sum())
     return _gathered(dots, left[0].device)
 
 

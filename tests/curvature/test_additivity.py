@@ -357,3 +357,9 @@ def test_what_is_wrong_on_one_rank_ends_all(tmp_path: Path) -> None:
     owns = ["is a dict", "gives -1", "shape (2,)", "shape (24, 4)", "one batch", "too small"]
     for text, own in zip(second, owns, strict=True):
         assert own in text
+
+
+def test_weights_that_are_zero_for_small_batches_are_no_sum_over_samples() -> None:
+    x, y = sample(128)
+    with pytest.raises(UserError, match="weights= gives 0 for all parts"):
+        hold(network("mlp"), F.cross_entropy, chunked(x, y, 64, 64), weights=lambda b: float(len(b[0]) >= 64))

@@ -51,8 +51,10 @@ def test_the_zero_matrix_and_the_identity_have_eigenvalues() -> None:
     zero = lanczos(DenseOperator(torch.zeros(6, 6)), top=2)
     assert [v.value for v in zero.values] == [0.0, 0.0]
     assert zero.converged
-    one = lanczos(DenseOperator(torch.eye(6, dtype=torch.float64)), top=3)
-    assert [v.value for v in one.values] == pytest.approx([1.0] * 3, abs=1e-12)
+    for size in (6, 100, 1000):  # the larger ones aren't exhausted: each value is found by a new random vector
+        one = lanczos(DenseOperator(torch.eye(size, dtype=torch.float64)), top=3)
+        assert [v.value for v in one.values] == pytest.approx([1.0] * 3, abs=1e-12)
+        assert one.converged
 
 
 def test_the_error_in_float32_is_that_of_the_matrix() -> None:
@@ -126,7 +128,8 @@ def test_the_density_is_that_of_the_eigenvalues() -> None:
     assert np.trapezoid(found.density, found.grid) == pytest.approx(1, abs=1e-6)
     assert wasserstein_distance(found.nodes, exact, found.weights) < 0.01 * width
     assert wasserstein_distance(found.grid, exact, np.maximum(found.density, 0)) < 0.01 * width
-    assert (found.standard_error >= 0).all()
+    smooth = stats.norm.pdf(found.grid[:, None], exact, found.sigma).mean(axis=1)
+    assert (np.abs(found.density - smooth) <= 5 * found.standard_error + 1e-6).mean() > 0.9
 
 
 def test_the_interval_of_a_mean_of_samples_is_students_widened_for_few() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -15,6 +16,7 @@ from tests.curvature.test_operators import by_another_route
 from tests.oracles.hessians import dense_hessian
 from tvlars_probe.curvature.results import OPERATORS, Sharpness
 from tvlars_probe.curvature.scaling import Rates
+from tvlars_probe.errors import UserError
 
 
 def some_rates(model: nn.Module) -> Rates:
@@ -118,4 +120,46 @@ def test_the_density_of_a_larger_network_is_estimated(width: int) -> None:
     density = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), top=0, density=True).densities["hessian"]
     assert density.matvecs == 160 < len(spectrum)
     assert wasserstein_distance(density.grid, spectrum, density.density) < 0.01 * np.ptp(spectrum)
-    assert (density.standard_error >= 0).all()
+    smooth = stats.norm.pdf(density.grid[:, None], spectrum, density.sigma).mean(axis=1)
+    assert (np.abs(density.density - smooth) <= 5 * density.standard_error + 1e-6 * smooth.max()).mean() > 0.9
+
+
+def test_what_is_left_out_does_not_depend_on_the_order_of_the_operators() -> None:
+    model = network("mlp")
+    nn.init.zeros_(model[1].bias).requires_grad_(False)  # frozen, and left out of the relative operator for its zeros
+    for order in (("hessian", "relative"), ("relative", "hessian")):
+        assert tvlars_probe.sharpness(model, F.cross_entropy, sample(), operators=order).left_out == ("1.bias",)
+
+
+def test_operators_on_the_same_parameters_share_the_hessian_and_give_their_own_figures() -> None:
+    model, passes = network("mlp"), 0
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return F.cross_entropy(z, y)
+
+    both = tvlars_probe.sharpness(model, loss, sample(), operators=("hessian", "relative"))
+    assert passes == 4  # the loss, one graph, a cross-check of each
+    for m in both.measurements:
+        alone = tvlars_probe.sharpness(model, F.cross_entropy, sample(), operators=(m.operator,))
+        assert m.value == pytest.approx(alone.top, rel=1e-12)
+
+
+def test_pyhessian_measures_layers_that_have_fewer_parameters_than_eigenvalues_were_asked_for() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 4, bias=False)).double()
+    model.add_module("small", nn.Linear(4, 4))
+    model[3].double()
+    model[3].weight.requires_grad_(False)  # four parameters are left
+    found = tvlars_probe.sharpness(model, F.cross_entropy, sample(), engine="pyhessian", top=5, per_layer=True)
+    assert sum(m.scope == "small" for m in found.measurements) == 4
+
+
+def test_a_model_of_zeros_has_no_top_to_ask_for() -> None:
+    model = nn.Linear(16, 4)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    x, y = sample(dtype=torch.float32)
+    found = tvlars_probe.sharpness(model, F.cross_entropy, (x.flatten(1), y), operators="relative")
+    with pytest.raises(UserError, match="no top eigenvalue was measured"):
+        _ = found.top

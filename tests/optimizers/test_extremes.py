@@ -91,3 +91,8 @@ def test_a_ratio_from_norms_scales_with_them(scale: float) -> None:
     assert found.divisor.item() == pytest.approx(math.sqrt(10) * scale)
     lost = trust_ratios(group, dot=np.array([[np.inf]]), **norms, **told)
     assert np.isnan(lost.ratio.item())
+    # Without decay the direction is the gradient, whatever the product.
+    plain = Variant(weight_decay=0.0, eta=1.0).description
+    kept = trust_ratios(plain, dot=np.array([[np.inf]]), **norms, **{**told, "decay": np.array([0.0])})
+    assert kept.divisor.item() == pytest.approx(3.0 * scale)
+    assert kept.ratio.item() == pytest.approx(2 / 3)

@@ -48,9 +48,9 @@ def over_draws(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         a row per figure, in order of time. ``value`` is the mean, ``error`` the largest of the draws' own errors
         (residual, or standard error of a trace), ``converged`` whether all have; products and seconds are added up. The
-        columns `ADDED`: ``draws``, the number of them that are finite (1 without draws); ``standard_error`` of the mean; ``deviation``, the
-        standard deviation of a single draw; ``low`` and ``high``, the ends of the mean's 95 % interval;
-        ``not_converged``, the number of draws; ``sample``, which names the samples. Without draws there is no
+        columns `ADDED`: ``draws``, the number of them that are finite (1 without draws); ``standard_error`` of the
+        mean; ``deviation``, the standard deviation of a single draw; ``low`` and ``high``, the ends of the mean's 95 %
+        interval; ``not_converged``, the number of draws; ``sample``, which names the samples. Without draws there is no
         error of a mean, and a figure keeps the interval that it has of its own.
     """
     rows = _in_order_of_time(rows, COLUMNS)

@@ -119,6 +119,10 @@ class Additivity:
             for first, second in pairwise(found):
                 self._compare(first, second, typical)
             seen += [part.loss for part in found if part.weight]
+        if not seen:
+            raise UserError(
+                "weights= gives 0 for all parts of the batches, and more for whole ones: it must be a sum over samples"
+            )
         return self._is_finite and max(seen) - min(seen) > 10 * rounding(self.types) * max(map(abs, seen))
 
     def _compare(self, first: _Weighed, second: _Weighed, typical: float) -> None:

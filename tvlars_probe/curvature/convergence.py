@@ -22,9 +22,6 @@ SMALL = 1e-3
 NEARLY = 10.0
 """By the Kato-Temple criterion, a value has converged only if its residual is at most this many times its limit."""
 
-CRITERIA = ("residual", "kato-temple")
-"""What counts as the error of an eigenvalue; see `tvlars_probe.curvature.lanczos`."""
-
 
 def limit(value: float, scale: float, tol: float) -> float:
     """The largest error with which a value counts as converged, where ``scale`` is the largest magnitude of all."""
@@ -86,13 +83,13 @@ class Convergence:
         top: number of values from the top.
         bottom: number of values from the bottom.
         tol: relative error asked for.
-        criterion: what counts as the error, one of `CRITERIA`.
+        criterion: what counts as the error, one of `tvlars_probe.curvature.results.CRITERIA`.
 
     Attributes:
         pairs: rank and index of each wanted value.
         errors: of each wanted value.
         converged: whether each wanted value has converged.
-        excess: 0 if all have; else the largest error of the others as a multiple of its limit, above 1.
+        excess: 0 if all have; else the largest error of the others as a multiple of its limit.
     """
 
     def __init__(self, top: int, bottom: int, tol: float, criterion: str) -> None:
@@ -119,9 +116,8 @@ class Convergence:
             self.errors = np.where(np.isfinite(reaches), np.maximum(self.errors, reaches), self.errors)
             self.converged &= reaches <= limits
         self._before = values
-        # Above 1 wherever a value hasn't converged: one may fail by its residual alone, with an error within the limit.
         ratios = np.divide(self.errors, limits, out=np.full_like(limits, np.inf), where=limits > 0)
-        self.excess = 0.0 if self.converged.all() else max(float(ratios[~self.converged].max()), 1.0 + 1e-9)
+        self.excess = float(ratios[~self.converged].max(initial=0.0))
 
     def _reach(self, ritz: Ritz, hidden: HiddenShares, rank: int, index: int, *, limit: float) -> float:
         """How far from a value an eigenvalue can hide that would change its rank, or the next one's."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from torch.autograd import forward_ad
 
 from tvlars_probe.curvature.convergence import limit
 from tvlars_probe.curvature.doubts import AGREES, DIFFERS, unchecked
-from tvlars_probe.curvature.krylov import norm
+from tvlars_probe.curvature.krylov import norm, rounding
+from tvlars_probe.curvature.preserving import refill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,8 +129,7 @@ def _exchanged(model: nn.Module, tensors: dict[int, Tensor]) -> Iterator[None]:
         yield
     finally:
         for home, before in kept:
-            home.clear()
-            home.update(before)
+            refill(home, before)
 
 
 def _homes(module: nn.Module) -> list[dict[str, Any]]:
@@ -149,8 +148,8 @@ def cross_checked(
 
     The disagreement E = B − A of both routes is seen by w, which holds the sum of all eigenvectors v_i and a random
     vector of norm √n. |⟨v_i, E w⟩| is a first-order estimate of the error of λ_i, ‖E w‖ one of ‖E‖ in the Frobenius
-    norm. An error of an eigenvalue that is smaller than the first is raised to it. A disagreement beyond √ε‖A w‖, which
-    rounding doesn't explain, and beyond the tolerance leaves no value converged, and all errors are raised to it.
+    norm. An error of an eigenvalue that is smaller than the first is raised to it. A disagreement beyond `rounding`
+    of ‖A w‖ and beyond the tolerance leaves no value converged, and all errors are raised to it.
 
     Args:
         found: eigenvalues with their vectors and ``combined``.
@@ -166,7 +165,7 @@ def cross_checked(
     # The other type is a second chance. In float64 torch leaves fused kernels aside that have no forward derivative, an
     # LSTM's on the CPU for instance; a loss may have constants of its own type, and fail in float64.
     wanted = [own, torch.float64] if own != torch.float64 and _has_float64(w.device) else [own]
-    wanted = wanted[::-1] if loss < SATURATED else wanted
+    wanted = wanted[::-1] if abs(loss) < SATURATED else wanted
     for dtype in wanted:
         try:
             other = rebuilt(ForwardOverReverse(hessian, dtype)).matvec(w.to(dtype))
@@ -175,7 +174,7 @@ def cross_checked(
         # In the wider type: the difference is what counts, and of what is left rounding would be a large part.
         difference = other - product.to(dtype)
         scale = max(abs(value.value) for value in found.values)
-        allowed = max(math.sqrt(torch.finfo(own).eps) * norm(product), found.tol * scale)
+        allowed = max(rounding(own) * norm(product), found.tol * scale)
         disagreement = norm(difference)
         agrees = disagreement <= allowed
         values = []

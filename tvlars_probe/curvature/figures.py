@@ -80,25 +80,27 @@ class Figures:
     densities: dict[str, Density] = field(default_factory=dict)
     layer_densities: dict[tuple[str, str], Density] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, None] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    _last: tuple[tuple[str, ...], HessianOperator] | None = None
 
     def operator(
         self, kind: str, scope: str, scope_kind: str, parameters: Mapping[str, Tensor], *, whole: bool
     ) -> None:
         """Measure one operator on some parameters: on the ``whole`` model, or on the block of a layer."""
+        self.left_out |= dict.fromkeys(name for name, p in parameters.items() if whole and not p.requires_grad)
         # S is zero on a tensor of zeros: its rows of S H S would only add eigenvalues of 0.
         if kind == "relative":
             parameters = {name: p for name, p in parameters.items() if norm_of(p).item() > 0}
             if not parameters:
                 return  # all weights are zero, and the operator with them
         try:
-            hessian = HessianOperator(self.objective, parameters)
+            hessian = self._hessian_of(parameters)
         except UserError:
             if whole:
                 raise
             return  # a layer that the loss doesn't depend on
-        self.left_out = hessian.left_out if whole else self.left_out
+        self.left_out |= dict.fromkeys(hessian.left_out if whole else ())
         of_rates = {"rate_step": self.rates.step, "limit": self.rates.limit} if self.rates else {}
         subject = _Subject(
             kind=kind,
@@ -116,6 +118,14 @@ class Figures:
         if self.measures.density:
             self._density(subject)
 
+    def _hessian_of(self, parameters: Mapping[str, Tensor]) -> HessianOperator:
+        """The Hessian with respect to some parameters; operators on the same ones share it, and its graphs."""
+        names = tuple(parameters)
+        if self._last is None or self._last[0] != names:
+            self._last = None  # before new graphs are built, the old ones go
+            self._last = names, HessianOperator(self.objective, parameters)
+        return self._last[1]
+
     def _peer(self, hessian: HessianOperator) -> Any:
         if self.measures.engine == "lanczos":
             return None
@@ -125,7 +135,12 @@ class Figures:
         return PyHessianEngine(self.objective, hessian)
 
     def _eigenvalues(self, subject: _Subject) -> None:
-        found = self._by_peer(subject) if subject.peer is not None else self._by_lanczos(subject)
+        top, bottom = self.measures.top, self.measures.bottom
+        if not subject.is_whole:  # a small layer may have fewer than asked for
+            top = min(top, subject.hessian.size)
+            bottom = min(bottom, subject.hessian.size - top)
+        engine = self._by_lanczos if subject.peer is None else self._by_peer
+        found = engine(subject, top, bottom)
         # The whole model's eigenvector; a view would keep the others.
         if subject.is_whole and self.measures.top and subject.peer is None:
             self.vectors[subject.kind] = found.vectors[0].clone()
@@ -134,18 +149,15 @@ class Figures:
             about = {"rank": one.rank, "tol": found.tol, "converged": one.converged, "error_kind": found.criterion}
             self._add("eigenvalue", found, one.value, one.error, subject, check=check, **about)
 
-    def _by_peer(self, subject: _Subject) -> Eigenvalues:
+    def _by_peer(self, subject: _Subject, top: int, _: int) -> Eigenvalues:
         m = self.measures
-        if m.top > subject.hessian.size:
-            raise UserError(f"{m.top} eigenvalues of an operator with {subject.hessian.size}: ask for fewer")
+        if top > subject.hessian.size:
+            raise UserError(f"{top} eigenvalues of an operator with {subject.hessian.size}: ask for fewer")
         self.report(f"{subject.title}: eigenvalues by PyHessian")
-        return subject.peer.eigenvalues(top=m.top, tol=m.tol, seed=m.seed)  # type: ignore[no-any-return]
+        return subject.peer.eigenvalues(top=top, tol=m.tol, seed=m.seed)  # type: ignore[no-any-return]
 
-    def _by_lanczos(self, subject: _Subject) -> Eigenvalues:
-        m, top, bottom = self.measures, self.measures.top, self.measures.bottom
-        if not subject.is_whole:  # a small layer may have fewer than asked for
-            top = min(top, subject.hessian.size)
-            bottom = min(bottom, subject.hessian.size - top)
+    def _by_lanczos(self, subject: _Subject, top: int, bottom: int) -> Eigenvalues:
+        m = self.measures
 
         def tell(made: int, excess: float) -> None:
             error = f", error {excess:.1e} of its limit" if math.isfinite(excess) else ""

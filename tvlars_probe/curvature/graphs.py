@@ -29,9 +29,9 @@ class SavedBytes:
     """Counts the memory that a graph built inside keeps alive; storages that several nodes share count once."""
 
     def __init__(self) -> None:
-        # By address, which is a storage's own while the graph keeps it alive. The hooks look, and change nothing.
+        # By address, which is a storage's own while the graph keeps it alive.
         self._storages: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, _unwritten)
 
     def __enter__(self) -> Self:
         self._hooks.__enter__()
@@ -40,12 +40,21 @@ class SavedBytes:
     def __exit__(self, *exception: object) -> None:
         self._hooks.__exit__(*exception)
 
-    def _count(self, tensor: Tensor) -> Tensor:
+    def _count(self, tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
+        # Detached: the tensor itself would hold the graph that holds it, and neither would ever be freed.
+        return tensor.detach(), tensor._version
 
     @property
     def bytes(self) -> int:
         """Number of bytes so far."""
         return sum(self._storages.values())
+
+
+def _unwritten(saved: tuple[Tensor, int]) -> Tensor:
+    """A saved tensor that nothing has been written to: torch itself tests this only where there are no hooks."""
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the backward pass needs has been modified by an inplace operation")
+    return tensor

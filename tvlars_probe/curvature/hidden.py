@@ -70,13 +70,16 @@ class HiddenShares:
         distances = unit * POINTS
         shares = self.share(values[index] + sign * distances, values, products)
         excluded = (shares <= math.log(self._least)) & (distances <= room)
-        return float(distances[excluded.argmax()]) if excluded.any() else math.inf
+        found = float(distances[excluded.argmax()]) if excluded.any() else math.inf
+        # What hides up to half way to a neighbour that close is no further off than that, and within what counts.
+        return min(found, room) if room <= unit else found
 
     def share(self, points: Floats, values: Floats, products: Floats) -> Floats:
         """Logarithm of the largest share of the start that an eigenvector can have, for eigenvalues at ``points``."""
         shares = np.zeros(len(points))
-        # Zero where the span of the basis is invariant: then its logarithm is −∞. Infinite at a Ritz value.
-        with np.errstate(divide="ignore"):
+        # Zero where the span of the basis is invariant: then its logarithm is −∞. Infinite at a Ritz value; at one that
+        # isn't coupled 0/0, which excludes nothing.
+        with np.errstate(divide="ignore", invalid="ignore"):
             for theta, weights in [*self._ended, (values, products)]:
                 shares += np.log(np.abs((weights / (points[:, None] - theta)).sum(axis=1)))
         return shares

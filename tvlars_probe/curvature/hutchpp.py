@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scipy import stats
 
-from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, is_symmetric, rademacher_vector
+from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, is_symmetric, products, rademacher_vector
 from tvlars_probe.curvature.operators import asymmetry_of, dense
 from tvlars_probe.curvature.results import TraceEstimate
 from tvlars_probe.errors import NonFiniteLossError, UserError
@@ -87,10 +87,7 @@ def hutchpp(
             g = rademacher_vector(operator, generator)
             # I − QQᵀ is a projection, so it need not be applied to the product as well: g has no part along Q.
             basis.remove(g)
-            # A basis of one vector, for its inner product in float64; here its norm needn't be 1.
-            holder = Basis(operator)
-            holder.append(g)
-            samples.append(holder.coefficients(product(g)).item())
+            samples.append(products(g[None], product(g)).item())
     exact = math.fsum(projected.diagonal().tolist())
     # NaN goes through all of the above: no direction that holds it counts as dependent.
     if not math.isfinite(exact) or not all(map(math.isfinite, samples)):

@@ -40,15 +40,22 @@ def norm(v: Tensor) -> float:
 
 
 def is_symmetric(asymmetry: float, scale: float, dtype: torch.dtype) -> bool:
-    """Whether an asymmetry is within rounding: at most √ε of the scale, with the precision ε of the products.
+    """Whether an asymmetry is within rounding: at most the share `rounding` of the scale.
 
     Args:
         asymmetry: |⟨u, A v⟩ − ⟨A u, v⟩| of unit vectors.
         scale: size of A.
         dtype: type of the products.
     """
+    return asymmetry <= rounding(dtype) * scale
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The share of a product by which rounding may change it, with precision ε: √ε, or 100·ε where that is more."""
     # Products of deep nets are off by some ten to a hundred ε. Where a double backward is wrong, it is so by percents.
-    return asymmetry <= math.sqrt(torch.finfo(dtype).eps) * scale
+    # In half precision a hundred ε are more than √ε.
+    eps = torch.finfo(dtype).eps
+    return max(math.sqrt(eps), 100 * eps)
 
 
 def random_vector(operator: Operator, generator: torch.Generator) -> Tensor:
@@ -102,7 +109,7 @@ class Basis:
 
     def coefficients(self, v: Tensor, first: int = 0) -> Tensor:
         """⟨q_i, v⟩ for i >= first, in float64 (float32 on MPS) on the vectors' device."""
-        parts = [_products(rows, v) for _, rows in self._filled(first)]
+        parts = [products(rows, v) for _, rows in self._filled(first)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=accumulation_dtype(v.device), device=v.device)
 
     def remove(self, v: Tensor, first: int = 0) -> Tensor:
@@ -164,13 +171,11 @@ class Recurrence:
         matvecs: number of products so far.
         beta: β_j, the norm of what is left of A q_j for the newest vector q_j.
         asymmetry: largest norm so far of (⟨q_i, A q_j⟩ − ⟨A q_i, q_j⟩) over i < j, for one j.
-        coupled: index of the first vector to which A couples the newest one. After a restart A couples it to all
-            vectors, and the index is 0.
     """
 
     def __init__(self, operator: Operator) -> None:
         self._operator, self.basis = operator, Basis(operator)
-        self.matvecs, self.coupled, self.beta, self.asymmetry = 0, 0, math.nan, 0.0
+        self.matvecs, self._coupled, self.beta, self.asymmetry = 0, 0, math.nan, 0.0
         self._left: Tensor | None = None
         self._couplings = np.zeros(0)
 
@@ -200,14 +205,14 @@ class Recurrence:
         # First the parts along the vectors that A couples to this one: two, or after a restart all. Then what rounding
         # has left along any. Both are part of A q_j, so T gets their sum.
         column = np.zeros(j + 1)
-        column[self.coupled :] = self.basis.remove(w, self.coupled).cpu().numpy()
+        column[self._coupled :] = self.basis.remove(w, self._coupled).cpu().numpy()
         column += self.basis.remove(w).cpu().numpy()
         if not np.isfinite(column).all():
             raise NonFiniteLossError(NOT_FINITE)
         expected = np.zeros(j)
         expected[j - len(self._couplings) :] = self._couplings
         self.asymmetry = max(self.asymmetry, float(np.linalg.norm(column[:j] - expected)))
-        self.coupled, self.beta = j, norm(w)
+        self._coupled, self.beta = j, norm(w)
         return column
 
     @property
@@ -229,10 +234,10 @@ class Recurrence:
         """
         self.basis.append(self.left, self.beta)
         self._couplings = np.array([self.beta]) if couplings is None else couplings
-        self.coupled = self.coupled if couplings is None else 0
+        self._coupled = self._coupled if couplings is None else 0
 
 
-def _products(rows: Tensor, v: Tensor) -> Tensor:
+def products(rows: Tensor, v: Tensor) -> Tensor:
     """⟨row, v⟩ for each row: blocks in working precision, their sum in float64."""
     dtype = accumulation_dtype(v.device)
     if v.dtype == dtype:

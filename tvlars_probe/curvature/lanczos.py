@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvlars_probe.curvature.convergence import CRITERIA, Convergence, Ritz
+from tvlars_probe.curvature.convergence import Convergence, Ritz
 from tvlars_probe.curvature.hidden import HiddenShares
 from tvlars_probe.curvature.krylov import Recurrence, is_symmetric, norm, random_vector
-from tvlars_probe.curvature.results import Eigenvalues
+from tvlars_probe.curvature.results import CRITERIA, Eigenvalues
 from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def lanczos(
             because the gap is known from the Ritz values only. It takes fewer products. The value must then also have
             moved by no more than its limit in the last step, and the residual must be at most ten times the limit.
         seed: of the start vector.
-        start: a vector to start from instead, for instance an eigenvector of a nearby operator.
+        start: a vector to start from instead, for instance an eigenvector of a nearby operator. A random vector of
+            `RANDOM` times its norm is added.
         max_matvecs: number of products after which to stop; values that haven't converged by then are marked. As many
             products as eigenvalues are made in any case, and n where n is at most `SMALLEST`.
         basis_size: most vectors in memory, n numbers each; by default as many as 2 GiB hold, but 16 to 300.
@@ -101,18 +102,20 @@ def lanczos(
         raise UserError(f"{wanted} eigenvalues of an operator with {operator.size}: ask for fewer")
     began = time.perf_counter()
     # Three more than wanted: after a restart there is room for a spare Ritz vector and for new directions.
-    capacity = max(wanted + 3, min(basis_size or _affordable(operator), operator.size))
-    process = _Process(operator, min(capacity, operator.size), torch.Generator().manual_seed(seed), start)
+    capacity = min(operator.size, max(wanted + 3, basis_size or _affordable(operator)))
+    # A small operator is taken apart wholly.
+    least = operator.size if operator.size == capacity <= SMALLEST else wanted
+    process = _Process(operator, capacity, torch.Generator().manual_seed(seed), start)
     convergence = Convergence(top, bottom, tol, criterion)
     while True:
         process.step()
         ritz = process.ritz()
-        enough = len(process.basis) >= (operator.size if operator.size <= min(SMALLEST, capacity) else wanted)
+        enough = len(process.basis) >= least
         if enough:
             convergence.update(ritz, process.hidden, is_exact=process.exhausted)
             report(process.matvecs, convergence.excess)
         # The budget ends nothing before there is a figure for each of the wanted values.
-        if process.exhausted or (enough and (convergence.excess <= 1.0 or process.matvecs >= max_matvecs)):
+        if process.exhausted or (enough and (convergence.converged.all() or process.matvecs >= max_matvecs)):
             break
         process.extend(ritz, top, bottom)
     weights = torch.from_numpy(ritz.vectors[:, [i for _, i in convergence.pairs]].T.copy())
@@ -147,6 +150,7 @@ class _Process:
         self._recurrence = Recurrence(operator)
         self._t = np.zeros((capacity, capacity))
         self._origin, self.hidden = 0, HiddenShares(self.size)
+        self._first: tuple[Tensor, Tensor] | None = None
         if start is None or not self._start_near(start.to(operator.device, operator.dtype, copy=True), operator):
             self._recurrence.start_at_random(generator)
 
@@ -194,13 +198,17 @@ class _Process:
         return Ritz(values, vectors, couplings, vectors[self._origin])
 
     def combined(self, ritz: Ritz, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """A vector w = Q y and A w, with y = weights + √n·e: e stands for the vector that the basis has grown from."""
-        y = weights.clone()
-        y[self._origin] += math.sqrt(self.size)
+        """w = Q·weights + √n·q_0 and A w, with the start q_0, which is random or holds a random part."""
+        y, size = weights.clone(), math.sqrt(self.size)
+        if self._first is None:
+            y[0] += size
         # A Q y = Q T y + (last of y)·(what is left of the last product).
         projected = ritz.vectors @ (ritz.values * (ritz.vectors.T @ y.numpy()))
         w, product = self.basis.combine(torch.stack([y, torch.from_numpy(projected)]))
-        return w, product.add_(self._recurrence.left, alpha=y[-1].item())
+        product.add_(self._recurrence.left, alpha=y[-1].item())
+        for total, part in zip((w, product), self._first or (), strict=False):
+            total.add_(part, alpha=size)
+        return w, product
 
     def extend(self, ritz: Ritz, top: int, bottom: int) -> None:
         """Make room if the basis is full, and add the next vector."""
@@ -229,6 +237,10 @@ class _Process:
         k = len(ritz.values)
         # At most k − 1 of k, so that the next vector has room.
         kept = [*range(low), *range(k - min(high, k - low - 1), k)]
+        if self._first is None:  # q_0 and A q_0, which the new basis doesn't hold
+            unit = torch.eye(k, dtype=torch.float64)[0]
+            start, product = self.basis.combine(torch.stack([unit, torch.from_numpy(self._t[:k, 0].copy())]))
+            self._first = start, product
         self.basis.replace(self.basis.combine(torch.from_numpy(ritz.vectors[:, kept].T.copy())))
         # In Ritz vectors T is diagonal. What couples them to the next vector is measured by its product.
         self._t[:] = 0.0

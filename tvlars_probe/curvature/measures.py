@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvlars_probe.curvature.results import ENGINES, OPERATORS
+from tvlars_probe.curvature.results import CRITERIA, ENGINES, OPERATORS
 from tvlars_probe.errors import UserError, unknown
 
 
@@ -56,6 +56,8 @@ class Measures:
                 raise unknown("operator", operator, OPERATORS)
         if self.engine not in ENGINES:
             raise unknown("engine", self.engine, ENGINES)
+        if self.criterion not in CRITERIA:
+            raise unknown("criterion", self.criterion, CRITERIA)
         if not self.tol > 0:
             raise UserError(f"tolerance {self.tol} is too small (allowed: above 0)")
         if self.top < 0 or self.bottom < 0:

@@ -61,7 +61,7 @@ def measure(
         densities=work.densities,
         layer_densities=work.layer_densities,
         vectors=work.vectors,
-        left_out=work.left_out,
+        left_out=tuple(work.left_out),
         notes=tuple(work.notes.values()),
     )
 

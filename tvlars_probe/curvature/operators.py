@@ -163,7 +163,8 @@ class HessianOperator:
             with SavedBytes() as saved:
                 term = objective.term(index)
                 graph = _gradient(term, params)
-            self.custom_functions = self.custom_functions or custom_functions(term)
+            if index == 0:
+                self.custom_functions = custom_functions(term)
             used += torch.tensor([float(g is not None) for g in graph], device=self.device)
             # All graphs are kept or none, so that one flag says whether a product frees the graphs that it uses.
             room -= saved.bytes

@@ -90,7 +90,7 @@ def _keep_parameter(stack: contextlib.ExitStack, p: Tensor) -> None:
         p.data, p.grad, p.requires_grad, p._backward_hooks = data, grad, requires_grad, hooks
         # torch goes on with a dict of these hooks that is exchanged, so its contents are.
         if p._post_accumulate_grad_hooks is not None:
-            _refill(p._post_accumulate_grad_hooks, kept)
+            refill(p._post_accumulate_grad_hooks, kept)
         p._post_accumulate_grad_hooks = late_hooks
 
     # A graph of the caller's that has saved p refuses a backward pass after p's version has moved on.
@@ -130,7 +130,7 @@ class _Holders:
             return
         self._seen.add(id(holder))
         contents = holder.copy()
-        self._stack.callback(_refill, holder, contents)
+        self._stack.callback(refill, holder, contents)
         if isinstance(contents, set):
             return
         for key, value in contents.items() if isinstance(contents, dict) else enumerate(contents):
@@ -156,7 +156,7 @@ class _Holders:
             self._stack.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
 
 
-def _refill(holder: Any, contents: Any) -> None:
+def refill(holder: Any, contents: Any) -> None:
     """Let ``holder`` hold the very ``contents`` again, in their order."""
     if isinstance(contents, set):
         holder.intersection_update(contents)

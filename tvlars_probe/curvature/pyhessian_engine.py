@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tvlars_probe.curvature.hutchpp import trace_estimate
-from tvlars_probe.curvature.krylov import is_symmetric, norm, random_vector
+from tvlars_probe.curvature.krylov import is_symmetric, norm, products, random_vector
 from tvlars_probe.curvature.results import Eigenvalue, Eigenvalues
 from tvlars_probe.errors import UserError
 
@@ -137,8 +137,18 @@ class PyHessianEngine:
             values=tuple(found), tol=tol, criterion="residual", matvecs=self._products,
             seconds=time.perf_counter() - began, symmetric=symmetric, asymmetry=asymmetry,
             vectors=torch.stack([pair.vector for pair in ordered]),
-            combined=(sum(pair.vector for pair in ordered), sum(pair.product for pair in ordered)),
+            combined=self._combined(ordered),
         )  # fmt: skip
+
+    def _combined(self, pairs: list[_Pair]) -> tuple[Tensor, Tensor]:
+        """w and H w, with w the sum of the eigenvectors and √n times a random unit vector."""
+        v, product = self._random
+        size = math.sqrt(len(v))
+        w, of_w = size * v, size * product
+        for pair in pairs:
+            w += pair.vector
+            of_w += pair.product
+        return w, of_w
 
     def _residual(self, value: float, parts: list[Tensor]) -> _Pair:
         """‖H v − λ v‖₂ of the eigenvector v that PyHessian gives as one tensor per parameter."""
@@ -151,14 +161,20 @@ class PyHessianEngine:
 
     @cached_property
     def _asymmetry(self) -> float:
-        """|⟨v, H u⟩ − ⟨H v, u⟩|/‖H v‖ for a random v and u = H v/‖H v‖, by two products of ours."""
-        v = random_vector(self._hessian, torch.Generator().manual_seed(0))
-        product = self._hessian.matvec(v / norm(v))
+        """|⟨v, H u⟩ − ⟨H v, u⟩|/‖H v‖ for a random v and u = H v/‖H v‖, by a product of ours more."""
+        v, product = self._random
         size = norm(product)
         if not size:
             return 0.0
-        back = torch.dot((v / norm(v)).double(), self._hessian.matvec(product / size).double()).item()
+        back = products(v[None], self._hessian.matvec(product / size)).item()
         return abs(back - size) / size
+
+    @cached_property
+    def _random(self) -> tuple[Tensor, Tensor]:
+        """A random unit vector v, and H v by our product."""
+        v = random_vector(self._hessian, torch.Generator().manual_seed(0))
+        v /= norm(v)
+        return v, self._hessian.matvec(v)
 
     def trace(self, *, num_matvecs: int, seed: int) -> TraceEstimate:
         """Hutchinson's estimate of the trace, by ``num_matvecs`` vectors of random signs."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,6 +21,9 @@ OPERATORS = ("hessian", "effective", "relative")
 """See `tvlars_probe.curvature.scaling`."""
 
 ENGINES = ("lanczos", "pyhessian")
+
+CRITERIA = ("residual", "kato-temple")
+"""What counts as the error of an eigenvalue; see `tvlars_probe.curvature.lanczos`."""
 
 BN_MODES = ("eval", "train", "frozen-batch")
 """See `tvlars_probe.curvature.batch_norm`."""
@@ -39,9 +44,9 @@ class Eigenvalue:
         rank: 1, 2, ... from the top of the spectrum, −1, −2, ... from the bottom.
         value: λ.
         residual: ‖A v − λ v‖₂ for a unit vector v; an eigenvalue of A lies within this distance of λ.
-        error: what was compared with the tolerance, in units of λ: the residual, or the Kato-Temple estimate
-            residual²/gap.
-        converged: whether the error was small enough.
+        error: of λ, absolute: the largest of the residual (or the Kato-Temple estimate residual²/gap), the distance
+            within which another eigenvalue may hide, rounding, the products' asymmetry, and what the cross-check found.
+        converged: whether the error is within the tolerance, and no check of the products speaks against it.
     """
 
     rank: int
@@ -62,9 +67,10 @@ class Eigenvalues:
         matvecs: products with the operator, for all values together.
         seconds: wall-clock time.
         symmetric: whether the products were those of a symmetric operator, to rounding; if not, nothing has converged.
-        asymmetry: largest |⟨u, A v⟩ − ⟨A u, v⟩| found, as a share of the largest eigenvalue found.
+        asymmetry: largest |⟨u, A v⟩ − ⟨A u, v⟩| found, as a share of the largest eigenvalue found; of PyHessian's, of
+            ‖A v‖ for a random v.
         vectors: unit eigenvectors as rows, in the order of ``values`` (a torch tensor); None unless asked for.
-        combined: with the vectors, w and A w (torch tensors): w is their sum and a random vector of norm √n.
+        combined: with the vectors, w and A w (torch tensors): w is their sum and √n times a random unit vector.
     """
 
     values: tuple[Eigenvalue, ...]
@@ -246,7 +252,10 @@ class Sharpness:
     def top(self) -> float:
         """The top eigenvalue of the first operator, over all parameters."""
         found = (m.value for m in self.measurements if m.measure == "eigenvalue" and m.rank == 1 and m.scope == "all")
-        return next(found)
+        value = next(found, None)
+        if value is None:
+            raise UserError("no top eigenvalue was measured: ask for one (top=1), of weights that aren't all zero")
+        return value
 
     def frame(self) -> pd.DataFrame:
         """The figures as a pandas frame."""

@@ -64,7 +64,7 @@ def trust_ratios(
         # A product beyond the range doesn't tell the sum of vectors whose norms are known.
         product = xp.where(xp.isinf(dot) & xp.isfinite(total), np.nan, product)
         # Rounding can make the square negative where u ≈ −λw; ``closeness`` flags such entries.
-        decayed = unit * xp.sqrt((u**2 + 2 * product + w**2).clip(min=0.0))
+        decayed = xp.where(w == 0, direction, unit * xp.sqrt((u**2 + 2 * product + w**2).clip(min=0.0)))
         divisor = {"decayed": decayed, "sum": total, "grad": direction}[s.divisor]
         divisor = divisor + s.eps if s.eps else divisor
         capped = divisor if s.divisor_cap is None else divisor.clip(max=s.divisor_cap)

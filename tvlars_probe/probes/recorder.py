@@ -98,7 +98,7 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """Number of updates so far: the next step's index; on accelerators with those that fused optimizers skipped."""
+        """Number of updates so far: the next step's index. On accelerators, skipped ones count until a flush."""
         return self._crossing.written + len(self._rows)
 
     @property
@@ -123,7 +123,7 @@ class Recorder:
         epoch: int | None = None,
         clip_scale: float | None = None,
     ) -> None:
-        """Tell of the step just made; call it once after ``optimizer.step()``, that of the last one, on every rank.
+        """Tell of the step just made. Every rank calls it once a step, after the last optimizer's ``step()``.
 
         Args:
             loss: mean loss of this rank's samples.
@@ -242,7 +242,8 @@ class Recorder:
     def after_update(self, index: int, started: float) -> None:
         if not self._rows.was_seen(index):
             # An optimizer that never called its closure: nothing was seen before its update.
-            self._begin_row()
+            if self._rows.begins_another(index):
+                self._begin_row()
             self._rows.note_rates(index)
         self._rows.after(index, started)
 

@@ -23,7 +23,7 @@ _PHASE = Column("phase", "name", "name", "train, pretrain or linear")
 LAYERS = Table(
     "layers",
     "one row per recorded step and parameter tensor; a tensor without gradient in a step has no row; a figure beyond "
-    "float32 is infinite or zero, and of a norm the manifest's notes say so",
+    "float32 is infinite or zero, and the manifest's notes name the first such weight_norm or grad_norm",
     (
         _RUN,
         _STEP,
@@ -170,10 +170,13 @@ CURVATURE = Table(
             "error_kind",
             "name",
             "name",
-            "residual (an eigenvalue lies within it), kato-temple (residual²/gap, an estimate), or standard-error",
+            "residual or kato-temple (residual²/gap), each raised to what may hide and what the checks found; or "
+            "standard-error",
         ),
-        Column("low", "float64", "1", "of a trace: lower end of its 95 % interval, by Student's distribution"),
-        Column("high", "float64", "1", "of a trace: upper end of it"),
+        Column(
+            "low", "float64", "1", "of a trace: lower end of its 95 % interval, by Student's distribution", later=True
+        ),
+        Column("high", "float64", "1", "of a trace: upper end of it", later=True),
         Column("tol", "float64", "1", "relative error asked for"),
         Column(
             "converged",
@@ -182,7 +185,7 @@ CURVATURE = Table(
             "whether the error reached it, and no check of the products speaks against it; false for a trace whose "
             "products aren't symmetric",
         ),
-        Column("check", "name", "name", _CHECK),
+        Column("check", "name", "name", _CHECK, later=True),
         Column("matvecs", "int64", "1", "products with the operator that the measurement of this scope took"),
         *_SAMPLE,
         Column("epsilon", "float64", "1", "epsilon_sharpness: size of the box"),
@@ -210,9 +213,9 @@ SPECTRUM = Table(
         Column("grid", "float64", "1", "eigenvalue λ", required=True),
         Column("density", "float64", "1", "share of eigenvalues per unit of λ, smoothed"),
         Column("error", "float64", "1", "standard error, by the random vectors and the quadrature"),
-        Column("low", "float64", "1", "lower end of the 95 % interval of the density"),
-        Column("high", "float64", "1", "upper end of it"),
-        Column("check", "name", "name", _CHECK),
+        Column("low", "float64", "1", "lower end of the 95 % interval of the density", later=True),
+        Column("high", "float64", "1", "upper end of it", later=True),
+        Column("check", "name", "name", _CHECK, later=True),
         Column("sigma", "float64", "1", "width of the smoothing"),
         *_SAMPLE,
     ),
@@ -235,7 +238,7 @@ LANDSCAPE = Table(
         Column("split", "name", "name", "train, val or test"),
         Column("bn_mode", "name", "name", "BatchNorm statistics: interpolated, or estimated again at each point"),
         Column("seed", "int64", "1", "of the directions and the sample"),
-        Column("precision", "name", "name", "float32 or float64; null in rows of older versions"),
+        Column("precision", "name", "name", "float32 or float64; null in rows of older versions", later=True),
         Column("seconds", "float64", "s", "duration of the whole slice"),
     ),
 )

@@ -159,3 +159,14 @@ def test_rates_of_double_precision_are_not_rounded() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2).double())], lr=0.1, momentum=0.9, dampening=0.3)
     (rate,) = applied_rates(None, optimizer).rates.values()
     assert rate.item() == pytest.approx(0.1 * 0.7, rel=1e-15)
+
+
+def test_a_fused_step_that_was_skipped_has_no_rate() -> None:
+    """It leaves a count of zero updates, by which no bias can be corrected."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    found = applied_rates(model, optimizer)
+    assert all(rate.isnan().all() for rate in found.rates.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import tvlars_probe
 from tests.probes.small_loop import OPTIMIZERS, batch, loop, net
 from tests.ranked import on_ranks
+from tvlars_probe.probes.rows.buffer import StepBuffer
+from tvlars_probe.probes.rows.telling import Telling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,6 +150,34 @@ def test_a_scaler_that_skips_one_of_two_optimizers_takes_its_update_alone(tmp_pa
     held = layers.groupby("step")["parameter"].apply(lambda names: {name[0] for name in names}).tolist()
     assert held == [{"0", "4"}, {"4"}, {"0"}, {"0", "4"}]
     assert tvlars_probe.open_run(tmp_path / "r").steps()["loss"].tolist() == [0.0, 1.0, 2.0, 4.0]
+
+
+@pytest.mark.filterwarnings("ignore:what .* does to a rate")
+def test_an_optimizer_that_ignores_its_closure_shares_the_row_of_its_iteration(tmp_path: Path) -> None:
+    class Ignoring(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            super().step()
+
+    model = net()
+    plain, ignoring = OPTIMIZERS["sgd"](model[:2].parameters()), Ignoring(model[4].parameters(), lr=0.1)
+    nn.functional.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+    with tvlars_probe.record(model, [plain, ignoring], tmp_path / "r") as rec:
+        for step in range(4):
+            plain.step()
+            ignoring.step(lambda: torch.zeros(()))
+            rec.log(loss=float(step))
+    assert tvlars_probe.open_run(tmp_path / "r").steps()["loss"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_skipped_update_that_a_flush_takes_out_makes_no_order_differ() -> None:
+    """Of two fused optimizers a scaler skips one: the row loses that update after the loop has gone on."""
+    telling, buffer = Telling(), StepBuffer([0, 0, 0], torch.device("cpu"))
+    for _ in range(2):
+        row = buffer.open_row(recorded=True, phase="train")
+        row.stepped[:] = [0, 1]
+        telling.row_ends(row)
+        row.stepped.remove(1)
+    assert [*telling.warnings(2, None)] == []
 
 
 @pytest.mark.filterwarnings("ignore:what LBFGS does")

@@ -107,10 +107,11 @@ class _Applied:
             lr: the learning rate of the step.
             scaled: the same times the trust ratio.
         """
-        if not group.has_rates:
+        steps = number(kept.get("step", 1))
+        if not group.has_rates or steps < 1:  # a fused step that was skipped leaves a count of 0
             return cls(torch.tensor(math.nan), 0.0, math.nan)
         momentum, form, decay = group.momentum, group.decay.form, group.decay_of(ndim)
-        divisor, steps = _divisor(group, kept), number(kept.get("step", 1))
+        divisor = _divisor(group, kept)
         # These two divide the whole rate; a bias-corrected momentum divides the gradient's part alone.
         scaled /= 1 + (steps - 1) * group.rate_decay
         scaled /= 1 - momentum.beta**steps if momentum.rate_corrected else 1.0

@@ -54,7 +54,7 @@ class Telling:
         self._fewest = len(row.stepped) if self._fewest is None else min(self._fewest, len(row.stepped))
         if not row.told:
             self._orders_differ |= self._order is not None and self._order != row.stepped
-            self._order = row.stepped
+            self._order = [*row.stepped]  # a copy: a flush takes skipped updates out of the row's own
 
     @property
     def _phase_is_unclear(self) -> bool:
