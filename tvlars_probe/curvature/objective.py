@@ -59,8 +59,8 @@ class Objective:
 
     Inside `held` BatchNorm is in the mode asked for, and dropout, stochastic depth and hooks on gradients are off.
     Afterwards all that `tvlars_probe.curvature.preserving` names is what it was. Where there are several batches, the
-    first `held` tests that f doesn't depend on how the sample is cut into them, at the price of three forward passes
-    over the sample (`tvlars_probe.curvature.additivity`).
+    first `held` tests that f doesn't depend on how the sample is cut into them. That costs three forward passes over
+    the sample, or more where all losses are alike (`tvlars_probe.curvature.additivity`).
 
     Args:
         model: the model itself, not a DDP wrapper.
