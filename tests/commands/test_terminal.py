@@ -10,7 +10,8 @@ import pytest
 
 from tests.charts.test_names import BERT
 from tvlars_probe.analyses.correlation import SharpnessCorrelation
-from tvlars_probe.analyses.verdict import Verdict, counted
+from tvlars_probe.analyses.verdict import Verdict
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands import minimizer
 from tvlars_probe.commands.analysis import table_of
 from tvlars_probe.commands.runs import render
