@@ -22,7 +22,10 @@ def on_ranks(work: Callable[..., Any], world_size: int, folder: Path, *args: Any
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_run, (work, world_size, port, folder, args), nprocs=world_size)
+    # Ranks forked from one server that has imported all this once: on two cores each import takes seconds.
+    multiprocessing.set_forkserver_preload([__name__, "tvlars_probe.curvature.measuring"])
+    args_of_all = (work, world_size, port, folder, args)
+    multiprocessing.start_processes(_run, args_of_all, nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

@@ -138,6 +138,7 @@ def test_a_density_of_any_operator_is_drawn_each_in_a_panel(measured: list[Path]
     assert operators[0] == "hessian" or operators[0] in spec["title"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1_000, 1_700])
 def test_sharpness_of_many_runs_fits_the_chart(measured: list[Path], runs: int) -> None:
     result = minimizer_of(source_of(measured[0]))

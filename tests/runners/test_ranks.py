@@ -49,7 +49,7 @@ def assert_runs_agree(one: Path, two: Path, tolerance: float) -> None:
     ("optimizer", "batch", "epochs", "precision", "tolerance"),
     [
         pytest.param("lars", 287, 1, "float32", 1e-5, id="lars-5 steps in float32"),
-        pytest.param("tvlars", 57, 2, "float64", 1e-9, id="tvlars-52 steps in float64, odd"),
+        pytest.param("tvlars", 57, 2, "float64", 1e-9, id="tvlars-52 steps in float64, odd", marks=pytest.mark.slow),
         pytest.param("tvlars", 287, 1, "float32", 1e-5, id="tvlars-5 steps in float32", marks=pytest.mark.slow),
         pytest.param("lars", 57, 2, "float64", 1e-9, id="lars-52 steps in float64, odd", marks=pytest.mark.slow),
         pytest.param("lamb", 57, 2, "float64", 1e-9, id="lamb-52 steps in float64, odd", marks=pytest.mark.slow),
@@ -67,6 +67,7 @@ def test_two_ranks_train_as_one(
     assert tvlars_probe.open_run(tmp_path / "two").manifest.world_size == 2
 
 
+@pytest.mark.slow
 def test_a_batch_smaller_than_the_ranks_is_trained_right(tmp_path: Path) -> None:
     """33 samples in batches of 16 leave one: the second rank has nothing to do in the last step."""
     for name, nproc in (("one", 1), ("two", 2)):
@@ -77,6 +78,7 @@ def test_a_batch_smaller_than_the_ranks_is_trained_right(tmp_path: Path) -> None
     assert_runs_agree(tmp_path / "one", tmp_path / "two", 1e-9)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     args = ["train", *TINY, "--limit", 64, "--bs", 32, "--epochs", 1, "--run-dir"]
     run_cli(*args, "ours", "--nproc", 2, cwd=tmp_path)
@@ -122,7 +124,8 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nproc", [1, 2])
 def test_a_killed_run_can_be_read_and_ends_in_the_same_bits(tmp_path: Path, nproc: int) -> None:
     settings = ("--opt", "tvlars", "--bs", 64, "--epochs", 8, "--nproc", nproc, "--run-dir")
     run_cli("train", *TINY, *settings, "whole", cwd=tmp_path)

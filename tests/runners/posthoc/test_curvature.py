@@ -42,6 +42,7 @@ def test_two_ranks_measure_as_one_uneven_shards_included(tmp_path: Path) -> None
         assert figures[2, mode] == pytest.approx(figures[1, mode], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_two_ranks_probe_as_one_in_training(tmp_path: Path) -> None:
     for nproc in (1, 2):
         run_cli(*TRAIN, "--nproc", nproc, "--sharpness-every", 2, "--sharpness-samples", 33, "--probe-budget", "100%",
@@ -54,9 +55,10 @@ def test_two_ranks_probe_as_one_in_training(tmp_path: Path) -> None:
 
 def test_the_effective_sharpness_of_a_checkpoint_is_that_of_training(tmp_path: Path, cli: Callable[..., Any]) -> None:
     """A checkpoint holds the rates: post hoc equals what the probe of a longer run measured at its step."""
-    assert cli(*TRAIN, "--sharpness-every", 2, "--sharpness-samples", 600, "--sharpness-tol", 1e-6,
+    small = (*TRAIN, "--limit", 150, "--bs", 75)
+    assert cli(*small, "--sharpness-every", 2, "--sharpness-samples", 150, "--sharpness-tol", 1e-6,
                "--run-dir", "a").code == 0  # fmt: skip
-    assert cli(*TRAIN, "--epochs", 1, "--run-dir", "b").code == 0
+    assert cli(*small, "--epochs", 1, "--run-dir", "b").code == 0
     assert cli("sharpness", "b", "--operator", "effective", "--bn", "train", "--tol", 1e-6).code == 0
     rows = tvlars_probe.open_runs([tmp_path / "a", tmp_path / "b"]).curvature()
     rows = rows[(rows.step == 2) & (rows.operator == "effective")]
