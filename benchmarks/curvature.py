@@ -34,7 +34,7 @@ from tvlars_probe.curvature.operators import HessianOperator
 Found = tuple[list[float], int]  # eigenvalues from the top, products
 
 
-def trained_model(steps: int = 30) -> nn.Module:
+def trained_model(steps: int) -> nn.Module:
     """A ResNet-18 that has begun to learn a task of coloured noise."""
     torch.manual_seed(0)
     model: nn.Module = resnet18(num_classes=10)
@@ -165,7 +165,7 @@ class Results:
         return statistics.median(products for _, products in self.found)
 
 
-def product_in_gradients(model: nn.Module, size: int = 256, rounds: int = 7) -> float:
+def product_in_gradients(model: nn.Module, size: int, rounds: int = 7) -> float:
     """Time of a product over that of a gradient, median of interleaved rounds."""
     images, labels = batch(size, seed=2)
     params = list(model.parameters())
@@ -186,10 +186,12 @@ def product_in_gradients(model: nn.Module, size: int = 256, rounds: int = 7) -> 
 @click.command()
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="Each with another random start.")
-def main(batch_size: int, rounds: int) -> None:
+@click.option("--steps", default=30, show_default=True, help="Of training.")
+@click.option("--product-batch-size", default=256, show_default=True, help="Images of the product that is timed.")
+def main(batch_size: int, rounds: int, steps: int, product_batch_size: int) -> None:
     """Print time, products and error for top 1 and top 5."""
     warnings.filterwarnings("ignore")
-    model, (images, labels) = trained_model(), batch(batch_size, seed=1)
+    model, (images, labels) = trained_model(steps), batch(batch_size, seed=1)
     exact = exactly(model, images, labels)
     console = Console(highlight=False)
     console.print(environment())
@@ -199,7 +201,7 @@ def main(batch_size: int, rounds: int) -> None:
     tops = {top: compared(top, model, images, labels, exact, rounds) for top in (1, 5)}
     for top, results in tops.items():
         console.print(comparison(top, results))
-    save("curvature", figures(tops[1], tops[5], product_in_gradients(model)))
+    save("curvature", figures(tops[1], tops[5], product_in_gradients(model, product_batch_size), product_batch_size))
 
 
 def compared(
@@ -236,7 +238,7 @@ def comparison(top: int, results: dict[str, Results]) -> Table:
     return table
 
 
-def figures(top1: dict[str, Results], top5: dict[str, Results], product: float) -> list[Figure]:
+def figures(top1: dict[str, Results], top5: dict[str, Results], product: float, size: int) -> list[Figure]:
     """The rows of the table of aims."""
 
     def ratio(left: list[float], right: list[float]) -> float:
@@ -281,7 +283,7 @@ def figures(top1: dict[str, Results], top5: dict[str, Results], product: float) 
             aim=0.2,
         ),
         Figure(
-            what="one product in gradients, batch 256",
+            what=f"one product in gradients, batch {size}",
             value=product,
             aim=2.2,
             floor="a second backward through a kept graph is two backwards' work (theory: 2)",

@@ -66,7 +66,8 @@ def main(steps: int, flush_seconds: float) -> None:
     print(f"{max(found):,} steps, {rows:,} rows of layers")
     for step in sorted({STEPS_PER_EPOCH, *(share * max(found) // 10 for share in (1, 2, 5, 10))} & found.keys()):
         print(f"after {step:6,} steps: peak {found[step]:.1f} MiB")
-    print(f"growth from step {steps // 10:,} on: {found[max(found)] - found[steps // 10]:.1f} MiB")
+    first = min(step for step in found if step >= steps / 10)
+    print(f"growth from step {first:,} on: {found[max(found)] - found[first]:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -169,11 +169,12 @@ def states(make: Callable[[Sequence[nn.Parameter]], Optimizer], steps: int) -> I
         optimizer.step()
 
 
-def of_runs(steps: int) -> list[Figure]:
-    """Measure the ten runs as in training, and in float64."""
+def of_runs(steps: int, names: Sequence[str]) -> list[Figure]:
+    """Measure the runs of these names as in training, and in float64."""
     x, y = DataConfig(name="digits").load().train.batch(torch.arange(256))
     figures = []
-    for name, make in track(RUNS.items(), description="runs"):
+    for name in track(names, description="runs"):
+        make = RUNS[name]
         wrong, converged, products = 0, 0, []
         for model in states(make, steps):
             [one] = sharpness(model, cross_entropy, (x, y), bn_mode="train").measurements
@@ -223,12 +224,13 @@ def of_intervals(spectra: int) -> list[Figure]:
 @click.command()
 @click.option("--cases", default=6400, show_default=True, help="Planted cases.")
 @click.option("--steps", default=200, show_default=True, help="Of each run.")
+@click.option("--run", "runs", type=click.Choice(list(RUNS)), multiple=True, default=[*RUNS], show_default="all ten")
 @click.option("--spectra", default=60, show_default=True, help="For the intervals.")
 @click.option("--seed", default=0, show_default=True, help="Of the planted cases.")
-def main(cases: int, steps: int, spectra: int, seed: int) -> None:
+def main(cases: int, steps: int, runs: tuple[str, ...], spectra: int, seed: int) -> None:
     """Print the figures, and keep them in benchmarks/results."""
     torch.set_num_threads(1)
-    save("planted", [*planted(cases, seed), *of_runs(steps), *of_intervals(spectra)])
+    save("planted", [*planted(cases, seed), *of_runs(steps, runs), *of_intervals(spectra)])
 
 
 if __name__ == "__main__":

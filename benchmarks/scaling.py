@@ -20,7 +20,6 @@ from benchmarks.storage import names_of, write
 from tvlars_probe import open_run
 
 SIZES = ((1_000_000, 100), (4_000_000, 100), (4_000_000, 1_000), (10_000_000, 100))
-"""Rows and tensors."""
 
 
 def measure(rows: int, tensors: int) -> str:
@@ -42,10 +41,13 @@ def measure(rows: int, tensors: int) -> str:
 
 
 @click.command()
-def main() -> None:
+@click.option(
+    "--size", "sizes", type=(int, int), multiple=True, default=SIZES, show_default=True, help="Rows, tensors."
+)
+def main(sizes: tuple[tuple[int, int], ...]) -> None:
     """Print a line for every size."""
     context = multiprocessing.get_context("spawn")
-    for size in SIZES:
+    for size in sizes:
         with context.Pool(1) as pool:
             print(pool.apply(measure, size))
     print(environment())

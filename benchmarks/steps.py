@@ -99,9 +99,10 @@ def figures_of(model: str, rounds: int) -> list[Figure]:
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), default=21, show_default=True, help="Steps of each, in turns.")
-def main(rounds: int) -> None:
-    """Print the ratios of ResNet-18's and ResNet-50's steps, of the threads that torch takes by itself."""
-    save("steps", [figure for model in MODELS for figure in figures_of(model, rounds)])
+@click.option("--model", "models", type=click.Choice(list(MODELS)), multiple=True, default=[*MODELS], show_default=True)
+def main(rounds: int, models: tuple[str, ...]) -> None:
+    """Print the ratios of the models' steps, of the threads that torch takes by itself."""
+    save("steps", [figure for model in models for figure in figures_of(model, rounds)])
 
 
 if __name__ == "__main__":

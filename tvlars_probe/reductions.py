@@ -177,6 +177,12 @@ def norm_of_square(square: float, tensor: Tensor) -> float:
     return min(largest * math.sqrt(squared_norm(tensor / largest)), sys.float_info.max)
 
 
+def is_capturing() -> bool:
+    """Whether the current stream is being captured in a CUDA graph."""
+    # Without a driver the second question raises, and nothing is captured before CUDA is initialised.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """The floating-point type in which ``device`` keeps sums: float64; float32 on Apple's MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64

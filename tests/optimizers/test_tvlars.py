@@ -83,3 +83,65 @@ def test_phi_is_1_where_it_is_not_applied() -> None:
 def test_its_own_settings_are_checked(name: str) -> None:
     with pytest.raises(ValueError, match=f"invalid {name}: -1.0"):
         TVLARS([nn.Parameter(torch.ones(2))], 1.0, **{name: -1.0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["host", "device"])
+def test_a_count_on_the_device_gives_the_same_steps(foreach: bool) -> None:
+    rng, each = np.random.default_rng(1), []
+    w, grads = torch.tensor(rng.normal(size=(8, 5))), torch.tensor(rng.normal(size=(12, 8, 5)))
+    for capturable in (False, True):
+        p = nn.Parameter(w.clone())
+        optimizer = TVLARS([p], 0.5, foreach=foreach, capturable=capturable, **GENERAL)
+        for g in grads:
+            p.grad = g
+            optimizer.step()
+        assert optimizer.last_step is not None
+        each.append((p.detach(), optimizer.last_step.phi.item()))
+    torch.testing.assert_close(each[0], each[1], rtol=1e-14, atol=0)
+    count = optimizer.param_groups[0]["num_updates"]
+    assert isinstance(count, torch.Tensor)
+    assert count.dtype == torch.int64
+    assert count.item() == 12
+
+
+def test_a_late_phi_on_the_device_is_its_lower_bound() -> None:
+    p = nn.Parameter(torch.ones(2, 2))
+    optimizer = TVLARS([p], 0.0, lmbda=1.0, gamma_min=0.25, foreach=True, capturable=True)
+    optimizer.param_groups[0]["num_updates"].fill_(10**9)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.phi.item() == 0.25
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_count_is_loaded_to_where_this_optimizer_keeps_it(capturable: bool) -> None:
+    source = TVLARS([nn.Parameter(torch.ones(2, 2))], 1.0, capturable=not capturable)
+    source.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+    for _ in range(3):
+        source.step()
+    state = source.state_dict()
+    state["param_groups"][0]["capturable"] = capturable
+    target = TVLARS([nn.Parameter(torch.ones(2, 2))], 1.0, capturable=capturable)
+    target.load_state_dict(state)
+    counts = [group["num_updates"] for group in target.param_groups]
+    assert [isinstance(count, torch.Tensor) for count in counts] == [capturable]
+    assert [int(count) for count in counts] == [3]
+    target.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    for p in (q for group in target.param_groups for q in group["params"]):
+        p.grad = torch.ones_like(p)
+    target.step()
+    assert [int(group["num_updates"]) for group in target.param_groups] == [4, 4]
+
+
+def test_a_capture_that_would_freeze_phi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = nn.Parameter(torch.ones(2, 2))
+    p.grad = torch.ones_like(p)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    optimizer = TVLARS([p], 1.0)
+    with pytest.raises(RuntimeError, match=r"capturable=True"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["num_updates"] == 0
+    assert (p == 1).all()
+    TVLARS([p], 1.0, capturable=True).step()

@@ -169,8 +169,8 @@ describe = Describe()
 
 def updates_made(group: Mapping[str, Any]) -> int | None:
     """The number of updates that an optimizer has counted in a parameter group (TVLARS' t); None if it counts none."""
-    count: int | None = group.get("num_updates")
-    return count
+    count = group.get("num_updates")
+    return None if count is None else int(count)
 
 
 class LiveDescription:

@@ -120,8 +120,8 @@ class LARS(LayerwiseOptimizer):
     def adapts(self, group: dict[str, Any], p: Tensor) -> bool:
         return super().adapts(group, p) and (group["exclusion"] != "undecayed" or self.decay_of(group, p) != 0)
 
-    def _factor(self, group: dict[str, Any]) -> float:
-        """The number that multiplies the ratio of norms in this step."""
+    def _factor(self, group: dict[str, Any]) -> float | Tensor:
+        """The number that multiplies the ratio of norms in this step; on the device where `phi_of` is."""
         eta: float = group["eta"]
         return eta
 
@@ -145,9 +145,9 @@ class LARS(LayerwiseOptimizer):
         decayed, direction, left = decayed_direction(p, grad, decay, weight_norm, grad_norm, wg)
         norms = {"decayed": decayed, "sum": grad_norm + decay * weight_norm, "grad": grad_norm}
         norm = norms[group["denominator"]]
-        ratio, phi = 1.0, self.phi_of(group)
+        ratio, phi = 1.0, as_float(self.phi_of(group))
         if self.adapts(group, p) and weight_norm > 0 and norm > 0:
-            ratio = self._factor(group) * min(weight_norm, self.norm_cap) / min(norm, self.norm_cap)
+            ratio = as_float(self._factor(group)) * min(weight_norm, self.norm_cap) / min(norm, self.norm_cap)
             if group["trust_clip"]:
                 ratio = min(ratio / lr, 1.0) if lr > 0 else 1.0
         elif not math.isnan(phi):
@@ -213,7 +213,11 @@ class LARS(LayerwiseOptimizer):
         self, group: dict[str, Any], adapted: list[int], weight_norm: Tensor, norm: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Trust ratio and φ of every tensor: both 1 where not adapted; φ is NaN for optimizers that have none."""
-        ratio = self._factor(group) * weight_norm.clamp(max=self.norm_cap) / norm.clamp(max=self.norm_cap)
+        factor, phi = self._factor(group), self.phi_of(group)
+        if isinstance(factor, Tensor):
+            # A group's parameters may be spread over devices.
+            factor = factor.to(weight_norm.device, non_blocking=True)
+        ratio = factor * weight_norm.clamp(max=self.norm_cap) / norm.clamp(max=self.norm_cap)
         if group["trust_clip"]:
             lr = group["lr"]
             if isinstance(lr, Tensor):
@@ -223,8 +227,10 @@ class LARS(LayerwiseOptimizer):
                 ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
         positive = (weight_norm > 0) & (norm > 0)
         ratio = where_adapted(adapted, torch.where(positive, ratio, 1.0))
-        phi = self.phi_of(group)
-        if math.isnan(phi):
+        if isinstance(phi, Tensor):
+            phis = torch.ones_like(ratio) * phi.to(ratio.device, non_blocking=True)
+        elif math.isnan(phi):
             return ratio, torch.full_like(ratio, NAN)
-        phis = torch.where(positive, torch.full_like(ratio, phi), 1.0)
-        return ratio, where_adapted(adapted, phis)
+        else:
+            phis = torch.full_like(ratio, phi)
+        return ratio, where_adapted(adapted, torch.where(positive, phis, 1.0))

@@ -155,8 +155,11 @@ class LayerwiseOptimizer(Optimizer, ABC):
         """Whether this tensor's rate is scaled by its trust ratio."""
         return not (group["lars_adaptation_filter"] and excluded(p))
 
-    def phi_of(self, group: dict[str, Any]) -> float:
-        """φ of the step in progress, or else of the last one; NaN for optimizers without φ."""
+    def phi_of(self, group: dict[str, Any]) -> float | Tensor:
+        """φ of the step in progress, or else of the last one; NaN for optimizers without φ.
+
+        It is a tensor on the device where the optimizer counts its updates there.
+        """
         return NAN
 
     def state_tensor(self, p: Tensor, name: str) -> Tensor:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from tvlars_probe.optimizers.description_words import NORM_CAP
 from tvlars_probe.optimizers.lars import LARS
 from tvlars_probe.optimizers.layerwise import require
 from tvlars_probe.optimizers.phi import phi
+from tvlars_probe.reductions import accumulation_dtype, is_capturing
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.optim.optimizer import ParamsT
 
     from tvlars_probe.optimizers.description_words import Denominator, Exclusion
@@ -29,6 +32,9 @@ class TVLARS(LARS):
         φ_t = 1 / (alpha + exp(lmbda·(t − delay))) + gamma_min
 
     The update by q·d is that of `LARS`. The count t of updates is part of ``state_dict``.
+
+    A CUDA graph replays kernels and no Python: a count in Python would stand still, and φ with it. ``capturable`` keeps
+    the count, ``group["num_updates"]``, on the device.
 
     Args:
         params: parameters, named parameters, or groups with their own settings.
@@ -46,9 +52,12 @@ class TVLARS(LARS):
         exclusion: as in `LARS`.
         trust_clip: as in `LARS`.
         foreach: True uses multi-tensor kernels on the CPU, too; accelerators always use them.
+        capturable: keep t on the device, so that a step can be captured in a CUDA graph. As with torch's optimizers, an
+            ``lr`` that is a number stays in the graph as it was; a tensor can be changed between replays.
 
     Raises:
         ValueError: a hyperparameter outside its range.
+        RuntimeError: a step is captured in a CUDA graph without ``capturable``.
     """
 
     norm_cap = NORM_CAP
@@ -71,6 +80,7 @@ class TVLARS(LARS):
         exclusion: Exclusion = "ndim",
         trust_clip: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -84,8 +94,20 @@ class TVLARS(LARS):
             exclusion=exclusion,
             trust_clip=trust_clip,
             foreach=foreach,
-            _further={"lmbda": lmbda, "alpha": alpha, "delay": delay, "gamma_min": gamma_min, "num_updates": 0},
+            _further={
+                "lmbda": lmbda,
+                "alpha": alpha,
+                "delay": delay,
+                "gamma_min": gamma_min,
+                "capturable": capturable,
+                "num_updates": 0,
+            },
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            _place_count(group)
 
     @classmethod
     def check(cls, group: dict[str, Any]) -> None:
@@ -99,19 +121,35 @@ class TVLARS(LARS):
         super().add_param_group(param_group)
         # t counts the optimizer's updates, not the group's: a layer that is unfrozen late gets the φ of the others.
         self.param_groups[-1]["num_updates"] = self.param_groups[0]["num_updates"]
+        _place_count(self.param_groups[-1])
 
     def _begin_step(self) -> None:
+        if not all(group["capturable"] for group in self.param_groups) and is_capturing():
+            raise RuntimeError(
+                "TVLARS counts its updates in Python, and replays of a CUDA graph would all have the φ of this one "
+                "(remedy: TVLARS(..., capturable=True))"
+            )
         for group in self.param_groups:
-            group["num_updates"] += 1
+            group["num_updates"] += 1  # in place, where it is a tensor: a graph knows it by its address
 
-    def phi_of(self, group: dict[str, Any]) -> float:
-        return phi(
-            group["num_updates"],
-            lmbda=group["lmbda"],
-            alpha=group["alpha"],
-            delay=group["delay"],
-            gamma_min=group["gamma_min"],
-        )
+    def phi_of(self, group: dict[str, Any]) -> float | Tensor:
+        t, lmbda, alpha = group["num_updates"], group["lmbda"], group["alpha"]
+        if not isinstance(t, Tensor):
+            return phi(t, lmbda=lmbda, alpha=alpha, delay=group["delay"], gamma_min=group["gamma_min"])
+        # Where the exponential is infinite, its reciprocal is the 0 that it should be.
+        exponent = (t.to(accumulation_dtype(t.device)) - group["delay"]) * lmbda
+        told: Tensor = 1.0 / (exponent.exp() + alpha) + group["gamma_min"]
+        return told
 
-    def _factor(self, group: dict[str, Any]) -> float:
+    def _factor(self, group: dict[str, Any]) -> float | Tensor:
         return super()._factor(group) * self.phi_of(group)
+
+
+def _place_count(group: dict[str, Any]) -> None:
+    """Put a group's count of updates where ``capturable`` says: on its first parameter's device, or into Python."""
+    count = group["num_updates"]
+    if group["capturable"]:
+        # A tensor of its own for each group, since each adds to its own.
+        group["num_updates"] = torch.as_tensor(count).detach().to(group["params"][0].device, torch.int64, copy=True)
+    elif isinstance(count, Tensor):
+        group["num_updates"] = int(count.item())

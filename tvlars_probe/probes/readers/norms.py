@@ -69,10 +69,14 @@ class NormReader:
         return bool(groups) and all(group.norms == "last_step" for group in groups)
 
     @property
-    def phi(self) -> float:
-        """φ of the first group's last update; NaN for optimizers that have none, or don't tell it in numbers."""
+    def phi(self) -> float | Tensor:
+        """φ of the first group's last update; NaN for optimizers that have none, or don't tell it in numbers.
+
+        A φ that the optimizer keeps on an accelerator stays there: the host would wait for it.
+        """
         phi_of = getattr(self.optimizer, "phi_of", None) if self.leaves_norms else None
-        return math.nan if phi_of is None else float(phi_of(self.optimizer.param_groups[0]))
+        told = math.nan if phi_of is None else phi_of(self.optimizer.param_groups[0])
+        return told if isinstance(told, Tensor) else float(told)
 
     @property
     def samples_snapshots(self) -> bool:

@@ -39,7 +39,8 @@ class StepRow:
         lr: learning rate per parameter.
         phase: name of the training phase.
         device_lrs: learning rates that are tensors on an accelerator, each with the parameters that it holds for.
-        phi: TVLARS' φ_t of the first parameter group; NaN for other optimizers.
+        phi: TVLARS' φ_t of the first parameter group, a tensor until the flush where it is on a device; NaN for other
+            optimizers.
         epoch: as told.
         samples: this rank's samples as told.
         clip_scale: as told.
@@ -58,7 +59,7 @@ class StepRow:
     lr: NDArray[np.float64]
     phase: str
     device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
-    phi: float = math.nan
+    phi: float | Tensor = math.nan
     epoch: int | None = None
     samples: int | None = None
     clip_scale: float | None = None
@@ -172,6 +173,7 @@ class StepBuffer:
         for row in self.rows:
             for span, lr in row.device_lrs:
                 row.lr[span] = lr.item()
+            row.phi = float(row.phi)
         # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copies, which
         # ``astype`` makes, too.
         drained = Drained(
