@@ -1,0 +1,115 @@
+"""Recorded steps on an accelerator: the host never waits, and the rows are those of the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import tvlars_probe
+from tests.gpu.networks import ALL, OURS, batch, network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """Any call that makes the host wait for the device raises."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("detail", ["norms", "full"])
+@pytest.mark.parametrize("name", list(ALL))
+def test_the_host_never_waits_in_a_recorded_step(name: str, detail: Any, device: torch.device, tmp_path: Path) -> None:
+    model = network(device)
+    optimizer, (x, y) = ALL[name](model.parameters()), batch(device)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", detail=detail) as rec:
+        for step in range(6):
+            # The first steps allocate, and let kernels be compiled.
+            with no_waiting(device) if step > 1 else contextlib.nullcontext():
+                optimizer.zero_grad()
+                loss = cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                rec.log(loss=loss, samples=len(x), epoch=0)
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    assert rows["step"].max() == 5
+    assert rows["grad_norm"].gt(0).all()
+
+
+def trained(name: str, device: torch.device, path: Path) -> Any:
+    model = network(device, torch.float64)
+    optimizer = ALL[name](model.parameters())
+    with tvlars_probe.record(model, optimizer, path) as rec:
+        for step in range(8):
+            x, y = batch(device, torch.float64, seed=step)
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            rec.log(loss=loss, samples=len(x), epoch=0)
+    return tvlars_probe.open_run(path)
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_rows_are_those_of_the_cpu(name: str, device: torch.device, tmp_path: Path) -> None:
+    here, there = trained(name, torch.device("cpu"), tmp_path / "cpu"), trained(name, device, tmp_path / "device")
+    for table in ("layers", "steps"):
+        a, b = (run.frame(table) for run in (here, there))
+        assert len(a) == len(b) > 0
+        for column in a.columns:
+            if a[column].dtype.kind == "f" and not column.endswith("seconds"):
+                np.testing.assert_allclose(b[column], a[column], rtol=2e-5, err_msg=column)
+
+
+@pytest.mark.parametrize("name", list(OURS))
+def test_a_scaler_skips_and_rows_are_unscaled(name: str, device: torch.device, tmp_path: Path) -> None:
+    """float16 under autocast: an overflow leaves no row of an update, and ‖g‖ is without the loss's scale."""
+    model, (x, y) = network(device), batch(device)
+    optimizer = OURS[name](model.parameters())
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)
+    norms = []
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        for step in range(4):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16):
+                loss = cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            first = next(model.parameters())
+            assert first.grad is not None
+            if step == 2:
+                first.grad.fill_(torch.inf)
+            scaler.unscale_(optimizer)
+            if step != 2:
+                norms.append(first.grad.norm().item())
+            scaler.step(optimizer)
+            scaler.update()
+            rec.log(loss=loss, samples=len(x), epoch=0)
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    rows = rows[rows["parameter"] == "0.weight"]
+    np.testing.assert_allclose(rows["grad_norm"], norms, rtol=1e-4)
+
+
+def test_weights_of_bfloat16_are_recorded(device: torch.device, tmp_path: Path) -> None:
+    model = network(device, torch.bfloat16)
+    optimizer, (x, y) = OURS["LARS"](model.parameters()), batch(device, torch.bfloat16)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        cross_entropy(model(x), y).backward()
+        norms = [p.double().norm().item() for p in model.parameters()]
+        optimizer.step()
+        rec.log(loss=1.0)
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    np.testing.assert_allclose(rows["weight_norm"], norms, rtol=1e-5)
