@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: bench demo test test-slow lint types docs clean
+.PHONY: bench bench-smoke demo gpu test test-slow lint types docs clean
 
 demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and compare them
 	$(BIN)/python examples/large_batch_digits.py
@@ -25,6 +25,14 @@ types: $(INSTALLED)
 bench: $(INSTALLED)  ## every claim of speed and size against the peers: the whole table, met or not
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks
+
+bench-smoke: $(INSTALLED)  ## every benchmark once, too small to measure anything: does it still run?
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m benchmarks --smoke
+
+gpu:  ## checks and figures of a CUDA device, with the PYTHON given as it is: nothing is installed
+	$(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu
+	$(PYTHON) -m benchmarks.gpu
 
 docs: $(INSTALLED)  ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

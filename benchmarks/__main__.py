@@ -65,6 +65,7 @@ ENTRIES = {
     "memory": Entry(smoke=("--steps", "500")),
     "kills": Entry(smoke=("--kills", "4")),
     "fuzz": Entry(smoke=("--cases", "5")),
+    "gpu": Entry(smoke=("--device", "cpu", "--small")),
     "identity": Entry(smoke=("record", "{scratch}/identity.json", "--part", "loops")),
 }
 """By name of the script, in order of the table."""

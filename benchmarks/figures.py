@@ -50,13 +50,20 @@ class Figure:
         return self.value <= self.aim if self.sense == "at most" else self.value >= self.aim
 
 
-def save(name: str, figures: list[Figure]) -> None:
-    """Print the figures and keep them, with their environment, in ``results/<name>.json``."""
+def save(name: str, figures: list[Figure], about: str = "") -> None:
+    """Print the figures and keep them, with their environment, in ``results/<name>.json``.
+
+    Args:
+        name: of the benchmark.
+        figures: its rows.
+        about: what ``environment`` doesn't tell, such as the name of an accelerator.
+    """
     RESULTS.mkdir(exist_ok=True)
-    content = {"environment": environment(), "figures": [asdict(figure) for figure in figures]}
+    told = f"{about}; {environment()}" if about else environment()
+    content = {"environment": told, "figures": [asdict(figure) for figure in figures]}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
     show(figures)
-    print(environment())
+    print(told)
 
 
 def load(name: str) -> list[Figure]:
