@@ -163,45 +163,39 @@ def _with_gradients(model: nn.Module, device: torch.device) -> list[nn.Parameter
 
 def recording(name: str, at: Setting) -> list[Figure]:
     """A whole training step in bfloat16 autocast, recorded over bare."""
-    figures = []
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "LARS": lambda p: LARS(p, **MOMENTUM),
-        "AdamW(fused)": lambda p: torch.optim.AdamW(p, fused=True, **DECAY),
+        "LARS": lambda params: LARS(params, **MOMENTUM),
+        "AdamW(fused)": lambda params: torch.optim.AdamW(params, fused=True, **DECAY),
     }
-    for kind, make in kinds.items():
-        model = at.models[name]().to(at.device)
-        bare, watched = make(model.parameters()), make(model.parameters())
-        x, y = _batch(at.images, at)
+    return [_recorded_over_bare(name, kind, make, at) for kind, make in kinds.items()]
 
-        def step(optimizer: torch.optim.Optimizer, model: nn.Module = model, x: Any = x, y: Any = y) -> Any:
-            optimizer.zero_grad()
-            with torch.autocast(at.device.type, torch.bfloat16):
-                loss = cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
 
-        with tempfile.TemporaryDirectory() as folder, record(model, watched, Path(folder, "r"), detail="norms") as rec:
-            seconds = turns(
-                {
-                    "bare": lambda step=step, bare=bare: step(bare),
-                    "recorded": lambda step=step, watched=watched, rec=rec: rec.log(
-                        loss=step(watched), samples=at.images, epoch=0
-                    ),
-                },
-                at.device,
-                at.rounds,
-            )
-        figures.append(
-            Figure(
-                what=f"training step recorded over bare, {kind}, {name}",
-                value=paired(seconds, "recorded", "bare"),
-                aim=1.02,
-                floor="torch's optimizers leave no norms behind: w and g are read once more",
-                note=milliseconds(seconds, "recorded", "bare"),
-            )
-        )
-    return figures
+def _recorded_over_bare(name: str, kind: str, make: Callable[..., torch.optim.Optimizer], at: Setting) -> Figure:
+    model = at.models[name]().to(at.device)
+    bare, watched = make(model.parameters()), make(model.parameters())
+    x, y = _batch(at.images, at)
+
+    def step(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(at.device.type, torch.bfloat16):
+            loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    with tempfile.TemporaryDirectory() as folder, record(model, watched, Path(folder, "r"), detail="norms") as rec:
+
+        def recorded() -> None:
+            rec.log(loss=step(watched), samples=at.images, epoch=0)
+
+        seconds = turns({"bare": lambda: step(bare), "recorded": recorded}, at.device, at.rounds)
+    return Figure(
+        what=f"training step recorded over bare, {kind}, {name}",
+        value=paired(seconds, "recorded", "bare"),
+        aim=1.02,
+        floor="torch's optimizers leave no norms behind: w and g are read once more",
+        note=milliseconds(seconds, "recorded", "bare"),
+    )
 
 
 def product(name: str, at: Setting) -> list[Figure]:
