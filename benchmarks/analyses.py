@@ -3,13 +3,11 @@
     python -m benchmarks.analyses --rows 1e6 --rows 1e7
 
 The traces are made up: LARS with warm-up on a network of 62 tensors, as ResNet-18 has, every tensor in every step. The
-command runs in a process of its own, whose highest resident memory Linux reports. With --runs the same trace is
-given several times, which must not take more memory than once.
+command runs in a process of its own, whose highest resident memory Linux reports. With --runs several such runs are
+given, which must not take more memory than one.
 """
 
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -102,8 +100,7 @@ def main(rows: tuple[float, ...], runs: tuple[int, ...], rounds: int) -> None:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         for count in rows:
-            first = make_run(Path(folder, f"{count:g}-0"), int(count))
-            made = [first, *(linked(first, Path(folder, f"{count:g}-{i}")) for i in range(1, max(runs)))]
+            made = [make_run(Path(folder, f"{count:g}-{i}"), int(count)) for i in range(max(runs))]
             for number in runs:
                 words = ["warmup", *map(str, made[:number]), "--json"]
                 found = [measure(words) for _ in track(range(rounds), f"{count:,.0f} rows × {number}", transient=True)]
@@ -115,16 +112,6 @@ def main(rows: tuple[float, ...], runs: tuple[int, ...], rounds: int) -> None:
                     figures.append(Figure(what=what, value=seconds, aim=3 if count <= 1e6 else 10, unit="s", note=note))
                 figures.append(Figure(what=f"{what}: peak memory", value=peak / 2**20, aim=1024, unit="MiB"))
     save("analyses", figures)
-
-
-def linked(source: Path, target: Path) -> Path:
-    """Another run with the same trace."""
-    # Links of files: readers refuse a folder that leads out of the run.
-    shutil.copytree(source / "trace", target / "trace", copy_function=os.link)
-    manifest = Manifest.load(source)
-    manifest.run_id = target.name
-    manifest.save(target)
-    return target
 
 
 if __name__ == "__main__":
