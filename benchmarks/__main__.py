@@ -50,7 +50,7 @@ ENTRIES = {
     "training": Entry(whole=(), smoke=("--batch-size", "4", "--rounds", "1")),
     "curvature": Entry(
         whole=("--rounds", "2"),
-        smoke=("--rounds", "1", "--batch-size", "2", "--steps", "1", "--product-batch-size", "2"),
+        smoke=("--rounds", "1", "--batch-size", "8", "--steps", "1", "--product-batch-size", "2", "--small"),
     ),
     "planted": Entry(
         whole=("--cases", "1600", "--steps", "20", "--spectra", "10"),

@@ -34,10 +34,15 @@ from tvlars_probe.curvature.operators import HessianOperator
 Found = tuple[list[float], int]  # eigenvalues from the top, products
 
 
-def trained_model(steps: int) -> nn.Module:
-    """A ResNet-18 that has begun to learn a task of coloured noise."""
+def small_network() -> nn.Module:
+    """One convolution and a head: for trials of this script."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.Tanh(), nn.Flatten(), nn.Linear(256, 10))
+
+
+def trained_model(steps: int, *, small: bool) -> nn.Module:
+    """A ResNet-18, or a small network, that has begun to learn a task of coloured noise."""
     torch.manual_seed(0)
-    model: nn.Module = resnet18(num_classes=10)
+    model: nn.Module = small_network() if small else resnet18(num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(steps):
         images, labels = batch(128)
@@ -188,15 +193,17 @@ def product_in_gradients(model: nn.Module, size: int, rounds: int = 7) -> float:
 @click.option("--rounds", default=3, show_default=True, help="Each with another random start.")
 @click.option("--steps", default=30, show_default=True, help="Of training.")
 @click.option("--product-batch-size", default=256, show_default=True, help="Images of the product that is timed.")
-def main(batch_size: int, rounds: int, steps: int, product_batch_size: int) -> None:
+@click.option("--small", is_flag=True, help="A small network in ResNet-18's place: a trial that measures nothing.")
+def main(batch_size: int, rounds: int, steps: int, product_batch_size: int, small: bool) -> None:
     """Print time, products and error for top 1 and top 5."""
     warnings.filterwarnings("ignore")
-    model, (images, labels) = trained_model(steps), batch(batch_size, seed=1)
+    model, (images, labels) = trained_model(steps, small=small), batch(batch_size, seed=1)
     exact = exactly(model, images, labels)
     console = Console(highlight=False)
     console.print(environment())
     console.print(
-        f"ResNet-18, {batch_size} images of 32x32; top eigenvalues in float64: {exact[0]:.6g} ... {exact[4]:.6g}"
+        f"{type(model).__name__}, {batch_size} images of 32x32; "
+        f"top eigenvalues in float64: {exact[0]:.6g} ... {exact[4]:.6g}"
     )
     tops = {top: compared(top, model, images, labels, exact, rounds) for top in (1, 5)}
     for top, results in tops.items():
