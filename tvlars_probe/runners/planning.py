@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.errors import RunDirectoryError, RunHeldError, UserError
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
@@ -173,7 +173,7 @@ def plan_run(
         differs = (before.recording, before.sharpness) != (config.recording, config.sharpness)
         return Done(path=path, recorded_otherwise=differs)
     if state == "running":
-        raise RunDirectoryError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
+        raise RunHeldError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
     # A failure is continued only on request, for its cause may still be there.
     if state == "failed" and not (again or begun or meeting.restarted):
         reason, remedy = "; ".join(manifest.notes[-1:]), f"--resume {shlex.quote(str(path))}, or --rerun"
@@ -204,7 +204,7 @@ def plan_resume(
     if state in ("completed", "diverged"):
         return Done(path=path)
     if state == "running":
-        raise RunDirectoryError(f"{path} is being trained by another process: wait for it")
+        raise RunHeldError(f"{path} is being trained by another process: wait for it")
     job = Job(
         config=config,
         path=path,
