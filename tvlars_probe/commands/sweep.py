@@ -13,6 +13,7 @@ from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
 from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runners.sweeps.launch_plan import LAUNCHERS, LaunchPlan
 from tvlars_probe.runners.sweeps.sweep import sweep
@@ -79,6 +80,8 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     Finished runs are skipped, failed ones tried again.
     """
 
+    if launched_by_torchrun():
+        raise UserError("a sweep starts its runs itself: call it without torchrun (several ranks: --nproc, --devices)")
     plan = LaunchPlan(**{name: values.pop(name) for name in LaunchPlan.__dataclass_fields__})
     chosen = (read_grid(grid) if grid else Grid()) | given(values)
     if not chosen.axes and not chosen.settings:

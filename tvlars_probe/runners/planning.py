@@ -13,7 +13,7 @@ from tvlars_probe.errors import RunDirectoryError, RunHeldError, UserError
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
-from tvlars_probe.runners.launching.meeting import alone
+from tvlars_probe.runners.launching.meeting import Meeting
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.runners.phases.phase import phases_of
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.data.batches import BatchPlan
     from tvlars_probe.data.images import ImageData
-    from tvlars_probe.runners.launching.meeting import Meeting
     from tvlars_probe.runners.phases.phase import Phase
 
 RUNS_FOLDER = Path("runs")
@@ -154,7 +153,7 @@ def plan_run(
     """
     config_id = config.config_id(fingerprint=data.train.fingerprint(), world_size=world_size)
     path = path or RUNS_FOLDER / config.default_name(config_id)
-    meeting, asked = meeting or alone(), f"{config_id} {path}"
+    meeting, asked = meeting or Meeting(), f"{config_id} {path}"
     # What an attempt before this one began is continued: torchrun's restart asks for it.
     begun = meeting.begun(asked)
     if rerun:

@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
-from tvlars_probe.runners.launching.meeting import alone, meet
+from tvlars_probe.runners.launching.meeting import Meeting, meet
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.process_group import join, leave
 from tvlars_probe.runners.launching.processes import launch
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.runners.config import TrainConfig
-    from tvlars_probe.runners.launching.meeting import Meeting
     from tvlars_probe.runners.launching.places import Placement
 
 
@@ -111,7 +110,7 @@ def _carry_out(
     """Plan, announce the plan, train if it says so, and return the run directory."""
     placement = place(config.place)
     if not launched_by_torchrun():
-        planned = plan(placement.nproc, alone())
+        planned = plan(placement.nproc, Meeting())
         announce(planned)
         if isinstance(planned, Job):
             _train(planned, placement)

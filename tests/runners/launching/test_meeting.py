@@ -13,7 +13,7 @@ from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import RunDirectoryError, RunFailedError
 from tvlars_probe.runners.config import PlaceConfig, TrainConfig
 from tvlars_probe.runners.launching import meeting
-from tvlars_probe.runners.launching.meeting import Meeting, agree, alone
+from tvlars_probe.runners.launching.meeting import Meeting, agree
 from tvlars_probe.runners.planning import Job, plan_run
 from tvlars_probe.traces.manifest import Manifest
 
@@ -88,6 +88,11 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> Any:
     return next_attempt
 
 
+def launched() -> Meeting:
+    """The first attempt of a launch by torchrun."""
+    return Meeting(store=HashStore(), memory=HashStore())
+
+
 def leave_a_run(job: Job, status: str) -> None:
     """What a rank leaves behind that began ``job``."""
     job.path.mkdir(parents=True)
@@ -97,24 +102,24 @@ def leave_a_run(job: Job, status: str) -> None:
 
 
 def test_a_failed_run_is_continued_by_the_restart_of_the_launch_that_began_it(plan: Any, restarted: Any) -> None:
-    first = alone()
+    first = launched()
     leave_a_run(plan(first), "failed")
     with pytest.raises(RunDirectoryError, match="--resume"):
-        plan(alone())
+        plan(launched())
     assert plan(restarted(first)).continues
 
 
 def test_a_refused_launch_stays_refused_when_it_is_restarted(plan: Any, restarted: Any) -> None:
-    leave_a_run(plan(alone()), "failed")
-    first = alone()
+    leave_a_run(plan(launched()), "failed")
+    first = launched()
     for met in (first, restarted(first)):
         with pytest.raises(RunDirectoryError, match="--resume"):
             plan(met)
 
 
 def test_a_restarted_rerun_goes_on_with_the_run_that_it_began(plan: Any, restarted: Any, tmp_path: Path) -> None:
-    leave_a_run(plan(alone()), "completed")
-    first = alone()
+    leave_a_run(plan(launched()), "completed")
+    first = launched()
     begun = plan(first, rerun=True)
     assert begun.path == tmp_path / "run-2"
     # Restarted before the run was begun, and after.
@@ -122,4 +127,4 @@ def test_a_restarted_rerun_goes_on_with_the_run_that_it_began(plan: Any, restart
     leave_a_run(begun, "failed")
     again = plan(restarted(first), rerun=True)
     assert (again.path, again.continues) == (begun.path, True)
-    assert plan(alone(), rerun=True).path == tmp_path / "run-3"
+    assert plan(launched(), rerun=True).path == tmp_path / "run-3"

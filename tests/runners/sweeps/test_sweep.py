@@ -16,6 +16,7 @@ from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.errors import UserError
 from tvlars_probe.runners.sweeps.grid import SHIPPED, Grid, read_grid
 from tvlars_probe.runners.sweeps.launch_plan import LaunchPlan
+from tvlars_probe.runners.sweeps.trials import Outcome
 from tvlars_probe.traces.run_directory import find_runs
 
 QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--dv", "cpu", "--threads", 1, "--train-eval-samples", 0)
@@ -91,6 +92,21 @@ def test_a_failed_run_is_listed_and_tried_again(cli: Any) -> None:
     again = cli(*arguments)
     assert again.code == 0
     assert again.out.count("completed") == 4
+
+
+def test_a_run_that_is_not_finished_is_no_success(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvlars_probe.commands.sweep.sweep", lambda *_: [Outcome(status="interrupted")])
+    done = cli("sweep", "--lr", 1, *QUICK, "--out", "s")
+    assert done.code == 1
+    assert done.err == "Error: 1 of 1 runs aren't finished; the same command continues them\n"
+
+
+def test_a_sweep_is_no_rank_of_torchrun(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    done = cli("sweep", "--lr", 1, 2)
+    assert done.code == 2
+    assert "call it without torchrun" in done.err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -33,30 +32,26 @@ class Meeting:
     """What the ranks of one attempt have in common.
 
     Attributes:
-        store: theirs alone, for their process group.
-        memory: where `note` writes. Under torchrun's agents it outlives the ranks.
+        store: theirs alone, for their process group; None where one process meets nobody.
+        memory: where `note` writes, if anywhere. Under torchrun's agents it outlives the ranks.
         restarted: whether torchrun has started the ranks again, where the memory can't tell, since it ended with them.
     """
 
-    store: Store
-    memory: Store
+    store: Store | None = None
+    memory: Store | None = None
     restarted: bool = False
 
     def note(self, asked: str, path: Path) -> None:
         """Remember that the run at ``path`` is what was made of a request."""
-        self.memory.set(f"run/{asked}", f"{_THIS_PROCESS} {path}")
+        if self.memory is not None:
+            self.memory.set(f"run/{asked}", f"{_THIS_PROCESS} {path}")
 
     def begun(self, asked: str) -> Path | None:
         """The run that an earlier attempt made of a request; None where it made none, or none is known."""
-        if not self.memory.check([f"run/{asked}"]):
+        if self.memory is None or not self.memory.check([f"run/{asked}"]):
             return None
         process, _, path = self.memory.get(f"run/{asked}").decode().partition(" ")
         return None if process == _THIS_PROCESS else Path(path)
-
-
-def alone() -> Meeting:
-    """The meeting of a process that torchrun hasn't started."""
-    return Meeting(store=HashStore(), memory=HashStore())
 
 
 def meet() -> Meeting:
@@ -67,7 +62,7 @@ def meet() -> Meeting:
     """
     rank, world_size = seat()
     if world_size == 1 and not has_lasting_store():
-        return Meeting(store=HashStore(), memory=HashStore(), restarted=restarts() > 0)
+        return Meeting(restarted=restarts() > 0)
     store, *_ = next(rendezvous("env://", timeout=TIMEOUT))
     memory = PrefixStore("tvlars_probe", store)
     attempt, most = agree(memory, rank, world_size, restarts())
