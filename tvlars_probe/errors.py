@@ -20,6 +20,10 @@ class RunDirectoryError(UserError):
     """A run directory can't be created, read or written as asked."""
 
 
+class RunHeldError(RunDirectoryError):
+    """Another process holds a run directory: it can be had when that process is done."""
+
+
 class DataError(UserError):
     """A data set is missing, damaged, or doesn't fit the settings."""
 

@@ -13,14 +13,20 @@ from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
 from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
-from tvlars_probe.runners.sweeps.sweep import LAUNCHERS, LaunchPlan, Outcome, Trial, sweep, trial_path
+from tvlars_probe.runners.sweeps.launch_plan import LAUNCHERS, LaunchPlan
+from tvlars_probe.runners.sweeps.sweep import sweep
+from tvlars_probe.runners.sweeps.trials import FINISHED, Outcome, Trial, trial_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _NOT_SWEPT = ("run_dir", "resume", "rerun", "help")
 """Options of train that a sweep decides itself."""
+
+_MOST_NAMED = 4
+"""So many runs are named that are waited for."""
 
 _SHARED_SECTIONS = ("Devices", "Recording", "Sharpness")
 """Sections whose options are settings of all runs, never axes: ``--devices 0 1`` gives every run two devices."""
@@ -74,6 +80,8 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     Finished runs are skipped, failed ones tried again.
     """
 
+    if launched_by_torchrun():
+        raise UserError("a sweep starts its runs itself: call it without torchrun (several ranks: --nproc, --devices)")
     plan = LaunchPlan(**{name: values.pop(name) for name in LaunchPlan.__dataclass_fields__})
     chosen = (read_grid(grid) if grid else Grid()) | given(values)
     if not chosen.axes and not chosen.settings:
@@ -86,11 +94,15 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
         return
     say(f"{counted(len(trials), 'run')} in {folder}")
     count = iter(range(1, len(trials) + 1))
-    outcomes = sweep(trials, plan, folder, lambda t, o: say(_line(next(count), len(trials), t, o)))
+    outcomes = sweep(
+        trials, plan, folder, lambda t, o: say(_line(next(count), len(trials), t, o)), lambda t: say(_waiting(t))
+    )
     render(trials, outcomes)
-    failed = [o for o in outcomes if o.status == "failed"]
+    failed = sum(o.status == "failed" for o in outcomes)
     if failed:
-        raise RunFailedError(f"{len(failed)} of {len(trials)} runs failed; the same command tries them again")
+        raise RunFailedError(f"{failed} of {len(trials)} runs failed; the same command tries them again")
+    if unfinished := sum(o.status not in FINISHED for o in outcomes):
+        raise RunFailedError(f"{unfinished} of {len(trials)} runs aren't finished; the same command continues them")
 
 
 def given(values: dict[str, Any]) -> Grid:
@@ -143,10 +155,21 @@ def build_trials(grid: Grid, folder: Path) -> list[Trial]:
 
 def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
     """What is said when a run of the sweep has ended."""
-    what = " ".join(f"{name}={value}" for name, value in trial.point.items())
+    what = _point(trial)
     accuracy = "" if outcome.best_test_acc1 is None else f"  best test acc {outcome.best_test_acc1:.2f} %"
     error = "" if outcome.error is None else f"  {' '.join(outcome.error.split())}"
     return f"{number}/{total}  {what}  {outcome.status}{accuracy}{error}"
+
+
+def _waiting(trials: Sequence[Trial]) -> str:
+    """What is said when only runs are left that other processes train."""
+    named = [_point(trial) for trial in trials[:_MOST_NAMED]]
+    more = f", and {len(trials) - len(named)} more" if len(trials) > len(named) else ""
+    return f"Waiting for {counted(len(trials), 'run')} that other processes train: {', '.join(named)}{more}"
+
+
+def _point(trial: Trial) -> str:
+    return " ".join(f"{name}={value}" for name, value in trial.point.items()) or str(trial.path)
 
 
 def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:

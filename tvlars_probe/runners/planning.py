@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.errors import RunDirectoryError, RunHeldError, UserError
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
-from tvlars_probe.runners.launching.torchrun import restarted
+from tvlars_probe.runners.launching.meeting import Meeting
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.runners.phases.phase import phases_of
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
@@ -130,6 +130,8 @@ def plan_run(
     data: ImageData,
     world_size: int,
     rerun: bool = False,
+    again: bool = False,
+    meeting: Meeting | None = None,
     command: tuple[str, ...] = (),
     quiet: bool = False,
 ) -> Job | Done:
@@ -141,6 +143,8 @@ def plan_run(
         data: the data set, whose fingerprint goes into the config_id.
         world_size: number of ranks.
         rerun: whether to make a new run beside one that is there.
+        again: whether to continue a run that has failed.
+        meeting: where torchrun's ranks met, which tells what an attempt before this one began.
         command: the command line.
         quiet: whether to show no progress while training.
 
@@ -149,11 +153,15 @@ def plan_run(
     """
     config_id = config.config_id(fingerprint=data.train.fingerprint(), world_size=world_size)
     path = path or RUNS_FOLDER / config.default_name(config_id)
+    meeting, asked = meeting or Meeting(), f"{config_id} {path}"
+    # What an attempt before this one began is continued: torchrun's restart asks for it.
+    begun = meeting.begun(asked)
     if rerun:
-        path = _free(path, restarted=restarted())
+        path = begun or _free(path, restarted=meeting.restarted)
     job = Job(config=config, path=path, run_id=new_run_id(path), config_id=config_id, command=command, quiet=quiet)
     if not (path / FILE_NAME).exists():
         _check_writable(path)
+        meeting.note(asked, path)
         return job
     manifest = Manifest.load(path)
     state = status(path, manifest)
@@ -164,12 +172,14 @@ def plan_run(
         differs = (before.recording, before.sharpness) != (config.recording, config.sharpness)
         return Done(path=path, recorded_otherwise=differs)
     if state == "running":
-        raise RunDirectoryError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
-    # A failure is continued only on request, for its cause may still be there; torchrun's restart is such a request.
-    if state == "failed" and not restarted():
+        raise RunHeldError(f"{path} is being trained by another process: wait for it, or --rerun beside it")
+    # A failure is continued only on request, for its cause may still be there.
+    if state == "failed" and not (again or begun or meeting.restarted):
         reason, remedy = "; ".join(manifest.notes[-1:]), f"--resume {shlex.quote(str(path))}, or --rerun"
         raise RunDirectoryError(f"{path} failed ({reason}): {remedy}")
-    return _continue(job)
+    continued = _continue(job)
+    meeting.note(asked, path)
+    return continued
 
 
 def plan_resume(
@@ -187,20 +197,13 @@ def plan_resume(
         RunDirectoryError: there is no run, another process is training it, or its last checkpoint is damaged.
         UserError: the run was not made by ``train``.
     """
+    config = continued_config(path, changes)
     manifest = Manifest.load(path)
-    config = TrainConfig.from_dict(manifest.config).without_download()
-    places = {f.name for f in dataclasses.fields(PlaceConfig)}
-    config = dataclasses.replace(
-        config,
-        place=dataclasses.replace(config.place, **{k: v for k, v in changes.items() if k in places}),
-        recording=dataclasses.replace(config.recording, **{k: v for k, v in changes.items() if k not in places}),
-    )
     state = status(path, manifest)
     if state in ("completed", "diverged"):
         return Done(path=path)
     if state == "running":
-        raise RunDirectoryError(f"{path} is being trained by another process: wait for it")
-    assert {f.name for f in dataclasses.fields(RecordConfig)} | places >= changes.keys()
+        raise RunHeldError(f"{path} is being trained by another process: wait for it")
     job = Job(
         config=config,
         path=path,
@@ -210,6 +213,23 @@ def plan_resume(
         quiet=quiet,
     )
     return _continue(job)
+
+
+def continued_config(path: Path, changes: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with which the run at ``path`` is continued. ``changes`` is as for `plan_resume`.
+
+    Raises:
+        RunDirectoryError: there is no run.
+        UserError: the run was not made by ``train``.
+    """
+    config = TrainConfig.from_dict(Manifest.load(path).config).without_download()
+    places = {f.name for f in dataclasses.fields(PlaceConfig)}
+    assert {f.name for f in dataclasses.fields(RecordConfig)} | places >= changes.keys()
+    return dataclasses.replace(
+        config,
+        place=dataclasses.replace(config.place, **{k: v for k, v in changes.items() if k in places}),
+        recording=dataclasses.replace(config.recording, **{k: v for k, v in changes.items() if k not in places}),
+    )
 
 
 def check_same_data(job: Job, data: ImageData) -> None:

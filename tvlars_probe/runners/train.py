@@ -6,13 +6,22 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
+from tvlars_probe.runners.launching.meeting import Meeting, meet
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.process_group import join, leave
 from tvlars_probe.runners.launching.processes import launch
 from tvlars_probe.runners.launching.stop_signals import advice
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun, seat
 from tvlars_probe.runners.phases.running import run_phases
-from tvlars_probe.runners.planning import Done, Job, check_fit, check_same_data, plan_resume, plan_run
+from tvlars_probe.runners.planning import (
+    Done,
+    Job,
+    check_fit,
+    check_same_data,
+    continued_config,
+    plan_resume,
+    plan_run,
+)
 from tvlars_probe.traces.run_directory import note_failure
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ def train(
     path: Path | None = None,
     *,
     rerun: bool = False,
+    again: bool = False,
     command: tuple[str, ...] = (),
     quiet: bool = False,
     announce: Callable[[Job | Done], None] = lambda _: None,
@@ -41,6 +51,7 @@ def train(
         config: what to do.
         path: the run directory; by default a telling name under ``runs/``.
         rerun: whether to train in a new folder beside a run that is there.
+        again: whether to continue a run that has failed, too.
         command: the command line, for the manifest.
         quiet: whether to show no progress while training.
         announce: called with the plan before it is carried out.
@@ -51,10 +62,13 @@ def train(
         InterruptedRunError: a signal ended the run; the same call continues it.
     """
 
-    def plan(world_size: int) -> Job | Done:
+    def plan(world_size: int, meeting: Meeting) -> Job | Done:
         data = config.data.load(config.place.workers)
         check_fit(config, data, world_size)
-        return plan_run(config, path, data=data, world_size=world_size, rerun=rerun, command=command, quiet=quiet)
+        return plan_run(
+            config, path, data=data, world_size=world_size, rerun=rerun, again=again, meeting=meeting,
+            command=command, quiet=quiet,
+        )  # fmt: skip
 
     return _carry_out(config, plan, announce)
 
@@ -68,35 +82,45 @@ def resume(
     announce: Callable[[Job | Done], None] = lambda _: None,
 ) -> Path:
     """Continue a run from its last checkpoint. ``changes`` is as for `plan_resume`; the rest is as for `train`."""
-    planned = plan_resume(path, changes or {}, command=command, quiet=quiet)
+
+    def decide() -> Job | Done:
+        return plan_resume(path, changes or {}, command=command, quiet=quiet)
+
+    # Of torchrun's ranks the first alone decides, in plan(): the run's state may change between two looks at it.
+    planned = None if launched_by_torchrun() else decide()
     if isinstance(planned, Done):
         announce(planned)
         return planned.path
-    job = planned
 
-    def plan(world_size: int) -> Job | Done:
+    def plan(world_size: int, meeting: Meeting) -> Job | Done:
+        job = planned or decide()
+        if isinstance(job, Done):
+            return job
         data = job.config.data.load(job.config.place.workers)
         check_same_data(job, data)
         check_fit(job.config, data, world_size)
         return job
 
-    return _carry_out(planned.config, plan, announce)
+    return _carry_out(planned.config if planned else continued_config(path, changes or {}), plan, announce)
 
 
-def _carry_out(config: TrainConfig, plan: Callable[[int], Job | Done], announce: Callable[[Job | Done], None]) -> Path:
+def _carry_out(
+    config: TrainConfig, plan: Callable[[int, Meeting], Job | Done], announce: Callable[[Job | Done], None]
+) -> Path:
     """Plan, announce the plan, train if it says so, and return the run directory."""
     placement = place(config.place)
     if not launched_by_torchrun():
-        planned = plan(placement.nproc)
+        planned = plan(placement.nproc, Meeting())
         announce(planned)
         if isinstance(planned, Job):
             _train(planned, placement)
         return planned.path
     rank, world_size = seat()
-    # Only rank 0 plans, so that all ranks follow one plan. It does so before the ranks meet: planning passes a batch
-    # through the model, whose layers would wait to sum over ranks that make no such pass.
-    planned_here = _attempt(plan, world_size) if rank == 0 else None
-    ranks = join(placement)
+    meeting = meet()
+    # Only rank 0 plans, so that all ranks follow one plan. It does so before the ranks are a group: planning passes a
+    # batch through the model, whose layers would wait to sum over ranks that make no such pass.
+    planned_here = _attempt(plan, world_size, meeting) if rank == 0 else None
+    ranks = join(placement, meeting)
     try:
         outcome = ranks.from_first(planned_here)
         if isinstance(outcome, UserError):
@@ -136,9 +160,9 @@ def _train(job: Job, placement: Placement, *, speaks: bool = True) -> None:
         raise InterruptedRunError(number, advice(job.path) if speaks else "")
 
 
-def _attempt(plan: Callable[[int], Job | Done], world_size: int) -> Job | Done | UserError:
+def _attempt(plan: Callable[[int, Meeting], Job | Done], world_size: int, meeting: Meeting) -> Job | Done | UserError:
     """Plan, and return a user's error in place of raising it, so that every rank can raise it."""
     try:
-        return plan(world_size)
+        return plan(world_size, meeting)
     except UserError as error:
         return error

@@ -14,7 +14,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.errors import RunDirectoryError, RunHeldError
 from tvlars_probe.traces.compaction import cut
 from tvlars_probe.traces.leftovers import remove_leftovers
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
@@ -63,7 +63,7 @@ class RunDirectory:
         """
         if path.exists() and not is_vacant(path):
             if (path / FILE_NAME).exists() and HAS_LOCKS and is_held(path):
-                raise RunDirectoryError(f"another process is writing to {path}: wait for it, or choose another folder")
+                raise RunHeldError(f"another process is writing to {path}: wait for it, or choose another folder")
             what = "a run" if (path / FILE_NAME).exists() else "something that is not a run"
             raise RunDirectoryError(f"{path} already holds {what}: choose another folder, or remove it yourself")
         refuse_links(path, FIXED)
@@ -75,7 +75,7 @@ class RunDirectory:
         # Before the lock was ours, another process may have begun a run here.
         if not is_vacant(path):
             made.release()
-            raise RunDirectoryError(f"another process has just made {path}: choose another folder")
+            raise RunHeldError(f"another process has just made {path}: choose another folder")
         return made
 
     @classmethod
@@ -201,9 +201,7 @@ def _acquire(path: Path) -> int | None:
         _lock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
-        raise RunDirectoryError(
-            f"another process is writing to {path}: wait for it, or choose another folder"
-        ) from None
+        raise RunHeldError(f"another process is writing to {path}: wait for it, or choose another folder") from None
     return descriptor
 
 

@@ -156,7 +156,7 @@ def test_a_second_signal_kills_both_ranks_at_once(tmp_path: Path) -> None:
         held.wait_for(f"rank{rank}-step0-*")
     ranks = [held.pid_of(rank, 0) for rank in (0, 1)]
     held.process.send_signal(signal.SIGINT)
-    held.wait_for(lambda: all(_ignores(pid) for pid in ranks))
+    held.wait_for(lambda: all(ignores(pid) for pid in ranks))
     held.process.send_signal(signal.SIGINT)
     code, _ = held.end()
     assert code == 130
@@ -170,7 +170,7 @@ def test_ranks_whose_launcher_is_killed_end_in_order(tmp_path: Path) -> None:
         held.wait_for(f"rank{rank}-step0-*")
     ranks = [held.pid_of(rank, 0) for rank in (0, 1)]
     held.process.kill()
-    held.wait_for(lambda: all(_ignores(pid) for pid in ranks), alive=False)
+    held.wait_for(lambda: all(ignores(pid) for pid in ranks), alive=False)
     held.go()
     code, _ = held.end()  # once the ranks have let go of its pipes
     assert code == -signal.SIGKILL
@@ -179,7 +179,7 @@ def test_ranks_whose_launcher_is_killed_end_in_order(tmp_path: Path) -> None:
     assert checkpoints.list_checkpoints(run.path)
 
 
-def _ignores(pid: int) -> bool:
+def ignores(pid: int) -> bool:
     """Whether a process ignores SIGTERM, as a rank does once it has heard the first one."""
     with open(f"/proc/{pid}/status") as status:  # noqa: PTH123
         mask = re.search(r"SigIgn:\s*(\w+)", status.read())

@@ -15,8 +15,9 @@ from tests.runners.test_ranks import wait_for
 from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.errors import UserError
 from tvlars_probe.runners.sweeps.grid import SHIPPED, Grid, read_grid
-from tvlars_probe.runners.sweeps.sweep import LaunchPlan, carry_out, parameters
-from tvlars_probe.traces.run_directory import RunDirectory, find_runs, status
+from tvlars_probe.runners.sweeps.launch_plan import LaunchPlan
+from tvlars_probe.runners.sweeps.trials import Outcome
+from tvlars_probe.traces.run_directory import find_runs
 
 QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--dv", "cpu", "--threads", 1, "--train-eval-samples", 0)
 CUBE = ("--opt", "lars", "tvlars", "--lr", "1", "2", "--seeds", "0", "1")
@@ -93,29 +94,19 @@ def test_a_failed_run_is_listed_and_tried_again(cli: Any) -> None:
     assert again.out.count("completed") == 4
 
 
-def test_a_run_that_another_process_trains_is_waited_for(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (trial,) = build_trials(Grid(settings={"limit": ("64",), "bs": ("32",), "epochs": ("2",), "dv": ("cpu",)}),
-                            tmp_path)  # fmt: skip
-    config = trial.config.as_dict()
-    assert carry_out(config, trial.path).status == "completed"
-    manifest = tvlars_probe.open_run(trial.path).manifest
-    manifest.status = "running"
-    manifest.save(trial.path)
-    other = RunDirectory.take_over(trial.path)
-    polls = []
+def test_a_run_that_is_not_finished_is_no_success(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvlars_probe.commands.sweep.sweep", lambda *_: [Outcome(status="interrupted")])
+    done = cli("sweep", "--lr", 1, *QUICK, "--out", "s")
+    assert done.code == 1
+    assert done.err == "Error: 1 of 1 runs aren't finished; the same command continues them\n"
 
-    def finish_meanwhile(seconds: float) -> None:
-        polls.append(status(trial.path, manifest))
-        manifest.status = "completed"
-        manifest.save(trial.path)
-        other.release()
 
-    monkeypatch.setattr("tvlars_probe.runners.sweeps.sweep.time.sleep", finish_meanwhile)
-    assert carry_out(config, trial.path).status == "completed"
-    assert polls == ["running"]
-    assert len(tvlars_probe.open_run(trial.path).manifest.segments) == 1
+def test_a_sweep_is_no_rank_of_torchrun(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    done = cli("sweep", "--lr", 1, 2)
+    assert done.code == 2
+    assert "call it without torchrun" in done.err
 
 
 @pytest.mark.parametrize(
@@ -153,14 +144,6 @@ def test_without_submitit_the_error_names_the_extra(cli: Any, monkeypatch: pytes
     done = cli("sweep", "--lr", 1, 2, "--launcher", "local")
     assert done.code == 2
     assert "pip install 'tvlars-probe[sweep]', or use --launcher inline" in done.err
-
-
-def test_slurm_is_asked_for_what_a_run_needs() -> None:
-    one = parameters(LaunchPlan(launcher="slurm", gpus=4, minutes=30, partition="gpu", cpus=8))
-    assert one == {"timeout_min": 30, "nodes": 1, "gpus_per_node": 4, "tasks_per_node": 1, "cpus_per_task": 32,
-                   "slurm_partition": "gpu"}  # fmt: skip
-    two = parameters(LaunchPlan(launcher="slurm", gpus=4, nodes=2))
-    assert (two["nodes"], two["tasks_per_node"]) == (2, 4)
 
 
 def test_negative_settings_are_refused() -> None:

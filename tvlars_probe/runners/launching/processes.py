@@ -17,7 +17,7 @@ import torch
 
 from tvlars_probe.errors import InterruptedRunError, RunDirectoryError, RunFailedError
 from tvlars_probe.runners.launching.process_group import join, leave
-from tvlars_probe.runners.launching.stop_signals import IS_CHILD, SIGNALS
+from tvlars_probe.runners.launching.stop_signals import IS_CHILD, JOB_SIGNALS, SIGNALS
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ def _in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
     outcome: dict[str, Any] = {}
 
     def run() -> None:
+        # The ranks inherit it: they hear from this process that a scheduler wants the job to end.
+        if JOB_SIGNALS:
+            signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
         try:
             outcome["value"] = work()
         except BaseException as error:  # whatever it is: the thread that waits raises it again
@@ -142,7 +145,7 @@ def _silenced(*packages: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
-    """Hand the first signal on to the ranks, which end in order, and kill them at a second one.
+    """Hand the first signal on to the ranks, which end in order, and kill them at a second one, but not in a job.
 
     Yields:
         the signals received, and a function that hands the last one on to ranks that were started after it came.
@@ -165,8 +168,11 @@ def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
                     this.add(child.pid)
                     child.terminate() if len(received) == 1 else child.kill()
 
+    is_child = os.environ.get(IS_CHILD)
+
     def on_signal(number: int, _: Any) -> None:
-        received.append(number)
+        if not (received and is_child):
+            received.append(number)
         pass_on()
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
@@ -174,7 +180,8 @@ def _forwarding(nproc: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
     try:
         yield received, pass_on
     finally:
-        del os.environ[IS_CHILD]
+        if not is_child:
+            del os.environ[IS_CHILD]
         for number, handler in before.items():
             signal.signal(number, handler)
 

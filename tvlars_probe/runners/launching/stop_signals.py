@@ -4,7 +4,8 @@ The first signal asks all ranks to stop in the same step, with a checkpoint. Wha
 started the process:
 
 - A process that runs alone dies of it at once.
-- A rank that another process of ours started ignores it: that process kills its ranks.
+- A rank that another process of ours started ignores it, and so does a job of a scheduler: that process, or the
+  scheduler, kills what doesn't end.
 - A rank under torchrun dies of it, unless it comes within `ONE_SIGNAL_SECONDS`. torchrun hands on a signal that may
   have reached its whole process group already, so that is the first one again.
 """
@@ -32,7 +33,11 @@ ONE_SIGNAL_SECONDS = 1.0
 """Under torchrun, signals that come within this time are one."""
 
 IS_CHILD = "TVLARS_PROBE_CHILD"
-"""Environment variable of the ranks that `tvlars_probe.runners.launching.processes` starts."""
+"""Environment variable of processes that another one kills if they don't end: the ranks that
+`tvlars_probe.runners.launching.processes` starts, and the jobs of a sweep."""
+
+JOB_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2) if hasattr(signal, "SIGUSR1") else ()
+"""What schedulers send to all processes of a job before its time limit. A process that doesn't handle them dies."""
 
 
 class StopSignals:

@@ -15,6 +15,11 @@ def seat() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def restarted() -> bool:
-    """Whether torchrun started this process again after a rank had failed."""
-    return launched_by_torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+def restarts() -> int:
+    """How often this node's agent started its ranks again for a failure of theirs. Other nodes' agents count others."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def has_lasting_store() -> bool:
+    """Whether an agent keeps the store in which the ranks meet, so that it outlives them."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.errors import DataError
 from tvlars_probe.probes.record import record
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.launching.stop_signals import StopSignals
@@ -29,9 +30,12 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
 
     Raises:
         RunDirectoryError: the checkpoint doesn't fit, or the run directory can't be written.
+        DataError: the ranks found different data.
     """
+    data = job.config.data.load(job.config.place.workers)
+    _check_same_data(ranks, data)
     state = checkpoints.load(job.checkpoint, ranks.device) if job.checkpoint else None
-    trainings = build_trainings(ranks, job.config, job.config.data.load(job.config.place.workers))
+    trainings = build_trainings(ranks, job.config, data)
     first = next((t for t in trainings if state and t.phase.name == state["phase"]), trainings[0])
     # Before the recorder is entered, which touches the run: a checkpoint that doesn't fit leaves it as it is.
     if state:
@@ -53,6 +57,14 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
                 break
             before = training
     return stop.number if recorder.interrupted else None
+
+
+def _check_same_data(ranks: Ranks, data: ImageData) -> None:
+    """Refuse data that differs between ranks, as it may between nodes: they would make different numbers of steps."""
+    if ranks.world_size > 1:
+        mine = data.train.fingerprint()
+        if ranks.any(mine != ranks.from_first(mine)):
+            raise DataError(f"{data.name} isn't the same on all ranks: give every node the same files")
 
 
 def build_trainings(ranks: Ranks, config: TrainConfig, data: ImageData) -> list[Training]:
