@@ -188,6 +188,11 @@ def plan_resume(
         UserError: the run was not made by ``train``.
     """
     manifest = Manifest.load(path)
+    if not manifest.is_of_train:
+        raise UserError(
+            f"{path} was not made by tvlars-probe train: its own loop continues it, by record(..., resume=) with a "
+            f"state that rec.state_dict() gave"
+        )
     config = TrainConfig.from_dict(manifest.config).without_download()
     places = {f.name for f in dataclasses.fields(PlaceConfig)}
     config = dataclasses.replace(
