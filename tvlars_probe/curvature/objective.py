@@ -22,6 +22,7 @@ from tvlars_probe.curvature.embeddings import rescale_rows
 from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.whole_tensors import refuse_model, refuse_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,8 +94,7 @@ class Objective:
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.shards = shards or Ranks()
         self._weigh, self._is_sum = weights, is_sum_over_samples
-        if not any(True for _ in model.parameters()):
-            raise UserError("the model has no parameters")
+        self._on_all_ranks(partial(_refuse_unreadable, model))
         given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, _Supervised)))
         self._sample = [batch for batch in given if len(batch[0])]
         found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self._sample])
@@ -309,6 +309,18 @@ class Objective:
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the model's loss on the sample is {value}: there is no curvature to compute")
         return value
+
+
+def _refuse_unreadable(model: nn.Module) -> None:
+    """Refuse a model that has no parameters, or some that this rank can't read.
+
+    Raises:
+        UserError: it is one.
+    """
+    refuse_model(model)
+    if not any(True for _ in model.parameters()):
+        raise UserError("the model has no parameters")
+    refuse_unreadable(model.named_parameters())
 
 
 def _make_plain(root: nn.Module) -> None:
