@@ -77,7 +77,7 @@ def refuse_spread(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def refuse_unreadable(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse tensors that can't be read here. Of one that isn't trained, only its being spread over ranks counts.
+    """Refuse tensors that can't be read here. One that isn't trained may hold elements of any kind.
 
     Args:
         tensors: names and tensors.
@@ -87,17 +87,23 @@ def refuse_unreadable(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """
     for name, tensor in tensors:
         refuse_spread([(name, tensor)])
-        if tensor.requires_grad and (fault := _without_elements(tensor)) is not None:
+        fault = _without_elements(tensor) or (_of_another_kind(tensor) if tensor.requires_grad else None)
+        if fault is not None:
             raise UserError(f"{name} {fault}")
 
 
 def _without_elements(tensor: Tensor) -> str | None:
-    """Why a trained tensor's elements can't be read, with the remedy; None where they can."""
-    kind = type(tensor)
+    """What a tensor lacks, with the remedy; None where it has elements."""
     if nn.parameter.is_lazy(tensor):
         return "has no shape yet: pass a batch through the model first, and then make the optimizer"
-    if tensor.is_meta or kind.__name__ == "FakeTensor":
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
         return "is on the meta device and holds no numbers: load or initialise the model, and then make the optimizer"
+    return None
+
+
+def _of_another_kind(tensor: Tensor) -> str | None:
+    """Why a tensor's elements can't be read, with the remedy; None where they can."""
+    kind = type(tensor)
     if tensor.is_nested or tensor.layout not in (torch.strided, torch.sparse_coo):
         form = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"is a {form} tensor, whose norms aren't read: make it a dense one"

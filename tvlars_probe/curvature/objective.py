@@ -124,13 +124,16 @@ class Objective:
             result = work()
         except Exception as caught:
             error = caught
-        severity = 0 if error is None else 1 + isinstance(error, UserError)
-        worst = self.shards.agree([severity])[0]
-        if error is not None and severity == worst:
-            raise error
+        # The first rank of the worst severity: what it says is said on all ranks that have nothing as bad of their own.
+        severity, size = 0 if error is None else 1 + isinstance(error, UserError), self.shards.world_size
+        worst, rank = divmod(self.shards.agree([severity * size + size - 1 - self.shards.rank])[0], size)
         if worst:
+            source = size - 1 - rank
+            text = self.shards.from_rank(source, str(error))
             kind: type[Exception] = UserError if worst > 1 else RuntimeError
-            raise kind("another rank can't compute the loss of its part of the sample: see its error") from error
+            if error is not None and severity == worst:
+                raise error
+            raise kind(f"rank {source} can't compute the loss of its part of the sample: {text}") from error
         return result
 
     def _weight_of(self, batch: Batch) -> float:
