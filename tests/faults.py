@@ -88,12 +88,12 @@ class Writes:
         self.failed: str | None = None
         write = files.replace_file
 
-        def counted(path: Path, fill: Any) -> None:
+        def counted(path: Path, fill: Any, **further: Any) -> None:
             if len(self.names) == full_at:
                 self.failed = path.name
                 disk.fill()
             self.names.append(path.name)
-            write(path, fill)
+            write(path, fill, **further)
 
         for module in ("traces.parts", "traces.manifest", "runners.checkpoints.files"):
             patches.setattr(f"tvlars_probe.{module}.replace_file", counted)

@@ -19,11 +19,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tvlars_probe"
 GRAPH = import_graph(PACKAGE)
 
-# Who may import whom; errors, reductions, collectives and wrappers are open to all.
+# Who may import whom; what stands in OPEN is open to all.
 ALLOWED = {
     "errors": set(),
     "collectives": set(),
     "reductions": set(),
+    "uncompiled": set(),
+    "whole_tensors": set(),
     "wrappers": set(),
     "traces": set(),
     "optimizers": set(),
@@ -43,7 +45,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "runs"},
 }  # fmt: skip
-OPEN = {"errors", "reductions", "collectives", "wrappers", "__init__"}
+OPEN = {"errors", "reductions", "collectives", "uncompiled", "whole_tensors", "wrappers", "__init__"}
 
 WITHOUT_TORCH = ("traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs")
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""

@@ -54,10 +54,9 @@ class Ranks:
         """Whether this is the rank that writes."""
         return self.rank == 0
 
-    @property
-    def _first(self) -> int:
-        """The number that the group's first rank has in the default group: torch names a broadcast's source by it."""
-        return 0 if self.group is None else dist.get_global_rank(self.group, 0)
+    def _global(self, rank: int) -> int:
+        """The number that a rank of the group has in the default group: torch names a broadcast's source by it."""
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add the ranks' values elementwise, in place."""
@@ -82,33 +81,38 @@ class Ranks:
         """Whether ``flag`` is set on any rank."""
         return bool(self.agree([flag])[0])
 
-    def any_within(self, flag: bool, timeout: timedelta) -> bool:
-        """Whether ``flag`` is set on any rank, with a limit on the time to wait for the others.
+    def agree_within(self, wishes: Sequence[int], timeout: timedelta) -> list[int]:
+        """`agree`, with a limit on the time to wait for the others.
 
         Raises:
             RuntimeError: another rank didn't call this within ``timeout``.
         """
         if self.world_size == 1:
-            return flag
-        value = torch.tensor([int(flag)], device=self.device)
+            return [*wishes]
+        values = torch.tensor(wishes, device=self.device)
         # Only an asynchronous collective takes a time limit of its own; others wait for the process group's.
-        work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group, async_op=True)
         assert work is not None  # torch returns None to processes outside the group
         work.wait(timeout)
-        return bool(value.item())
+        found: list[int] = values.tolist()
+        return found
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite every rank's tensors with rank 0's."""
         if self.world_size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, self._first, group=self.group)
+                dist.broadcast(tensor, self._global(0), group=self.group)
 
     def from_first(self, thing: Any) -> Any:
         """Return rank 0's ``thing`` on every rank; it may be anything that can be pickled."""
+        return self.from_rank(0, thing)
+
+    def from_rank(self, rank: int, thing: Any) -> Any:
+        """Return the ``thing`` of one rank on every rank; it may be anything that can be pickled."""
         if self.world_size == 1:
             return thing
         box = [thing]
-        dist.broadcast_object_list(box, self._first, group=self.group, device=self.device)
+        dist.broadcast_object_list(box, self._global(rank), group=self.group, device=self.device)
         return box[0]
 
     def flag_of_first(self, flag: bool) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,11 +14,15 @@ import torch
 import tvlars_probe
 from tests.optimizers.wrapping import wrapped
 from tests.probes.small_loop import OPTIMIZERS, loop, net
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.probes.events.agreement import Agreement
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.runners.checkpoints.checking import check_run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
     from pathlib import Path
 
 
@@ -262,3 +267,53 @@ def test_before_and_after_its_block_a_recorder_refuses(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="isn't recording"):
             call()
     assert tvlars_probe.open_run(tmp_path / "r").epochs().empty
+
+
+@pytest.mark.parametrize("place", ["note_parameters", "environment", "note_unknown"])
+def test_whatever_raises_on_entering_leaves_the_place_free_and_no_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("mine")
+
+    model = net()
+    optimizers = [OPTIMIZERS["sgd"](model[:2].parameters()), OPTIMIZERS["sgd"](model[2:].parameters())]
+    homes = {"environment": "traces.journal"}
+    with monkeypatch.context() as patches:
+        patches.setattr(f"tvlars_probe.{homes.get(place, 'probes.recorder')}.{place}", fail)
+        with (
+            pytest.raises(ZeroDivisionError, match="mine"),
+            tvlars_probe.record(model, optimizers, tmp_path / "run"),
+        ):
+            raise AssertionError("not reached")
+    assert not any(one._optimizer_step_pre_hooks or one._optimizer_step_post_hooks for one in optimizers)
+    assert [*tmp_path.iterdir()] == []
+    with tvlars_probe.record(model, optimizers, tmp_path / "run"):
+        pass
+
+
+@dataclass(frozen=True)
+class OfTwo(Ranks):
+    """Rank 0 of two, of which the other brings what is given."""
+
+    other: tuple[int, int, int] = (0, 0, 0)
+
+    def agree_within(self, wishes: Sequence[int], timeout: timedelta) -> list[int]:
+        return [*map(max, wishes, self.other)]
+
+    def from_rank(self, rank: int, thing: Any) -> Any:
+        return thing if rank == self.rank else (True, "a link")
+
+
+def test_ranks_come_to_the_end_of_a_block_together_or_raise_the_first_failure() -> None:
+    def meeting(*other: int) -> Agreement:
+        return Agreement(OfTwo(world_size=2, other=other))  # type: ignore[arg-type]
+
+    with meeting(0, 5, -5).together() as mine:
+        mine.fingerprint = 5
+    with pytest.raises(UserError, match="unlike parameters"), meeting(0, 6, -6).together() as mine:
+        mine.fingerprint = 5
+    with pytest.raises(RunDirectoryError, match=r"^rank 1 can't record: a link$"), meeting(1, 0, 0).together():
+        pass
+    with pytest.raises(ZeroDivisionError), meeting(0, 0, 0).together():
+        raise ZeroDivisionError

@@ -90,7 +90,7 @@ def test_only_leftovers_of_our_own_names_are_removed(tmp_path: Path) -> None:
     run, outside = tmp_path / "r", tmp_path / "outside"
     kept = ["steps/.notes.tmp", "foo/.part-0000000000-0000000001.parquet.7.tmp", "steps/a/.b.tmp", ".my-split-plan"]
     gone = ["steps/.part-0000000000-0000000001.parquet.7.tmp", ".layers-split-7/x", ".steps-compact-12/x"]
-    gone.append(".exchange-a-7/x")
+    gone += [".exchange-a-7/x", ".part-0000000000-0000000001.parquet.7.tmp"]
     for path in [*(run / "trace" / name for name in kept + gone), outside / "x"]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")

@@ -22,6 +22,7 @@ from tvlars_probe.curvature.embeddings import rescale_rows
 from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.whole_tensors import refuse_model, refuse_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,8 +94,7 @@ class Objective:
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.shards = shards or Ranks()
         self._weigh, self._is_sum = weights, is_sum_over_samples
-        if not any(True for _ in model.parameters()):
-            raise UserError("the model has no parameters")
+        self._on_all_ranks(partial(_refuse_unreadable, model))
         given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, _Supervised)))
         self._sample = [batch for batch in given if len(batch[0])]
         found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self._sample])
@@ -124,13 +124,16 @@ class Objective:
             result = work()
         except Exception as caught:
             error = caught
-        severity = 0 if error is None else 1 + isinstance(error, UserError)
-        worst = self.shards.agree([severity])[0]
-        if error is not None and severity == worst:
-            raise error
+        # The first rank of the worst severity: what it says is said on all ranks that have nothing as bad of their own.
+        severity, size = 0 if error is None else 1 + isinstance(error, UserError), self.shards.world_size
+        worst, rank = divmod(self.shards.agree([severity * size + size - 1 - self.shards.rank])[0], size)
         if worst:
+            source = size - 1 - rank
+            text = self.shards.from_rank(source, str(error))
             kind: type[Exception] = UserError if worst > 1 else RuntimeError
-            raise kind("another rank can't compute the loss of its part of the sample: see its error") from error
+            if error is not None and severity == worst:
+                raise error
+            raise kind(f"rank {source} can't compute the loss of its part of the sample: {text}") from error
         return result
 
     def _weight_of(self, batch: Batch) -> float:
@@ -309,6 +312,18 @@ class Objective:
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the model's loss on the sample is {value}: there is no curvature to compute")
         return value
+
+
+def _refuse_unreadable(model: nn.Module) -> None:
+    """Refuse a model that has no parameters, or some that this rank can't read.
+
+    Raises:
+        UserError: it is one.
+    """
+    refuse_model(model)
+    if not any(True for _ in model.parameters()):
+        raise UserError("the model has no parameters")
+    refuse_unreadable(model.named_parameters())
 
 
 def _make_plain(root: nn.Module) -> None:

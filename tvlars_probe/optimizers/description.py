@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.foreign_rules import FOREIGN, WRAPPERS, is_described_version
+from tvlars_probe.optimizers.foreign_rules import FOREIGN, is_described_version
+from tvlars_probe.optimizers.given import tensors_of, unwrapped
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.layerwise import LayerwiseOptimizer
 from tvlars_probe.optimizers.registry import OPTIMIZERS
 from tvlars_probe.optimizers.rules import TORCH
+from tvlars_probe.whole_tensors import refuse_spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from tvlars_probe.optimizers.rules import Rule
 
@@ -55,7 +57,8 @@ class Describe:
 
     Raises:
         TypeError: the argument has no parameter groups, so it is not an optimizer.
-        UserError: a registered function doesn't return one description per group.
+        UserError: the optimizer or its parameters are spread over ranks, or a registered function doesn't return one
+            description per group.
     """
 
     def __init__(self) -> None:
@@ -68,10 +71,14 @@ class Describe:
 
     def __call__(self, optimizer: Any) -> tuple[GroupDescription, ...]:
         optimizer = unwrapped(optimizer)
-        kind = type(optimizer)
-        groups = getattr(optimizer, "param_groups", None)
-        if groups is None:
-            raise TypeError(f"{kind.__name__} is no optimizer: it has no param_groups")
+        if getattr(optimizer, "param_groups", None) is None:
+            raise TypeError(f"{type(optimizer).__name__} is no optimizer: it has no param_groups")
+        refuse_spread(tensors_of(optimizer))
+        return self.groups(optimizer)
+
+    def groups(self, optimizer: Optimizer) -> tuple[GroupDescription, ...]:
+        """The descriptions of an optimizer that `optimizers_in` has let in: its tensors aren't looked at again."""
+        kind, groups = type(optimizer), optimizer.param_groups
         parent = self._described_parent(kind)
         if parent is not None and _overrides(kind, parent):
             found = (_unknown(kind),) * len(groups)
@@ -86,18 +93,6 @@ class Describe:
         """The class itself or its nearest parent that is registered or has a rule; None where none is."""
         known = self._registered.registry.keys() - {object}
         return next((one for one in kind.__mro__ if one in known or _path(one) in RULES), None)
-
-
-def unwrapped(optimizer: Any) -> Any:
-    """The optimizer that makes the steps: the inner one of a wrapper that only delegates, else the argument itself."""
-    while (attribute := WRAPPERS.get(_path(type(optimizer)))) is not None:
-        optimizer = getattr(optimizer, attribute)
-    return optimizer
-
-
-def optimizers_in(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """One optimizer or several as a list, each as `unwrapped` gives it."""
-    return [unwrapped(one) for one in ([given] if isinstance(given, Optimizer) else given)]
 
 
 def _checked(found: Any, kind: type[Any], groups: int) -> tuple[GroupDescription, ...]:
@@ -183,13 +178,13 @@ class LiveDescription:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._settings = self._read()
-        self.groups = describe(optimizer)
+        self.groups = describe.groups(optimizer)
 
     def renew(self) -> None:
         """Describe the optimizer again if a setting has changed since the last description."""
         settings = self._read()
         if settings != self._settings:
-            self._settings, self.groups = settings, describe(self._optimizer)
+            self._settings, self.groups = settings, describe.groups(self._optimizer)
 
     def _read(self) -> list[list[Any]]:
         # A registered function may read the optimizer's own attributes, too. Private ones are torch's counters.

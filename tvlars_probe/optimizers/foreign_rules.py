@@ -190,8 +190,29 @@ FOREIGN: dict[str, Rule] = {
 _EARLIEST = {"pytorch_optimizer": 4}
 """The first described major version of packages whose earlier versions compute something else under the same names."""
 
-WRAPPERS = {"accelerate.optimizer.AcceleratedOptimizer": "optimizer"}
+WRAPPERS = {
+    "accelerate.optimizer.AcceleratedOptimizer": "optimizer",
+    "lightning.pytorch.core.optimizer.LightningOptimizer": "_optimizer",
+    "pytorch_lightning.core.optimizer.LightningOptimizer": "_optimizer",
+    "lightning.fabric.wrappers._FabricOptimizer": "_optimizer",
+    "lightning_fabric.wrappers._FabricOptimizer": "_optimizer",
+}
 """Optimizers that only delegate to another one, with the attribute that holds it."""
+
+_BY_DEEPSPEED = "is DeepSpeed's, which spreads weights, gradients or moments over ranks"
+
+SPREADING = {
+    **dict.fromkeys(
+        ("DeepSpeedOptimizer", "ZeROOptimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"),
+        _BY_DEEPSPEED,
+    ),
+    "deepspeed.runtime.bf16_optimizer.BF16_Optimizer": _BY_DEEPSPEED,
+    "deepspeed.runtime.fp16.fused_optimizer.FP16_Optimizer": _BY_DEEPSPEED,
+    "deepspeed.runtime.fp16.unfused_optimizer.FP16_UnfusedOptimizer": _BY_DEEPSPEED,
+    "fairscale.optim.oss.OSS": "is fairscale's, which spreads gradients and moments over ranks",
+    "torch.distributed.optim.post_localSGD_optimizer.PostLocalSGDOptimizer": "lets each rank have weights of its own",
+}
+"""Optimizers whose step no rank sees whole, by full name or by name alone, and what each does."""
 
 
 def is_described_version(path: str) -> bool:

@@ -176,8 +176,8 @@ class LARS(LayerwiseOptimizer):
         decays = [self.decay_of(group, p) for p in params]
         weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
         dots = multi_tensor_dots(params, grads)
-        # A copy, since the gradients belong to the caller.
-        directions: Tensors = torch._foreach_clone(grads)
+        # A copy, since the gradients belong to the caller. By a product: torch 2.6 has no multi-tensor clone.
+        directions: Tensors = torch._foreach_mul(grads, 1.0)
         add_decay(directions, params, decays)
         norm = self._denominator_on_device(group, decays, directions, weight_norm, grad_norm)
         adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]

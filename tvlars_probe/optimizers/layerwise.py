@@ -3,6 +3,9 @@
 After each step, `LastStep` holds what was computed for every tensor, in parameter order. The arithmetic is the same
 whether a recorder reads it or not.
 
+`torch.compile` leaves the steps alone: their kernels are fused ones already, and compiled they would round otherwise,
+and be compiled anew for each φ.
+
 There are two paths through a step. The host path takes CPU tensors one by one and computes with Python floats, since
 reading a scalar is free there. The device path uses multi-tensor kernels and vectors of norms that stay on the device,
 so that the host never waits. ``foreach=True`` sends CPU tensors down the device path, too.
@@ -20,6 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tvlars_probe.reductions import Tensors, accumulation_dtype, is_dense
+from tvlars_probe.uncompiled import uncompiled
+from tvlars_probe.whole_tensors import REMEDY, refuse_spread, spread_over_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -105,6 +110,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         # Only torch's method fills in the defaults, so the check comes after it and takes a bad group out again.
         try:
             self.check(self.param_groups[-1])
+            refuse_spread((f"parameter {k}", p) for k, p in enumerate(self.param_groups[-1]["params"]))
         except ValueError:
             self.param_groups.pop()
             raise
@@ -120,6 +126,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
             require("lr", as_float(lr), "0 <= lr < inf", 0 <= as_float(lr) < math.inf)
         require("weight_decay", group["weight_decay"], "0 <= weight_decay < inf", 0 <= group["weight_decay"] < math.inf)
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient.
@@ -131,7 +138,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
             The closure's loss; None without a closure.
 
         Raises:
-            RuntimeError: a gradient is sparse, complex, or of another type than its parameter. Nothing is updated.
+            RuntimeError: a gradient is sparse, complex, or of another type than its parameter, or the parameter is
+                spread over ranks. Nothing is updated.
         """
         loss = None
         if closure is not None:
@@ -236,9 +244,12 @@ class LayerwiseOptimizer(Optimizer, ABC):
             for k, p in enumerate(group["params"]):
                 if p.grad is None:
                     continue
-                if p.grad.is_sparse or p.is_complex() or p.grad.dtype != p.dtype:
+                spread = spread_over_ranks(p)
+                if p.grad.is_sparse or p.is_complex() or p.grad.dtype != p.dtype or spread:
                     names = group.get("param_names")
                     name = names[k] if names else f"group {g}, parameter {k}"
+                    if spread:
+                        raise RuntimeError(f"{type(self).__name__}: {name} is {spread}, spread over ranks. {REMEDY}")
                     what = "sparse gradients" if p.grad.is_sparse else "complex parameters"
                     if p.grad.dtype != p.dtype:
                         what = f"gradients of another type ({p.grad.dtype}) than their parameter's ({p.dtype})"

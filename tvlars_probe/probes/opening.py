@@ -41,8 +41,8 @@ def open_journal(
     journal = Journal.create(path, manifest) if resume is None else _continue(path, manifest, resume)
     # A manifest that has a number of ranks keeps it; each segment holds the number of its own stretch.
     manifest.world_size = manifest.world_size or world_size
-    note()
     try:
+        note()
         step = 0 if resume is None else resume["step"]
         journal.begin_segment(step, device=str(device), threads=torch.get_num_threads(), world_size=world_size)
     except BaseException:

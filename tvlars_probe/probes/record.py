@@ -15,16 +15,20 @@ doesn't call it, it is one update of each: a new one begins when an optimizer st
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
 
+from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.description import optimizers_in
+from tvlars_probe.optimizers.given import optimizers_in
 from tvlars_probe.probes import state
+from tvlars_probe.probes.events.agreement import Agreement
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.readers.told import count
 from tvlars_probe.probes.recorder import Recorder
@@ -35,7 +39,7 @@ from tvlars_probe.traces.run_directory import new_run_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch.optim import Optimizer
 
     from tvlars_probe.probes.failures import Probe
 
@@ -79,8 +83,38 @@ def record(
 
     Raises:
         RunDirectoryError: on entering, if the folder holds something already or can't be written.
-        UserError: a setting is outside its range, no optimizer is given, or ``resume`` is no recorder's state.
+        UserError: a setting is outside its range, no optimizer is given, a tensor can't be read here (spread over
+            ranks, without elements), or ``resume`` is no recorder's state. Where one rank refuses, all do, and nothing
+            has been made.
     """
+    ranks = _ranks(model, optimizer, distributed)
+    # One rank alone may have a tensor that is refused: the others would wait for it.
+    with Agreement(ranks).together():
+        _refuse_settings(config, detail, every, resume)
+        optimizers = optimizers_in(optimizer, model)
+        if not any(group["params"] for one in optimizers for group in one.param_groups):
+            raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
+        path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+        facts = manifest or Manifest(run_id=new_run_id(path))
+        facts.config = dict(config) if config is not None else facts.config
+        facts.total_steps = facts.total_steps if total_steps is None else count("total_steps", total_steps)
+        return Recorder(
+            model,
+            optimizers,
+            path,
+            facts,
+            detail=detail,
+            every=every,
+            probes=probes,
+            failures=ProbeFailures(on_probe_error),
+            resume=resume,
+            ranks=ranks,
+        )
+
+
+def _refuse_settings(
+    config: Mapping[str, Any] | None, detail: str, every: int, resume: Mapping[str, Any] | None
+) -> None:
     if detail not in get_args(Detail):
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
     if resume is not None:
@@ -91,28 +125,15 @@ def record(
         raise UserError(f"config= takes a mapping of settings to their values, got {config!r:.60} (vars() makes one)")
     if not isinstance(every, int) or every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
-    given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    if not given or not all(isinstance(one, Optimizer) for one in given):
-        listed = ", ".join(type(one).__name__ for one in given) or "none"
-        raise UserError(
-            f"record() needs a torch.optim.Optimizer or a list of them, got {listed} (give a wrapper's inner optimizer)"
-        )
-    optimizers = optimizers_in(given)
-    if not any(group["params"] for one in optimizers for group in one.param_groups):
-        raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-    facts = manifest or Manifest(run_id=new_run_id(path))
-    facts.config = dict(config) if config is not None else facts.config
-    facts.total_steps = facts.total_steps if total_steps is None else count("total_steps", total_steps)
-    return Recorder(
-        model,
-        optimizers,
-        path,
-        facts,
-        detail=detail,
-        every=every,
-        probes=probes,
-        failures=ProbeFailures(on_probe_error),
-        resume=resume,
-        distributed=distributed,
-    )
+
+
+def _ranks(model: Any, optimizer: Any, distributed: bool | None) -> Ranks:
+    """The ranks that record together, with the device on which this one computes: that of its first tensor."""
+    listed = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    tensors: list[Any] = []
+    # Whatever is given instead of an optimizer is refused later, on all ranks, for which a device is needed here.
+    with contextlib.suppress(Exception):
+        tensors += [p for one in listed for group in one.param_groups for p in group["params"]]
+    tensors += model.parameters() if isinstance(model, nn.Module) else ()
+    device = next((p.device for p in tensors if isinstance(p, Tensor) and not p.is_meta), torch.device("cpu"))
+    return Ranks(device) if distributed is False else Ranks.of_process_group(device)

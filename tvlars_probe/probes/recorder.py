@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.description import optimizers_in
+from tvlars_probe.optimizers.given import optimizers_in
 from tvlars_probe.probes.events.hooks import StepHooks
 from tvlars_probe.probes.events.signals import children_may_wait
 from tvlars_probe.probes.events.wishes import Wishes
@@ -25,6 +25,7 @@ from tvlars_probe.probes.rows.crossing import Crossing, is_bad
 from tvlars_probe.probes.rows.steps import Detail, StepRows
 from tvlars_probe.probes.session import Session
 from tvlars_probe.traces.schema import ONLY_PHASE
+from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,16 +65,15 @@ class Recorder:
         probes: Sequence[Probe],
         failures: ProbeFailures,
         resume: Mapping[str, Any] | None,
-        distributed: bool | None,
+        ranks: Ranks,
     ) -> None:
         begun = resume or {"step": 0, "samples": 0, "phase": ONLY_PHASE, "rates": {}}
         self.path, self.manifest, self.phase = path, manifest, begun["phase"]
         self.diverged = self.interrupted = False
         self._model, self._optimizers, self._resume = model, optimizers, resume
         self._device = next(p.device for o in optimizers for g in o.param_groups for p in g["params"])
-        self._ranks = Ranks(self._device) if distributed is False else Ranks.of_process_group(self._device)
-        self._wishes = Wishes(self._ranks)
-        self._failures = failures
+        self._ranks, self._wishes = ranks, Wishes(ranks)
+        self._failures, self._session = failures, Session(path)
         self._rows = StepRows(
             self._device,
             detail=detail,
@@ -89,7 +89,6 @@ class Recorder:
         for probe, state in zip(probes, begun.get("probes", ()), strict=False):
             probe.load_state_dict(state)
         self._last_epoch: int | None = begun.get("last_epoch")
-        self._session = Session(path)
 
     @property
     def journal(self) -> Journal | None:
@@ -115,6 +114,7 @@ class Recorder:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rows.last_rates()
 
+    @uncompiled
     def log(
         self,
         *,
@@ -179,15 +179,22 @@ class Recorder:
             probes: as for `record`.
         """
         self.flush()  # first, while the rows' parameters and phase are the recorder's
+        with self._wishes.agreement.together():
+            optimizers = optimizers_in(optimizer, model)
         self._hooks.detach()
-        self._model = model
-        self._optimizers = optimizers_in(optimizer)
-        note_unknown(self.manifest, self._optimizers, warns=self._ranks.is_first)
+        self._model, self._optimizers, self.phase = model, optimizers, phase
         self._probing.replace(probes)
         self._rows.begin_phase()
-        self.phase = phase
-        self._rows.lay_out(model, self._optimizers)
-        self._hooks.attach(self._optimizers)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Learn the optimizers' parameters, which are the same on all ranks, and watch their steps from now on."""
+        with self._wishes.agreement.together() as meeting:
+            # What may raise comes first, while nothing has been made: a warning may be an error.
+            note_unknown(self.manifest, self._optimizers, warns=self._ranks.is_first)
+            self._rows.lay_out(self._model, self._optimizers)
+            meeting.fingerprint = self._rows.layout.fingerprint
+            self._hooks.attach(self._optimizers)
 
     def request_stop(self) -> None:
         """Ask all ranks to stop in the same step (`stop_agreed`). Any rank may, also from a signal handler."""
@@ -305,13 +312,10 @@ class Recorder:
     def __enter__(self) -> Self:
         if self._rows.is_laid_out:
             raise UserError("this recorder has been entered before: record() makes another")
-        # What may raise comes first, while nothing has been made: a warning may be an error, an optimizer lack hooks.
-        note_unknown(self.manifest, self._optimizers, warns=self._ranks.is_first)
-        self._rows.lay_out(self._model, self._optimizers)
-        self._hooks.attach(self._optimizers)
         opening = partial(open_journal, self.path, self.manifest, self._resume)
         facts = {"device": self._device, "world_size": self._ranks.world_size, "note": self._note_parameters}
         try:
+            self._attach()
             self._session.enter(partial(opening, **facts), self._wishes.agreement, is_new=self._resume is None)
         except BaseException:
             self._hooks.detach()
@@ -320,9 +324,7 @@ class Recorder:
         self._session.begin(self._leave)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if not self._session.is_forked:
             with children_may_wait():
                 self._leave(kind, error)

@@ -8,7 +8,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
+from tvlars_probe.errors import StorageError, UserError
 from tvlars_probe.probes.events.signals import children_may_wait
 
 if TYPE_CHECKING:
@@ -56,24 +56,18 @@ class Session:
         """Open the journal on rank 0. Either all ranks enter, or none does: then a new run's directory is removed.
 
         Raises:
-            RunDirectoryError: rank 0 couldn't open the journal. Rank 0 itself raises whatever error that was.
+            RunDirectoryError: rank 0 couldn't open the journal.
             UserError: another rank didn't come in time.
         """
-        failure: Exception | None = None
-        if agreement.ranks.is_first:
-            try:
-                self.journal = open_journal()
-            # Kept until all ranks have met: raised here, it would leave the others waiting for this one.
-            except Exception as error:
-                failure = error
         try:
-            has_failed = agreement.enter(failure is not None)
+            with agreement.together():
+                if agreement.ranks.is_first:
+                    self.journal = open_journal()
         except BaseException:
             if self.journal is not None:
                 self.journal.abandon() if is_new else self.journal.release()
+                self.journal = None
             raise
-        if has_failed:
-            raise failure or RunDirectoryError(f"rank 0 can't record into {self.path}")
 
     def begin(self, leave: Callable[[type[BaseException] | None, BaseException | None], None]) -> None:
         """Record from now on. If the block is never left, ``leave`` is called when the interpreter ends."""

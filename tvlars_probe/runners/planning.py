@@ -222,7 +222,13 @@ def continued_config(path: Path, changes: Mapping[str, Any]) -> TrainConfig:
         RunDirectoryError: there is no run.
         UserError: the run was not made by ``train``.
     """
-    config = TrainConfig.from_dict(Manifest.load(path).config).without_download()
+    manifest = Manifest.load(path)
+    if not manifest.is_of_train:
+        raise UserError(
+            f"{path} was not made by tvlars-probe train: its own loop continues it, by record(..., resume=) with a "
+            f"state that rec.state_dict() gave"
+        )
+    config = TrainConfig.from_dict(manifest.config).without_download()
     places = {f.name for f in dataclasses.fields(PlaceConfig)}
     assert {f.name for f in dataclasses.fields(RecordConfig)} | places >= changes.keys()
     return dataclasses.replace(

@@ -25,16 +25,22 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, made_in: Path | None = None) -> None:
     """Replace ``path``, in one step, by a file with what ``write(stream)`` writes.
 
-    A temporary file beside ``path`` is written and synced, and then takes its name.
+    A temporary file is written and synced, and then takes the name ``path``.
+
+    Args:
+        path: the file.
+        write: writes its content.
+        made_in: the folder of the temporary file, on the file system of ``path``; by default that of ``path``. With
+            it, the folder of ``path`` is made if it is missing, once the content is written.
 
     Raises:
         OSError: it can't be written (no space, no permission, ...); ``path`` is as it was.
     """
-    # Beside it, since a rename within one file system is one step. Readers skip the dot; `leftovers` knows the form.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Near it, since a rename within one file system is one step. Our readers skip the dot; `leftovers` knows the form.
+    temporary = (made_in or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as stream:  # no link that stands there is followed
@@ -42,6 +48,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             stream.flush()
             # The content must reach the disk before the name does: a power cut could leave an empty file.
             os.fsync(stream.fileno())
+        if made_in is not None:
+            path.parent.mkdir(exist_ok=True)
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):

@@ -38,13 +38,13 @@ def remove_leftovers(run: Path) -> None:
     folder = run / "trace"
     if folder.is_symlink() or not folder.is_dir():
         return
+    tables = [folder / name for name in TABLES]
+    # Earlier versions wrote a table's parts inside its own folder.
+    for home in (folder, *(table for table in tables if table.is_dir() and not table.is_symlink())):
+        for file in [*home.iterdir()]:
+            if TEMPORARY_PART.fullmatch(file.name):
+                with suppress(OSError):
+                    file.unlink()
     for path in [*folder.iterdir()]:
-        if path.is_symlink() or not path.is_dir():
-            continue
-        if _SCRATCH.fullmatch(path.name):
+        if _SCRATCH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name in TABLES:
-            for file in [*path.iterdir()]:
-                if TEMPORARY_PART.fullmatch(file.name):
-                    with suppress(OSError):
-                        file.unlink()

@@ -102,6 +102,11 @@ class Manifest:
     best_test_acc1: float | None = None
     final: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_of_train(self) -> bool:
+        """Whether ``tvlars-probe train`` made the run; if not, a loop of somebody's own was recorded."""
+        return {"place", "recording"} <= self.config.keys()  # every version of ``train`` has written these
+
     def continue_from(self, before: Manifest, step: int) -> None:
         """Take over an earlier manifest of the same run.
 

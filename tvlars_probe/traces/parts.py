@@ -1,7 +1,7 @@
 """A table on disk: a folder of parquet parts, each complete from the moment it can be seen.
 
-A part is written under a name that starts with a dot, which readers skip. It is then synced and renamed. Its final name
-holds its first and its last step.
+A part is written beside the table's folder, for there are readers that take every file of a folder, hidden ones too. It
+is then synced and moved in, under a name that holds its first and its last step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _GROUP_BY_PARAMETER = 1 << 14
 # At least ten digits, so that a listing by name is in order of steps. The last number tells apart parts of equal steps.
 _PART = re.compile(r"part-(\d{10,19})-(\d{10,19})(?:-\d+)?\.parquet")
 TEMPORARY_PART = re.compile(rf"\.{_PART.pattern}\.\d+\.tmp")
-"""Name of a part that is being written, as `tvlars_probe.traces.files.replace_file` makes it."""
+"""Name of a part that is being written, as `tvlars_probe.traces.files.replace_file` makes it.
+
+It lies beside the table's folder; earlier versions wrote it inside.
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,7 +103,7 @@ def write_pieces(
     """
     import pyarrow.parquet as pq
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     stem, copy = f"part-{steps[0]:010d}-{steps[1]:010d}", 1
     path = folder / f"{stem}.parquet"
     # The same steps may be recorded more than once, by measurements after training: no part replaces another.
@@ -126,7 +129,8 @@ def write_pieces(
             for piece in pieces:
                 writer.write_table(piece, row_group_size=_GROUP_BY_PARAMETER if by_parameter else None)
 
-    replace_file(path, fill)
+    # The table's folder is made with its first part: readers of folders refuse an empty one.
+    replace_file(path, fill, made_in=folder.parent)
     return path
 
 

@@ -113,6 +113,7 @@ class RunDirectory:
     def abandon(self) -> None:
         """Let go of a directory in which nothing was recorded, and remove it."""
         with contextlib.suppress(OSError):
+            (self.path / FILE_NAME).unlink(missing_ok=True)
             (self.path / LOCK_NAME).unlink()
             self.path.rmdir()
         self.release()

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+import tvlars_probe
 from tests.traces.checking.damages import (
     parts,
     replace_by_file,
@@ -127,3 +129,16 @@ def test_rows_without_a_step_are_named_with_their_part(run: Path) -> None:
 def test_a_table_elsewhere_does_not_hide_the_traces_steps(run: Path) -> None:
     (run / "sharpness" / "steps").mkdir(parents=True)
     assert check_run(run).steps == 32
+
+
+def test_a_killed_run_is_told_what_continues_it_by_who_made_it(run: Path, tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], 0.1)
+    with tvlars_probe.record(None, optimizer, tmp_path / "mine", config={"lr": 0.1}):
+        pass
+    for path, remedy in ((run, f"train --resume {run}"), (tmp_path / "mine", "record(..., resume=)")):
+        manifest = Manifest.load(path)
+        manifest.status = "running"
+        manifest.save(path)
+        (told,) = (note for note in check_run(path).notes if "killed" in note)
+        assert remedy in told
+        assert ("train" in told) is (path == run)

@@ -6,14 +6,17 @@ its result would make the host wait, so it is done at intervals that rank 0 sets
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import RunDirectoryError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tvlars_probe.collectives import Ranks
 
 _INTERVAL_SECONDS = 1.0
@@ -45,6 +48,17 @@ class Decision(NamedTuple):
 
 
 @dataclass
+class Meeting:
+    """What a rank brings to `Agreement.together`.
+
+    Attributes:
+        fingerprint: a number from 0 to 2⁶² that all ranks must have alike.
+    """
+
+    fingerprint: int = 0
+
+
+@dataclass
 class Agreement:
     """Turns the wishes of all ranks into one decision; a single rank's wishes are the decision.
 
@@ -57,20 +71,46 @@ class Agreement:
     _next: int = 0
     _last: tuple[int, float] = (0, 0.0)
 
-    def enter(self, failed: bool) -> bool:
-        """Wait until every rank is here, and return whether any of them failed.
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Meeting]:
+        """A block that comes to its end on every rank, or raises on every rank: none waits for one that was refused.
+
+        Yields:
+            what this rank brings.
 
         Raises:
-            UserError: another rank didn't come in time.
+            UserError: another rank's block raised, or brings another fingerprint, or one didn't come in time. Where
+                this rank's own block raises, it is that error.
         """
+        mine, failure = Meeting(), None
         try:
-            return self.ranks.any_within(failed, _ENTRY_TIMEOUT)
+            yield mine
+        # Kept until all ranks have met: raised here, it would leave the others waiting for this one.
+        except Exception as error:
+            failure = error
+        size, rank = self.ranks.world_size, self.ranks.rank
+        try:
+            # Maxima: of the number of the first rank that failed, and of the highest and the lowest fingerprint.
+            failed, highest, lowest = self.ranks.agree_within(
+                [0 if failure is None else size - rank, mine.fingerprint, -mine.fingerprint], _ENTRY_TIMEOUT
+            )
         except RuntimeError as error:
-            raise UserError(
-                f"rank {self.ranks.rank} waited for the other {self.ranks.world_size - 1} to start recording (at most "
-                f"{_ENTRY_TIMEOUT}), and one didn't or failed: call record() on every rank, or with distributed=False "
-                f"on one ({error})"
+            raise failure or UserError(
+                f"rank {rank} waited for the other {size - 1} to start recording (at most {_ENTRY_TIMEOUT}), and one "
+                f"didn't or failed: call record() on every rank, or with distributed=False on one ({error})"
             ) from None
+        if failed:
+            self._raise_of(size - failed, failure)
+        if highest != -lowest:
+            raise UserError(
+                "the ranks hold unlike parameters (stages of a pipeline, or shards), which are no one run: record each "
+                "rank with distributed=False, into a folder of its own"
+            )
+
+    def _raise_of(self, rank: int, mine: Exception | None) -> None:
+        """Raise this rank's own failure, or tell what failed on another rank."""
+        kind, text = self.ranks.from_rank(rank, (isinstance(mine, RunDirectoryError), str(mine)))
+        raise mine or (RunDirectoryError if kind else UserError)(f"rank {rank} can't record: {text}")
 
     def decide(self, step: int, wish: Decision) -> Decision:
         """Learn what all ranks do after ``step``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,13 @@ class Layout:
         self.nulls = [columns for reader in self.readers for columns in reader.nulls]
 
     @property
+    def fingerprint(self) -> int:
+        """A number below 2⁶² that tells apart parameters of other names or shapes."""
+        shapes = [tuple(p.shape) for one in self._optimizers for group in one.param_groups for p in group["params"]]
+        digest = hashlib.blake2b(repr([*zip(self.names, shapes, strict=True)]).encode(), digest_size=8).digest()
+        return int.from_bytes(digest) >> 2
+
+    @property
     def is_current(self) -> bool:
         """Whether the optimizers still hold these parameters."""
         return all(map(self.holds, range(len(self._optimizers))))
@@ -68,7 +76,7 @@ def note_parameters(manifest: Manifest, phase: str, model: nn.Module | None, opt
     mine = [
         {**to_entry(description, group), "optimizer_index": i, "group": j, "phase": phase}
         for i, optimizer in enumerate(optimizers)
-        for j, (description, group) in enumerate(zip(describe(optimizer), optimizer.param_groups, strict=True))
+        for j, (description, group) in enumerate(zip(describe.groups(optimizer), optimizer.param_groups, strict=True))
     ]
     manifest.groups = others + mine
 
@@ -79,12 +87,12 @@ def note_unknown(manifest: Manifest, optimizers: Sequence[Optimizer], *, warns: 
     if text is None or text in manifest.notes:
         return
     if warns:
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=4)
     manifest.notes.append(text)
 
 
 def _unknown_optimizers(optimizers: Sequence[Optimizer]) -> str | None:
-    unknown = [d for one in optimizers for d in describe(one) if not d.is_known]
+    unknown = [d for one in optimizers for d in describe.groups(one) if not d.is_known]
     if not unknown:
         return None
     names = [*dict.fromkeys(d.optimizer for d in unknown)]

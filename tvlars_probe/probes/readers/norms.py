@@ -27,6 +27,7 @@ from tvlars_probe.reductions import (
     multi_tensor_norms,
     norm_of_square,
 )
+from tvlars_probe.whole_tensors import spread_over_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,12 +123,23 @@ class NormReader:
         self._takes_snapshots = is_due or not self.samples_snapshots
         lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
         self._lrs = [lr if isinstance(lr, Tensor) else number(lr) for lr in lrs]
+        self._refuse_spread()
         if not self.leaves_norms:
             self._measured = self._measure()
         if self.updates and self._takes_snapshots:
             for params, source in self._sources():
                 if source == "weights":
                     self._take_snapshots([p for p in params if p.grad is not None])
+
+    def _refuse_spread(self) -> None:
+        """Refuse parameters that were spread over ranks after the recording had begun.
+
+        Raises:
+            RuntimeError: some are. It is no UserError, which would end the training of this rank alone.
+        """
+        for what in (spread_over_ranks(p) for group in self.optimizer.param_groups for p in group["params"]):
+            if what is not None:
+                raise RuntimeError(f"a parameter has become {what}, spread over ranks since the recording began")
 
     def after(self) -> tuple[Tensor, list[bool]]:
         """Read what the update did.

@@ -139,7 +139,7 @@ def parameter_table(model: nn.Module | None, optimizers: Sequence[Optimizer]) ->
     held: dict[int, dict[str, Any]] = {}
     strangers: list[ParameterInfo] = []
     for i, optimizer in enumerate(optimizers):
-        for j, (group, told) in enumerate(zip(optimizer.param_groups, describe(optimizer), strict=True)):
+        for j, (group, told) in enumerate(zip(optimizer.param_groups, describe.groups(optimizer), strict=True)):
             for k, p in enumerate(group["params"]):
                 decayed = told.decay_of(p.ndim) != 0 if told.is_known else None
                 role = {"optimizer": i, "group": j, "adapted": told.adapts(p.ndim), "decayed": decayed}

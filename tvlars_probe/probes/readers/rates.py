@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.curvature.scaling import Rates
-from tvlars_probe.optimizers.description import describe, optimizers_in
+from tvlars_probe.optimizers.description import describe
+from tvlars_probe.optimizers.given import optimizers_in
 from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.parameters import optimizer_names
 
@@ -55,14 +56,14 @@ def applied_rates(
         rates by name, a number or a tensor of the parameter's shape; NaN for optimizers whose description doesn't give
         them: see `tvlars_probe.describe`.
     """
-    optimizers = optimizers_in(optimizer)
+    optimizers = optimizers_in(optimizer, model)
     applied: dict[str, _Applied] = {}
     # A limit holds for the whole model only if all groups have it.
     limits: set[float | None] = set()
     for one, names in zip(optimizers, optimizer_names(model, optimizers), strict=True):
         rows = [
             (description, group, p)
-            for description, group in zip(describe(one), one.param_groups, strict=True)
+            for description, group in zip(describe.groups(one), one.param_groups, strict=True)
             for p in group["params"]
         ]
         for name, ratio, (description, group, p) in zip(names, trust_ratios_of(one), rows, strict=True):
@@ -154,7 +155,7 @@ def trust_ratios_of(optimizer: Optimizer) -> list[float]:
     """The trust ratio of each parameter's last update; NaN where it isn't known."""
     ratios: list[float] = []
     left_behind: Any = None
-    for description, group in zip(describe(optimizer), optimizer.param_groups, strict=True):
+    for description, group in zip(describe.groups(optimizer), optimizer.param_groups, strict=True):
         params, scaling = group["params"], description.scaling
         if description.norms == "last_step":
             # One vector over the parameters of all groups: read once, then cut group by group.

@@ -50,8 +50,8 @@ def _manifest(run: Path) -> Manifest | None:
 
 def _has_saved(run: Path, manifest: Manifest) -> bool:
     """Whether the run is known to have saved checkpoints, and no note says that one was set aside."""
-    # A config with "recording" is that of train, which saves at the end of every run that it completes.
-    ended = manifest.status == "completed" and "recording" in manifest.config
+    # `train` saves at the end of every run that it completes.
+    ended = manifest.status == "completed" and manifest.is_of_train
     return (
         (ended or manifest.best is not None)
         and not (run / checkpoints.FOLDER).is_symlink()

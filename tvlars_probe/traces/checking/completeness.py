@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,10 @@ def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.
     if state == "running":
         found.notes.append("the run is being written by another process")
     if state == "killed":
-        found.notes.append("the run was killed; the same command, or --resume, continues it")
+        remedy = f"the same command, or tvlars-probe train --resume {shlex.quote(str(run))}, continues it"
+        if not manifest.is_of_train:
+            remedy = "its own loop continues it, by record(..., resume=) with a state that rec.state_dict() gave"
+        found.notes.append(f"the run was killed; {remedy}")
     gaps = [gap for gap in manifest.gaps if gap.table == "steps"]
     total, there = manifest.total_steps, len(steps)
     if state == "completed" and total is not None and there + sum(gap.length(total) for gap in gaps) < total:
@@ -102,8 +106,8 @@ def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended:
 
 def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended: int) -> Iterator[Fault]:
     """Epochs that have no row although training went on after them, or was completed with them."""
-    if "recording" not in manifest.config:
-        return  # not made by ``train``: a loop of the user's need not tell of epochs
+    if not manifest.is_of_train:
+        return  # a loop of the user's need not tell of epochs
     ends = list[int]()
     for phase in manifest.phases:
         first, epochs, length = (phase.get(name) for name in ("first_step", "epochs", "steps_per_epoch"))

@@ -1,0 +1,106 @@
+"""The optimizers that somebody gives: taken out of what only wraps them, or refused by name.
+
+No package is imported for it: classes are known by their full names, an optimizer inside another by its being there.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.foreign_rules import SPREADING, WRAPPERS
+from tvlars_probe.whole_tensors import REMEDY, refuse_model, refuse_unreadable
+from tvlars_probe.wrappers import unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+
+def optimizers_in(given: Any, model: nn.Module | None = None) -> list[Optimizer]:
+    """The optimizers that make the steps.
+
+    Args:
+        given: an optimizer or several, as they are or wrapped.
+        model: the model that they train, which gives its parameters' names to errors.
+
+    Returns:
+        them as a list: each as `unwrapped` gives it, and those inside an optimizer that holds several.
+
+    Raises:
+        UserError: one is no optimizer, or its tensors, or the model, can't be read here.
+    """
+    refuse_model(model)
+    listed: Sequence[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    found = [inner for one in listed for inner in _members(unwrapped(one))]
+    if not found or not all(isinstance(one, Optimizer) for one in found):
+        kinds = ", ".join(type(one).__name__ for one in found) or "none"
+        raise UserError(f"a torch.optim.Optimizer or a list of them is needed, got {kinds} (give the one inside it)")
+    names = {} if model is None else {id(p): name for name, p in unwrap(model).named_parameters()}
+    for one in found:
+        if not isinstance(getattr(one, "param_groups", None), list):
+            raise UserError(f"{type(one).__name__} has no param_groups: give the optimizer inside it")
+        refuse_unreadable(tensors_of(one, names))
+    return found
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that makes the steps: the inner one of a wrapper that only delegates, else the argument itself.
+
+    Raises:
+        UserError: the optimizer is spread over ranks.
+    """
+    while (attribute := _known(optimizer, WRAPPERS)) is not None:
+        optimizer = getattr(optimizer, attribute, None)
+    spreading = _known(optimizer, SPREADING)
+    if spreading is not None or getattr(optimizer, "_overlap_with_ddp", False):
+        what = spreading or "steps while DDP communicates (overlap_with_ddp)"
+        raise UserError(f"{type(optimizer).__name__} {what}, so that its steps can't be read. {REMEDY}")
+    return optimizer
+
+
+def inner_of(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer that another one holds; None where it holds none, or several."""
+    held = {id(value): value for value in vars(optimizer).values() if isinstance(value, Optimizer)}
+    return next(iter(held.values())) if len(held) == 1 else None
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Whether torch calls hooks around the optimizer's steps.
+
+    It doesn't where the class never called `Optimizer.__init__`, which puts torch's wrapper around the class's step.
+    """
+    there = vars(optimizer).keys() >= {"_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"}
+    return there and bool(getattr(type(optimizer).step, "hooked", False))
+
+
+def _members(optimizer: Any) -> Iterator[Any]:
+    """The optimizers in a list, tuple or dict that an optimizer holds, each unwrapped; else the argument itself."""
+    for value in vars(optimizer).values() if isinstance(optimizer, Optimizer) else ():
+        some = list(value.values()) if isinstance(value, dict) else value
+        if isinstance(some, list | tuple) and some and all(isinstance(one, Optimizer) for one in some):
+            for one in some:
+                yield from _members(unwrapped(one))
+            return
+    yield optimizer
+
+
+def tensors_of(optimizer: Optimizer, names: Mapping[int, str] = MappingProxyType({})) -> Iterator[tuple[str, Tensor]]:
+    """An optimizer's parameters, each with its name by ``id`` or a description of its place."""
+    kind = type(optimizer).__name__
+    for g, group in enumerate(optimizer.param_groups):
+        for k, p in enumerate(group["params"]):
+            yield names.get(id(p)) or f"parameter {k} of {kind}'s group {g}", p
+
+
+def _known(optimizer: Any, table: dict[str, str]) -> str | None:
+    """What a table has of the optimizer's class or the nearest of its parents, by full name or by name alone."""
+    for kind in type(optimizer).__mro__:
+        for name in (f"{kind.__module__}.{kind.__qualname__}", kind.__name__):
+            if name in table:
+                return table[name]
+    return None
