@@ -48,7 +48,7 @@ class Decision(NamedTuple):
 
 
 @dataclass
-class Meeting:
+class Entry:
     """What a rank brings to `Agreement.together`.
 
     Attributes:
@@ -72,7 +72,7 @@ class Agreement:
     _last: tuple[int, float] = (0, 0.0)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[Meeting]:
+    def together(self) -> Iterator[Entry]:
         """A block that comes to its end on every rank, or raises on every rank: none waits for one that was refused.
 
         Yields:
@@ -82,7 +82,7 @@ class Agreement:
             UserError: another rank's block raised, or brings another fingerprint, or one didn't come in time. Where
                 this rank's own block raises, it is that error.
         """
-        mine, failure = Meeting(), None
+        mine, failure = Entry(), None
         try:
             yield mine
         # Kept until all ranks have met: raised here, it would leave the others waiting for this one.
