@@ -95,9 +95,9 @@ def refuse_unreadable(tensors: Iterable[tuple[str, Tensor]]) -> None:
 def _without_elements(tensor: Tensor) -> str | None:
     """What a tensor lacks, with the remedy; None where it has elements."""
     if nn.parameter.is_lazy(tensor):
-        return "has no shape yet: pass a batch through the model first, and then make the optimizer"
+        return "has no shape yet: pass a batch through the model first"
     if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
-        return "is on the meta device and holds no numbers: load or initialise the model, and then make the optimizer"
+        return "is on the meta device and holds no numbers: load or initialise the model first"
     return None
 
 

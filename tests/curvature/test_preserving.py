@@ -238,7 +238,7 @@ def test_modules_share_inside_what_they_share_outside() -> None:
 
 
 def test_a_lazy_layer_is_refused() -> None:
-    with pytest.raises(UserError, match="make one forward pass"):
+    with pytest.raises(UserError, match="pass a batch through the model first"):
         measure(nn.Sequential(nn.Linear(5, 3), nn.LazyLinear(3)), F.cross_entropy, member("lstm")[1])
 
 
