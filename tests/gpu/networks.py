@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from tvlars_probe import LAMB, LARS, NLAMB, TVLARS
 
@@ -47,3 +48,14 @@ def batch(device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     images, labels = torch.randn(32, 1, 8, 8, generator=generator), torch.randint(10, (32,), generator=generator)
     return images.to(device, dtype), labels.to(device)
+
+
+def train(rec: Any, model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, steps: int) -> None:
+    """Recorded steps on one batch, which lies on the device: to send it there would make the host wait."""
+    x, y = data
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        rec.log(loss=loss, samples=len(x), epoch=0)

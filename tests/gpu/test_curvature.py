@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tvlars_probe
-from tests.gpu.networks import OURS, batch, network
+from tests.gpu.networks import OURS, batch, network, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,12 +47,7 @@ def test_a_probe_measures_in_training(device: torch.device, tmp_path: Path) -> N
     optimizer = OURS["LARS"](model.parameters())
     probe = tvlars_probe.SharpnessProbe(model, cross_entropy, (x, y), every=2, operators=("hessian", "effective"))
     with tvlars_probe.record(model, optimizer, tmp_path / "r", probes=[probe]) as rec:
-        for _ in range(4):
-            optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            rec.log(loss=loss, samples=len(x), epoch=0)
+        train(rec, model, optimizer, (x, y), steps=4)
     rows = tvlars_probe.open_run(tmp_path / "r").curvature()
     assert set(rows["step"]) == {0, 2}
     assert rows["converged"].astype(bool).all()

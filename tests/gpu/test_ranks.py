@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import tvlars_probe
-from tests.gpu.networks import OURS, batch, network
+from tests.gpu.networks import OURS, batch, network, train
 from tvlars_probe.collectives import Ranks
 
 if TYPE_CHECKING:
@@ -23,14 +22,9 @@ def test_a_model_under_ddp_is_recorded(device: torch.device, tmp_path: Path) -> 
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         model = DistributedDataParallel(network(device))
-        optimizer, (x, y) = OURS["TVLARS"](model.parameters()), batch(device)
+        optimizer = OURS["TVLARS"](model.parameters())
         with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
-            for _ in range(3):
-                optimizer.zero_grad()
-                loss = cross_entropy(model(x), y)
-                loss.backward()
-                optimizer.step()
-                rec.log(loss=loss, samples=len(x), epoch=0)
+            train(rec, model, optimizer, batch(device), steps=3)
         ranks = Ranks.of_process_group(device)
         total = torch.ones(3, device=device)
         assert ranks.sum(total).tolist() == [1.0, 1.0, 1.0]

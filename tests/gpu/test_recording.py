@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tvlars_probe
-from tests.gpu.networks import ALL, OURS, batch, network
+from tests.gpu.networks import ALL, OURS, batch, network, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,16 +35,11 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 @pytest.mark.parametrize("name", list(ALL))
 def test_the_host_never_waits_in_a_recorded_step(name: str, detail: Any, device: torch.device, tmp_path: Path) -> None:
     model = network(device)
-    optimizer, (x, y) = ALL[name](model.parameters()), batch(device)
+    optimizer, data = ALL[name](model.parameters()), batch(device)
     with tvlars_probe.record(model, optimizer, tmp_path / "r", detail=detail) as rec:
-        for step in range(6):
-            # The first steps allocate, and let kernels be compiled.
-            with no_waiting(device) if step > 1 else contextlib.nullcontext():
-                optimizer.zero_grad()
-                loss = cross_entropy(model(x), y)
-                loss.backward()
-                optimizer.step()
-                rec.log(loss=loss, samples=len(x), epoch=0)
+        train(rec, model, optimizer, data, steps=2)  # which allocate, and let kernels be compiled
+        with no_waiting(device):
+            train(rec, model, optimizer, data, steps=4)
     rows = tvlars_probe.open_run(tmp_path / "r").layers()
     assert rows["step"].max() == 5
     assert rows["grad_norm"].gt(0).all()
@@ -54,13 +49,7 @@ def trained(name: str, device: torch.device, path: Path) -> Any:
     model = network(device, torch.float64)
     optimizer = ALL[name](model.parameters())
     with tvlars_probe.record(model, optimizer, path) as rec:
-        for step in range(8):
-            x, y = batch(device, torch.float64, seed=step)
-            optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            rec.log(loss=loss, samples=len(x), epoch=0)
+        train(rec, model, optimizer, batch(device, torch.float64), steps=8)
     return tvlars_probe.open_run(path)
 
 

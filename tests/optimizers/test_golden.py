@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.optimizers.trajectories import GOLDEN, INDEX, follow, name_of
+from tests.optimizers.trajectories import GOLDEN, INDEX, followed, name_of
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 
 
 @pytest.mark.parametrize("foreach", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("case", INDEX["cases"], ids=name_of)
 def test_parameters_and_logs_follow_the_official_ones(case: dict[str, Any], foreach: bool) -> None:
-    follow(case, torch.device("cpu"), foreach=foreach)
+    for what, ours, official, atol in followed(case, torch.device("cpu"), foreach=foreach):
+        np.testing.assert_allclose(ours, official, rtol=2e-5, atol=atol, err_msg=what)
 
 
 @pytest.mark.parametrize(
