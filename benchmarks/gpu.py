@@ -42,9 +42,9 @@ PEERS = {
 AIMS = {"SGD(fused)": 3.0, "AdamW(fused)": 3.0, "timm Lars": 0.5, "timm Lamb": 0.5}
 """Our step over a fused one without norms, and over timm's."""
 
-PASSES = {"LARS": 7, "TVLARS": 7, "LAMB": 12}
-"""Passes over all parameters that no step can do without: w, g read for the ratio; then w, g and the state read and
-written. LARS reads w and g twice and its buffer once, and writes w and the buffer."""
+PASSES = {"LARS": 7, "TVLARS": 7, "LAMB": 10}
+"""Passes over all parameters of the least step: LARS reads w and g twice and its buffer once, and writes w and the
+buffer; LAMB reads w, g, m and v and writes m, v and its direction r, then reads w and r and writes w."""
 
 
 @dataclass(frozen=True)

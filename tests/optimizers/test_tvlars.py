@@ -145,3 +145,16 @@ def test_a_capture_that_would_freeze_phi_is_refused(monkeypatch: pytest.MonkeyPa
     assert optimizer.param_groups[0]["num_updates"] == 0
     assert (p == 1).all()
     TVLARS([p], 1.0, capturable=True).step()
+
+
+def test_an_older_versions_pickle_counts_in_python() -> None:
+    source = TVLARS([nn.Parameter(torch.ones(2, 2))], 1.0)
+    state = source.__getstate__()
+    del state["defaults"]["capturable"]
+    for group in state["param_groups"]:
+        del group["capturable"]
+    restored = TVLARS.__new__(TVLARS)
+    restored.__setstate__(state)
+    restored.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+    restored.step()
+    assert restored.param_groups[0]["num_updates"] == 1

@@ -107,6 +107,8 @@ class TVLARS(LARS):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
+            # An optimizer that an older version pickled has defaults without it.
+            group.setdefault("capturable", False)
             _place_count(group)
 
     @classmethod

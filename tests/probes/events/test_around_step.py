@@ -227,3 +227,20 @@ def test_a_compiled_step_has_the_rows_of_an_uncompiled_one(
     left, right = (torch.tensor(frames[name][numbers].to_numpy()).double() for name in ("compiled", "plain"))
     # torch's compiled AdamW rounds in another order.
     assert torch.allclose(left, right, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def test_a_step_that_is_captured_in_a_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer, told = torch.optim.SGD([p], 0.1), []
+    handles = around_step(optimizer, lambda: told.append("before"), lambda: told.append("after"))
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    with pytest.raises(UserError, match="captured in a CUDA graph"):
+        optimizer.step()
+    monkeypatch.undo()
+    assert (p == 1).all()
+    optimizer.step()
+    assert told == ["before", "after"]
+    for handle in handles:
+        handle.remove()

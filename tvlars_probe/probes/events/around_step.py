@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.given import has_hooks, inner_of
+from tvlars_probe.reductions import is_capturing
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def around_step(optimizer: Optimizer, before: Callable[[], None], after: Callabl
         the handles that end it.
 
     Raises:
-        UserError: the optimizer's step can't be watched.
+        UserError: the optimizer's step can't be watched; from a step: it is being captured in a CUDA graph.
     """
     if not has_hooks(optimizer):
         return _around_replaced_step(optimizer, before, after)
@@ -51,6 +52,11 @@ def around_step(optimizer: Optimizer, before: Callable[[], None], after: Callabl
     @uncompiled
     def pre_hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal outer
+        if is_capturing():
+            raise UserError(
+                "a recorded step is being captured in a CUDA graph, whose replays call no hooks and would leave no "
+                "rows: capture it outside of record(), or record uncaptured steps"
+            )
         frame = _frame_of_step()
         if outer is not None and _is_running(outer, frame):
             return None
