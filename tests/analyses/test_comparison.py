@@ -117,3 +117,18 @@ def test_a_run_without_a_finished_epoch_has_no_figures() -> None:
 )
 def test_the_counterparts_of_a_metric_are_on_test_and_held_out_data(metric: str, columns: list[str]) -> None:
     assert epoch_columns(metric) == columns
+
+
+def test_fields_that_some_runs_lack_leave_no_blanks_and_no_decimals() -> None:
+    def config(excluded_lr: float) -> dict[str, Any]:
+        return {"config": {"optimizer": {"lr": 1.0, "excluded_lr": excluded_lr}}}
+
+    rows = [row("LARS", 1.0, 0, 90, **config(0.5))]
+    rows += [row("SGD", 1.0, 0, value, **config(value)) for value in (70, 80)]
+    rows.append({**row("AdamW", 1.0, 0, 0, batch_size=None), "value": np.nan})
+    result = compare(rows)
+    assert result.verdict.reason.startswith(
+        "LARS, none, 512 has the best test_acc1, before SGD, none, excluded_lr 80, 512,"
+    )
+    assert [str(column) for column in result.pivot().columns] == ["512", "–"]
+    assert result.pivot()["–"].tolist()[-1] == "–"

@@ -124,6 +124,15 @@ def test_the_table_tells_means_their_errors_and_the_draws_not_converged(run: Pat
     assert "draws" not in cli("sharpness", "a", "--samples", 20).out
 
 
+def test_figures_of_a_single_row_stand_in_the_table(run: Path, cli: Callable[..., Any]) -> None:
+    lines = cli("sharpness", "a", "--draws", 2, "--samples", 20).out.splitlines()
+    [heading] = [line for line in lines if line.startswith("measure")]
+    assert "95 % from" in heading
+    assert not any("95 % from" in line for line in lines if line != heading)
+    # Without a trace no row of one sample has an interval.
+    assert "95 % from" not in cli("sharpness", "a", "--samples", 20).out
+
+
 def test_every_checkpoint_is_measured_on_the_same_draws(run: Path, cli: Callable[..., Any]) -> None:
     asked = ("sharpness", "a", "--checkpoint", "all", "--draws", 2, "--samples", 20)
     rows, means = split(cli(*asked, "--json").out)

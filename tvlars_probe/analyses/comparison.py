@@ -62,7 +62,8 @@ class Comparison:
         cells = [_cell(*pair) for pair in zip(self.table["mean"], self.table["half_width"], strict=True)]
         fields = [*self.rows, *self.columns]
         # pivot_table would drop a cell that has NaN among its keys.
-        text = self.table[fields].astype(object).where(self.table[fields].notna(), "–").assign(cell=cells)
+        told = self.table[fields].astype(object).where(self.table[fields].notna(), "–")
+        text = told.map(_plain).assign(cell=cells)
         if not self.columns:
             return text.set_index(list(self.rows))[["cell"]].rename(columns={"cell": self.metric})
         # pivot_table rather than pivot, for ``fill_value``. It must aggregate: joining keeps each cell's one text.
@@ -241,9 +242,19 @@ def _best(rates: pd.DataFrame, sign: float) -> dict[str, object]:
     }
 
 
+def _setting(row: pd.Series[Any], cells: list[str]) -> str:
+    """A row's cell in words; the label of `_settings` is empty where there is nothing to tell."""
+    return ", ".join(str(_plain(row[c])) for c in cells if pd.notna(row[c]) and row[c] != "")
+
+
+def _plain(value: Any) -> Any:
+    """A whole number as an integer: a column of integers is one of floats where another run has none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _verdict(table: pd.DataFrame, metric: str, cells: list[str]) -> Verdict:
     best = table.iloc[0]
-    name = ", ".join(f"{best[c]}" for c in cells if pd.notna(best[c]))
+    name = _setting(best, cells)
     figures = (
         Figure("best", float(best["mean"]), _unit(metric), f"mean {metric} of the best cell at its best rate"),
         Figure("half_width", float(best["half_width"]), _unit(metric), "half of Student's 95 % interval over seeds"),
@@ -253,7 +264,7 @@ def _verdict(table: pd.DataFrame, metric: str, cells: list[str]) -> Verdict:
     if len(table) == 1:
         return Verdict(QUESTION, CANT_TELL, f"all runs have one setting ({name}).", figures)
     second = table.iloc[1]
-    other = ", ".join(f"{second[c]}" for c in cells if pd.notna(second[c]))
+    other = _setting(second, cells)
     if not np.isfinite([best["mean"], second["mean"]]).all():
         return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.", figures)
     if not np.isfinite([best["half_width"], second["half_width"]]).all():
@@ -268,6 +279,8 @@ def _verdict(table: pd.DataFrame, metric: str, cells: list[str]) -> Verdict:
 
 
 def _cell(mean: float, half_width: float) -> str:
+    if np.isnan(mean):
+        return "–"
     text = f"{mean:.2f}" if abs(mean) >= 1 else f"{mean:.3g}"
     return text if not np.isfinite(half_width) else f"{text} ± {half_width:.2g}"
 

@@ -217,8 +217,8 @@ _OF_DRAWS: _Cells = {
     **_LIMIT,
 }
 
-_SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "cross-check", "limit", "95 % from", "to")
-"""Columns that aren't shown where all rows have one value."""
+_SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "cross-check", "limit")
+"""Columns that stand above the table where all rows have one value."""
 
 _WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged", "cross-check")
 """Columns that are set flush left."""
@@ -227,7 +227,7 @@ _WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged", "c
 def render(rows: pd.DataFrame) -> None:
     """Print a table of values, errors, and whether they converged; of several draws the means, and how draws differ.
 
-    What is one value in all rows stands above it.
+    What tells where and how the figures were measured stands above it where it is one value in all rows.
     """
     from rich.table import Table
 
@@ -238,10 +238,11 @@ def render(rows: pd.DataFrame) -> None:
     columns = _OF_DRAWS if drawn else _OF_ONE_SAMPLE
     records: list[dict[str, Any]] = (over_draws(rows) if drawn else rows).to_dict("records")  # type: ignore[assignment]
     cells = {name: [cell(row) for row in records] for name, cell in columns.items()}
-    shown = [name for name, column in cells.items() if name not in _SHARED or len({*column}) > 1]
+    told = [name for name, column in cells.items() if any(column)]
+    shown = [name for name in told if name not in _SHARED or len({*cells[name]}) > 1]
     first = records[0]
     part = "" if _is_null(first["split"]) else f" of {first['split']}"
-    shared = [f"{name} {cells[name][0]}" for name in cells if name not in shown and cells[name][0]]
+    shared = [f"{name} {cells[name][0]}" for name in told if name not in shown]
     console = Terminal(piped=120)
     size = f"{first['draws']} disjoint samples of {first['samples']:,}" if drawn else f"{first['samples']:,} samples"
     console.print(f"mean loss {first['loss']:.4g} on {size}{part}, {first['precision']}")
