@@ -16,6 +16,7 @@ import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
@@ -162,10 +163,13 @@ def _overrides(kind: type[Any], parent: type[Any]) -> bool:
 describe = Describe()
 
 
-def updates_made(group: Mapping[str, Any]) -> int | None:
-    """The number of updates that an optimizer has counted in a parameter group (TVLARS' t); None if it counts none."""
+def updates_made(group: Mapping[str, Any]) -> float | None:
+    """The number of updates that an optimizer has counted in a parameter group (TVLARS' t); None if it counts none.
+
+    It is told as it stands: a damaged checkpoint may hold a number that counts nothing, as NaN.
+    """
     count = group.get("num_updates")
-    return None if count is None else int(count)
+    return count.item() if isinstance(count, Tensor) else count
 
 
 class LiveDescription:

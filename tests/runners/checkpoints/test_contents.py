@@ -92,6 +92,7 @@ def test_nonsense_anywhere_in_a_checkpoint_is_refused_or_does_no_harm(stopped: P
         (("optimizer", "state"), {}, "its optimizer's state is of other parameters"),
         (("optimizer", "param_groups", 0, "momentum"), 0.5, "its momentum is 0.5, and the run's 0.9"),
         (("optimizer", "param_groups", 0, "lr"), 1e9, "its lr is 1e\\+09, and the schedule's"),
+        (("optimizer", "param_groups", 0, "num_updates"), math.nan, "its optimizer has made nan updates of 6"),
         (("scheduler", "last_epoch"), 3, "its schedule is in step 3, not 6"),
         (("rng", 0, "cpu"), torch.zeros(3), "its random generator's state isn't one"),
         (("recorder", "probes", 0, "spent"), math.nan, "nan stands among its seconds"),
