@@ -44,7 +44,7 @@ def test_a_billion_rows_in_a_megabyte_are_refused_unread(run: Path) -> None:
             writer.write_table(nothing, row_group_size=1 << 26)
     assert bomb.stat().st_size < 1 << 21
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(TraceError, match=r"part-0000000010-\S+ claims 1,006,632,960 rows .*check .* --repair"):
+    with pytest.raises(TraceError, match=r"part-0000000010-\S+ is refused: it claims 1,006,632,960 rows .* --repair"):
         open_run(run).steps()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kibibytes
     writer_of_run = TraceWriter(run / "trace", "r")
@@ -123,11 +123,11 @@ def test_arrow_gives_the_systems_number(run: Path) -> None:
 def test_what_is_no_plain_file_is_refused_unopened(run: Path) -> None:
     part = run / "trace" / "steps" / "part-0000000010-0000000011.parquet"
     os.mkfifo(part)
-    with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
+    with pytest.raises(TraceError, match=r"is no plain file; .*--repair"):
         open_run(run).steps()
     part.unlink()
     part.mkdir()
-    with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
+    with pytest.raises(TraceError, match=r"is no plain file; .*--repair"):
         open_run(run).steps()
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import operator
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.errors import TraceError
 from tvlars_probe.traces.footers import first_line, refuse_unreadable, remedy
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -36,15 +38,39 @@ def condition_of(
     return functools.reduce(operator.and_, conditions) if conditions else None
 
 
-def without_nulls(table: str, batches: Iterator[pa.RecordBatch], dataset: ds.Dataset) -> Iterator[pa.RecordBatch]:
+def dataset_of(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
+    """The parts as one dataset with that schema. Its fragments stand in the order of the paths.
+
+    Raises:
+        OSError: a part can't be opened.
+    """
+    import pyarrow.dataset as ds
+
+    try:
+        for path in paths:
+            os.fspath(path).encode()
+    except UnicodeEncodeError:
+        # Arrow takes paths in UTF-8 alone: these are opened for it.
+        form = ds.ParquetFileFormat()
+        opened: list[Any] = [open_arrow(path) for path in paths]
+        return ds.FileSystemDataset([form.make_fragment(source) for source in opened], schema, form)
+    return ds.dataset([*map(str, paths)], schema=schema, format="parquet")
+
+
+def without_nulls(table: str, batches: Iterator[pa.RecordBatch], paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The batches, each checked by `refuse_nulls` before it is handed on."""
     for batch in batches:
-        refuse_nulls(table, batch, dataset)
+        refuse_nulls(table, batch, paths)
         yield batch
 
 
-def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> None:
+def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, paths: Sequence[Path]) -> None:
     """Refuse rows of which a required column is null.
+
+    Args:
+        table: name of the table.
+        rows: some rows of it.
+        paths: of its parts.
 
     Raises:
         TraceError: there are some; the message names their part.
@@ -53,10 +79,12 @@ def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> N
     for name in schema_of(table).required:
         if name not in rows.schema.names or not rows.column(name).null_count:
             continue
-        for fragment in dataset.get_fragments():
-            if fragment.to_table(columns=[name], schema=dataset.schema).column(name).null_count:
-                what = f"a part of the table {table} is damaged: {fragment.path} (rows without {name})"
-                raise TraceError(f"{what}; {remedy(Path(fragment.path))}")
+        schema = schema_of(table).arrow_schema()
+        for path in paths:
+            if dataset_of([path], schema).to_table(columns=[name]).column(name).null_count:
+                raise TraceError(
+                    f"a part of the table {table} is damaged: {path} (rows without {name}); {remedy(path)}"
+                )
 
 
 def row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
@@ -111,13 +139,12 @@ def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -
         UnreadableError: the system refuses to read a part.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     # An error of Arrow need not name the file: the parts are read one by one.
     schema = schema_of(table).arrow_schema()
     for path in paths:
         try:
-            pq.read_table(path, schema=schema)
+            dataset_of([path], schema).to_table()
         except (pa.ArrowException, OSError, OverflowError) as reason:
             refuse_unreadable(path, reason)
             return f"a part of the table {table} is damaged: {path} ({first_line(reason)}); {remedy(path)}"
