@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.commands.options import FilePath, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,10 +98,10 @@ def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callabl
     else:
         text = _rendered(render, to_terminal=output.out is None)
     if output.out is None:
-        click.echo(text, nl=False)
+        click.echo(encodable(text), nl=False)
     else:
-        write_output(output.out, text.encode())
-        click.echo(f"Written: {output.out}")
+        write_output(output.out, encodable(text).encode())
+        say(f"Written: {output.out}")
 
 
 def check_output(path: Path) -> None:

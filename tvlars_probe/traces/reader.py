@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.traces.datasets import (
     BATCH_ROWS,
@@ -101,7 +102,7 @@ class Trace(Frames):
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(expanded(path))
-        self.name = self.path.name
+        self.name = encodable(self.path.name)
         if not self.path.is_dir():
             raise RunDirectoryError(f"there is no run at {self.path}")
         self.manifest = Manifest.load(self.path)

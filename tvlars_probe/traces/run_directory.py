@@ -14,6 +14,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.compaction import cut
 from tvlars_probe.traces.leftovers import remove_leftovers
@@ -288,4 +289,4 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 def new_run_id(path: Path) -> str:
     """A unique run_id for the run at ``path``: its folder's name and a random number."""
-    return f"{path.name}.{secrets.token_hex(3)}"
+    return f"{encodable(path.name)}.{secrets.token_hex(3)}"

@@ -87,9 +87,9 @@ def read_grid(name: str) -> Grid:
         UserError: there is no such file or name, or what it holds isn't a grid.
     """
     path = Path(name)
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         path = SHIPPED / f"{name}.toml"
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
         raise UserError(f"there is no grid {name}: give a TOML file, or one of {known}")
     try:
