@@ -57,15 +57,15 @@ def dataset_of(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
     return ds.dataset([*map(str, paths)], schema=schema, format="parquet")
 
 
-def without_nulls(table: str, batches: Iterator[pa.RecordBatch], paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """The batches, each checked by `refuse_nulls` before it is handed on."""
+def sound(table: str, batches: Iterator[pa.RecordBatch], paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """The batches, each checked by `refuse_damaged` before it is handed on."""
     for batch in batches:
-        refuse_nulls(table, batch, paths)
+        refuse_damaged(table, batch, paths)
         yield batch
 
 
-def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, paths: Sequence[Path]) -> None:
-    """Refuse rows of which a required column is null.
+def refuse_damaged(table: str, rows: pa.Table | pa.RecordBatch, paths: Sequence[Path]) -> None:
+    """Refuse rows of which a required column is null, or a name is no UTF-8.
 
     Args:
         table: name of the table.
@@ -73,8 +73,10 @@ def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, paths: Sequence[Pa
         paths: of its parts.
 
     Raises:
-        TraceError: there are some; the message names their part.
+        TraceError: a required column is null; the message names the part.
+        pyarrow.ArrowException: a name is no UTF-8, which Arrow finds only when it is asked.
     """
+    rows.validate(full=True)
     # Arrow doesn't hold what it reads to the schema: a column that is not nullable may come with nulls.
     for name in schema_of(table).required:
         if name not in rows.schema.names or not rows.column(name).null_count:
@@ -106,7 +108,10 @@ def row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
 def _may_hold(span: Any, parameters: Sequence[str]) -> bool:
     if span is None or not span.has_min_max:
         return True
-    return any(span.min <= name <= span.max for name in parameters)
+    try:
+        return any(span.min <= name <= span.max for name in parameters)
+    except UnicodeDecodeError:  # the rows, which are damaged too, will say so
+        return True
 
 
 def by_step(rows: pa.Table) -> pa.Table:
@@ -144,7 +149,8 @@ def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -
     schema = schema_of(table).arrow_schema()
     for path in paths:
         try:
-            dataset_of([path], schema).to_table()
+            for batch in dataset_of([path], schema).to_batches(batch_size=BATCH_ROWS, use_threads=False):
+                batch.validate(full=True)
         except (pa.ArrowException, OSError, OverflowError) as reason:
             refuse_unreadable(path, reason)
             return f"a part of the table {table} is damaged: {path} ({first_line(reason)}); {remedy(path)}"

@@ -16,10 +16,10 @@ from tvlars_probe.traces.datasets import (
     damage,
     dataset_of,
     no_rows,
-    refuse_nulls,
+    refuse_damaged,
     row_groups_of,
+    sound,
     unfound,
-    without_nulls,
 )
 from tvlars_probe.traces.footers import check_footer, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
@@ -143,7 +143,7 @@ class Trace(Frames):
                 dataset = row_groups_of(dataset, parameters)
             self._refuse_too_many(table, read_columns, dataset, condition)
             rows = dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
-            refuse_nulls(table, rows, paths)
+            refuse_damaged(table, rows, paths)
             return rows
 
         rows = self._with_parts(table, wanted, read)
@@ -187,7 +187,7 @@ class Trace(Frames):
                 fragment_readahead=1,
                 use_threads=False,  # threads would run ahead of the reader, and hold what they read
             )
-            return use(without_nulls(table, found, paths))
+            return use(sound(table, found, paths))
 
         return self._with_parts(table, wanted, read)
 

@@ -115,9 +115,11 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
         part_alone = dataset_of([part.path], schema)
         # All columns are decoded, since any may be damaged; the others are dropped batch by batch.
         batches = part_alone.to_batches(batch_size=BATCH_ROWS, batch_readahead=1, use_threads=False)
-        rows = pa.Table.from_batches(
-            [batch.select(kept) for batch in batches], pa.schema([schema.field(name) for name in kept])
-        )
+        compact = []
+        for batch in batches:
+            batch.validate(full=True)
+            compact.append(batch.select(kept))
+        rows = pa.Table.from_batches(compact, pa.schema([schema.field(name) for name in kept]))
     except (pa.ArrowException, OSError, OverflowError) as error:
         refuse_unreadable(part.path, error)
         raise TraceError(f"{part.path} is damaged ({first_line(error)})") from None
