@@ -107,9 +107,7 @@ class Source:
 
         def arrange(batches: Iterator[pa.RecordBatch]) -> LayerGrid:
             # Called again from the start where parts are merged meanwhile: nothing may be kept between calls.
-            pieces = map(_rows, batches)
-            if stride > 1:
-                pieces = (rows.of(recorded) for rows in pieces)
+            pieces = (_rows(batch) if stride == 1 else _rows(batch).of(recorded) for batch in batches)
             most = MOST_VALUES // max(len(recorded) * (len(wanted) - 2 + beside), 1)
             return LayerGrid.from_rows(pieces, recorded, order, wanted[2:], most_tensors=max(most, len(order)))
 

@@ -114,9 +114,8 @@ def render(console: Console, result: Replay) -> None:
     console.print("\nrate quotient: the variant's lr × trust ratio over the applied one, median over the steps")
     as_recorded = _by_variant(result).get(None, [])
     if as_recorded:
-        console.print(
-            f"as recorded, their optimizer is another: {some_of(as_recorded, most=50, room=1000)}", soft_wrap=True
-        )
+        named = some_of(as_recorded, most=50, room=1000)
+        console.print(f"as recorded, their optimizer is another: {named}", soft_wrap=True)
 
 
 def _by_variant(result: Replay) -> dict[Variant | None, list[str]]:
