@@ -58,6 +58,9 @@ PART_ROWS = 1 << 23
 PART_BYTES = 1 << 31
 """The most bytes that a part may claim, uncompressed."""
 
+IMAGES_BYTES = 1 << 34
+"""The most bytes that a parquet file of images may claim, uncompressed."""
+
 IMAGE_FILE_BYTES = 1 << 29
 """The most bytes of one encoded image."""
 

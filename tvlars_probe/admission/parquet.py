@@ -72,6 +72,14 @@ def open_arrow(path: Path) -> pa.NativeFile:
     return pa.OSFile(encoded, "r")
 
 
+def largest_piece(footer: pq.FileMetaData) -> int:
+    """Bytes, uncompressed, that the largest column of a row group claims."""
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    return max(
+        (group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)), default=0
+    )
+
+
 def _values(group: Any) -> int:
     """The largest number of values that a column of a row group claims."""
     return max((group.column(index).num_values for index in range(group.num_columns)), default=0)

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from tvlars_probe.errors import DataError
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.budget import Budget
+from tvlars_probe.admission.files import read_plain
+from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_BYTES = 16 * 2**30
-"""Most memory that decoded images may take: data sets are held in memory."""
+"""Most memory that decoded images may take, and half of the machine's: data sets are held in memory."""
+
+_DECODED = Budget(limits.DECODED_PIXELS)
+"""The pixels that all threads decode at once."""
 
 
 def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tensor:
@@ -41,12 +47,10 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
     # The first image tells the size of all: what would take too much memory is refused before the rest is decoded.
     with bombs_refused():
         first = decode(paths[0], side, str(paths[0]))
-    if first.nbytes * len(paths) > _MOST_BYTES:
-        raise DataError(
-            f"{len(paths):,} images of {first.shape[1]}x{first.shape[0]} take {first.nbytes * len(paths) / 2**30:.0f} "
-            f"GiB of memory (at most {_MOST_BYTES // 2**30}): make them smaller with --image-size"
-        )
-    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    refuse_large(first, len(paths))
+    # With the channels first at once: a copy of the whole in another order would double the memory.
+    height, width, channels = first.shape
+    images = np.empty((len(paths), channels, height, width), dtype=np.uint8)
 
     def put(index: int) -> None:
         image = decode(paths[index], side, str(paths[index]))
@@ -55,12 +59,31 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
                 f"the images differ in size: {paths[0]} has {first.shape[1]}x{first.shape[0]} pixels, {paths[index]} "
                 f"{image.shape[1]}x{image.shape[0]}; bring them to one with --image-size"
             )
-        images[index] = image
+        images[index] = image.transpose(2, 0, 1)
 
     with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
         for _ in pool.map(put, range(len(paths))):
             pass  # taking each result raises a thread's error here
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(images)
+
+
+def refuse_large(image: NDArray[np.uint8], count: int, remedy: str = "make them smaller with --image-size") -> None:
+    """Refuse images that would take too much memory together: data sets are held in memory.
+
+    Args:
+        image: one of them; all are of one size.
+        count: how many there are.
+        remedy: what to do about it.
+
+    Raises:
+        DataError: they would.
+    """
+    most = min(_MOST_BYTES, limits.memory() // 2)
+    if image.nbytes * count > most:
+        raise DataError(
+            f"{count:,} images of {image.shape[1]}x{image.shape[0]} take {image.nbytes * count / 2**30:.0f} "
+            f"GiB of memory (at most {most / 2**30:.0f}): {remedy}"
+        )
 
 
 @contextlib.contextmanager
@@ -87,13 +110,27 @@ def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]
         DataError: the image can't be decoded.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            image = _eight_bits(opened).convert("RGB")
-    # Pillow's plugins raise SyntaxError for damaged files, among others.
-    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+        content = file if isinstance(file, bytes) else read_plain(file, limits.IMAGE_FILE_BYTES)
+        # Opening reads the header alone, which tells the size.
+        with Image.open(io.BytesIO(content)) as opened, _DECODED.holding(opened.width * opened.height):
+            pixels = _pixels(opened, side)
+            opened.close()  # its memory is free before another thread decodes
+            return pixels
+    except RefusedFileError as error:
+        raise DataError(f"{name} can't be decoded: {error.reason}") from None
+    # Pillow's plugins raise SyntaxError for damaged files, and other errors, too.
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} can't be decoded: {reason}") from None
-    return np.asarray(image if side is None else _square(image, side), dtype=np.uint8)
+
+
+def _pixels(opened: Any, side: int | None) -> NDArray[np.uint8]:
+    """An image as (height, width, 3) bytes of its own."""
+    image = _eight_bits(opened)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return np.array(image if side is None else _square(image, side), dtype=np.uint8)
 
 
 def _eight_bits(image: Any) -> Any:
@@ -113,6 +150,12 @@ def _square(image: Any, side: int) -> Any:
     """Scale the shorter side to ``side``, and keep the middle of the longer one."""
     shorter = min(image.size)
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
-    scaled = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
     left, top = (width - side) // 2, (height - side) // 2
+    if width * height > limits.IMAGE_PIXELS:
+        # Of an image of 1x2,000,000 the whole would be as wide as it is high: only the middle is scaled. Its pixels are
+        # those of the whole but for rounding, and smaller images keep theirs to the bit.
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + side) * across, (top + side) * down)
+        return image.resize((side, side), Image.Resampling.BICUBIC, box)
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
     return scaled.crop((left, top, left + side, top + side))
