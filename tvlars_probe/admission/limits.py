@@ -64,11 +64,11 @@ IMAGES_BYTES = 1 << 34
 IMAGE_FILE_BYTES = 1 << 29
 """The most bytes of one encoded image."""
 
-IMAGE_PIXELS = 89_478_485
-"""The most pixels of one image: Pillow's own limit, beyond which it warns."""
+SCALED_PIXELS = 1 << 26
+"""The most pixels of an image that is scaled as a whole before its middle is taken."""
 
-DECODED_PIXELS = 1 << 27
-"""The most pixels that all threads decode at once; a pixel takes 4 to 8 bytes. Large images come one at a time."""
+PIXELS_IN_THREAD = 1 << 22
+"""The most pixels of an image that threads decode; a pixel takes 4 to 12 bytes. Larger ones come one at a time."""
 
 
 def memory() -> int:

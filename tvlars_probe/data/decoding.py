@@ -6,19 +6,18 @@ import contextlib
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from tvlars_probe.admission import limits
-from tvlars_probe.admission.budget import Budget
 from tvlars_probe.admission.files import read_plain
 from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 16 * 2**30
 """Most memory that decoded images may take, and half of the machine's: data sets are held in memory."""
-
-_DECODED = Budget(limits.DECODED_PIXELS)
-"""The pixels that all threads decode at once."""
 
 
 def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tensor:
@@ -52,8 +48,7 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
     height, width, channels = first.shape
     images = np.empty((len(paths), channels, height, width), dtype=np.uint8)
 
-    def put(index: int) -> None:
-        image = decode(paths[index], side, str(paths[index]))
+    def put(index: int, image: NDArray[np.uint8]) -> None:
         if image.shape != first.shape:
             raise DataError(
                 f"the images differ in size: {paths[0]} has {first.shape[1]}x{first.shape[0]} pixels, {paths[index]} "
@@ -61,10 +56,42 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
             )
         images[index] = image.transpose(2, 0, 1)
 
-    with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        for _ in pool.map(put, range(len(paths))):
-            pass  # taking each result raises a thread's error here
+    decode_each(paths, [*map(str, paths)], side, workers, put)
     return torch.from_numpy(images)
+
+
+def decode_each(
+    files: Sequence[Path] | Sequence[bytes],
+    names: Sequence[str],
+    side: int | None,
+    workers: int,
+    put: Callable[[int, NDArray[np.uint8]], None],
+) -> None:
+    """Decode images by several threads; large ones here, one at a time.
+
+    Args:
+        files: their paths or contents.
+        names: what error messages call them.
+        side: as for `decode_files`.
+        workers: number of threads.
+        put: called with each image's index and its pixels, by any of the threads.
+
+    Raises:
+        DataError: an image can't be decoded.
+    """
+
+    def attempt(index: int) -> bool:
+        image = decode(files[index], side, names[index], most_pixels=limits.PIXELS_IN_THREAD)
+        if image is not None:
+            put(index, image)
+        return image is not None
+
+    with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
+        # Taking each result raises a thread's error here.
+        for index, is_done in enumerate(pool.map(attempt, range(len(files)))):
+            if not is_done:
+                # Not in the threads even one at a time: the system leaves to each of them the memory that it has used.
+                put(index, decode(files[index], side, names[index]))
 
 
 def refuse_large(image: NDArray[np.uint8], count: int, remedy: str = "make them smaller with --image-size") -> None:
@@ -98,13 +125,22 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]:
+@overload
+def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]: ...
+@overload
+def decode(file: Path | bytes, side: int | None, name: str, *, most_pixels: int) -> NDArray[np.uint8] | None: ...
+
+
+def decode(
+    file: Path | bytes, side: int | None, name: str, *, most_pixels: int | None = None
+) -> NDArray[np.uint8] | None:
     """Decode one image into (height, width, 3) bytes. To be called inside `bombs_refused`.
 
     Args:
         file: its path or its content.
         side: as for `decode_files`.
         name: what an error message calls the image.
+        most_pixels: an image of more is left alone, and None returned.
 
     Raises:
         DataError: the image can't be decoded.
@@ -112,10 +148,12 @@ def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]
     try:
         content = file if isinstance(file, bytes) else read_plain(file, limits.IMAGE_FILE_BYTES)
         # Opening reads the header alone, which tells the size.
-        with Image.open(io.BytesIO(content)) as opened, _DECODED.holding(opened.width * opened.height):
-            pixels = _pixels(opened, side)
-            opened.close()  # its memory is free before another thread decodes
-            return pixels
+        with Image.open(io.BytesIO(content)) as opened:
+            if most_pixels is not None and opened.width * opened.height > most_pixels:
+                return None
+            image = _eight_bits(opened)
+            image = image if image.mode == "RGB" else image.convert("RGB")
+            return np.array(image if side is None else _square(image, side), dtype=np.uint8)
     except RefusedFileError as error:
         raise DataError(f"{name} can't be decoded: {error.reason}") from None
     # Pillow's plugins raise SyntaxError for damaged files, and other errors, too.
@@ -124,13 +162,6 @@ def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]
     except Exception as error:
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} can't be decoded: {reason}") from None
-
-
-def _pixels(opened: Any, side: int | None) -> NDArray[np.uint8]:
-    """An image as (height, width, 3) bytes of its own."""
-    image = _eight_bits(opened)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    return np.array(image if side is None else _square(image, side), dtype=np.uint8)
 
 
 def _eight_bits(image: Any) -> Any:
@@ -151,7 +182,7 @@ def _square(image: Any, side: int) -> Any:
     shorter = min(image.size)
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
     left, top = (width - side) // 2, (height - side) // 2
-    if width * height > limits.IMAGE_PIXELS:
+    if width * height > limits.SCALED_PIXELS:
         # Of an image of 1x2,000,000 the whole would be as wide as it is high: only the middle is scaled. Its pixels are
         # those of the whole but for rounding, and smaller images keep theirs to the bit.
         across, down = image.width / width, image.height / height

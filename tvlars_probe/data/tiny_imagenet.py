@@ -7,7 +7,6 @@ has written into ``packed/`` in that folder, which need no decoding.
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain, refuse_special
 from tvlars_probe.admission.parquet import largest_piece, open_arrow, read_footer
-from tvlars_probe.data.decoding import bombs_refused, decode, decode_files, refuse_large
+from tvlars_probe.data.decoding import bombs_refused, decode, decode_each, decode_files, refuse_large
 from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -203,28 +202,26 @@ def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, 
     images = np.empty((0, 3, 0, 0), np.uint8)
     labels = np.empty(rows, np.int64)
 
-    def put(place: int, encoded: bytes, name: str) -> None:
-        image = decode(encoded, None, name)
-        if image.shape[:2] != images.shape[2:]:
-            raise DataError(f"{name} differs in size from the first image; Tiny ImageNet's are 64x64")
-        images[place] = image.transpose(2, 0, 1)
-
     done = 0
-    with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        for file in files:
-            for encoded, label in _batches(file):
-                if not done:
-                    first = decode(encoded[0], None, f"{file}, image 0")
-                    refuse_large(first, rows, "Tiny ImageNet's are 64x64")
-                    images = np.empty((rows, 3, *first.shape[:2]), np.uint8)
-                    del first
-                places = range(done, done + len(encoded))
-                if places.stop > rows:
-                    raise DataError(f"{files[0].parent} holds more images than the {rows:,} that its files claim")
-                for _ in pool.map(put, places, encoded, (f"{file}, image {place}" for place in places)):
-                    pass  # taking each result raises a thread's error here
-                labels[done : places.stop] = label
-                done = places.stop
+
+    def put(index: int, image: NDArray[np.uint8]) -> None:
+        if image.shape[:2] != images.shape[2:]:
+            raise DataError(f"{names[index]} differs in size from the first image; Tiny ImageNet's are 64x64")
+        images[done + index] = image.transpose(2, 0, 1)
+
+    for file in files:
+        for encoded, label in _batches(file):
+            names = [f"{file}, image {done + index}" for index in range(len(encoded))]
+            if not done:
+                with bombs_refused():
+                    first = decode(encoded[0], None, names[0])
+                refuse_large(first, rows, "Tiny ImageNet's are 64x64")
+                images = np.empty((rows, 3, *first.shape[:2]), np.uint8)
+            if done + len(encoded) > rows:
+                raise DataError(f"{files[0].parent} holds more images than the {rows:,} that its files claim")
+            decode_each(encoded, names, None, workers, put)
+            labels[done : done + len(encoded)] = label
+            done += len(encoded)
     if not done or done != rows:
         raise DataError(f"{files[0].parent} holds {done:,} images of {rows:,} that its files claim")
     return torch.from_numpy(images), torch.from_numpy(labels)
