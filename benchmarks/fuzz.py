@@ -85,20 +85,20 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._kept, self.place = folder / "kept", folder / "place"
-        self._kept.mkdir()
-        with chdir(self._kept):
+        self.kept, self.place = folder / "kept", folder / "place"
+        self.kept.mkdir()
+        with chdir(self.kept):
             for name, more in (("run", ["--opt", "tvlars", "--sharpness-every", "2"]), ("other", ["--opt", "lars"])):
                 words = ["train", *TRAINING, "--epochs", "2", "--keep-checkpoints", "0", "--run-dir", name, *more]
                 done = CliRunner().invoke(command_line, words)
                 if done.exit_code:
                     raise RuntimeError(done.output)
-        manifest = json.loads((self._kept / "run" / "run.json").read_text())
+        manifest = json.loads((self.kept / "run" / "run.json").read_text())
         manifest["status"] = "interrupted"  # so that it can be resumed
-        (self._kept / "run" / "run.json").write_text(json.dumps(manifest))
-        shutil.copy(SHIPPED / "classification-512.toml", self._kept / "grid.toml")
-        pictures(self._kept / "pictures")
-        parquets(self._kept / "parquets")
+        (self.kept / "run" / "run.json").write_text(json.dumps(manifest))
+        shutil.copy(SHIPPED / "classification-512.toml", self.kept / "grid.toml")
+        pictures(self.kept / "pictures")
+        parquets(self.kept / "parquets")
 
     def attempt(self, words: list[str], damage: list[Damage], outcomes: Outcomes) -> list[str]:
         """One case.
@@ -107,7 +107,7 @@ class World:
             what happened that must not happen.
         """
         shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self._kept, self.place)
+        shutil.copytree(self.kept, self.place)
         for one in damage:
             one.do(self.place)
         before = snapshot(self.place)
