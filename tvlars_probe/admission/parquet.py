@@ -39,9 +39,12 @@ def read_footer(path: Path, *, rows: int = limits.PART_ROWS, size: int = limits.
     import pyarrow.parquet as pq
 
     with open_plain(path) as stream:
-        stream.seek(max(os.fstat(stream.fileno()).st_size - _TAIL, 0))
-        claimed = int.from_bytes(stream.read(_TAIL)[:4], "little")
-    if claimed > limits.FOOTER_BYTES:
+        whole = os.fstat(stream.fileno()).st_size
+        stream.seek(max(whole - _TAIL, 0))
+        tail = stream.read(_TAIL)
+    claimed = int.from_bytes(tail[:4], "little")
+    # What is no parquet file, or is cut short, Arrow calls by its name.
+    if tail[4:] == b"PAR1" and limits.FOOTER_BYTES < claimed <= whole:
         raise RefusedFileError(path, f"its footer has {claimed:,} bytes, of {limits.FOOTER_BYTES:,} that it can have")
     with open_arrow(path) as source:
         footer = pq.read_metadata(source)
