@@ -108,7 +108,8 @@ class World:
         """
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.kept, self.place)
-        for one in damage:
+        # FIFOs come last: another damage would wait for them.
+        for one in sorted(damage, key=lambda one: one.what == "special"):
             one.do(self.place)
         before = snapshot(self.place)
         result, cost = None, Cost()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tvlars_probe.admission.names import encodable_values
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry
 from tvlars_probe.traces.manifest import is_of_loss
@@ -130,7 +131,7 @@ class RunFacts:
             finding=m.finding,
             groups=groups,
             parameters=rows,
-            config=m.config,
+            config=encodable_values(m.config),
         )
 
     @property

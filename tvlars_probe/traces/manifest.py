@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain
+from tvlars_probe.admission.names import encodable_values
 from tvlars_probe.admission.texts import parse_json
 from tvlars_probe.errors import LaterVersionError, RefusedFileError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.files import replace_file
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 FILE_NAME = "run.json"
 # Fields in which the names of non-finite floats become floats again. Elsewhere "inf" and "nan" stay text, as in notes.
 _WITH_RATES = {"peak_lr", "phases", "groups", "best", "config"}
+
+_WITH_PATHS = ("config", "command")
+"""Fields that hold paths, which may be no UTF-8."""
 
 _REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
@@ -184,7 +188,12 @@ class Manifest:
         if wrong := mismatches(cls, stored) or mismatches(ManifestEntries, content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in content.items() if name in known}
+        # Paths stay as they are, to be opened; names and notes are shown, and joined with tables, which are UTF-8.
+        values = {
+            name: value if name in _WITH_PATHS else encodable_values(value)
+            for name, value in content.items()
+            if name in known
+        }
         values["gaps"] = [Gap.from_dict(gap) for gap in values.get("gaps", [])]
         return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
 
