@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tvlars_probe.admission.files import open_plain, read_plain
+from tvlars_probe.admission.files import below, open_plain, read_plain
 from tvlars_probe.errors import RefusedFileError
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.run_directory import find_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,3 +57,23 @@ def test_a_fifo_that_takes_the_place_of_a_file_is_not_waited_for(
 def test_what_the_system_refuses_stays_the_systems_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_plain(tmp_path / "f", 1)
+
+
+def test_folders_that_nest_deeper_than_the_stack_are_walked(tmp_path: Path) -> None:
+    here = tmp_path
+    for _ in range(1100):
+        here /= "a"
+        here.mkdir()
+    Manifest(run_id="r").save(here)
+    assert len([*below(tmp_path)]) == 1101
+    assert [*find_runs(tmp_path)] == [here]
+    (here / "run.json").unlink()
+    while here != tmp_path:  # pytest's own removal goes down the stack
+        here.rmdir()
+        here = here.parent
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert {*below(tmp_path)} == {tmp_path / "a", tmp_path / "a" / "up"}

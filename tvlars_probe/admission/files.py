@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import IO, TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 from tvlars_probe.errors import RefusedFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -37,6 +39,20 @@ def open_plain(path: Path) -> IO[bytes]:
         os.close(descriptor)
         raise RefusedFileError(path, "it is no plain file")
     return os.fdopen(descriptor, "rb")
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, in no order. No link is followed, and what can't be listed is passed over.
+
+    Folders may nest deeper than Python's stack, on which `Path.rglob` goes down.
+    """
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        with contextlib.suppress(OSError):
+            children = [*here.iterdir()]
+            yield from children
+            waiting += [child for child in children if child.is_dir() and not child.is_symlink()]
 
 
 def read_plain(path: Path, most: int) -> bytes:

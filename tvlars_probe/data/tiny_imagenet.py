@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tvlars_probe.admission import limits
-from tvlars_probe.admission.files import read_plain, refuse_special
+from tvlars_probe.admission.files import below, read_plain, refuse_special
 from tvlars_probe.admission.parquet import largest_piece, open_arrow, read_footer
 from tvlars_probe.data.decoding import bombs_refused, decode, decode_each, decode_files, refuse_large
 from tvlars_probe.data.folders import removed_on_failure
@@ -79,7 +79,9 @@ def count(home: Path | None) -> tuple[int, int]:
 def _load_folder(home: Path, workers: int) -> tuple[TensorImages, TensorImages]:
     classes = sorted(child.name for child in (home / "train").iterdir() if child.is_dir())
     train = [
-        (path, index) for index, name in enumerate(classes) for path in sorted((home / "train" / name).rglob("*.JPEG"))
+        (path, index)
+        for index, name in enumerate(classes)
+        for path in sorted(path for path in below(home / "train" / name) if path.suffix == ".JPEG")
     ]
     test = [*_annotated(home / "val", classes)]
     if not train or not test:
@@ -180,7 +182,8 @@ def import_into(home: Path, source: Path, workers: int = 4) -> tuple[int, int]:
 
 def _parquet_files(source: Path, names: tuple[str, ...]) -> list[Path]:
     """The parquet files whose names begin with the first of ``names`` for which there are any."""
-    groups = (sorted(source.rglob(f"{name}*.parquet")) for name in names)
+    there = [path for path in below(source) if path.suffix == ".parquet"]
+    groups = (sorted(path for path in there if path.name.startswith(name)) for name in names)
     return next((group for group in groups if group), [])
 
 
