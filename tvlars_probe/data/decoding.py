@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, overload
@@ -42,16 +43,15 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
     """
     # The first image tells the size of all: what would take too much memory is refused before the rest is decoded.
     with bombs_refused():
-        first = decode(paths[0], side, str(paths[0]))
-    refuse_large(first, len(paths))
+        height, width, channels = shape = decode(paths[0], side, str(paths[0])).shape
+    refuse_large(shape, len(paths))
     # With the channels first at once: a copy of the whole in another order would double the memory.
-    height, width, channels = first.shape
     images = np.empty((len(paths), channels, height, width), dtype=np.uint8)
 
     def put(index: int, image: NDArray[np.uint8]) -> None:
-        if image.shape != first.shape:
+        if image.shape != shape:
             raise DataError(
-                f"the images differ in size: {paths[0]} has {first.shape[1]}x{first.shape[0]} pixels, {paths[index]} "
+                f"the images differ in size: {paths[0]} has {width}x{height} pixels, {paths[index]} "
                 f"{image.shape[1]}x{image.shape[0]}; bring them to one with --image-size"
             )
         images[index] = image.transpose(2, 0, 1)
@@ -94,22 +94,22 @@ def decode_each(
                 put(index, decode(files[index], side, names[index]))
 
 
-def refuse_large(image: NDArray[np.uint8], count: int, remedy: str = "make them smaller with --image-size") -> None:
+def refuse_large(shape: tuple[int, ...], count: int, remedy: str = "make them smaller with --image-size") -> None:
     """Refuse images that would take too much memory together: data sets are held in memory.
 
     Args:
-        image: one of them; all are of one size.
+        shape: (height, width, 3), of each of them.
         count: how many there are.
         remedy: what to do about it.
 
     Raises:
         DataError: they would.
     """
-    most = min(_MOST_BYTES, limits.memory() // 2)
-    if image.nbytes * count > most:
+    most, needed = min(_MOST_BYTES, limits.memory() // 2), math.prod(shape) * count
+    if needed > most:
         raise DataError(
-            f"{count:,} images of {image.shape[1]}x{image.shape[0]} take {image.nbytes * count / 2**30:.0f} "
-            f"GiB of memory (at most {most / 2**30:.0f}): {remedy}"
+            f"{count:,} images of {shape[1]}x{shape[0]} take {needed / 2**30:.0f} GiB of memory (at most "
+            f"{most / 2**30:.0f}): {remedy}"
         )
 
 
@@ -152,8 +152,10 @@ def decode(
             if most_pixels is not None and opened.width * opened.height > most_pixels:
                 return None
             image = _eight_bits(opened)
-            image = image if image.mode == "RGB" else image.convert("RGB")
-            return np.array(image if side is None else _square(image, side), dtype=np.uint8)
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+                opened.close()  # of a large image two are as much as there is room for
+            return np.asarray(image if side is None else _square(image, side), dtype=np.uint8)
     except RefusedFileError as error:
         raise DataError(f"{name} can't be decoded: {error.reason}") from None
     # Pillow's plugins raise SyntaxError for damaged files, and other errors, too.

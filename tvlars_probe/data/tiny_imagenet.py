@@ -217,9 +217,9 @@ def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, 
             names = [f"{file}, image {done + index}" for index in range(len(encoded))]
             if not done:
                 with bombs_refused():
-                    first = decode(encoded[0], None, names[0])
-                refuse_large(first, rows, "Tiny ImageNet's are 64x64")
-                images = np.empty((rows, 3, *first.shape[:2]), np.uint8)
+                    shape = decode(encoded[0], None, names[0]).shape
+                refuse_large(shape, rows, "Tiny ImageNet's are 64x64")
+                images = np.empty((rows, 3, *shape[:2]), np.uint8)
             if done + len(encoded) > rows:
                 raise DataError(f"{files[0].parent} holds more images than the {rows:,} that its files claim")
             decode_each(encoded, names, None, workers, put)
