@@ -2,17 +2,19 @@
 
     python -m benchmarks.fuzz --cases 2000
 
-Hypothesis draws a command with options and values, valid and not, and run directories that were damaged in some way:
-cut short, emptied, overwritten, filled with foreign values. A case fails if it ends in anything but an exit code that
-is documented (0, 1, 2), prints a traceback, says nothing, or if a command that was refused (2) changed a file.
+Hypothesis draws a command with options and values, valid and not, and damages files first: by accident (cut short,
+emptied, overwritten, filled with foreign values), or by intent: footers, pickles, manifests, grids and images that are
+what they should be and would cost what no file may. A case fails if it ends in anything but an exit code that is
+documented (0, 1, 2), prints a traceback, says nothing, takes over 20 seconds or 1 GiB, or if a command that was refused
+(2) changed a file.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
-import random
 import shutil
 import tempfile
 import time
@@ -20,7 +22,7 @@ import warnings
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.testing import CliRunner
@@ -28,89 +30,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from tvlars_probe.charts.kinds import KINDS
-from tvlars_probe.cli import COMMANDS
+from benchmarks.fuzzing.command_lines import SAFE, TRAINING, command_lines
+from benchmarks.fuzzing.damages import ACCIDENTS, Damage, damages
+from benchmarks.fuzzing.hostile import OF_CHECKPOINTS, OF_RUNS, parquets, pictures
+from benchmarks.fuzzing.watching import MOST_BYTES, MOST_SECONDS, Cost, TooLongError, watched
 from tvlars_probe.cli import main as command_line
+from tvlars_probe.runners.sweeps.grid import SHIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from click.testing import Result
+
 EXIT_CODES = (0, 1, 2)
-
-NUMBERS = ["0", "-1", "1", "2", "3", "7", "x", "", "1e3", "0.5", "-0.1", "nan", "inf", "-inf", "٣", "1_0", " 2"]
-WORDS = [
-    "",
-    "x",
-    "none",
-    "all",
-    "last",
-    "../..",
-    "a b",
-    "é",
-    "\N{PILE OF POO}",
-    "log",
-    "10%",
-    "-5%",
-    "loss",
-    "train",
-    "a:b",
-]
-HUGE = ["99999999999999999999", "1e308", "1e-320"]
-UNBOUNDED = {  # what would only take long
-    "epochs", "cl_epochs", "points", "density_steps", "density_probes", "max_matvecs", "trace_matvecs", "seeds", "top",
-    "bottom", "workers", "nproc", "threads", "jobs", "nodes", "gpus", "image_size",
-}  # fmt: skip
-LEFT_OUT = {
-    "download",  # nothing is fetched
-    "launcher", "port", "nproc", "precision",  # other processes
-    "model", "winit", "stem",  # large models
-    "audit", "epsilon", "per_layer",  # long
-    "rerun", "as_json",
-}  # fmt: skip
-
-TRAINING = [
-    "--devices",
-    "cpu",
-    "--threads",
-    "1",
-    "--limit",
-    "24",
-    "--bs",
-    "8",
-    "--epochs",
-    "1",
-    "--cl_epochs",
-    "1",
-    "--projector",
-    "4-4",
-    "--train-eval-samples",
-    "4",
-    "--probe-batch-size",
-    "8",
-    "--sharpness-samples",
-    "4",
-]
-# What makes a command short; drawn options come later and win.
-SAFE = {
-    "train": TRAINING,
-    "sharpness": [
-        "--devices",
-        "cpu",
-        "--threads",
-        "1",
-        "--samples",
-        "8",
-        "--tol",
-        "0.1",
-        "--max-matvecs",
-        "5",
-        "--density-steps",
-        "2",
-    ],
-    "landscape": ["--devices", "cpu", "--samples", "8", "--points", "3"],
-    "sweep": [*TRAINING, "--dry-run"],
-}
-CHARTS = [*KINDS, "x", "--list"]
 
 
 @dataclass
@@ -119,6 +51,9 @@ class Outcomes:
 
     codes: collections.Counter[tuple[str, int]] = field(default_factory=collections.Counter)
     damaged: int = 0
+    longest: float = 0.0
+    most: int = 0
+    faults: list[str] = field(default_factory=list)
 
     @property
     def cases(self) -> int:
@@ -132,124 +67,17 @@ class Outcomes:
             by_code[code] += count
         codes = ", ".join(f"exit {code}: {count}" for code, count in sorted(by_code.items()))
         commands = ", ".join(sorted({command for command, _ in self.codes}))
-        return f"{self.cases} cases ({codes}), {self.damaged} on damaged runs; commands: {commands}"
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One thing done to a run directory; what it does follows from its numbers."""
-
-    what: str
-    where: int
-    seed: int
-
-    def do(self, run: Path) -> None:
-        """Do it."""
-        files = sorted(p for p in run.rglob("*") if p.is_file() and p.name != ".lock")
-        if not files:
-            return
-        path, draw = files[self.where % len(files)], random.Random(self.seed)
-        content = path.read_bytes()
-        if self.what == "cut":
-            path.write_bytes(content[: draw.randrange(len(content) + 1)])
-        elif self.what == "empty":
-            path.write_bytes(b"")
-        elif self.what == "overwrite":
-            start = draw.randrange(len(content) + 1)
-            path.write_bytes(content[:start] + draw.randbytes(min(64, len(content) - start)) + content[start + 64 :])
-        elif self.what == "swap":
-            path.write_bytes(files[draw.randrange(len(files))].read_bytes())
-        elif self.what == "remove":
-            path.unlink()
-        elif self.what == "manifest":
-            _change_manifest(run / "run.json", draw)
-
-
-def _change_manifest(path: Path, draw: random.Random) -> None:
-    """Put a value of another kind somewhere into it."""
-    try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return
-    values: list[Any] = [None, 1, -1, "x", "../../../etc", "<script>", [], {}, [1], {"a": 1}, 1e308, True, "nan", 99]
-    places = list(_places(manifest))
-    if places:
-        home, key = draw.choice(places)
-        home[key] = draw.choice(values)
-    path.write_text(json.dumps(manifest))
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, dict | list):
-        for key, item in [*(value.items() if isinstance(value, dict) else enumerate(value))]:
-            yield value, key
-            yield from _places(item)
-
-
-damages = st.builds(
-    Damage,
-    st.sampled_from(["cut", "empty", "overwrite", "swap", "remove", "manifest", "manifest"]),
-    st.integers(0, 1000),
-    st.integers(0, 2**16),
-)
-
-
-def _value(parameter: click.Parameter, draw: st.DrawFn) -> list[str]:
-    """Words for one option, valid or not."""
-    name = parameter.opts[-1]
-    if isinstance(parameter, click.Option) and parameter.is_flag:
-        return [name]
-    if isinstance(parameter.type, click.Choice):
-        words = [*map(str, parameter.type.choices), *(["bogus"] if draw(st.integers(0, 5)) == 0 else [])]
-    elif isinstance(parameter.type, click.Path):
-        words = [
-            "run",
-            "missing",
-            "",
-            "run/run.json",
-            "out.txt",
-            "nowhere/out.csv",
-            "out.json",
-            "out.html",
-            "out.svg",
-            "run",
-        ]
-    elif isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType):
-        words = NUMBERS if parameter.name in UNBOUNDED else NUMBERS + HUGE
-    else:
-        words = [w for w in NUMBERS if w != "1e3"] + WORDS
-    return [name, draw(st.sampled_from(words))]
-
-
-@st.composite
-def command_lines(draw: st.DrawFn) -> list[str]:
-    """A command with options; runs are called ``run`` and ``other``."""
-    name = draw(st.sampled_from([*COMMANDS]))
-    command = command_line.get_command(click.Context(command_line), name)
-    assert command is not None
-    words = [name]
-    if isinstance(command, click.Group):
-        child = draw(st.sampled_from([*command.commands]))
-        words, command = [name, child], command.commands[child]
-    words += SAFE.get(name, [])
-    options = [p for p in command.params if isinstance(p, click.Option) and p.name not in LEFT_OUT]
-    for option in draw(st.lists(st.sampled_from(options), max_size=4)) if options else []:
-        words += _value(option, draw)
-    if draw(st.integers(0, 9)) == 0:
-        words.append(draw(st.sampled_from(["--bogus", "stray", "--", "--json", ""])))
-    if name == "train":
-        how = draw(st.sampled_from([[], ["--run-dir", "run"], ["--run-dir", "new"], ["--resume", "run"]]))
-        return ["train", "--resume", "run"] if how[:1] == ["--resume"] and draw(st.booleans()) else words + how
-    if name == "chart":
-        words.append(draw(st.sampled_from(CHARTS)))
-    if any(isinstance(p, click.Argument) for p in command.params):
-        few = st.lists(st.sampled_from(["run", "run", "run", "other", "missing", "."]), min_size=0, max_size=2)
-        words += draw(few) or ["run"]
-    return words
+        kinds = {"tracebacks": "traceback", f"over {MOST_SECONDS:.0f} s": "it took over", "beyond 1 GiB": "MiB"}
+        counts = [f"{name}: {sum(word in fault for fault in self.faults)}" for name, word in kinds.items()]
+        return (
+            f"{self.cases} cases ({codes}), {self.damaged} on damaged files; commands: {commands}; "
+            f"{', '.join(counts)}, "
+            f"in all {len(self.faults)} faults; longest {self.longest:.1f} s, most memory {self.most >> 20} MiB"
+        )
 
 
 class World:
-    """A folder with two runs, put back before each case.
+    """A folder with two runs, a grid and two folders of images, put back before each case.
 
     Args:
         folder: where.
@@ -257,43 +85,67 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._kept, self.place = folder / "kept", folder / "place"
-        self._kept.mkdir()
-        with chdir(self._kept):
+        self.kept, self.place = folder / "kept", folder / "place"
+        self.kept.mkdir()
+        with chdir(self.kept):
             for name, more in (("run", ["--opt", "tvlars", "--sharpness-every", "2"]), ("other", ["--opt", "lars"])):
                 words = ["train", *TRAINING, "--epochs", "2", "--keep-checkpoints", "0", "--run-dir", name, *more]
                 done = CliRunner().invoke(command_line, words)
                 if done.exit_code:
                     raise RuntimeError(done.output)
-        manifest = json.loads((self._kept / "run" / "run.json").read_text())
+        manifest = json.loads((self.kept / "run" / "run.json").read_text())
         manifest["status"] = "interrupted"  # so that it can be resumed
-        (self._kept / "run" / "run.json").write_text(json.dumps(manifest))
+        (self.kept / "run" / "run.json").write_text(json.dumps(manifest))
+        shutil.copy(SHIPPED / "classification-512.toml", self.kept / "grid.toml")
+        pictures(self.kept / "pictures")
+        parquets(self.kept / "parquets")
 
-    def attempt(self, words: list[str], damage: list[Damage], outcomes: Outcomes) -> None:
+    def attempt(self, words: list[str], damage: list[Damage], outcomes: Outcomes) -> list[str]:
         """One case.
 
-        Raises:
-            AssertionError: what must not happen did.
+        Returns:
+            what happened that must not happen.
         """
         shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self._kept, self.place)
-        for one in damage:
-            one.do(self.place / "run")
+        shutil.copytree(self.kept, self.place)
+        # FIFOs come last: another damage would wait for them.
+        for one in sorted(damage, key=lambda one: one.what == "special"):
+            one.do(self.place)
         before = snapshot(self.place)
-        with chdir(self.place), warnings.catch_warnings():
+        result, cost = None, Cost()
+        with chdir(self.place), warnings.catch_warnings(), contextlib.suppress(TooLongError):
             warnings.simplefilter("ignore")
-            result = CliRunner().invoke(command_line, words)
-        outcomes.codes[words[0], result.exit_code] += 1
+            with watched() as cost:
+                result = CliRunner().invoke(command_line, words)
+        changed = {} if result is None else before.items() ^ snapshot(self.place).items()
+        wrong = [*_wrong(words, result, cost, sorted(name for name, _ in changed))]
+        outcomes.codes[words[0], -1 if result is None else result.exit_code] += 1
         outcomes.damaged += bool(damage)
-        error = result.exception
-        assert error is None or isinstance(error, SystemExit), f"{type(error).__name__}: {error}"
-        assert result.exit_code in EXIT_CODES, f"exit code {result.exit_code}"
-        assert "Traceback" not in result.output
-        if result.exit_code:
-            assert result.output.strip(), "it failed without a word"
-        if result.exit_code == 2 or (result.exit_code == 1 and words[0] == "check"):
-            changed = before.items() ^ snapshot(self.place).items()
-            assert not changed or "--repair" in words, f"it failed, and changed {sorted(changed)}"
+        outcomes.longest, outcomes.most = max(outcomes.longest, cost.seconds), max(outcomes.most, cost.memory)
+        outcomes.faults += [f"{' '.join(words)} after {damage}: {what}" for what in wrong]
+        return wrong
+
+
+def _wrong(words: list[str], result: Result | None, cost: Cost, changed: list[str]) -> Iterator[str]:
+    if result is None or cost.seconds > MOST_SECONDS:
+        yield f"it took over {MOST_SECONDS:.0f} s"
+    # A model and its Hessian are built here, too: they are small.
+    if cost.memory > MOST_BYTES:
+        yield f"it took {cost.memory >> 20} MiB"
+    if result is None:
+        return
+    error = result.exception
+    if error is not None and not isinstance(error, SystemExit):
+        yield f"traceback of {type(error).__name__}: {error}"
+    elif result.exit_code not in EXIT_CODES:
+        yield f"exit code {result.exit_code}"
+    if "Traceback" in result.output:
+        yield "traceback in what was printed"
+    if result.exit_code and not result.output.strip():
+        yield "it failed without a word"
+    refused = result.exit_code == 2 or (result.exit_code == 1 and words[0] == "check")
+    if refused and changed and "--repair" not in words:
+        yield f"it failed, and changed {changed}"
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -305,31 +157,69 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
-def fuzz(world: World, cases: int, seed: int | None, outcomes: Outcomes) -> None:
-    """Try as many cases; the first that fails is shrunk and raised."""
+_SWEEP = ["sweep", "grid.toml", *SAFE["sweep"]]
+_PICTURES = ["train", *TRAINING, "--ds", "imagefolder", "--data-dir", "pictures", "--bs", "2", "--run-dir", "new"]
+_IMPORT = ["data", "import-tiny-imagenet", "parquets", "--data-dir", "imported"]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[str], list[Damage]]:
+    """A command line and what is done to the folder first."""
+    kind = draw(st.sampled_from(["whole", "accident", "accident", "run", "run", "checkpoint", "toml", "images"]))
+    if kind == "toml":
+        return _SWEEP, draw(damages("toml", "toml", "special"))
+    if kind == "images":
+        if draw(st.booleans()):
+            return _IMPORT, draw(damages("parquet images"))
+        sized = draw(st.sampled_from([["--image-size", "8"], []]))
+        return [*_PICTURES, *sized], draw(damages("images", "images", "special"))
+    if kind == "checkpoint":
+        readers = [["check", "run"], ["train", "--resume", "run"]]
+        readers += [[name, "run", *SAFE[name]] for name in ("sharpness", "landscape")]
+        return draw(st.sampled_from(readers)), draw(damages(*OF_CHECKPOINTS))
+    words = draw(command_lines())
+    if kind == "whole":
+        return words, []
+    return words, draw(damages(*(ACCIDENTS if kind == "accident" else OF_RUNS)))
+
+
+def fuzz(world: World, count: int, seed: int | None, outcomes: Outcomes, *, until_one_fails: bool = True) -> None:
+    """Try as many cases.
+
+    Args:
+        world: where.
+        count: how many.
+        seed: of what is drawn; None always draws the same.
+        outcomes: gets what the cases came to.
+        until_one_fails: whether the first that fails is shrunk and raised; otherwise all are tried.
+
+    Raises:
+        AssertionError: a case failed, and ``until_one_fails`` is set.
+    """
     cases_of = settings(
-        max_examples=cases,
+        max_examples=count,
         deadline=None,
         database=None,
         derandomize=seed is None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate, Phase.shrink] if until_one_fails else [Phase.generate],
         suppress_health_check=[*HealthCheck],
     )
 
     @cases_of
-    @given(command_lines(), st.lists(damages, max_size=2))
-    def attempt(words: list[str], damage: list[Damage]) -> None:
-        world.attempt(words, damage, outcomes)
+    @given(cases())
+    def attempt(case: tuple[list[str], list[Damage]]) -> None:
+        wrong = world.attempt(*case, outcomes)
+        assert not (wrong and until_one_fails), wrong
 
     run: Callable[[], None] = attempt if seed is None else seeded(seed)(attempt)
     run()
 
 
 @click.command()
-@click.option("--cases", default=2000, show_default=True)
+@click.option("--cases", "count", default=2000, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(cases: int, seed: int) -> None:
-    """Print how the cases ended."""
+def main(count: int, seed: int) -> None:
+    """Print how the cases ended, and each that failed; the exit code is 1 if any did."""
     import torch
 
     from benchmarks.environment import environment
@@ -337,9 +227,12 @@ def main(cases: int, seed: int) -> None:
     torch.set_num_threads(1)
     outcomes, began = Outcomes(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        fuzz(World(Path(folder)), cases, seed, outcomes)
+        fuzz(World(Path(folder)), count, seed, outcomes, until_one_fails=False)
     print(environment())
-    print(f"{outcomes.report()}; {time.monotonic() - began:.0f} s; none failed")
+    print(f"{outcomes.report()}; {time.monotonic() - began:.0f} s")
+    for fault in outcomes.faults:
+        print(fault)
+    raise SystemExit(bool(outcomes.faults))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Odd command lines and damaged runs: the command line answers each in its own words."""
+"""Odd command lines, damaged runs and hostile files: the command line answers each in its own words."""
 
 from __future__ import annotations
 
+import random
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from benchmarks.fuzz import Outcomes, World, fuzz
+from benchmarks.fuzz import Outcomes, World, fuzz, snapshot
+from benchmarks.fuzzing.hostile import HOSTILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +22,22 @@ def test_three_hundred_odd_command_lines(tmp_path: Path) -> None:
     fuzz(World(tmp_path), 300, None, outcomes)
     torch.set_num_threads(1)
     assert outcomes.cases >= 300
-    assert outcomes.damaged >= 50
+    assert outcomes.damaged >= 200
+    assert outcomes.faults == []
     assert {code for _, code in outcomes.codes} <= {0, 1, 2}
     assert sum(count for (_, code), count in outcomes.codes.items() if code == 0) >= 30  # not all were nonsense
+
+
+@pytest.mark.slow
+def test_every_kind_of_hostile_file_is_made(tmp_path: Path) -> None:
+    """`Damage` passes over what can't be done: here each is done, and changes something."""
+    world = World(tmp_path)
+    before = snapshot(world.kept)
+    for name, harm in HOSTILE.items():
+        changed = 0
+        for seed in range(5):
+            shutil.rmtree(world.place, ignore_errors=True)
+            shutil.copytree(world.kept, world.place)
+            harm(world.place, random.Random(seed))
+            changed += snapshot(world.place) != before
+        assert changed >= 2, name

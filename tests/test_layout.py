@@ -27,6 +27,7 @@ ALLOWED = {
     "uncompiled": set(),
     "whole_tensors": set(),
     "wrappers": set(),
+    "admission": set(),
     "traces": set(),
     "optimizers": set(),
     "models": set(),
@@ -45,9 +46,9 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "runs"},
 }  # fmt: skip
-OPEN = {"errors", "reductions", "collectives", "uncompiled", "whole_tensors", "wrappers", "__init__"}
+OPEN = {"admission", "errors", "reductions", "collectives", "uncompiled", "whole_tensors", "wrappers", "__init__"}
 
-WITHOUT_TORCH = ("traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs")
+WITHOUT_TORCH = ("admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs")
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""
 
 MOST_LINES, MOST_LINES_OF_TESTS, MOST_LINES_OF_A_BODY = 350, 500, 60

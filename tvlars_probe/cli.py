@@ -87,11 +87,16 @@ class Root(click.Group):
         sys.exit(code if isinstance(code, int) else 0)  # a command that ends without `ctx.exit` returns None
 
 
+_LONGEST = 2000
+"""Characters after which an error is cut: it may quote what a stranger has written."""
+
+
 def _fail(message: str) -> None:
     """Print an error as one line, however many its message has."""
     from tvlars_probe.commands.text import say
 
-    say(f"Error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    say(f"Error: {line if len(line) <= _LONGEST else f'{line[:_LONGEST]} ...'}", err=True)
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})

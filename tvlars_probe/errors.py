@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 class UserError(ValueError):
@@ -22,6 +23,18 @@ class RunDirectoryError(UserError):
 
 class RunHeldError(RunDirectoryError):
     """Another process holds a run directory: it can be had when that process is done."""
+
+
+class RefusedFileError(UserError):
+    """A file is no plain file, or would cost more memory or time than it may.
+
+    Attributes:
+        reason: what is wrong with it, without its name.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path} is refused: {reason}")
+        self.reason = reason
 
 
 class DataError(UserError):

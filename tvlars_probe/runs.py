@@ -11,6 +11,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.datasets import no_rows
 from tvlars_probe.traces.reader import Frames, Trace, expanded
@@ -107,7 +108,7 @@ def _tell_apart(runs: Mapping[Path, Run]) -> None:
     depth, alike = 1, {**runs}
     while alike:
         for path, run in alike.items():
-            run.name = "/".join(path.parts[-depth:])
+            run.name = encodable("/".join(path.parts[-depth:]))
         counts = collections.Counter(run.name for run in runs.values())
         alike = {path: run for path, run in alike.items() if counts[run.name] > 1 and len(path.parts) > depth}
         depth += 1

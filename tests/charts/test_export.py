@@ -61,3 +61,13 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(chart: alt.Chart, name
     with pytest.raises(UserError, match=r"suffix of .*\.html"):
         file_content(chart, Path(name))
     assert {*WRITERS} == {"html", "png", "svg", "pdf", "json"}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_text_that_cannot_be_encoded_is_spelt_out(suffix: str) -> None:
+    """vl-convert would abort the process over it."""
+    data = alt.InlineData(values=[{"a": 1, "c": "caf\udce9"}])
+    drawn = alt.Chart(data, title="\ud800").mark_point().encode(x="a:Q", color="c:N")
+    content = file_content(drawn, Path(f"x.{suffix}"))
+    if suffix in ("html", "json", "svg"):
+        assert "udce9" in content.decode()

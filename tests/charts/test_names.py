@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tvlars_probe.charts.names import pixels, shortened
+from tvlars_probe.charts.names import MOST_NAMES, pixels, shortened
 
 BLOCKS = (
     "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
@@ -88,3 +88,8 @@ def test_widths_are_of_letters_of_their_size() -> None:
     assert pixels("abc", 22) == 2 * pixels("abc", 11)
     assert pixels("il.") < pixels("abc") < pixels("日本語") == 33
     assert pixels("") == 0
+
+
+def test_so_many_names_that_comparing_them_takes_long_are_their_own_labels() -> None:
+    names = [f"encoder.layers.{number}.attention.projection.weight" for number in range(MOST_NAMES + 1)]
+    assert shortened(names, 10, len) == {name: name for name in names}

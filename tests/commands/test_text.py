@@ -48,3 +48,10 @@ def test_a_strangers_run_cannot_steer_the_terminal(tmp_path: Path, cli: Callable
     assert command == "nothing" or told.code == 0, told.err
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told.out + told.err)
     assert command not in ("show", "check") or "evil\\x1b]0;owned" in told.out
+
+
+def test_an_error_that_quotes_a_long_text_is_cut(cli: Any) -> None:
+    done = cli("show", "x" * 100_000)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert len(done.err) < 3000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,6 +75,10 @@ def test_rows_lost_before_a_saved_state_are_a_gap_that_is_told(tmp_path: Path) -
     assert "steps lacks steps 3 to 5: not there when the run was continued" in found.notes
 
 
+LAUGHS = functools.reduce(lambda inner, _: [inner, inner], range(40), ["ha"])
+"""Lists that hold the next one twice."""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,6 +91,9 @@ def test_rows_lost_before_a_saved_state_are_a_gap_that_is_told(tmp_path: Path) -
         ({"samples": "q"}, "samples is 'q'"),
         ({"last_epoch": 99}, "its last epoch ended after 99 updates of 3"),
         ({"probes": 3}, "probes is 3"),
+        ({"rates": LAUGHS}, "written out it has more than"),
+        ({"more": LAUGHS}, "written out it has more than"),
+        ({"rates": functools.reduce(lambda inner, _: [inner], range(200), [])}, "it nests more than 100 deep"),
     ],
 )
 def test_a_state_that_is_none_is_refused_and_nothing_changed(

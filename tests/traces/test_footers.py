@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.traces.table_parts import write
+from tests.traces.table_parts import write, write_layers
+from tvlars_probe.admission import limits
 from tvlars_probe.errors import TraceError, UnreadableError
 from tvlars_probe.runs import open_run
 from tvlars_probe.traces.checking.trace import check_trace
@@ -44,7 +45,7 @@ def test_a_billion_rows_in_a_megabyte_are_refused_unread(run: Path) -> None:
             writer.write_table(nothing, row_group_size=1 << 26)
     assert bomb.stat().st_size < 1 << 21
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(TraceError, match=r"part-0000000010-\S+ claims 1,006,632,960 rows .*check .* --repair"):
+    with pytest.raises(TraceError, match=r"part-0000000010-\S+ is refused: it claims 1,006,632,960 rows .* --repair"):
         open_run(run).steps()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kibibytes
     writer_of_run = TraceWriter(run / "trace", "r")
@@ -123,11 +124,11 @@ def test_arrow_gives_the_systems_number(run: Path) -> None:
 def test_what_is_no_plain_file_is_refused_unopened(run: Path) -> None:
     part = run / "trace" / "steps" / "part-0000000010-0000000011.parquet"
     os.mkfifo(part)
-    with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
+    with pytest.raises(TraceError, match=r"is no plain file; .*--repair"):
         open_run(run).steps()
     part.unlink()
     part.mkdir()
-    with pytest.raises(TraceError, match=r"is no plain file: .*--repair"):
+    with pytest.raises(TraceError, match=r"is no plain file; .*--repair"):
         open_run(run).steps()
 
 
@@ -148,3 +149,52 @@ def test_many_parts_that_claim_more_rows_than_memory_holds_are_refused(
 
 def test_memory_is_what_the_machine_has() -> None:
     assert 1 << 28 < 4 * 100 * rows_in_memory(100) < 1 << 50
+
+
+@pytest.mark.parametrize("note", ["[" * 100_000, '{"table": "steps"}' + " " * (1 << 16), "[]", "\\", '"\\ud800"'])
+def test_a_note_that_is_none_of_ours_is_another_programs(run: Path, note: str) -> None:
+    part = sorted((run / "trace" / "steps").iterdir())[-1]
+    pq.write_table(pq.read_table(part).replace_schema_metadata({"tvlars_probe": note}), part)
+    with pytest.raises(TraceError, match="it was not written by tvlars-probe"):
+        open_run(run).steps()
+    assert [fault.path for fault in check_trace(run).faults] == [part.relative_to(run).as_posix()]
+
+
+def test_a_footer_of_too_many_bytes_is_refused_unread(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FOOTER_BYTES", 1000)
+    monkeypatch.setattr(pq, "read_metadata", None)
+    with pytest.raises(TraceError, match=r"its footer has [\d,]+ bytes, of 1,000"):
+        open_run(run).steps()
+
+
+def test_names_that_are_no_utf8_are_damage(run: Path) -> None:
+    """As a flipped bit in the page of names leaves them."""
+    write_layers(run / "trace", (0, 9))
+    [part] = (run / "trace" / "layers").iterdir()
+    names = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 30, pa.int32()), pa.array([b"w\xe9"]).cast(pa.string(), safe=False)
+    )
+    rows = pq.read_table(part)
+    pq.write_table(rows.set_column(rows.column_names.index("parameter"), rows.schema.field("parameter"), names), part)
+    for read in (lambda: open_run(run).layers(), lambda: open_run(run).batches("layers", ["parameter"], list)):
+        with pytest.raises(TraceError, match=f"a part of the table layers is damaged: {part}"):
+            read()
+    assert [fault.path for fault in check_trace(run).faults if "is damaged" in fault.problem] == [
+        part.relative_to(run).as_posix()
+    ]
+
+
+def test_a_run_whose_folder_is_no_utf8_is_read_and_merged(run: Path) -> None:
+    hostile = run.rename(run.parent / os.fsdecode(b"caf\xe9"))
+    opened = open_run(hostile)
+    assert opened.name == "caf\\udce9"
+    assert opened.steps(["step"])["step"].tolist() == [*range(10)]
+    assert opened.batches("steps", ["step"], lambda batches: sum(map(len, batches))) == 10
+    assert check_trace(hostile).faults == []
+    writer = TraceWriter(hostile / "trace", "r")
+    assert writer.compact("steps")
+    assert open_run(hostile).steps(["step"])["step"].tolist() == [*range(10)]
+    part = next((hostile / "trace" / "steps").iterdir())
+    part.write_bytes(b"")
+    with pytest.raises(TraceError, match=r"is damaged \(it is empty\)"):
+        open_run(hostile).steps()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tvlars_probe.admission.names import encodable_values
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry
 from tvlars_probe.traces.manifest import is_of_loss
@@ -62,6 +63,7 @@ class RunFacts:
         groups: the manifest's entry of each parameter group: its settings, and what its optimizer does to it.
         parameters: the manifest's table of parameters of this phase, with the columns `PARAMETER_COLUMNS`.
         config: the whole configuration.
+        stride: of the recorded steps of ``layers``, every how many-th was read: above 1 where all would not fit.
     """
 
     name: str
@@ -85,6 +87,7 @@ class RunFacts:
     groups: Sequence[Mapping[str, Any]] = ()
     parameters: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PARAMETER_COLUMNS)), repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    stride: int = 1
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, *, name: str, status: str, phase: str | None = None) -> RunFacts:
@@ -128,7 +131,7 @@ class RunFacts:
             finding=m.finding,
             groups=groups,
             parameters=rows,
-            config=m.config,
+            config=encodable_values(m.config),
         )
 
     @property
@@ -136,6 +139,16 @@ class RunFacts:
         """Optimizer and schedule in a few words, such as "LARS, cosine"."""
         optimizer = self.optimizer or "unknown optimizer"
         return optimizer if self.schedule in (None, "none") else f"{optimizer}, {self.schedule}"
+
+    @property
+    def title(self) -> str:
+        """Name and method, and whether steps of ``layers`` were passed over: "run (LARS)"."""
+        return f"{self.name} ({self.method}){self.sampling}"
+
+    @property
+    def sampling(self) -> str:
+        """What a title says of steps that were passed over; empty where none were."""
+        return f"; one of every {self.stride} recorded steps was read" if self.stride > 1 else ""
 
     @property
     def settings(self) -> dict[str, object]:

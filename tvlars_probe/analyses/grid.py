@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvlars_probe.errors import TraceError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -68,7 +70,13 @@ class LayerGrid:
 
     @classmethod
     def from_rows(
-        cls, pieces: Iterable[Rows], steps: NDArray[np.int64], order: Iterable[str] = (), columns: Iterable[str] = ()
+        cls,
+        pieces: Iterable[Rows],
+        steps: NDArray[np.int64],
+        order: Iterable[str] = (),
+        columns: Iterable[str] = (),
+        *,
+        most_tensors: int | None = None,
     ) -> LayerGrid:
         """Arrange rows that come piece by piece. Only the matrices are held, not the rows.
 
@@ -79,6 +87,10 @@ class LayerGrid:
             steps: all the steps that occur in the pieces, ascending.
             order: names of parameters in the order wanted; the others follow.
             columns: columns that the grid has even where there is no piece.
+            most_tensors: how many tensors fit in memory; None for any number.
+
+        Raises:
+            TraceError: there are more tensors.
         """
         # ``held`` has a row per tensor, so that a new tensor is a new row. The grid's matrices are its transposes.
         found: dict[str, int] = {}
@@ -89,13 +101,17 @@ class LayerGrid:
             for name, there in zip(piece.names, present, strict=True):
                 if there:
                     found.setdefault(name, len(found))
+            if most_tensors is not None and len(found) > most_tensors:
+                raise TraceError(
+                    f"the table layers has rows of more than {most_tensors:,} tensors in {len(steps):,} steps, which "
+                    f"don't fit in memory: choose fewer steps, or record fewer by --record-every"
+                )
             place = np.array([found.get(name, -1) for name in piece.names], np.int64)
             column, row = place[piece.code], np.searchsorted(steps, piece.step)
             for name, source in piece.values.items():
                 held[name] = _with_room(held.get(name), len(found), len(steps), source.dtype)
                 held[name][column, row] = source
-        wanted = [name for name in order if name in found]
-        parameters = [*wanted, *(name for name in found if name not in {*wanted})]
+        parameters = [*dict.fromkeys((*(name for name in order if name in found), *found))]
         at = [found[name] for name in parameters]
         in_order = at == list(range(len(at)))
         values = {}
@@ -122,6 +138,12 @@ class Rows:
     code: NDArray[np.integer]
     names: Sequence[str]
     values: Mapping[str, NDArray[np.floating]]
+
+    def of(self, steps: NDArray[np.int64]) -> Rows:
+        """The rows of these steps, which ascend."""
+        place = np.minimum(np.searchsorted(steps, self.step), len(steps) - 1)
+        own = steps[place] == self.step
+        return Rows(self.step[own], self.code[own], self.names, {name: v[own] for name, v in self.values.items()})
 
 
 def _with_room(matrix: Matrix | None, tensors: int, steps: int, dtype: np.dtype) -> Matrix:

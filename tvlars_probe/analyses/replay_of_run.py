@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
+_BESIDE = 30
+"""How many columns of the grid take as much memory as what a replay makes of it."""
+
+
 def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> Replay:
     """Replay a run under the settings given. Each tensor keeps the other settings of its parameter group.
 
@@ -53,7 +57,8 @@ def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> 
     _refuse_without_effect(settings, _optimizers(facts, optimizer))
     directions = {OPTIMIZERS[name].describe({}).scaling.direction for name in _optimizers(facts, optimizer)}
     columns = [*COLUMNS, *(DIRECTION_COLUMNS if "preconditioned" in directions else ())]
-    grid = source.layers(columns)
+    grid = source.layers(columns, beside=_BESIDE)
+    facts = source.facts  # which say by now whether steps were passed over
     groups = _groups(facts, grid.parameters)
     variants = _variants(facts, groups, optimizer, settings)
     return replay(grid, facts, variants, lr=_rates(grid, facts, groups, **rates))

@@ -5,6 +5,7 @@ Commands, charts and the report all read runs through a `Source`, so that they a
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.reader import Trace
 
 
+MOST_VALUES = 125_000_000
+"""The most values, of four bytes each, that matrices of ``layers`` may have: a little less than half a GiB."""
+
+
 class Source:
     """One phase of a recorded run. Tables are read when they are asked for, and not kept.
 
@@ -32,7 +37,7 @@ class Source:
 
     Attributes:
         trace: the run's trace.
-        facts: what its manifest says of the phase.
+        facts: what its manifest says of the phase, and whether `layers` has passed over steps.
 
     Raises:
         UserError: the run has no such phase.
@@ -80,11 +85,17 @@ class Source:
         """Rows of ``landscape``, of all phases: a slice belongs to a checkpoint, whatever the phase."""
         return self.trace.frame("landscape", columns)
 
-    def layers(self, columns: Sequence[str]) -> LayerGrid:
+    def layers(self, columns: Sequence[str], *, beside: int = 0) -> LayerGrid:
         """Rows of ``layers`` of the phase, as matrices in the order of the table of parameters.
 
+        Where all would not fit in memory, steps at equal distances are passed over; ``facts.stride`` says so.
+
+        Args:
+            columns: the columns wanted.
+            beside: how many columns the caller makes of them, which must be in memory as well.
+
         Raises:
-            TraceError: a column isn't in the trace.
+            TraceError: a column isn't in the trace, or a few steps don't fit.
         """
         # The table has no column for the phase: the steps of the phase choose its rows.
         limits = None
@@ -96,10 +107,16 @@ class Source:
 
         def arrange(batches: Iterator[pa.RecordBatch]) -> LayerGrid:
             # Called again from the start where parts are merged meanwhile: nothing may be kept between calls.
-            return LayerGrid.from_rows(map(_rows, batches), recorded, order, wanted[2:])
+            pieces = (_rows(batch) if stride == 1 else _rows(batch).of(recorded) for batch in batches)
+            most = MOST_VALUES // max(len(recorded) * (len(wanted) - 2 + beside), 1)
+            return LayerGrid.from_rows(pieces, recorded, order, wanted[2:], most_tensors=max(most, len(order)))
 
         # Two passes: the matrices can't be laid out before all steps are known, and the rows themselves are never held.
-        recorded = self.trace.batches("layers", ["step"], _distinct_steps, steps=limits)
+        recorded, rows = self.trace.batches("layers", ["step"], _distinct_steps, steps=limits)
+        tensors = max(len(order), rows // max(len(recorded), 1))
+        stride = -(-tensors * len(recorded) * (len(wanted) - 2 + beside) // MOST_VALUES) or 1
+        recorded = recorded[::stride]
+        self.facts = dataclasses.replace(self.facts, stride=max(stride, self.facts.stride))
         # A run that is being recorded goes on meanwhile: steps that came after the first pass are left out.
         until_now = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, -1)
         return self.trace.batches("layers", wanted, arrange, steps=until_now)
@@ -108,11 +125,14 @@ class Source:
         return rows[rows["phase"].astype(str) == self.facts.phase] if self.has_phases else rows
 
 
-def _distinct_steps(batches: Iterator[pa.RecordBatch]) -> NDArray[np.int64]:
-    """The steps that occur in the batches, ascending."""
-    found = [np.unique(batch.column(0).to_numpy()) for batch in batches]
+def _distinct_steps(batches: Iterator[pa.RecordBatch]) -> tuple[NDArray[np.int64], int]:
+    """The steps that occur in the batches, ascending, and the number of rows."""
+    found, rows = list[Any](), 0
+    for batch in batches:
+        found.append(np.unique(batch.column(0).to_numpy()))
+        rows += len(batch)
     # The empty array: concatenate refuses an empty list.
-    return np.unique(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64)
+    return np.unique(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64), rows
 
 
 def _rows(batch: pa.RecordBatch) -> Rows:

@@ -30,7 +30,7 @@ def explosion_timeline(result: Warmup) -> alt.LayerChart:
         recovered=np.where(end.notna(), "yes", "not while recorded"),
         what=found["quantity"].map(QUANTITIES),
     )
-    of = [f"{result.facts.name}: {result.facts.method}"]
+    of = [f"{result.facts.name}: {result.facts.method}{result.facts.sampling}"]
     of.append(f"beyond {result.thresholds.explosion:g} times start and later median")
     seen = _seen(result, found)  # of all tensors, before the worst are chosen
     exploded = found["parameter"].nunique()

@@ -335,4 +335,4 @@ def _factors(split: Decomposition, panels: list[str], shown: list[int]) -> pd.Da
 
 def _of(facts: RunFacts) -> str:
     """The subtitle of one run."""
-    return f"{facts.name}: {facts.method}"
+    return f"{facts.name}: {facts.method}{facts.sampling}"

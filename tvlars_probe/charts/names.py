@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 GAP = "…"
 """What stands for the words left out, one or more."""
 
+MOST_NAMES = 2000
+"""Most names that are shortened: each is compared with all others."""
+
 # A word with the separators behind it, which make the name whole again. Longer words are cut: one word may be all of a
 # name, and then only a part of it can be shown.
 _WORD = re.compile(r"[^\W\d_]{1,16}[\W_]{0,3}|\d{1,16}[\W_]{0,3}|[\W_]{1,4}")
@@ -29,7 +32,8 @@ def shortened(names: Iterable[str], width: float, measure: Callable[[str], float
     """A label for each name, at most as wide as ``width`` wherever the names can still be told apart then.
 
     A name that fits is its own label. No two labels are equal: with one or more words for each ellipsis, a label can be
-    read as its own name and as no other. Where this takes more room than ``width``, the label is wider.
+    read as its own name and as no other. Where this takes more room than ``width``, the label is wider. Of more than
+    `MOST_NAMES` names each is its own label.
 
     Args:
         names: the names that are shown together.
@@ -39,7 +43,10 @@ def shortened(names: Iterable[str], width: float, measure: Callable[[str], float
     Returns:
         by name, its label.
     """
-    words = {name: _WORD.findall(name) for name in dict.fromkeys(names)}
+    names = [*dict.fromkeys(names)]
+    if len(names) > MOST_NAMES:
+        return {name: name for name in names}
+    words = {name: _WORD.findall(name) for name in names}
     ends: dict[str, dict[str, _Words]] = {}
     for name, parts in words.items():
         ends.setdefault(parts[-1] if parts else "", {})[name] = parts, frozenset(parts)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.commands.options import FilePath, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,13 +77,18 @@ def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callable[[Console], None]) -> None:
+def emit(
+    output: Output,
+    results: Any,
+    main_table: pd.DataFrame | Callable[[], pd.DataFrame],
+    render: Callable[[Console], None],
+) -> None:
     """Write an answer in the form asked for, to the terminal or to a file.
 
     Args:
         output: its form and place.
         results: everything, for JSON: a dataclass, or whatever `tvlars_probe.analyses.verdict.plain` takes.
-        main_table: the table for CSV.
+        main_table: the table for CSV, or what makes it: a large one is made only where it is wanted.
         render: prints the answer for a reader.
 
     Raises:
@@ -92,14 +99,14 @@ def emit(output: Output, results: Any, main_table: pd.DataFrame, render: Callabl
     if output.form == "json":
         text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     elif output.form == "csv":
-        text = main_table.to_csv(index=False)
+        text = (main_table() if callable(main_table) else main_table).to_csv(index=False)
     else:
         text = _rendered(render, to_terminal=output.out is None)
     if output.out is None:
-        click.echo(text, nl=False)
+        click.echo(encodable(text), nl=False)
     else:
-        write_output(output.out, text.encode())
-        click.echo(f"Written: {output.out}")
+        write_output(output.out, encodable(text).encode())
+        say(f"Written: {output.out}")
 
 
 def check_output(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.options import HELP_NAMES, Command, FilePath, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.data.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def list_command(data_dir: Path | None, as_json: bool) -> None:
         return
     for row in rows:
         images = f"{row['train']:,} + {row['test']:,} images" if row["there"] else "not there"
-        click.echo(f"{row['name']}: {row['about']}")
-        click.echo(f"    {images}; {row['where'] if row['there'] else 'to get it: ' + row['obtain']}")
+        say(f"{row['name']}: {row['about']}")
+        say(f"    {images}; {row['where'] if row['there'] else 'to get it: ' + row['obtain']}")
 
 
 def _row(name: str, folder: Path | None) -> dict[str, Any]:
@@ -67,4 +68,4 @@ def import_command(source: Path, data_dir: Path | None, workers: int) -> None:
 
     home = data_dir or USUAL_PLACE
     train, test = import_into(home, source, workers)
-    click.echo(f"{train:,} + {test:,} images in {home / PACKED}")
+    say(f"{train:,} + {test:,} images in {home / PACKED}")

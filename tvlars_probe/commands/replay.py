@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.errors import UserError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.replay import Replay
     from tvlars_probe.analyses.variants import Variant
+
+MOST_TENSORS = 1000
+"""Most tensors in the table that is printed."""
 
 _COLUMNS = {
     "parameter": "tensor", "applied_ratio": "applied ratio", "replayed_ratio": "replayed ratio",
@@ -95,20 +99,23 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings
         ],
         "table": result.table,
     }
-    emit(output, summary, result.rows(), lambda c: render(c, result))
+    emit(output, summary, result.rows, lambda c: render(c, result))
 
 
 def render(console: Console, result: Replay) -> None:
     """Print the variant's trust ratios beside the applied ones."""
     optimizers = dict.fromkeys(variant.optimizer for variant in result.variants if variant)
-    own = f"{result.facts.name} ({result.facts.method}) as {' and '.join(optimizers) or 'recorded'}"
+    own = f"{result.facts.title} as {' and '.join(optimizers) or 'recorded'}"
     print_verdict(console, result.verdict, title=own)
     console.print()
-    console.print(table_of(result.table, _COLUMNS))
+    console.print(table_of(result.table.head(MOST_TENSORS), _COLUMNS))
+    if len(result.table) > MOST_TENSORS:
+        console.print(f"… and {len(result.table) - MOST_TENSORS} more: --json lists all")
     console.print("\nrate quotient: the variant's lr × trust ratio over the applied one, median over the steps")
     as_recorded = _by_variant(result).get(None, [])
     if as_recorded:
-        console.print(f"as recorded, their optimizer is another: {', '.join(as_recorded)}", soft_wrap=True)
+        named = some_of(as_recorded, most=50, room=1000)
+        console.print(f"as recorded, their optimizer is another: {named}", soft_wrap=True)
 
 
 def _by_variant(result: Replay) -> dict[Variant | None, list[str]]:

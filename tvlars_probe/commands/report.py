@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 
@@ -27,5 +29,6 @@ def command(runs: tuple[str, ...], out: Path) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"a report is an HTML page: name {out.name} with the suffix .html")
     check_output(out)  # before the analyses, which take long
-    write_output(out, render(gather([Source(run) for run in open_runs(runs)])).encode())
-    click.echo(f"Report: {out}")
+    page = render(gather([Source(run) for run in open_runs(runs)]))
+    write_output(out, encodable(page).encode())
+    say(f"Report: {out}")

@@ -76,7 +76,7 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: s
 
 def render(console: Console, result: Warmup) -> None:
     """Print one run's answer."""
-    print_verdict(console, result.verdict, title=f"{result.facts.name} ({result.facts.method})")
+    print_verdict(console, result.verdict, title=result.facts.title)
     for line in _lines(result):
         console.print(line, soft_wrap=True)
     # Layers that ask for the longest warm-up come first: the others may be cut off.

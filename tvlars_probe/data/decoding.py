@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from tvlars_probe.errors import DataError
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.files import read_plain
+from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
 _MOST_BYTES = 16 * 2**30
-"""Most memory that decoded images may take: data sets are held in memory."""
+"""Most memory that decoded images may take, and half of the machine's: data sets are held in memory."""
 
 
 def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tensor:
@@ -40,27 +43,74 @@ def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tenso
     """
     # The first image tells the size of all: what would take too much memory is refused before the rest is decoded.
     with bombs_refused():
-        first = decode(paths[0], side, str(paths[0]))
-    if first.nbytes * len(paths) > _MOST_BYTES:
-        raise DataError(
-            f"{len(paths):,} images of {first.shape[1]}x{first.shape[0]} take {first.nbytes * len(paths) / 2**30:.0f} "
-            f"GiB of memory (at most {_MOST_BYTES // 2**30}): make them smaller with --image-size"
-        )
-    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+        height, width, channels = shape = decode(paths[0], side, str(paths[0])).shape
+    refuse_large(shape, len(paths))
+    # With the channels first at once: a copy of the whole in another order would double the memory.
+    images = np.empty((len(paths), channels, height, width), dtype=np.uint8)
 
-    def put(index: int) -> None:
-        image = decode(paths[index], side, str(paths[index]))
-        if image.shape != first.shape:
+    def put(index: int, image: NDArray[np.uint8]) -> None:
+        if image.shape != shape:
             raise DataError(
-                f"the images differ in size: {paths[0]} has {first.shape[1]}x{first.shape[0]} pixels, {paths[index]} "
+                f"the images differ in size: {paths[0]} has {width}x{height} pixels, {paths[index]} "
                 f"{image.shape[1]}x{image.shape[0]}; bring them to one with --image-size"
             )
-        images[index] = image
+        images[index] = image.transpose(2, 0, 1)
+
+    decode_each(paths, [*map(str, paths)], side, workers, put)
+    return torch.from_numpy(images)
+
+
+def decode_each(
+    files: Sequence[Path] | Sequence[bytes],
+    names: Sequence[str],
+    side: int | None,
+    workers: int,
+    put: Callable[[int, NDArray[np.uint8]], None],
+) -> None:
+    """Decode images by several threads; large ones here, one at a time.
+
+    Args:
+        files: their paths or contents.
+        names: what error messages call them.
+        side: as for `decode_files`.
+        workers: number of threads.
+        put: called with each image's index and its pixels, by any of the threads.
+
+    Raises:
+        DataError: an image can't be decoded.
+    """
+
+    def attempt(index: int) -> bool:
+        image = decode(files[index], side, names[index], most_pixels=limits.PIXELS_IN_THREAD)
+        if image is not None:
+            put(index, image)
+        return image is not None
 
     with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        for _ in pool.map(put, range(len(paths))):
-            pass  # taking each result raises a thread's error here
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        # Taking each result raises a thread's error here.
+        for index, is_done in enumerate(pool.map(attempt, range(len(files)))):
+            if not is_done:
+                # Not in the threads even one at a time: the system leaves to each of them the memory that it has used.
+                put(index, decode(files[index], side, names[index]))
+
+
+def refuse_large(shape: tuple[int, ...], count: int, remedy: str = "make them smaller with --image-size") -> None:
+    """Refuse images that would take too much memory together: data sets are held in memory.
+
+    Args:
+        shape: (height, width, 3), of each of them.
+        count: how many there are.
+        remedy: what to do about it.
+
+    Raises:
+        DataError: they would.
+    """
+    most, needed = min(_MOST_BYTES, limits.memory() // 2), math.prod(shape) * count
+    if needed > most:
+        raise DataError(
+            f"{count:,} images of {shape[1]}x{shape[0]} take {needed / 2**30:.0f} GiB of memory (at most "
+            f"{most / 2**30:.0f}): {remedy}"
+        )
 
 
 @contextlib.contextmanager
@@ -75,25 +125,45 @@ def bombs_refused() -> Iterator[None]:
         yield
 
 
-def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]:
+@overload
+def decode(file: Path | bytes, side: int | None, name: str) -> NDArray[np.uint8]: ...
+@overload
+def decode(file: Path | bytes, side: int | None, name: str, *, most_pixels: int) -> NDArray[np.uint8] | None: ...
+
+
+def decode(
+    file: Path | bytes, side: int | None, name: str, *, most_pixels: int | None = None
+) -> NDArray[np.uint8] | None:
     """Decode one image into (height, width, 3) bytes. To be called inside `bombs_refused`.
 
     Args:
         file: its path or its content.
         side: as for `decode_files`.
         name: what an error message calls the image.
+        most_pixels: an image of more is left alone, and None returned.
 
     Raises:
         DataError: the image can't be decoded.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            image = _eight_bits(opened).convert("RGB")
-    # Pillow's plugins raise SyntaxError for damaged files, among others.
-    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+        content = file if isinstance(file, bytes) else read_plain(file, limits.IMAGE_FILE_BYTES)
+        # Opening reads the header alone, which tells the size.
+        with Image.open(io.BytesIO(content)) as opened:
+            if most_pixels is not None and opened.width * opened.height > most_pixels:
+                return None
+            image = _eight_bits(opened)
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+                opened.close()  # of a large image two are as much as there is room for
+            return np.asarray(image if side is None else _square(image, side), dtype=np.uint8)
+    except RefusedFileError as error:
+        raise DataError(f"{name} can't be decoded: {error.reason}") from None
+    # Pillow's plugins raise SyntaxError for damaged files, and other errors, too.
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
         reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} can't be decoded: {reason}") from None
-    return np.asarray(image if side is None else _square(image, side), dtype=np.uint8)
 
 
 def _eight_bits(image: Any) -> Any:
@@ -113,6 +183,12 @@ def _square(image: Any, side: int) -> Any:
     """Scale the shorter side to ``side``, and keep the middle of the longer one."""
     shorter = min(image.size)
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
-    scaled = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
     left, top = (width - side) // 2, (height - side) // 2
+    if width * height > limits.SCALED_PIXELS:
+        # Of an image of 1x2,000,000 the whole would be as wide as it is high: only the middle is scaled. Its pixels are
+        # those of the whole but for rounding, and smaller images keep theirs to the bit.
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + side) * across, (top + side) * down)
+        return image.resize((side, side), Image.Resampling.BICUBIC, box)
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
     return scaled.crop((left, top, left + side, top + side))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.files import read_plain
 from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
-from tvlars_probe.errors import DataError
+from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,9 +130,13 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         DataError: the file is damaged, or not an idx file of that kind; the message names it.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): get it again") from None
+        content = read_plain(path, limits.IDX_BYTES)
+        if path.suffix == ".gz":
+            # No more is unpacked than is allowed: a thousand times as much may be in it.
+            with gzip.open(io.BytesIO(content)) as stream:
+                content = stream.read(limits.IDX_BYTES)
+    except (OSError, EOFError, zlib.error, RefusedFileError) as error:
+        raise DataError(f"{path} is damaged ({getattr(error, 'reason', None) or error}): get it again") from None
     header = 4 + 4 * dimensions
     # The magic bytes are two zeros, the type (8 is unsigned byte) and the number of dimensions.
     if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):

@@ -75,15 +75,16 @@ def labelled_files(part: Path, classes: list[str]) -> tuple[list[Path], list[int
     """
     files: list[Path] = []
     labels: list[int] = []
+    known_as = {name: index for index, name in enumerate(classes)}
     for folder in class_folders(part):
-        if folder.name not in classes:
+        if folder.name not in known_as:
             known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise DataError(f"{folder} is no class of the training data (known: {known})")
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
         if not found and part.name == "train":
             raise DataError(f"{folder} holds no images: remove the folder, or put images of its class into it")
         files += found
-        labels += [classes.index(folder.name)] * len(found)
+        labels += [known_as[folder.name]] * len(found)
     if not files:
         raise DataError(f"{part} holds no images: they belong into one folder per class ({part}/<class>/name.png)")
     return files, labels

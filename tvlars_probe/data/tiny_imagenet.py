@@ -6,16 +6,17 @@ has written into ``packed/`` in that folder, which need no decoding.
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from tvlars_probe.data.decoding import bombs_refused, decode, decode_files
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.files import below, read_plain, refuse_special
+from tvlars_probe.admission.parquet import largest_piece, open_arrow, read_footer
+from tvlars_probe.data.decoding import bombs_refused, decode, decode_each, decode_files, refuse_large
 from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 FOLDER_NAME = "tiny-imagenet-200"
 USUAL_PLACE = Path("data") / FOLDER_NAME
 PACKED = "packed"
+
+_AT_ONCE = 64
+"""The most encoded images that are in memory at once."""
+
+_ENCODED_BYTES = 1 << 29
+"""Bytes of encoded images that are in memory at once: fewer images where a piece of the file holds larger ones."""
 
 _SPLITS = {"train": ("train",), "test": ("val", "test")}
 """How the names of each part's parquet files begin, in order of preference: the original test split has no labels."""
@@ -72,7 +79,9 @@ def count(home: Path | None) -> tuple[int, int]:
 def _load_folder(home: Path, workers: int) -> tuple[TensorImages, TensorImages]:
     classes = sorted(child.name for child in (home / "train").iterdir() if child.is_dir())
     train = [
-        (path, classes.index(name)) for name in classes for path in sorted((home / "train" / name).rglob("*.JPEG"))
+        (path, index)
+        for index, name in enumerate(classes)
+        for path in sorted(path for path in below(home / "train" / name) if path.suffix == ".JPEG")
     ]
     test = [*_annotated(home / "val", classes)]
     if not train or not test:
@@ -87,9 +96,10 @@ def _annotated(folder: Path, classes: Sequence[str]) -> Iterator[tuple[Path, int
     """The image files of the validation part with their classes, which a table lists."""
     table = folder / "val_annotations.txt"
     try:
-        lines = table.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{table} can't be read ({error.strerror}): get Tiny ImageNet again") from None
+        lines = read_plain(table, limits.TABLE_BYTES).decode().splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise DataError(f"{table} can't be read ({reason}): get Tiny ImageNet again") from None
     known = {name: index for index, name in enumerate(classes)}
     for number, line in enumerate(lines, 1):
         name, _, rest = line.partition("\t")
@@ -103,7 +113,8 @@ def _load_packed(packed: Path) -> tuple[TensorImages, TensorImages]:
     parts = []
     for part in _SPLITS:
         images, labels = _array(packed, f"{part}-images"), _array(packed, f"{part}-labels")
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),) or not len(images):
+        is_fit = images.dtype == np.uint8 and images.ndim == 4 and labels.ndim == 1 and labels.dtype.kind in "iu"
+        if not is_fit or len(labels) != len(images) or not images.size:
             raise DataError(f"{packed} is damaged: {part} has images {images.shape} and labels {labels.shape}")
         parts.append(_part(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, dtype=np.int64))))
     _check_labels(packed, parts[0].labels, parts[1].labels)
@@ -113,9 +124,16 @@ def _load_packed(packed: Path) -> tuple[TensorImages, TensorImages]:
 def _array(packed: Path, name: str) -> NDArray[np.uint8]:
     path = packed / f"{name}.npy"
     try:
+        refuse_special(path)
         array: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} can't be read ({error}): import Tiny ImageNet again") from None
+    # NumPy parses the header as Python, and what may go wrong there has no end.
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{path} can't be read ({reason}): import Tiny ImageNet again") from None
+    if not isinstance(array, np.ndarray) or not array.ndim:
+        raise DataError(f"{path} holds no array: import Tiny ImageNet again")
     return array
 
 
@@ -164,7 +182,8 @@ def import_into(home: Path, source: Path, workers: int = 4) -> tuple[int, int]:
 
 def _parquet_files(source: Path, names: tuple[str, ...]) -> list[Path]:
     """The parquet files whose names begin with the first of ``names`` for which there are any."""
-    groups = (sorted(source.rglob(f"{name}*.parquet")) for name in names)
+    there = [path for path in below(source) if path.suffix == ".parquet"]
+    groups = (sorted(path for path in there if path.name.startswith(name)) for name in names)
     return next((group for group in groups if group), [])
 
 
@@ -182,28 +201,76 @@ def _check_labels(where: Path, train: torch.Tensor, test: torch.Tensor) -> None:
 
 
 def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = sum(_rows(file) for file in files)
+    images = np.empty((0, 3, 0, 0), np.uint8)
+    labels = np.empty(rows, np.int64)
+
+    done = 0
+
+    def put(index: int, image: NDArray[np.uint8]) -> None:
+        if image.shape[:2] != images.shape[2:]:
+            raise DataError(f"{names[index]} differs in size from the first image; Tiny ImageNet's are 64x64")
+        images[done + index] = image.transpose(2, 0, 1)
+
+    for file in files:
+        for encoded, label in _batches(file):
+            names = [f"{file}, image {done + index}" for index in range(len(encoded))]
+            if not done:
+                with bombs_refused():
+                    shape = decode(encoded[0], None, names[0]).shape
+                refuse_large(shape, rows, "Tiny ImageNet's are 64x64")
+                images = np.empty((rows, 3, *shape[:2]), np.uint8)
+            if done + len(encoded) > rows:
+                raise DataError(f"{files[0].parent} holds more images than the {rows:,} that its files claim")
+            decode_each(encoded, names, None, workers, put)
+            labels[done : done + len(encoded)] = label
+            done += len(encoded)
+    if not done or done != rows:
+        raise DataError(f"{files[0].parent} holds {done:,} images of {rows:,} that its files claim")
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def _rows(file: Path) -> int:
+    """Number of rows of a parquet file of images.
+
+    Raises:
+        DataError: it can't be read, or costs more than it may.
+    """
+    import pyarrow as pa
+
+    try:
+        return read_footer(file, size=limits.IMAGES_BYTES).num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file} is no parquet file of images: {getattr(error, 'reason', None) or error}") from None
+
+
+def _batches(file: Path) -> Iterator[tuple[list[bytes], NDArray[np.int64]]]:
+    """Encoded images and their labels, some at a time: they are never all in memory.
+
+    Raises:
+        DataError: the file doesn't hold them.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    images: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
-    for file in files:
-        try:
-            with bombs_refused(), ThreadPoolExecutor(max(workers, 1)) as pool:
-                # In batches, so that a file's encoded images are never all in memory as Python objects.
-                for batch in pq.ParquetFile(file).iter_batches(1024, columns=["image", "label"]):
-                    rows = batch.to_pylist()
-                    names = (f"{file}, image {len(images) + k}" for k in range(len(rows)))
-                    # map takes all names at once, before ``images`` grows.
-                    images += pool.map(decode, (row["image"]["bytes"] for row in rows), itertools.repeat(None), names)
-                    labels += [int(row["label"]) for row in rows]
-        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-            raise DataError(f"{file} is not a parquet file with columns image: {{bytes}} and label: {error}") from None
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise DataError(f"{files[0].parent}: the images have {len(shapes)} different sizes; Tiny ImageNet's are 64x64")
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return stacked, torch.tensor(labels, dtype=torch.int64)
+    try:
+        with open_arrow(file) as source:
+            opened = pq.ParquetFile(source)
+            # A dictionary of one image may stand for it in every row.
+            at_once = min(max(_ENCODED_BYTES // max(largest_piece(opened.metadata), 1), 1), _AT_ONCE)
+            for batch in opened.iter_batches(at_once, columns=["image", "label"]):
+                image, label = batch.column("image"), batch.column("label")
+                encoded: list[Any] = image.field("bytes").to_pylist() if isinstance(image, pa.StructArray) else []
+                if image.null_count or not all(isinstance(one, bytes) for one in encoded) or not encoded:
+                    raise DataError(f"{file} has rows without the bytes of an image")
+                if label.null_count or not pa.types.is_integer(label.type):
+                    raise DataError(f"{file} has labels of type {label.type}, or rows without one: they are integers")
+                # Numbers beyond int64 are refused by the cast.
+                yield encoded, label.cast(pa.int64()).to_numpy()
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file} is not a parquet file with columns image: {{bytes}} and label: {error}") from None
 
 
 def _save(folder: Path, part: str, images: torch.Tensor, labels: torch.Tensor) -> int:

@@ -34,6 +34,7 @@ from tvlars_probe.probes.readers.told import count
 from tvlars_probe.probes.recorder import Recorder
 from tvlars_probe.probes.rows.steps import Detail
 from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.plain_types import shown
 from tvlars_probe.traces.run_directory import new_run_id
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _refuse_settings(
     if detail not in get_args(Detail):
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
     if resume is not None:
-        wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {resume!r:.60}"]
+        wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {shown(resume, 60)}"]
         if wrong:
             raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
     if config is not None and not isinstance(config, Mapping):

@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
+from tvlars_probe.admission.values import excess
 from tvlars_probe.traces.plain_types import mismatches, shown
 
 
@@ -54,6 +55,10 @@ class RecorderState(TypedDict):
 
 def faults(state: Mapping[str, Any]) -> Iterator[str]:
     """Yield the reasons why ``state`` can't be what ``state_dict()`` gave; none where it can."""
+    # First, since lists may hold one another: what is said below of a value would be written out for ever.
+    if costly := excess(dict(state)):
+        yield costly
+        return
     if lacking := sorted(RecorderState.__required_keys__ - state.keys()):
         yield f"it lacks {', '.join(lacking)}"
         return

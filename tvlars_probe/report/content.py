@@ -130,8 +130,8 @@ def gather(sources: Sequence[Source]) -> Report:
 def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
     """Analyse one run: add its figures to ``found`` and, if it is ``detailed``, its sections."""
     # The grid is the run's largest part in memory. It is read once, for analysis and charts, and let go on return.
-    facts = source.facts
     grid, steps = source.layers(COLUMNS), source.steps(STEP_COLUMNS)
+    facts = source.facts
     warmup = analyse_warmup(grid, steps, facts)
     epochs = source.epochs()
     found.facts.append(facts)
@@ -150,7 +150,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
         for quantity in ("trust_ratio", "lnr", "grad_norm"):
             values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
             drawn.add(partial(layers.heat_map, quantity, values, grid.steps, grid.parameters, facts))
-    title, tables = f"{facts.name}: {facts.method}", tuple(_warmup_tables(warmup))
+    title, tables = f"{facts.name}: {facts.method}{facts.sampling}", tuple(_warmup_tables(warmup))
     found.own.append(drawn.section(f"warmup-{len(found.facts)}", title, warmup.verdict, tables))
     found.own += list(_minimizer_sections(source, minimizer, len(found.facts)))
 

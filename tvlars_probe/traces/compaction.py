@@ -10,9 +10,10 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.errors import TraceError
 from tvlars_probe.traces.files import Exchange, exchange, sync_folder
-from tvlars_probe.traces.footers import check_footer, remedy
+from tvlars_probe.traces.footers import check_footer, read_footer, remedy
 from tvlars_probe.traces.parts import (
     TEMPORARY_PART,
     is_by_parameter,
@@ -82,7 +83,6 @@ def split(folder: Path, step: int) -> None:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     parts = list_parts(folder)
     if not any(part.first_step < step <= part.last_step for part in parts):
@@ -96,7 +96,7 @@ def split(folder: Path, step: int) -> None:
                 os.link(part.path, scratch / part.path.name)
                 continue
             check_footer(part.path, folder.name)
-            rows = pq.read_table(part.path)
+            rows = _read(part)
             first, last = pc.min(rows["step"]).as_py(), pc.max(rows["step"]).as_py()
             if (first, last) != (part.first_step, part.last_step):
                 what = f"{part.path} holds steps {first} to {last}, which is not what its name says"
@@ -116,6 +116,13 @@ def split(folder: Path, step: int) -> None:
     finally:
         # After the exchange this is the old folder.
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _read(part: Part) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    with open_arrow(part.path) as source:
+        return pq.read_table(source)
 
 
 def compact(
@@ -192,10 +199,10 @@ def _common_schema(group: Sequence[Part], table: Table) -> pa.Schema:
         TraceError: the parts lack a required column, or it has another type.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     # The metadata of the first schema are kept: the merged part's footer names version, table and run.
-    columns, expected = pa.unify_schemas([pq.read_schema(part.path) for part in group]), table.arrow_schema()
+    there = [read_footer(part.path).schema.to_arrow_schema() for part in group]
+    columns, expected = pa.unify_schemas(there), table.arrow_schema()
     for name in table.required:
         if name not in columns.names or columns.field(name).type != expected.field(name).type:
             raise TraceError(f"{group[0].path} has no {name} as the table {table.name} has it")
@@ -209,7 +216,7 @@ def _pieces(group: Sequence[Part], columns: pa.Schema) -> Iterator[pa.Table]:
 
     waiting, rows = list[pa.Table](), 0
     for part in group:
-        with pq.ParquetFile(part.path) as file:
+        with open_arrow(part.path) as source, pq.ParquetFile(source) as file:
             for index in range(file.num_row_groups):
                 waiting.append(file.read_row_group(index))
                 rows += len(waiting[-1])

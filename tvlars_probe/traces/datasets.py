@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import operator
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.errors import TraceError
 from tvlars_probe.traces.footers import first_line, refuse_unreadable, remedy
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -36,27 +38,55 @@ def condition_of(
     return functools.reduce(operator.and_, conditions) if conditions else None
 
 
-def without_nulls(table: str, batches: Iterator[pa.RecordBatch], dataset: ds.Dataset) -> Iterator[pa.RecordBatch]:
-    """The batches, each checked by `refuse_nulls` before it is handed on."""
+def dataset_of(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
+    """The parts as one dataset with that schema. Its fragments stand in the order of the paths.
+
+    Raises:
+        OSError: a part can't be opened.
+    """
+    import pyarrow.dataset as ds
+
+    try:
+        for path in paths:
+            os.fspath(path).encode()
+    except UnicodeEncodeError:
+        # Arrow takes paths in UTF-8 alone: these are opened for it.
+        form = ds.ParquetFileFormat()
+        opened: list[Any] = [open_arrow(path) for path in paths]
+        return ds.FileSystemDataset([form.make_fragment(source) for source in opened], schema, form)
+    return ds.dataset([*map(str, paths)], schema=schema, format="parquet")
+
+
+def sound(table: str, batches: Iterator[pa.RecordBatch], paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """The batches, each checked by `refuse_damaged` before it is handed on."""
     for batch in batches:
-        refuse_nulls(table, batch, dataset)
+        refuse_damaged(table, batch, paths)
         yield batch
 
 
-def refuse_nulls(table: str, rows: pa.Table | pa.RecordBatch, dataset: Any) -> None:
-    """Refuse rows of which a required column is null.
+def refuse_damaged(table: str, rows: pa.Table | pa.RecordBatch, paths: Sequence[Path]) -> None:
+    """Refuse rows of which a required column is null, or a name is no UTF-8.
+
+    Args:
+        table: name of the table.
+        rows: some rows of it.
+        paths: of its parts.
 
     Raises:
-        TraceError: there are some; the message names their part.
+        TraceError: a required column is null; the message names the part.
+        pyarrow.ArrowException: a name is no UTF-8, which Arrow finds only when it is asked.
     """
+    rows.validate(full=True)
     # Arrow doesn't hold what it reads to the schema: a column that is not nullable may come with nulls.
     for name in schema_of(table).required:
         if name not in rows.schema.names or not rows.column(name).null_count:
             continue
-        for fragment in dataset.get_fragments():
-            if fragment.to_table(columns=[name], schema=dataset.schema).column(name).null_count:
-                what = f"a part of the table {table} is damaged: {fragment.path} (rows without {name})"
-                raise TraceError(f"{what}; {remedy(Path(fragment.path))}")
+        schema = schema_of(table).arrow_schema()
+        for path in paths:
+            if dataset_of([path], schema).to_table(columns=[name]).column(name).null_count:
+                raise TraceError(
+                    f"a part of the table {table} is damaged: {path} (rows without {name}); {remedy(path)}"
+                )
 
 
 def row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
@@ -78,7 +108,10 @@ def row_groups_of(dataset: Any, parameters: Sequence[str]) -> ds.Dataset:
 def _may_hold(span: Any, parameters: Sequence[str]) -> bool:
     if span is None or not span.has_min_max:
         return True
-    return any(span.min <= name <= span.max for name in parameters)
+    try:
+        return any(span.min <= name <= span.max for name in parameters)
+    except UnicodeDecodeError:  # the rows, which are damaged too, will say so
+        return True
 
 
 def by_step(rows: pa.Table) -> pa.Table:
@@ -111,13 +144,13 @@ def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -
         UnreadableError: the system refuses to read a part.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     # An error of Arrow need not name the file: the parts are read one by one.
     schema = schema_of(table).arrow_schema()
     for path in paths:
         try:
-            pq.read_table(path, schema=schema)
+            for batch in dataset_of([path], schema).to_batches(batch_size=BATCH_ROWS, use_threads=False):
+                batch.validate(full=True)
         except (pa.ArrowException, OSError, OverflowError) as reason:
             refuse_unreadable(path, reason)
             return f"a part of the table {table} is damaged: {path} ({first_line(reason)}); {remedy(path)}"

@@ -1,30 +1,24 @@
 """What a parquet part says of itself, checked before any of its rows is read.
 
-A part from a stranger may be cut short, belong to another table, or claim more rows than memory holds: a run-length
-encoded column of a billion equal values takes a few hundred bytes on disk.
+A part from a stranger may be cut short, belong to another table, or cost more than a part can
+(`tvlars_probe.admission.parquet`).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import stat
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import LaterVersionError, TraceError, UnreadableError
+from tvlars_probe.admission import limits, parquet
+from tvlars_probe.admission.texts import parse_json
+from tvlars_probe.errors import LaterVersionError, RefusedFileError, TraceError, UnreadableError
+from tvlars_probe.traces.plain_types import shown
 from tvlars_probe.traces.table_form import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow.parquet as pq
-
-MOST_ROWS = 1 << 23
-"""The most rows that a part may claim; the writer's parts have at most some four million."""
-
-MOST_BYTES = 1 << 31
-"""The most bytes that a part may claim, uncompressed."""
 
 _COPIES = 4
 """How often each row is in memory at once while rows are made into a frame."""
@@ -39,28 +33,17 @@ def read_footer(path: Path) -> pq.FileMetaData:
         TraceError: it is no parquet file, or claims more than a part can hold.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    refuse_special(path)
     try:
-        footer = pq.read_metadata(path)
-        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+        return parquet.read_footer(path)
     except FileNotFoundError:
         raise
+    except RefusedFileError as error:
+        raise TraceError(f"{error}; {remedy(path)}") from None
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         refuse_unreadable(path, error)
         reason = "it is empty" if not path.stat().st_size else first_line(error)
         raise TraceError(f"{path} is damaged ({reason}): {remedy(path)}") from None
-    # The file, its row groups and their columns each claim a number of their own, and a reader may trust any of them.
-    rows = max(footer.num_rows, sum(group.num_rows for group in groups), *(_values(group) for group in groups), 0)
-    size = sum(group.total_byte_size for group in groups)
-    # The number is stored with a sign, and a forged one may be negative.
-    if footer.num_rows < 0 or rows > MOST_ROWS or size > MOST_BYTES:
-        raise TraceError(
-            f"{path} claims {rows:,} rows in {size:,} bytes, more than a part can hold ({MOST_ROWS:,} rows): "
-            f"{remedy(path)}"
-        )
-    return footer
 
 
 def rows_in_memory(row_bytes: int) -> int:
@@ -69,11 +52,7 @@ def rows_in_memory(row_bytes: int) -> int:
     Args:
         row_bytes: bytes of one row.
     """
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return 1 << 31
-    return memory // (_COPIES * row_bytes)
+    return limits.memory() // (_COPIES * row_bytes)
 
 
 def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMetaData:
@@ -93,7 +72,7 @@ def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMe
     version = about.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise LaterVersionError(
-            f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
+            f"{path} has schema version {shown(version)}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
         )
     # A part whose footer names no run may belong to any.
     other = about.get("run_id")
@@ -104,29 +83,14 @@ def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMe
 
 def describe(footer: pq.FileMetaData) -> dict[str, Any] | None:
     """What the writer noted in a footer: schema_version, table, run_id. None if another program wrote the part."""
+    noted = (footer.metadata or {}).get(b"tvlars_probe", b"")
+    if len(noted) > limits.NOTE_BYTES:
+        return None
     try:
-        about = json.loads((footer.metadata or {})[b"tvlars_probe"])
-    except (KeyError, ValueError):
+        about = parse_json(noted, "a footer")
+    except ValueError:
         return None
     return about if isinstance(about, dict) else None
-
-
-def refuse_special(path: Path) -> None:
-    """Refuse a path that is no plain file: opening a FIFO would wait for ever.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        UnreadableError: the system refuses to look at it.
-        TraceError: it is a folder, a FIFO, a device, ...
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
-    if not stat.S_ISREG(mode):
-        raise TraceError(f"{path} is no plain file: {remedy(path)}")
 
 
 def refuse_unreadable(path: Path, error: BaseException) -> None:
@@ -150,11 +114,6 @@ def remedy(path: Path) -> str:
     # A table's folder stands in trace/ or sharpness/, or in the run itself (landscape).
     run = next((folder.parent for folder in path.parents if folder.name in ("trace", "sharpness")), path.parents[1])
     return f"'tvlars-probe check {shlex.quote(str(run))} --repair' sets it aside"
-
-
-def _values(group: Any) -> int:
-    """The largest number of values that a column of a row group claims."""
-    return max((group.column(index).num_values for index in range(group.num_columns)), default=0)
 
 
 def first_line(error: BaseException) -> str:

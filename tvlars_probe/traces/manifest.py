@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import socket
-import stat
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,11 +15,15 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import LaterVersionError, RunDirectoryError, UnreadableError
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.files import read_plain
+from tvlars_probe.admission.names import encodable_values
+from tvlars_probe.admission.texts import parse_json
+from tvlars_probe.errors import LaterVersionError, RefusedFileError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.gaps import Gap
 from tvlars_probe.traces.manifest_entries import ManifestEntries
-from tvlars_probe.traces.plain_types import NON_FINITE, mismatches
+from tvlars_probe.traces.plain_types import NON_FINITE, mismatches, shown
 from tvlars_probe.traces.table_form import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -30,8 +33,9 @@ if TYPE_CHECKING:
 FILE_NAME = "run.json"
 # Fields in which the names of non-finite floats become floats again. Elsewhere "inf" and "nan" stay text, as in notes.
 _WITH_RATES = {"peak_lr", "phases", "groups", "best", "config"}
-MOST_BYTES = 1 << 26
-"""The most bytes that a manifest may have. One of a model of a thousand tensors has some 300,000."""
+
+_WITH_PATHS = ("config", "command")
+"""Fields that hold paths, which may be no UTF-8."""
 
 _REMEDY = "'tvlars-probe check' with --repair writes a new one from the trace and the last checkpoint"
 
@@ -149,15 +153,9 @@ class Manifest:
         """
         path = folder / FILE_NAME
         try:
-            about = path.stat()
-            if not stat.S_ISREG(about.st_mode):  # opening a FIFO would wait for ever
-                raise RunDirectoryError(f"{path} is no plain file; {_REMEDY}")
-            if about.st_size > MOST_BYTES:
-                raise RunDirectoryError(
-                    f"{path} is damaged: it has {about.st_size:,} bytes, of {MOST_BYTES:,} that a manifest can have; "
-                    f"{_REMEDY}"
-                )
-            text = path.read_bytes()
+            text = read_plain(path, limits.MANIFEST_BYTES)
+        except RefusedFileError as error:
+            raise RunDirectoryError(f"{path} is damaged: {error.reason}; {_REMEDY}") from None
         except (FileNotFoundError, NotADirectoryError):
             raise RunDirectoryError(f"{folder} is not a run directory: it has no {FILE_NAME}") from None
         except OSError as error:
@@ -176,24 +174,31 @@ class Manifest:
             LaterVersionError: it has a later schema version.
             RunDirectoryError: it is damaged.
         """
-        # Text that is nested deep enough exhausts the parser's stack.
         try:
-            content = json.loads(text, parse_int=_integer)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text, path, parse_int=_integer)
+        except RefusedFileError as error:
+            raise RunDirectoryError(f"{path} is damaged: {error.reason}; {_REMEDY}") from None
+        except ValueError as error:
             raise RunDirectoryError(f"{path} can't be read: {error}; {_REMEDY}") from None
         if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
             raise RunDirectoryError(f"{path} is not the manifest of a run: it has no run_id; {_REMEDY}")
         version = content.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise LaterVersionError(
-                f"{path} has schema version {version!r}; this tvlars-probe reads up to {SCHEMA_VERSION}: upgrade it"
+                f"{path} has schema version {shown(version)}; this tvlars-probe reads up to {SCHEMA_VERSION}: "
+                f"upgrade it"
             )
         # A stored gap is a dict and no `Gap` yet: `ManifestEntries` has its shape.
         stored = {name: value for name, value in content.items() if name != "gaps"}
         if wrong := mismatches(cls, stored) or mismatches(ManifestEntries, content):
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {name: value for name, value in content.items() if name in known}
+        # Paths stay as they are, to be opened; names and notes are shown, and joined with tables, which are UTF-8.
+        values = {
+            name: value if name in _WITH_PATHS else encodable_values(value)
+            for name, value in content.items()
+            if name in known
+        }
         values["gaps"] = [Gap.from_dict(gap) for gap in values.get("gaps", [])]
         return cls(**values | {name: _finite_or_not(values[name]) for name in _WITH_RATES & values.keys()})
 

@@ -156,9 +156,7 @@ def _indices(names: pa.ChunkedArray[Any]) -> NDArray[np.int32]:
 
 def is_by_parameter(part: Part) -> bool:
     """Whether a part's footer says that its rows are in order of parameters."""
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(part.path)
+    metadata = read_footer(part.path)
     return metadata.num_row_groups > 0 and bool(metadata.row_group(0).sorting_columns)
 
 

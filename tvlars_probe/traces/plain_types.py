@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import reprlib
 import types
 import typing
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
 
 NON_FINITE = ("inf", "-inf", "nan")
 """How a manifest spells the floats that JSON doesn't know."""
+
+
+# Only so much of a value is written out as can be shown: lists may hold one another, or a million numbers.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 14
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 def mismatches(kind: type[Any], values: Mapping[str, Any]) -> list[str]:
@@ -69,5 +77,5 @@ def fits(value: Any, expected: Any) -> bool:
 
 def shown(value: Any, length: int = 40) -> str:
     """The value as an error message shows it, cut after ``length`` characters."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= length else f"{text[:length]}..."

@@ -7,17 +7,19 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.traces.datasets import (
     BATCH_ROWS,
     by_step,
     condition_of,
     damage,
+    dataset_of,
     no_rows,
-    refuse_nulls,
+    refuse_damaged,
     row_groups_of,
+    sound,
     unfound,
-    without_nulls,
 )
 from tvlars_probe.traces.footers import check_footer, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
@@ -100,7 +102,7 @@ class Trace(Frames):
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(expanded(path))
-        self.name = self.path.name
+        self.name = encodable(self.path.name)
         if not self.path.is_dir():
             raise RunDirectoryError(f"there is no run at {self.path}")
         self.manifest = Manifest.load(self.path)
@@ -134,14 +136,14 @@ class Trace(Frames):
         # Only this table is ever out of order, and sorting it takes its steps.
         read_columns = [*wanted, *({"step"} - {*wanted})] if table == "layers" else wanted
 
-        def read(dataset: ds.Dataset | None) -> pa.Table:
+        def read(dataset: ds.Dataset | None, paths: Sequence[Path]) -> pa.Table:
             if dataset is None:
                 return no_rows(table, read_columns)
             if parameters is not None:
                 dataset = row_groups_of(dataset, parameters)
             self._refuse_too_many(table, read_columns, dataset, condition)
             rows = dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
-            refuse_nulls(table, rows, dataset)
+            refuse_damaged(table, rows, paths)
             return rows
 
         rows = self._with_parts(table, wanted, read)
@@ -174,7 +176,7 @@ class Trace(Frames):
         """
         wanted, condition = list(columns), condition_of(None, steps, None)
 
-        def read(dataset: ds.Dataset | None) -> T:
+        def read(dataset: ds.Dataset | None, paths: Sequence[Path]) -> T:
             if dataset is None:
                 return use(iter(()))
             found = dataset.to_batches(
@@ -185,31 +187,31 @@ class Trace(Frames):
                 fragment_readahead=1,
                 use_threads=False,  # threads would run ahead of the reader, and hold what they read
             )
-            return use(without_nulls(table, found, dataset))
+            return use(sound(table, found, paths))
 
         return self._with_parts(table, wanted, read)
 
-    def _with_parts(self, table: str, columns: list[str], read: Callable[[ds.Dataset | None], T]) -> T:
+    def _with_parts(self, table: str, columns: list[str], read: Callable[[ds.Dataset | None, Sequence[Path]], T]) -> T:
         """Hand the table's parts to ``read`` as one dataset, and return what it makes of them.
 
         Args:
             table: name of the table.
             columns: the columns that must be in the trace.
-            read: gets None if there are no parts. It is called again if parts vanish meanwhile, in a merge.
+            read: gets the dataset, or None if there are no parts, and the paths of the parts. It is called again if
+                parts vanish meanwhile, in a merge.
 
         Raises:
             TraceError: a column is missing, or a part is damaged.
             UnreadableError: the system refuses to read a part.
         """
         import pyarrow as pa
-        import pyarrow.dataset as ds
 
         # Recorded in training, measured at checkpoints, or (landscape) in a folder of the run itself.
         folders = [self.path / home / table for home in ("trace", "sharpness", ".")]
         for attempt in range(_ATTEMPTS):
             paths = [part.path for folder in folders for part in list_parts(folder)]
             if not paths:
-                return read(None)
+                return read(None, paths)
             try:
                 # All footers are checked before any row is read: parts may be a stranger's.
                 footers = [check_footer(path, table, self.manifest.run_id) for path in paths]
@@ -217,7 +219,7 @@ class Trace(Frames):
                 self._refuse_missing(table, columns, {*there[0]}.intersection(*there))
                 # With the table's own schema, columns that an older part lacks come as nulls.
                 schema = schema_of(table).arrow_schema()
-                return read(ds.dataset([*map(str, paths)], schema=schema, format="parquet"))
+                return read(dataset_of(paths, schema), paths)
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
                     raise TraceError(unfound(table, paths)) from None

@@ -14,6 +14,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError, RunHeldError
 from tvlars_probe.traces.compaction import cut
 from tvlars_probe.traces.leftovers import remove_leftovers
@@ -275,16 +276,19 @@ def note_failure(path: Path, error: BaseException) -> None:
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """Every run directory at or below ``folder``, in order of their names. None is looked for inside a run."""
-    if (folder / FILE_NAME).is_file():
-        yield folder
-        return
-    with contextlib.suppress(OSError):
-        for child in sorted(folder.iterdir()):
+    # No recursion: folders may nest deeper than Python's stack.
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        with contextlib.suppress(OSError):
+            if (here / FILE_NAME).is_file():
+                yield here
+                continue
+            children = sorted(here.iterdir(), reverse=True)
             # A link might lead back to a folder above it.
-            if child.is_dir() and not child.name.startswith(".") and not child.is_symlink():
-                yield from find_runs(child)
+            waiting += [c for c in children if c.is_dir() and not c.name.startswith(".") and not c.is_symlink()]
 
 
 def new_run_id(path: Path) -> str:
     """A unique run_id for the run at ``path``: its folder's name and a random number."""
-    return f"{path.name}.{secrets.token_hex(3)}"
+    return f"{encodable(path.name)}.{secrets.token_hex(3)}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvlars_probe.admission.names import encodable_values
 from tvlars_probe.traces.compaction import compact
 from tvlars_probe.traces.files import Exchange
 from tvlars_probe.traces.parts import list_parts, write_part
@@ -82,7 +83,8 @@ class TraceWriter:
             elif (values := columns.get(field.name)) is None:
                 arrays.append(pa.nulls(length, field.type))
             else:
-                arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
+                given = encodable_values(values) if isinstance(values, list) else values
+                arrays.append(given if isinstance(given, pa.Array) else pa.array(given, field.type))
         rows = pa.Table.from_arrays(arrays, schema=schema)
         rows.validate()
         self._pending.setdefault(table, []).append(rows)

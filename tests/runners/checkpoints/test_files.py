@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -84,3 +85,27 @@ def test_another_models_weights_are_refused(tmp_path: Path) -> None:
     state = {"model": nn.Linear(3, 4).state_dict()}
     with pytest.raises(RunDirectoryError, match="holds another model's weights"):
         restoring.restore_model(nn.Linear(3, 5), state, tmp_path / "step-1.pt")
+
+
+@pytest.mark.parametrize("place", ["manifest", "best", "rng", "config", "scheduler"])
+def test_a_checkpoint_of_shared_lists_is_refused(tmp_path: Path, place: str) -> None:
+    laughs: object = ["ha", "ha"]
+    for _ in range(30):
+        laughs = [laughs, laughs]
+    path = checkpoints.save(tmp_path, 7, content(7) | {place: laughs})
+    with pytest.raises(RunDirectoryError, match=r"is damaged \(written out it has more than .*--repair"):
+        checkpoints.load(path)
+
+
+def test_a_fifo_is_no_checkpoint(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, 7, content(7))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RunDirectoryError, match="it is no plain file"):
+        checkpoints.load(path)
+
+
+def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_loaded(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"caf\xe9")
+    run.mkdir()
+    assert checkpoints.load(checkpoints.save(run, 7, content(7)))["step"] == 7

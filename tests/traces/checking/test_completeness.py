@@ -19,6 +19,7 @@ from tests.traces.checking.damages import (
 from tvlars_probe.errors import TraceError
 from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
 from tvlars_probe.runs import open_run
+from tvlars_probe.traces.gaps import Gap
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import RunDirectory
 from tvlars_probe.traces.writer import TraceWriter
@@ -142,3 +143,22 @@ def test_a_killed_run_is_told_what_continues_it_by_who_made_it(run: Path, tmp_pa
         (told,) = (note for note in check_run(path).notes if "killed" in note)
         assert remedy in told
         assert ("train" in told) is (path == run)
+
+
+def test_absent_epochs_are_told_in_stretches_however_many_a_manifest_claims(tmp_path: Path) -> None:
+    """Steps 0, 1 and 10^12 are there, of epochs of two steps; so is the row of the third epoch."""
+    phase = {"phase": "train", "first_step": 0, "epochs": 10**15, "steps_per_epoch": 2}
+    Manifest(run_id="r", status="interrupted", config={"recording": {}}, phases=[phase]).save(tmp_path)
+    writer = TraceWriter(tmp_path / "trace", "r")
+    writer.append("steps", {"step": [0, 1, 10**12]})
+    writer.append("epochs", {"step": [6], "epoch": [2], "phase": pa.array(["train"]).dictionary_encode()})
+    writer.flush()
+    stored = Manifest.load(tmp_path)
+    stored.gaps = [Gap("epochs", 7, 9, "lost"), Gap("epochs", 1000, None, "lost")]
+    stored.segments = [{"first_step": 0, "last_step": 10**12}]
+    stored.save(tmp_path)
+    told = [fault.problem for fault in check_run(tmp_path).faults if fault.path == "trace/epochs"]
+    # Of the epochs that end after 2, 4, 6, ... updates the third is there, and none but the fourth ends in a gap
+    # before 1000.
+    assert told == ["the epochs that ended after 2 to 4 updates are missing",
+                    "the epochs that ended after 10 to 998 updates are missing"]  # fmt: skip

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from tests.traces.checking.damages import (
     DAMAGES,
@@ -32,6 +30,7 @@ from tvlars_probe.traces.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
@@ -141,10 +140,12 @@ def test_sound_files_that_cannot_be_read_are_not_set_aside(
         raise PermissionError(13, "Permission denied", str(path))
 
     before = everything(run)
-    where, name = {"run.json": (Path, "read_bytes"), "trace": (pq, "read_metadata"), "checkpoints": (torch, "load")}[
-        place
-    ]
-    monkeypatch.setattr(where, name, refuse)
+    where = {
+        "run.json": "tvlars_probe.traces.manifest.read_plain",
+        "trace": "pyarrow.parquet.read_metadata",
+        "checkpoints": "torch.load",
+    }
+    monkeypatch.setattr(where[place], refuse)
     outcome = cli("check", run, "--repair")
     monkeypatch.undo()
     assert outcome.code == 2

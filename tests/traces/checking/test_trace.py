@@ -123,7 +123,7 @@ def test_a_compressed_checkpoint_is_refused_unread(run: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
-    with pytest.raises(RunDirectoryError, match=r"is not a checkpoint of tvlars-probe \(it is compressed\)"):
+    with pytest.raises(RunDirectoryError, match=r"is damaged \(it is compressed\)"):
         checkpoints.load(path)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.probes.readers.columns import COLUMNS
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def layer_columns(
     at_row, at_parameter = np.nonzero(active & recorded[:, None])
     columns: dict[str, Any] = {
         "step": first_step + at_row,
-        "parameter": pa.DictionaryArray.from_arrays(at_parameter.astype(np.int32), pa.array(names, pa.string())),
+        "parameter": pa.DictionaryArray.from_arrays(
+            at_parameter.astype(np.int32), pa.array([*map(encodable, names)], pa.string())
+        ),
         "lr": single(np.array([row.lr for row in drained.rows], dtype=np.float64))[at_row, at_parameter],
     }
     # Null and NaN differ: null is what has no value, NaN a value that isn't a number. Hence masks.
@@ -97,7 +100,7 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
     return {
         "step": first_step + np.arange(len(rows)),
         "epoch": pa.array([row.epoch for row in rows], pa.int64()),
-        "phase": pa.array([row.phase for row in rows]).dictionary_encode(),
+        "phase": pa.array([encodable(row.phase) for row in rows]).dictionary_encode(),
         "loss": pa.array(losses, mask=~told),
         "lr": pa.array(lr, mask=np.isnan(lr)),
         "phi": pa.array(phi, mask=np.isnan(phi)),

@@ -6,18 +6,18 @@ code. It is written under a temporary name, synced and renamed, so that no half 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import pickle
 import re
 import shlex
 import warnings
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tvlars_probe.errors import RunDirectoryError, UnreadableError
+from tvlars_probe.admission.checkpoints import refuse_costly_checkpoint
+from tvlars_probe.admission.files import open_plain
+from tvlars_probe.errors import RefusedFileError, RunDirectoryError, UnreadableError
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.plain_types import fits
@@ -76,14 +76,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         RunDirectoryError: the file is missing or damaged, holds more than tensors and plain values, or lacks what a
             checkpoint holds.
     """
-    if path.exists() and not path.is_file():  # to open a FIFO is to wait for a writer
-        raise RunDirectoryError(f"{path} is no plain file: {_remedy(path)}")
     try:
-        _refuse_compressed(path)
-        with warnings.catch_warnings(action="ignore"):  # torch warns of files that are refused below
-            state = torch.load(path, map_location=device, weights_only=True)
-    except RunDirectoryError:
-        raise
+        with open_plain(path) as stream, warnings.catch_warnings(action="ignore"):  # torch warns of what is refused
+            refuse_costly_checkpoint(stream, path)
+            # By the stream: torch can't open a path that is no UTF-8, and another file may take the name meanwhile.
+            state = torch.load(stream, map_location=device, weights_only=True)
+    except RefusedFileError as error:
+        raise RunDirectoryError(f"{path} is damaged ({error.reason}): {_remedy(path)}") from None
     except FileNotFoundError:
         raise RunDirectoryError(f"there is no checkpoint {path}") from None
     except OSError as error:
@@ -103,14 +102,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if (named := _NAME.fullmatch(path.name)) and state["step"] != int(named[1]):
         refuse(path, [f"it holds the state after {state['step']} updates, not after {named[1]}"])
     return state
-
-
-def _refuse_compressed(path: Path) -> None:
-    """Refuse a compressed archive: a few bytes of it may stand for any number in memory, and torch writes none."""
-    # A file that is no archive is left to torch.load, whose error says what it is.
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise RunDirectoryError(f"{path} is not a checkpoint of tvlars-probe (it is compressed): {_remedy(path)}")
 
 
 def _remedy(path: Path) -> str:

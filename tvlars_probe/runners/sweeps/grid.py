@@ -14,12 +14,15 @@ As a TOML file::
 from __future__ import annotations
 
 import itertools
-import tomllib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.files import read_plain
+from tvlars_probe.admission.texts import parse_toml
+from tvlars_probe.errors import RefusedFileError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +42,7 @@ class Grid:
         axes: options that vary: their values, by the option's name without dashes.
 
     Raises:
-        UserError: an axis has no value, or an option is both shared and varied.
+        UserError: an axis has no value, an option is both shared and varied, or the points are too many.
     """
 
     settings: Mapping[str, Words] = field(default_factory=dict)
@@ -51,6 +54,10 @@ class Grid:
                 raise UserError(f"the grid's {name} has no value: give one or more")
         for name in {*self.settings} & {*self.axes}:
             raise UserError(f"{name} stands in both [settings] and [grid]: keep one")
+        points = math.prod(map(len, self.axes.values()))
+        if points > limits.GRID_POINTS:
+            sizes = ", ".join(f"{len(values)} of {name}" for name, values in self.axes.items())
+            raise UserError(f"the grid has {points:,} points ({sizes}), of {limits.GRID_POINTS:,} that it can have")
 
     def __or__(self, other: Grid) -> Grid:
         """This grid, in which the options of ``other`` replace those of the same name."""
@@ -80,22 +87,27 @@ def read_grid(name: str) -> Grid:
         UserError: there is no such file or name, or what it holds isn't a grid.
     """
     path = Path(name)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         path = SHIPPED / f"{name}.toml"
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
         raise UserError(f"there is no grid {name}: give a TOML file, or one of {known}")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        content = parse_toml(read_plain(path, limits.GRID_BYTES), path)
+    except RefusedFileError:  # a ValueError, too, which has said what is wrong
+        raise
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from None
     strange = sorted({*content} - {"settings", "grid"})
     if strange or not all(isinstance(part, dict) for part in content.values()):
         raise UserError(f"{path} has {', '.join(strange) or 'no tables'}: a grid has the tables [settings] and [grid]")
-    settings = {key: _words(value) for key, value in content.get("settings", {}).items()}
-    axes = {
-        key: _words(value if isinstance(value, list) else [value]) for key, value in content.get("grid", {}).items()
-    }
+    try:
+        settings = {key: _words(value) for key, value in content.get("settings", {}).items()}
+        axes = {
+            key: _words(value if isinstance(value, list) else [value]) for key, value in content.get("grid", {}).items()
+        }
+    except ValueError:
+        raise UserError(f"{path} holds an integer of thousands of digits") from None
     return Grid(
         settings={key: words for key, words in settings.items() if words is not None},
         axes={key: words for key, words in axes.items() if words is not None},

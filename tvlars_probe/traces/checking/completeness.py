@@ -10,7 +10,7 @@ import numpy as np
 
 from tvlars_probe.traces.checking.faults import Fault
 from tvlars_probe.traces.checking.tables import steps_of
-from tvlars_probe.traces.gaps import Stretch
+from tvlars_probe.traces.gaps import Stretch, holes
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.run_directory import status
 
@@ -108,17 +108,23 @@ def _absent_epochs(manifest: Manifest, tables: dict[str, list[pa.Table]], ended:
     """Epochs that have no row although training went on after them, or was completed with them."""
     if not manifest.is_of_train:
         return  # a loop of the user's need not tell of epochs
-    ends = list[int]()
+    recorded = steps_of(tables.get("epochs", []))
+    gaps = [gap for gap in manifest.gaps if gap.table == "epochs"]
     for phase in manifest.phases:
         first, epochs, length = (phase.get(name) for name in ("first_step", "epochs", "steps_per_epoch"))
-        if isinstance(first, int) and isinstance(epochs, int) and isinstance(length, int) and length > 0:
-            # An epoch counts once a step follows it: a run may be killed between its last step and its row.
-            count = min(epochs, max(0, (ended - first) // length))
-            ends += [first + (epoch + 1) * length for epoch in range(count)]
-    absent = np.setdiff1d(np.array(ends, dtype=np.int64), steps_of(tables.get("epochs", [])))
-    for step in _uncovered(absent, manifest, "epochs"):
-        what = f"the epoch that ended after {step} updates is missing"
-        yield _missing("trace/epochs", what, "epochs", int(step), int(step))
+        if not (isinstance(first, int) and isinstance(epochs, int) and isinstance(length, int) and length > 0):
+            continue
+        # An epoch counts once a step follows it: a run may be killed between its last step and its row.
+        count = min(epochs, max(0, (ended - first) // length))
+        # Stretches of epochs, counted from 0: a manifest may claim so many that no array holds them.
+        made = recorded[recorded > first] - first
+        there = [(epoch, epoch) for epoch in (made[made % length == 0] // length - 1).tolist()]
+        there += [(-((first - gap.first_step) // length) - 1, (gap.end - first) // length - 1) for gap in gaps]
+        for low, high in holes(there, 0, count - 1):
+            start, end = (first + (epoch + 1) * length for epoch in (low, high))
+            one = f"the epoch that ended after {start} updates is missing"
+            what = one if low == high else f"the epochs that ended after {start} to {end} updates are missing"
+            yield _missing("trace/epochs", what, "epochs", start, end)
 
 
 def _absent(table: str, first: int, last: int) -> Fault:

@@ -8,8 +8,8 @@ import numpy as np
 
 from tvlars_probe.errors import LaterVersionError, TraceError, UnreadableError
 from tvlars_probe.traces.checking.faults import Fault, problem
-from tvlars_probe.traces.datasets import BATCH_ROWS
-from tvlars_probe.traces.footers import check_footer, refuse_unreadable, rows_in_memory
+from tvlars_probe.traces.datasets import BATCH_ROWS, dataset_of
+from tvlars_probe.traces.footers import check_footer, first_line, refuse_unreadable, rows_in_memory
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import is_led_out
 from tvlars_probe.traces.schema import TABLES
@@ -101,7 +101,6 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.dataset as ds
 
     footer = check_footer(part.path, table, None if manifest is None else manifest.run_id)
     if footer.num_rows > most:
@@ -113,15 +112,17 @@ def _read(part: Part, table: str, manifest: Manifest | None, most: int) -> pa.Ta
     kept = [*dict.fromkeys(compared)]
     schema = TABLES[table].arrow_schema()
     try:
-        part_alone = ds.dataset(str(part.path), schema=schema, format="parquet")
+        part_alone = dataset_of([part.path], schema)
         # All columns are decoded, since any may be damaged; the others are dropped batch by batch.
         batches = part_alone.to_batches(batch_size=BATCH_ROWS, batch_readahead=1, use_threads=False)
-        rows = pa.Table.from_batches(
-            [batch.select(kept) for batch in batches], pa.schema([schema.field(name) for name in kept])
-        )
+        compact = []
+        for batch in batches:
+            batch.validate(full=True)
+            compact.append(batch.select(kept))
+        rows = pa.Table.from_batches(compact, pa.schema([schema.field(name) for name in kept]))
     except (pa.ArrowException, OSError, OverflowError) as error:
         refuse_unreadable(part.path, error)
-        raise TraceError(f"{part.path} is damaged ({str(error).splitlines()[0]})") from None
+        raise TraceError(f"{part.path} is damaged ({first_line(error)})") from None
     if not len(rows):
         raise TraceError(f"{part.path} holds no rows")
     for name in TABLES[table].required:

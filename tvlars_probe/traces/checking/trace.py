@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.files import below
 from tvlars_probe.errors import LaterVersionError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.checking.completeness import check_completeness
 from tvlars_probe.traces.checking.faults import Fault, Findings, problem
@@ -81,7 +82,7 @@ def _check_manifest(run: Path, found: Findings) -> Manifest | None:
 
 def _strange_files(run: Path) -> Iterator[Fault]:
     """Faults for links, and for what killed processes left half done."""
-    for path in sorted(run.rglob("*")):
+    for path in sorted(below(run)):
         name = path.relative_to(run).as_posix()
         if name.startswith("aside/"):
             continue

@@ -1,0 +1,67 @@
+"""Matrices of ``layers`` that would not fit in memory: steps at equal distances are passed over, and it is said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tvlars_probe.analyses.grid import LayerGrid, Rows
+from tvlars_probe.analyses.source import Source
+from tvlars_probe.errors import TraceError
+from tvlars_probe.runs import open_run
+from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STEPS, TENSORS = 20, 3
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    names = [f"w{tensor}" for tensor in range(TENSORS)]
+    Manifest(run_id="r", parameters={"train": [{"name": name} for name in names]}).save(tmp_path)
+    writer = TraceWriter(tmp_path / "trace", "r")
+    rows = {
+        "step": np.repeat(np.arange(STEPS), TENSORS),
+        "parameter": pa.array(names * STEPS).dictionary_encode(),
+        "weight_norm": np.arange(STEPS * TENSORS, dtype=np.float32),
+    }
+    writer.append("layers", rows)
+    writer.flush()
+    return Source(open_run(tmp_path))
+
+
+@pytest.mark.parametrize(("most", "stride"), [(60, 1), (59, 2), (30, 2), (29, 3), (20, 3), (3, 20)])
+def test_as_many_steps_are_read_as_fit(source: Source, monkeypatch: pytest.MonkeyPatch, most: int, stride: int) -> None:
+    monkeypatch.setattr("tvlars_probe.analyses.source.MOST_VALUES", most)
+    grid = source.layers(["weight_norm"])
+    assert grid.steps.tolist() == [*range(0, STEPS, stride)]
+    expected = np.arange(STEPS * TENSORS).reshape(STEPS, TENSORS)[::stride]
+    assert (grid["weight_norm"] == expected).all()
+    assert source.facts.stride == stride
+    assert (f"one of every {stride} recorded steps was read" in source.facts.title) == (stride > 1)
+
+
+def test_what_a_caller_makes_of_the_matrices_counts_too(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvlars_probe.analyses.source.MOST_VALUES", 60)
+    assert len(source.layers(["weight_norm"], beside=3).steps) == 5
+
+
+def test_tensors_that_dont_fit_even_in_a_few_steps_are_refused() -> None:
+    names = [f"w{tensor}" for tensor in range(10)]
+    piece = Rows(np.zeros(10, np.int64), np.arange(10), names, {"x": np.zeros(10, np.float32)})
+    with pytest.raises(TraceError, match="rows of more than 9 tensors in 1 steps, which don't fit in memory"):
+        LayerGrid.from_rows([piece], np.array([0]), most_tensors=9)
+    assert len(LayerGrid.from_rows([piece], np.array([0]), most_tensors=10).parameters) == 10
+
+
+def test_an_empty_table_has_no_stride(tmp_path: Path) -> None:
+    Manifest(run_id="r").save(tmp_path)
+    source = Source(open_run(tmp_path))
+    assert source.layers(["weight_norm"]).steps.size == 0
+    assert source.facts.stride == 1
