@@ -148,7 +148,7 @@ def test_a_killed_run_is_told_what_continues_it_by_who_made_it(run: Path, tmp_pa
 def test_absent_epochs_are_told_in_stretches_however_many_a_manifest_claims(tmp_path: Path) -> None:
     """Steps 0, 1 and 10^12 are there, of epochs of two steps; so is the row of the third epoch."""
     phase = {"phase": "train", "first_step": 0, "epochs": 10**15, "steps_per_epoch": 2}
-    Manifest(run_id="r", status="interrupted", config={"recording": {}}, phases=[phase]).save(tmp_path)
+    Manifest(run_id="r", status="interrupted", config={"place": {}, "recording": {}}, phases=[phase]).save(tmp_path)
     writer = TraceWriter(tmp_path / "trace", "r")
     writer.append("steps", {"step": [0, 1, 10**12]})
     writer.append("epochs", {"step": [6], "epoch": [2], "phase": pa.array(["train"]).dictionary_encode()})
