@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 import tvlars_probe
-from tests.conftest import run_cli
+from tests.ranked import cli_on_ranks
 from tvlars_probe.runners.progress import status_line
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 200 digits with checkpoints at steps 2 and 4."""
     folder = tmp_path_factory.mktemp("drawn")
-    run_cli("train", "--epochs", 2, "--limit", 200, "--bs", 100, "--checkpoint-every", 1, "--run-dir", "a", cwd=folder)
+    settings = ("--epochs", 2, "--limit", 200, "--bs", 100, "--checkpoint-every", 1)
+    cli_on_ranks(1, "train", *settings, "--run-dir", "a", cwd=folder)
     return folder / "a"
 
 
@@ -214,7 +215,7 @@ def test_a_strangers_data_is_drawn_piece_by_piece(strange: str, cli: Callable[..
 @pytest.mark.slow
 def test_two_ranks_draw_as_one(run: Path, cli: Callable[..., Any]) -> None:
     asked = ("sharpness", "a", "--draws", 2, "--samples", 15, "--tol", 1e-7, "--precision", "float64", "--json")
-    two = split(run_cli(*asked, "--nproc", 2, "--devices", "cpu", cwd=run.parent).stdout)[0]
+    two = split(cli_on_ranks(2, *asked, "--devices", "cpu", cwd=run.parent))[0]
     one = split(cli(*asked).out)[0]
     assert [row["sample_id"] for row in one] == [row["sample_id"] for row in two]
     assert [row["value"] for row in one] == pytest.approx([row["value"] for row in two], rel=1e-8)

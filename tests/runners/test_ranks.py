@@ -1,4 +1,4 @@
-"""Several ranks against one, each run a command in processes of its own."""
+"""Several ranks against one, each a process of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 
 import tvlars_probe
 from tests.conftest import run_cli
+from tests.ranked import cli_on_ranks
 from tvlars_probe.runners.checkpoints import files as checkpoints
 
 if TYPE_CHECKING:
@@ -49,31 +50,30 @@ def assert_runs_agree(one: Path, two: Path, tolerance: float) -> None:
     ("optimizer", "batch", "epochs", "precision", "tolerance"),
     [
         pytest.param("lars", 287, 1, "float32", 1e-5, id="lars-5 steps in float32"),
-        pytest.param("tvlars", 57, 2, "float64", 1e-9, id="tvlars-52 steps in float64, odd", marks=pytest.mark.slow),
-        pytest.param("tvlars", 287, 1, "float32", 1e-5, id="tvlars-5 steps in float32", marks=pytest.mark.slow),
-        pytest.param("lars", 57, 2, "float64", 1e-9, id="lars-52 steps in float64, odd", marks=pytest.mark.slow),
-        pytest.param("lamb", 57, 2, "float64", 1e-9, id="lamb-52 steps in float64, odd", marks=pytest.mark.slow),
+        pytest.param("tvlars", 57, 2, "float64", 1e-9, id="tvlars-52 steps in float64, odd"),
+        pytest.param("tvlars", 287, 1, "float32", 1e-5, id="tvlars-5 steps in float32"),
+        pytest.param("lars", 57, 2, "float64", 1e-9, id="lars-52 steps in float64, odd"),
+        pytest.param("lamb", 57, 2, "float64", 1e-9, id="lamb-52 steps in float64, odd"),
     ],
 )
 def test_two_ranks_train_as_one(
     tmp_path: Path, optimizer: str, batch: int, epochs: int, precision: str, tolerance: float
 ) -> None:
     for name, nproc in (("one", 1), ("two", 2)):
-        run_cli(
-            "train", *TINY, "--opt", optimizer, "--lr", 1, "--bs", batch, "--epochs", epochs, "--precision", precision,
-            "--nproc", nproc, "--run-dir", name, cwd=tmp_path,
+        cli_on_ranks(
+            nproc, "train", *TINY, "--opt", optimizer, "--lr", 1, "--bs", batch, "--epochs", epochs,
+            "--precision", precision, "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
     assert_runs_agree(tmp_path / "one", tmp_path / "two", tolerance)
     assert tvlars_probe.open_run(tmp_path / "two").manifest.world_size == 2
 
 
-@pytest.mark.slow
 def test_a_batch_smaller_than_the_ranks_is_trained_right(tmp_path: Path) -> None:
     """33 samples in batches of 16 leave one: the second rank has nothing to do in the last step."""
     for name, nproc in (("one", 1), ("two", 2)):
-        run_cli(
-            "train", *TINY, "--limit", 33, "--bs", 16, "--epochs", 2, "--precision", "float64", "--micro-batch", 3,
-            "--opt", "adamw", "--nproc", nproc, "--run-dir", name, cwd=tmp_path,
+        cli_on_ranks(
+            nproc, "train", *TINY, "--limit", 33, "--bs", 16, "--epochs", 2, "--precision", "float64",
+            "--micro-batch", 3, "--opt", "adamw", "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
     assert_runs_agree(tmp_path / "one", tmp_path / "two", 1e-9)
 
@@ -90,6 +90,7 @@ def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     assert_runs_agree(tmp_path / "ours", tmp_path / "torchs", 0.0)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
@@ -127,9 +128,9 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_killed_run_can_be_read_and_ends_in_the_same_bits(tmp_path: Path, nproc: int) -> None:
-    settings = ("--opt", "tvlars", "--bs", 64, "--epochs", 8, "--nproc", nproc, "--run-dir")
-    run_cli("train", *TINY, *settings, "whole", cwd=tmp_path)
-    process = start(tmp_path, *settings, "cut")
+    settings = ("--opt", "tvlars", "--bs", 64, "--epochs", 8, "--run-dir")
+    cli_on_ranks(nproc, "train", *TINY, *settings, "whole", cwd=tmp_path)
+    process = start(tmp_path, "--nproc", nproc, *settings, "cut")
     wait_for(lambda: len(checkpoints.list_checkpoints(tmp_path / "cut")) > 0 or process.poll() is not None)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -138,7 +139,7 @@ def test_a_killed_run_can_be_read_and_ends_in_the_same_bits(tmp_path: Path, npro
     assert tvlars_probe.open_run(tmp_path / "cut").status == "killed"
     steps = killed.steps()["step"].tolist()
     assert steps == list(range(len(steps)))
-    run_cli("train", "--resume", "cut", cwd=tmp_path)
+    cli_on_ranks(nproc, "train", "--resume", "cut", cwd=tmp_path)
     runs = [tvlars_probe.open_run(tmp_path / name) for name in ("whole", "cut")]
     for table in ("steps", "layers", "epochs"):
         clocks = ["run", "time", "step_seconds", "probe_seconds", "seconds"]

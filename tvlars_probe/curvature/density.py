@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import gammaincinv
 
 from tvlars_probe.curvature.krylov import NOT_FINITE, Recurrence, is_symmetric
 from tvlars_probe.curvature.operators import asymmetry_of, dense
@@ -157,8 +157,8 @@ class _Estimate:
         shape = np.divide(self.density, self.spread, out=np.ones_like(self.density), where=random) ** 2
         low, high = self.density.copy(), self.density.copy()
         with np.errstate(over="ignore", divide="ignore"):  # at a tiny shape the lower quantile is zero
-            low[random] /= stats.gamma.ppf(0.975, shape[random], scale=1 / shape[random])
-            high[random] /= stats.gamma.ppf(0.025, shape[random], scale=1 / shape[random])
+            low[random] /= gammaincinv(shape[random], 0.975) / shape[random]
+            high[random] /= gammaincinv(shape[random], 0.025) / shape[random]
         # No density is higher than that of a single value.
         most = 1 / (self.sigma * np.sqrt(2 * np.pi))
         return np.maximum(low - self.bias, 0.0), np.minimum(high + self.bias, most)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from tvlars_probe.curvature.krylov import Basis, random_vector
@@ -125,6 +124,8 @@ def epsilon_sharpness(
             highest = max(highest, value)  # in this order max ignores NaN
             report(highest)
             return -value, -lift[1](gradient)
+
+        from scipy.optimize import minimize  # which takes long to import, and few who measure search
 
         # Not from the centre: at a minimum the gradient is zero there, and the search would end at once.
         first = np.random.default_rng(seed).uniform(-0.1, 0.1, bound.shape) * bound

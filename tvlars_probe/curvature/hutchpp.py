@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from tvlars_probe.curvature.krylov import NOT_FINITE, Basis, is_symmetric, products, rademacher_vector
 from tvlars_probe.curvature.operators import asymmetry_of, dense
@@ -114,6 +114,6 @@ def trace_estimate(exact: float, samples: list[float], **further: Any) -> TraceE
     """
     mean = statistics.fmean(samples) if samples else 0.0
     error = statistics.stdev(samples) / math.sqrt(len(samples)) if samples else 0.0
-    half = (1 + SKEW / len(samples) ** 2) * float(stats.t.ppf(0.975, len(samples) - 1)) * error if samples else 0.0
+    half = (1 + SKEW / len(samples) ** 2) * float(stdtrit(len(samples) - 1, 0.975)) * error if samples else 0.0
     value = exact + mean
     return TraceEstimate(value=value, standard_error=error, low=value - half, high=value + half, **further)

@@ -15,6 +15,7 @@ import pytest
 
 import tvlars_probe
 from tests.conftest import run_cli
+from tests.ranked import cli_on_ranks
 from tests.runners.resumed import assert_same_run
 from tvlars_probe.runners.checkpoints import files as checkpoints
 
@@ -91,17 +92,18 @@ class Held:
         return self.process.returncode, err
 
 
-def whole(folder: Path, *settings: Any) -> None:
-    run_cli("train", *TINY, "--epochs", 3, "--run-dir", "whole", *settings, cwd=folder)
+def whole(folder: Path, *settings: Any, ranks: int = 2) -> None:
+    """The same run, which nothing interrupts."""
+    cli_on_ranks(ranks, "train", *TINY, "--epochs", 3, "--run-dir", "whole", *settings, cwd=folder)
 
 
 def train(*settings: Any) -> tuple[Any, ...]:
     return ("-m", "tvlars_probe", "train", *TINY, "--epochs", 3, "--run-dir", "cut", *settings)
 
 
-def finish(folder: Path) -> str:
-    done = run_cli("train", "--resume", "cut", cwd=folder)
-    return done.stdout
+def finish(folder: Path, *, ranks: int = 2) -> str:
+    """Continue the run that was cut; what was printed."""
+    return cli_on_ranks(ranks, "train", "--resume", "cut", cwd=folder)
 
 
 def test_the_first_signal_ends_after_the_step_with_a_line_on_how_to_go_on(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_end_in_the_same_step_and_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole(tmp_path, "--nproc", 2)
+    whole(tmp_path)
     held = Held(tmp_path, *train("--nproc", 2))
     held.go(0)
     for rank in (0, 1):
@@ -188,7 +190,7 @@ def ignores(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_under_torchrun_a_signal_ends_in_order_too(tmp_path: Path) -> None:
-    whole(tmp_path, "--nproc", 2)
+    whole(tmp_path)
     held = Held(tmp_path, *TORCHRUN, *train()[1:])
     for rank in (0, 1):
         held.wait_for(f"rank{rank}-step0-*")
@@ -210,7 +212,7 @@ def test_under_torchrun_a_signal_ends_in_order_too(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_restarts_from_the_last_checkpoint_when_a_rank_is_killed(tmp_path: Path, rank: int) -> None:
-    whole(tmp_path, "--nproc", 2)
+    whole(tmp_path)
     launcher = (*TORCHRUN[:-1], "--max-restarts", 2, "-m")
     held = Held(tmp_path, *launcher, *train("--checkpoint-steps", 1)[1:])
     held.go(0)
@@ -229,7 +231,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_when_a_rank_is_killed(tmp_pa
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
-    whole(tmp_path, "--nproc", 2)
+    whole(tmp_path)
     held = Held(tmp_path, *train("--nproc", 2, "--checkpoint-steps", 1))
     held.go(0)
     held.wait_for("rank1-step1-*")
@@ -243,7 +245,7 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None
     refused = run_cli(*train("--nproc", 2)[2:], cwd=tmp_path, check=False)
     assert refused.returncode == 2
     assert "--resume cut, or --rerun" in refused.stderr
-    assert "Continuing cut from step-1.pt" in finish(tmp_path)
+    assert "Continuing cut from step-1.pt" in run_cli("train", "--resume", "cut", cwd=tmp_path).stdout
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -251,7 +253,7 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_other_ranks_and_says_so(tmp_path: Path, before: int, after: int) -> None:
     settings = ("--lr", 1, "--opt", "lars")
-    whole(tmp_path, *settings, "--nproc", before)
+    whole(tmp_path, *settings, ranks=before)
     held = Held(tmp_path, *train(*settings, "--nproc", before))
     held.go(0)
     for rank in range(before):
@@ -261,7 +263,7 @@ def test_a_run_goes_on_with_other_ranks_and_says_so(tmp_path: Path, before: int,
     assert held.end()[0] == 143
     there = len(tvlars_probe.open_run(tmp_path / "cut").steps())
     assert there < 5
-    run_cli("train", "--resume", "cut", "--nproc", after, cwd=tmp_path)
+    finish(tmp_path, ranks=after)
     runs = [tvlars_probe.open_run(tmp_path / name) for name in ("whole", "cut")]
     losses = [run.steps()["loss"].to_numpy() for run in runs]
     np.testing.assert_allclose(losses[1][: there + 5], losses[0][: there + 5], rtol=0, atol=1e-4)

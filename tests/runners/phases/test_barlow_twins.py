@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tvlars_probe
-from tests.conftest import run_cli
+from tests.ranked import cli_on_ranks
 from tests.runners.test_ranks import assert_runs_agree
 from tvlars_probe.data import fashion_mnist
 from tvlars_probe.data.registry import DataConfig
@@ -127,9 +127,9 @@ def test_a_run_cut_in_either_phase_ends_in_the_same_bits(
 def test_two_ranks_pretrain_as_one(tmp_path: Path) -> None:
     """The last of each epoch's batches is odd, and the probe's BatchNorm is trained too."""
     for name, nproc in (("one", 1), ("two", 2)):
-        run_cli(
-            "train", "--mode", "bt", "--limit", 69, "--bs", 33, "--cl_epochs", 2, "--epochs", 2, "--lr", 1,
-            "--dv", "cpu", "--projector", "16-16", "--precision", "float64", "--nproc", nproc, "--probe-batch-size", 33,
+        cli_on_ranks(
+            nproc, "train", "--mode", "bt", "--limit", 69, "--bs", 33, "--cl_epochs", 2, "--epochs", 2, "--lr", 1,
+            "--dv", "cpu", "--projector", "16-16", "--precision", "float64", "--probe-batch-size", 33,
             "--lr_backbone", 0.01, "--train-eval-samples", 10, "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
     one, two = (tvlars_probe.open_run(tmp_path / name) for name in ("one", "two"))
@@ -139,12 +139,11 @@ def test_two_ranks_pretrain_as_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(one.epochs()["train_loss"], two.epochs()["train_loss"], rtol=1e-8)
 
 
-@pytest.mark.slow
 def test_synchronised_batch_norm_makes_two_ranks_train_as_one(tmp_path: Path) -> None:
     for name, nproc in (("one", 1), ("two", 2)):
-        run_cli(
-            "train", "--limit", 53, "--bs", 25, "--epochs", 1, "--model", "resnet18", "--opt", "sgd", "--lr", 0.01,
-            "--sync-bn", "--dv", "cpu", "--precision", "float64", "--nproc", nproc, "--train-eval-samples", 10,
+        cli_on_ranks(
+            nproc, "train", "--limit", 53, "--bs", 25, "--epochs", 1, "--model", "resnet18", "--opt", "sgd",
+            "--lr", 0.01, "--sync-bn", "--dv", "cpu", "--precision", "float64", "--train-eval-samples", 10,
             "--run-dir", name, cwd=tmp_path,
         )  # fmt: skip
     assert_runs_agree(tmp_path / "one", tmp_path / "two", 1e-6)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 import tvlars_probe
-from tests.conftest import run_cli
+from tests.ranked import cli_on_ranks
 from tvlars_probe import applied_rates
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
@@ -29,24 +29,24 @@ TRAIN = ("train", "--devices", "cpu", "--bs", 300, "--epochs", 2, "--limit", 600
 @pytest.mark.slow
 def test_two_ranks_measure_as_one_uneven_shards_included(tmp_path: Path) -> None:
     """In training and after it, BatchNorm in each mode: resnet18 on small images."""
-    run_cli(*TRAIN, "--model", "resnet18", "--limit", 64, "--bs", 32, "--run-dir", "a", cwd=tmp_path)
+    cli_on_ranks(1, *TRAIN, "--model", "resnet18", "--limit", 64, "--bs", 32, "--run-dir", "a", cwd=tmp_path)
     figures: dict[tuple[int, str], float] = {}
     for nproc in (1, 2):
         for mode in ("eval", "train", "frozen-batch"):
-            done = run_cli(
-                "sharpness", "a", "--samples", 21, "--bn", mode, "--nproc", nproc, "--devices", "cpu", "--tol", 1e-5,
-                "--json", "--precision", "float64", cwd=tmp_path,
+            # The tolerance is a loose one: the same products, to rounding, end at the same figure whatever it is.
+            told = cli_on_ranks(
+                nproc, "sharpness", "a", "--samples", 5, "--bn", mode, "--devices", "cpu", "--tol", 1e-2, "--json",
+                "--precision", "float64", cwd=tmp_path,
             )  # fmt: skip
-            figures[nproc, mode] = json.loads(done.stdout)[0]["value"]
+            figures[nproc, mode] = json.loads(told)[0]["value"]
     for mode in ("eval", "train", "frozen-batch"):
         assert figures[2, mode] == pytest.approx(figures[1, mode], rel=1e-8)
 
 
-@pytest.mark.slow
 def test_two_ranks_probe_as_one_in_training(tmp_path: Path) -> None:
     for nproc in (1, 2):
-        run_cli(*TRAIN, "--nproc", nproc, "--sharpness-every", 2, "--sharpness-samples", 33, "--probe-budget", "100%",
-                "--lr", 1, "--run-dir", nproc, cwd=tmp_path)  # fmt: skip
+        cli_on_ranks(nproc, *TRAIN, "--sharpness-every", 2, "--sharpness-samples", 33, "--probe-budget", "100%",
+                     "--lr", 1, "--run-dir", nproc, cwd=tmp_path)  # fmt: skip
     one, two = (tvlars_probe.open_run(tmp_path / name).curvature() for name in ("1", "2"))
     assert one.step.tolist() == two.step.tolist() == [0, 0, 2, 2, 2]
     np.testing.assert_allclose(one.value, two.value, rtol=1e-4)  # each to its own tolerance of 1e-3

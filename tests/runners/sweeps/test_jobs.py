@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tvlars_probe
-from tests.conftest import run_cli
+from tests.ranked import cli_on_ranks
 from tests.runners.launching.test_stop_signals import STEP_BY_STEP, ignores
 from tests.runners.resumed import assert_same_run
 from tests.runners.test_ranks import wait_for
@@ -168,7 +168,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_in_the_same_bits(
 ) -> None:
     """submitit's local job of a minute, which sends its signal after 30 seconds: the second step lasts until then."""
     words = "--opt tvlars --limit 96 --bs 32 --epochs 3 --devices cpu --threads 1 --train-eval-samples 32 --seed 3"
-    run_cli("train", *words.split(), "--run-dir", "whole", cwd=tmp_path)
+    cli_on_ranks(1, "train", *words.split(), "--run-dir", "whole", cwd=tmp_path)
     (tmp_path / "sitecustomize.py").write_text(STEP_BY_STEP)
     monkeypatch.setenv("HERE", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
