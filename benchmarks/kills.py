@@ -12,6 +12,7 @@ uninterrupted one: every table but for clock columns, and every tensor of the la
 from __future__ import annotations
 
 import collections
+import importlib
 import os
 import random
 import signal
@@ -299,10 +300,9 @@ def _equal(a: Any, b: Any, equal: Callable[[Any, Any], bool]) -> bool:
 @click.option("--seed", default=0, show_default=True)
 def main(kills: int, seed: int) -> None:
     """Print what was found."""
-    import sklearn.datasets  # noqa: F401 (imported before forking)
-    import torch  # noqa: F401
-
-    import tvlars_probe.runners.train  # noqa: F401
+    # Before forking: what a run imports late would cost each attempt seconds.
+    for name in ("pandas", "sklearn.datasets", "torch._dynamo", "tvlars_probe.runners.train"):
+        importlib.import_module(name)
 
     shares = {("clf", 1): 0.4, ("bt", 1): 0.2, ("clf", 2): 0.25, ("bt", 2): 0.15}
     faults = 0
