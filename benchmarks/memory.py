@@ -8,6 +8,7 @@ might keep per step, flush or epoch would show.
 
 from __future__ import annotations
 
+import math
 import resource
 import tempfile
 from pathlib import Path
@@ -27,8 +28,15 @@ from tvlars_probe.traces import writer
 BATCH, STEPS_PER_EPOCH = 4, 250
 
 
-def peaks(steps: int, run: Path, flush_seconds: float = 0.5) -> dict[int, float]:
-    """Peak resident memory in MiB after so many updates."""
+def peaks(steps: int, run: Path, flush_seconds: float = 0.5, flush_rows: int | None = None) -> dict[int, float]:
+    """Peak resident memory in MiB after so many updates.
+
+    Args:
+        steps: updates.
+        run: the run's folder.
+        flush_seconds: time between two flushes; the first merge of parts comes sooner on a slower machine.
+        flush_rows: rows between two flushes, whatever the time: merges come at the same steps on every machine.
+    """
     config = TrainConfig(
         data=DataConfig(limit=BATCH * STEPS_PER_EPOCH),
         optimizer=OptimizerConfig(name="lars", lr=0.1),
@@ -45,7 +53,8 @@ def peaks(steps: int, run: Path, flush_seconds: float = 0.5) -> dict[int, float]
         found[(epoch + 1) * STEPS_PER_EPOCH] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     Training.end_epoch = measured  # type: ignore[assignment, method-assign]
-    writer.FIRST_FLUSH_SECONDS = writer.LAST_FLUSH_SECONDS = flush_seconds
+    writer.FIRST_FLUSH_SECONDS = writer.LAST_FLUSH_SECONDS = math.inf if flush_rows else flush_seconds
+    writer.MOST_PENDING_ROWS = flush_rows or writer.MOST_PENDING_ROWS
     try:
         train(config, run, quiet=True)
     finally:
@@ -56,11 +65,12 @@ def peaks(steps: int, run: Path, flush_seconds: float = 0.5) -> dict[int, float]
 @click.command()
 @click.option("--steps", default=20_000, show_default=True)
 @click.option("--flush-seconds", default=0.5, show_default=True)
-def main(steps: int, flush_seconds: float) -> None:
+@click.option("--flush-rows", type=int, help="Flush at so many rows, whatever the time.")
+def main(steps: int, flush_seconds: float, flush_rows: int | None) -> None:
     """Print the peak at some steps, and its growth after the first tenth."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = peaks(steps, Path(folder, "run"), flush_seconds)
+        found = peaks(steps, Path(folder, "run"), flush_seconds, flush_rows)
         rows = len(open_run(Path(folder, "run")).layers(["step"]))
     print(environment())
     print(f"{max(found):,} steps, {rows:,} rows of layers")
