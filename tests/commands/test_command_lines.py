@@ -76,9 +76,9 @@ def test_without_those_devices_the_line_says_what_is_missing(cli: Any, line: str
 
 
 def train(cli: Any, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tvlars_probe.Run:
-    """Train a line to the end on 512 images, a batch an epoch, until Barlow Twins' running statistics have settled."""
+    """Train a line to the end on 128 images, a batch an epoch, until Barlow Twins' running statistics have settled."""
     write_cifar10(tmp_path / "data", monkeypatch, per_batch=110, test=60)
-    more = ("--limit", 512, "--epochs", 1, "--threads", 2, "--train-eval-samples", 0, "--run-dir", "r")
+    more = ("--limit", 128, "--epochs", 1, "--threads", 2, "--train-eval-samples", 0, "--run-dir", "r")
     done = cli("train", *on_cpu(line, *more, *(("--cl_epochs", 6) if "bt" in line else ())))
     assert done.code == 0, done.err
     return tvlars_probe.open_run("r")

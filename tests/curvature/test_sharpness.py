@@ -100,7 +100,7 @@ def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    x, y = data.batch(torch.arange(32))
+    x, y = data.batch(torch.arange(16))
     single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode=mode)
     twice = tvlars_probe.sharpness(model.double(), F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-6)
     assert single.measurements[0].converged
