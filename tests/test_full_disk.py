@@ -10,7 +10,7 @@ import pytest
 
 import tvlars_probe
 from tests.faults import SmallDisk, Writes, small_disk
-from tests.runners.resumed import assert_same_run
+from tests.runners.resumed import assert_same_run, use_small_model
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
 from tvlars_probe.optimizers.registry import OptimizerConfig
@@ -39,6 +39,11 @@ CONFIG = TrainConfig(
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallDisk]:
     with small_disk(tmp_path / "disk", request.param) as made:
         yield made
+
+
+@pytest.fixture
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_model(monkeypatch)
 
 
 def attempt(disk: SmallDisk, path: Path, full_at: int | None, **changes: Any) -> Writes:
@@ -70,6 +75,7 @@ def assert_what_is_there_is_whole(path: Path) -> None:
     assert run.status in ("failed", "killed")
 
 
+@pytest.mark.usefixtures("small_model")
 def test_at_every_write_of_a_run(disk: SmallDisk, tmp_path: Path) -> None:
     whole = train(CONFIG, tmp_path / "whole", quiet=True)
     names = attempt(disk, disk.folder / "counted", None).names

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import tvlars_probe
+from tests.runners.resumed import use_small_model
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import ProbeError, RunDirectoryError, UserError
-from tvlars_probe.models import backbones
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
@@ -149,9 +148,7 @@ def test_a_checkpoint_is_the_state_and_plain_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["tvlars", "lamb", "adamw"])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, so that the random generators have to be right too."""
-    monkeypatch.setitem(
-        backbones.MODELS, "cnn", lambda c, n, _: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, n))
-    )
+    use_small_model(monkeypatch)
     settings: dict[str, Any] = {"optimizer": OptimizerConfig(name=optimizer), "epochs": 5}
     whole = run(tmp_path / "whole", **settings)
 

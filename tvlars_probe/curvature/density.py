@@ -170,7 +170,7 @@ def _exact(operator: Operator, report: Callable[[int], None]) -> tuple[_Rule, fl
     if not torch.isfinite(matrix).all():
         raise NonFiniteLossError(NOT_FINITE)
     # Rounding leaves it slightly asymmetric, and eigvalsh would read one triangle only.
-    nodes = np.linalg.eigvalsh(((matrix + matrix.T) / 2).numpy())
+    nodes = torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
     weights = np.full(operator.size, 1 / operator.size)
     return _Rule(nodes, weights, nodes, weights), asymmetry_of(matrix)
 
@@ -203,7 +203,8 @@ def _quadrature(
 
 def _gauss(diagonal: list[float], off: list[float]) -> tuple[Floats, Floats]:
     """Golub and Welsch: the Gauss rule from the eigenvectors of the tridiagonal matrix."""
-    nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
+    tridiagonal = np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+    nodes, vectors = (each.numpy() for each in torch.linalg.eigh(torch.from_numpy(tridiagonal)))
     return nodes, vectors[0] ** 2
 
 

@@ -192,7 +192,8 @@ class _Process:
     def ritz(self) -> Ritz:
         """Ritz pairs of the basis so far."""
         k = len(self.basis)
-        values, vectors = np.linalg.eigh(self._t[:k, :k])
+        # By torch: numpy would start a thread per core in every rank, whatever `--threads` says, for so small a matrix.
+        values, vectors = (each.numpy() for each in torch.linalg.eigh(torch.from_numpy(self._t[:k, :k])))
         # A Q = QT + β q eᵀ, with e the last unit vector: for an eigenpair (θ, s) of T, A Qs = θ Qs + β·(last of s)·q.
         couplings = np.zeros(k) if self.exhausted else self._recurrence.beta * vectors[-1]
         return Ritz(values, vectors, couplings, vectors[self._origin])

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.runners.checkpoints.test_resuming import TWINS, config, interrupt
+from tests.runners.resumed import use_small_model
 from tvlars_probe.errors import RunDirectoryError
-from tvlars_probe.models import backbones
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints.checking import check_run
 from tvlars_probe.runners.train import resume
@@ -51,9 +50,7 @@ def changed(tree: Any, place: tuple[Any, ...], value: Any) -> Any:
 @pytest.fixture
 def stopped(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The checkpoint of a run that was interrupted within an epoch."""
-    monkeypatch.setitem(
-        backbones.MODELS, "cnn", lambda c, n, _: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * c, n))
-    )
+    use_small_model(monkeypatch)
     interrupt(config(**request.param), tmp_path / "run", update=5)
     return next(reversed(checkpoints.list_checkpoints(tmp_path / "run").values()))
 

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 import tvlars_probe
-from tests.runners.resumed import assert_same_run
+from tests.runners.resumed import assert_same_run, use_small_model
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import DataError, InterruptedRunError, RunDirectoryError
-from tvlars_probe.models import backbones
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints import saver as saving
@@ -54,9 +53,7 @@ TWINS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        backbones.MODELS, "cnn", lambda c, n, _: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * c, n))
-    )
+    use_small_model(monkeypatch)
 
 
 def signalling(patches: pytest.MonkeyPatch, method: str, at: int | None, number: int) -> None:
