@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (0, 1, 2)
 
-MOST_DIGESTED = 1 << 28
-"""Bytes of a file beyond which its size and time stand for it."""
-
 
 @dataclass
 class Outcomes:
@@ -152,20 +149,12 @@ def _wrong(words: list[str], result: Result | None, cost: Cost, changed: list[st
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """What stands for every file's content, by name; locks are empty and come and go."""
+    """Every file's content, by name; locks are empty and come and go."""
     return {
-        path.relative_to(folder).as_posix(): _stamp(path)
+        path.relative_to(folder).as_posix(): hashlib.blake2b(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
     }
-
-
-def _stamp(path: Path) -> str:
-    """A digest of a file. Of one of gigabytes, nearly all of them a hole, its size and the time of the last change."""
-    status = path.stat()
-    if status.st_size > MOST_DIGESTED:
-        return f"{status.st_size} bytes of {status.st_mtime_ns}"
-    return hashlib.blake2b(path.read_bytes()).hexdigest()
 
 
 _SWEEP = ["sweep", "grid.toml", *SAFE["sweep"]]

@@ -166,7 +166,7 @@ describe = Describe()
 def updates_made(group: Mapping[str, Any]) -> float | None:
     """The number of updates that an optimizer has counted in a parameter group (TVLARS' t); None if it counts none.
 
-    It is told as it stands: a damaged checkpoint may hold a number that counts nothing, as NaN.
+    What stands there is returned unchecked: in a damaged checkpoint it may be NaN.
     """
     count = group.get("num_updates")
     return count.item() if isinstance(count, Tensor) else count
