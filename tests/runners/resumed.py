@@ -21,9 +21,10 @@ CLOCKS = ["run", "time", "step_seconds", "probe_seconds", "seconds", "created_at
 
 def use_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put one layer behind dropout in place of the `cnn`: random generators have to be right, and a step is short."""
-    small = lambda channels, classes, _: nn.Sequential(  # noqa: E731
-        nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * channels, classes)
-    )
+
+    def small(channels: int, classes: int, _: object) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * channels, classes))
+
     monkeypatch.setitem(backbones.MODELS, "cnn", small)
 
 

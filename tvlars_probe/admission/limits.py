@@ -64,6 +64,9 @@ IMAGES_BYTES = 1 << 34
 IMAGE_FILE_BYTES = 1 << 29
 """The most bytes of one encoded image."""
 
+DECODED_BYTES = 1 << 34
+"""The most bytes of all decoded images of a data set, which memory holds together; half of the machine's, if less."""
+
 SCALED_PIXELS = 1 << 26
 """The most pixels of an image that is scaled as a whole before its middle is taken."""
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-_MOST_BYTES = 16 * 2**30
-"""Most memory that decoded images may take, and half of the machine's: data sets are held in memory."""
-
 
 def decode_files(paths: Sequence[Path], side: int | None, workers: int) -> Tensor:
     """Decode images of one size into (samples, 3, height, width) bytes.
@@ -105,7 +102,7 @@ def refuse_large(shape: tuple[int, ...], count: int, remedy: str = "make them sm
     Raises:
         DataError: they would.
     """
-    most, needed = min(_MOST_BYTES, limits.memory() // 2), math.prod(shape) * count
+    most, needed = min(limits.DECODED_BYTES, limits.memory() // 2), math.prod(shape) * count
     if needed > most:
         raise DataError(
             f"{count:,} images of {shape[1]}x{shape[0]} take {needed / 2**30:.0f} GiB of memory (at most "
