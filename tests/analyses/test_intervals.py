@@ -37,11 +37,12 @@ def test_a_correlation_of_known_size_lies_in_its_interval() -> None:
 
 
 def test_the_interval_is_the_same_for_the_same_seed_and_missing_pairs_do_not_count() -> None:
-    x, y = np.arange(10.0), np.arange(10.0) ** 2
+    x, y = np.arange(10.0), np.array([0.0, 2, 1, 9, 3, 5, 4, 6, 8, 7])
     x[3] = np.nan
     first, again = rank_correlation(x, y, seed=5), rank_correlation(x, y, seed=5)
     assert first == again
-    assert (first.rho, first.count) == (1.0, 9)
+    assert first.low < first.rho < first.high
+    assert first.count == 9
     assert np.isnan(rank_correlation([1, 2], [1, 2]).rho)
     assert np.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]).rho)
 

@@ -139,10 +139,9 @@ def test_a_density_of_any_operator_is_drawn_each_in_a_panel(measured: list[Path]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [1_000, 1_700])
-def test_sharpness_of_many_runs_fits_the_chart(measured: list[Path], runs: int) -> None:
+def test_sharpness_of_many_runs_fits_the_chart(measured: list[Path]) -> None:
     result = minimizer_of(source_of(measured[0]))
-    many = [dataclasses.replace(result, facts=RunFacts(name=f"run{i}", optimizer="LARS")) for i in range(runs)]
+    many = [dataclasses.replace(result, facts=RunFacts(name=f"run{i}", optimizer="LARS")) for i in range(1_700)]
     assert len(next(data_sets(spec_of(sharpness_curves(many))))) <= MOST_ROWS
 
 

@@ -81,7 +81,7 @@ def test_a_batch_smaller_than_the_ranks_is_trained_right(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     args = ["train", *TINY, "--limit", 64, "--bs", 32, "--epochs", 1, "--run-dir"]
-    run_cli(*args, "ours", "--nproc", 2, cwd=tmp_path)
+    cli_on_ranks(2, *args, "ours", cwd=tmp_path)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tvlars_probe",
          *[str(a) for a in args], "torchs"],

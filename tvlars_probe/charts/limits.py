@@ -149,6 +149,6 @@ def within_axes(frame: pd.DataFrame, astray: Set[str]) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)
     frame["told"] = frame["value"]
     frame["value"] = frame["value"].astype(float).where(frame["edge"] == "")
-    each = frame.groupby(["run", "operator", "line"], sort=False)
-    stretch = each["step"].transform(pieces) + each["value"].transform(lambda v: v.isna().cumsum())
-    return frame.assign(piece=stretch)
+    keys = ["run", "operator", "line"]
+    missing = frame["value"].isna().astype(int).groupby([frame[key] for key in keys], sort=False).cumsum()
+    return frame.assign(piece=frame.groupby(keys, sort=False)["step"].transform(pieces) + missing)

@@ -22,7 +22,7 @@ from tvlars_probe.charts.runs_apart import labels, run_dash
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tvlars_probe.analyses.minimizer import Minimizer
 
@@ -62,7 +62,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
             on other data, are left out by name.
     """
     shown = same_mode(results)
-    frame = _joined(thinned([curve for r in shown for curve in _curves(r)], "value"))
+    frame = _joined(thinned(_curves(shown), "value"))
     frame["panel"] = frame["operator"].map(OPERATORS)
     frame = within_axes(frame, {r.facts.name for r in shown if r.facts.status == "diverged"})
     tips = [
@@ -232,14 +232,18 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
     return bars.add_params(*theme.picked()).properties(width=theme.WIDTH, height=min(max(18 * len(rows), 60), 640))
 
 
-def _curves(r: Minimizer) -> Iterator[pd.DataFrame]:
-    """Each operator's curve and, where it has one, its limit of stability as another curve."""
-    for _, curve in r.curves.groupby("operator"):
-        yield _labelled(r, curve.assign(line="sharpness"))
-        limit = curve[curve["limit"].notna()]
-        if len(limit):
-            nothing = dict.fromkeys(("error", "standard_error", "low", "high"), np.nan)
-            yield _labelled(r, limit.assign(line="limit", value=limit["limit"], converged=None, draws=1, **nothing))
+def _curves(results: Sequence[Minimizer]) -> list[pd.DataFrame]:
+    """Of each run and operator the curve and, where it has one, its limit of stability as another curve."""
+    # Columns are added to all rows at once: there may be thousands of runs, each of a few rows.
+    told = _joined([_labelled(r, r.curves) for r in results]).assign(line="sharpness")
+    limit = told[told["limit"].notna()]
+    nothing = dict.fromkeys(("error", "standard_error", "low", "high"), np.nan)
+    limit = limit.assign(line="limit", value=limit["limit"], converged=None, draws=1, **nothing)
+    both = _joined([told, limit]) if len(limit) else told
+    curves = both.groupby(["run", "operator", "line"], sort=False, dropna=False)
+    # The runs in their order, and of each run a curve before its limit.
+    places = {r.facts.name: place for place, r in enumerate(results)}
+    return [rows for _, rows in sorted(curves, key=lambda curve: (places[curve[0][0]], curve[0][1]))]
 
 
 def _with_bars(frame: pd.DataFrame) -> pd.DataFrame:

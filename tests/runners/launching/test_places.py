@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
-from typing import TYPE_CHECKING
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TRAIN = ("train", "--devices", "cpu", "--limit", "64", "--bs", "32", "--epochs", "1", "--run-dir")
@@ -35,28 +32,22 @@ def read_only(folder: Path) -> Iterator[None]:
             folder.chmod(0o700)
 
 
-def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tvlars_probe", *words], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_read_only_place_is_refused_before_anything_starts_and_its_runs_can_be_read(tmp_path: Path) -> None:
+def test_a_read_only_place_is_refused_before_anything_starts_and_its_runs_can_be_read(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
-    assert run(*TRAIN, str(folder / "r"), cwd=tmp_path).returncode == 0
+    assert cli(*TRAIN, folder / "r").code == 0
     manifest = (folder / "r" / "run.json").read_text()
     (folder / "r" / "run.json").write_text(manifest.replace('"completed"', '"interrupted"'))
     before = sorted(folder.rglob("*"))
     with read_only(folder):
-        for words in ((*TRAIN, str(folder / "new")), ("train", "--resume", str(folder / "r"))):
-            refused = run(*words, cwd=tmp_path)
-            assert refused.returncode == 2
-            assert f"can't write to {folder}" in refused.stderr
-            assert len(refused.stderr.splitlines()) == 1
-        repaired = run("check", str(folder / "r"), "--repair", cwd=tmp_path)
-        assert repaired.returncode == 0, repaired.stderr  # there is nothing to repair
-        assert run("show", str(folder / "r"), cwd=tmp_path).returncode == 0
+        for words in ((*TRAIN, folder / "new"), ("train", "--resume", folder / "r")):
+            refused = cli(*words)
+            assert refused.code == 2
+            assert f"can't write to {folder}" in refused.err
+            assert len(refused.err.splitlines()) == 1
+        repaired = cli("check", folder / "r", "--repair")
+        assert repaired.code == 0, repaired.err  # there is nothing to repair
+        assert cli("show", folder / "r").code == 0
     assert sorted(folder.rglob("*")) == before

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import tvlars_probe
-from tests.conftest import run_cli
 from tests.ranked import cli_on_ranks
 from tests.runners.resumed import assert_same_run
 from tvlars_probe.runners.checkpoints import files as checkpoints
@@ -230,7 +229,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_when_a_rank_is_killed(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, cli: Callable[..., Any]) -> None:
     whole(tmp_path)
     held = Held(tmp_path, *train("--nproc", 2, "--checkpoint-steps", 1))
     held.go(0)
@@ -242,10 +241,10 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None
     assert re.search(r"^Error: rank 1 failed: Signal 9 \(SIGKILL\)", err, re.MULTILINE)
     assert "Traceback" not in err
     assert tvlars_probe.open_run(tmp_path / "cut").status == "failed"
-    refused = run_cli(*train("--nproc", 2)[2:], cwd=tmp_path, check=False)
-    assert refused.returncode == 2
-    assert "--resume cut, or --rerun" in refused.stderr
-    assert "Continuing cut from step-1.pt" in run_cli("train", "--resume", "cut", cwd=tmp_path).stdout
+    refused = cli(*train("--nproc", 2)[2:])
+    assert refused.code == 2
+    assert "--resume cut, or --rerun" in refused.err
+    assert "Continuing cut from step-1.pt" in finish(tmp_path)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -274,14 +273,14 @@ def test_a_run_goes_on_with_other_ranks_and_says_so(tmp_path: Path, before: int,
     assert [segment["world_size"] for segment in runs[1].manifest.segments] == [before, after]
 
 
-def test_of_two_processes_on_one_run_the_second_is_refused(tmp_path: Path) -> None:
+def test_of_two_processes_on_one_run_the_second_is_refused(tmp_path: Path, cli: Callable[..., Any]) -> None:
     held = Held(tmp_path, *train())
     held.wait_for("rank0-step0-*")
     before = (tmp_path / "cut" / "run.json").read_bytes()
     for again in (train()[2:], ("train", "--resume", "cut")):
-        second = run_cli(*again, cwd=tmp_path, check=False)
-        assert second.returncode == 2
-        assert "cut is being trained by another process: wait for it" in second.stderr
+        second = cli(*again)
+        assert second.code == 2
+        assert "cut is being trained by another process: wait for it" in second.err
     assert (tmp_path / "cut" / "run.json").read_bytes() == before
     held.go()
     assert held.end()[0] == 0

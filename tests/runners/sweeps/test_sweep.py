@@ -154,7 +154,7 @@ def test_negative_settings_are_refused() -> None:
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_ends_with_each_run_trained_once(tmp_path: Path) -> None:
     longer = [30 if word == 2 else word for word in QUICK]
-    words_given = [*CUBE, *longer, "--out", "s", "--launcher", "local", "--jobs", 2]
+    words_given = [*CUBE[:-3], *longer, "--out", "s", "--launcher", "local", "--jobs", 2]
     command = [sys.executable, "-m", "tvlars_probe", "sweep", *[str(w) for w in words_given]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, env=environment,
@@ -164,14 +164,14 @@ def test_a_sweep_killed_in_the_middle_ends_with_each_run_trained_once(tmp_path: 
         runs = [tvlars_probe.open_run(p) for p in find_runs(tmp_path / "s")]
         return sum(r.status == "completed" for r in runs)
 
-    wait_for(lambda: completed() >= 3 or process.poll() is not None, 240)
+    wait_for(lambda: completed() >= 1 or process.poll() is not None, 240)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     runs = [tvlars_probe.open_run(p) for p in find_runs(tmp_path / "s")]
-    assert [r.status for r in runs] == ["completed"] * 8
+    assert [r.status for r in runs] == ["completed"] * 4
     for run in runs:
         assert run.steps()["step"].tolist() == list(range(60))
         starts = [segment["first_step"] for segment in run.manifest.segments]
