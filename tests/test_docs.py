@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = {"python", "console"}
+LONGEST = {"README", "analyses", "sharpness", "training"}
 SHOWN = {"text", "sh"}  # output, and the Makefile's own targets, which CI runs
 
 
@@ -39,9 +40,13 @@ def generated() -> dict[str, Callable[[], str]]:
     return module.PAGES  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(kind in EXECUTED for kind, _ in blocks(p))], ids=lambda p: p.stem
-)
+def executed() -> list[Any]:
+    there = [p for p in PAGES if any(kind in EXECUTED for kind, _ in blocks(p))]
+    slow = [pytest.mark.slow]
+    return [pytest.param(p, id=p.stem, marks=slow if p.stem in LONGEST else []) for p in there]
+
+
+@pytest.mark.parametrize("page", executed())
 def test_every_code_block_of_a_page_runs(page: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path / "fashion-mnist", train=100, test=20)
     names: dict[str, Any] = {"__name__": "docs"}

@@ -22,7 +22,8 @@ def run(cli: Callable[..., Any], tmp_path: Path) -> Path:
 
 def test_figures_are_shown_and_kept(run: Path, cli: Callable[..., Any]) -> None:
     trace = {p: p.stat().st_mtime_ns for p in (run / "trace").rglob("*.parquet")}
-    done = cli("sharpness", "a", "--top", 2, "--trace", "--density", "--epsilon", "--per-layer", "--tol", 0.1)
+    done = cli("sharpness", "a", "--top", 2, "--trace", "--density", "--epsilon", "--per-layer", "--tol", 0.1,
+               "--samples", 60)  # fmt: skip
     assert done.code == 0, done.err
     assert "eigenvalue" in done.out
     assert "epsilon 0.001" in done.out

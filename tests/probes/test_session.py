@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 import tvlars_probe
 from tests.optimizers.wrapping import wrapped
 from tests.probes.small_loop import OPTIMIZERS, loop, net
+from tvlars_probe.admission import limits
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.probes.events.agreement import Agreement
@@ -52,6 +55,34 @@ def test_an_exception_keeps_the_trace_and_lets_go_of_the_optimizer(tmp_path: Pat
     assert len(run.steps()) == 3
     loop(model, optimizer, range(3, 5))
     assert len(tvlars_probe.open_run(tmp_path / "r").steps()) == 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "config", "told"),
+    [
+        ("TEXT_ELEMENTS", 40, {}, "values, of 40 that it can have"),
+        ("MANIFEST_BYTES", 500, {}, "bytes, of 500 that it can have"),
+        ("MANIFEST_BYTES", 1 << 26, {"a": json.loads("[" * 90 + "]" * 90)}, "deep, of 64 that it can"),
+        (
+            "MANIFEST_BYTES",
+            1 << 26,
+            {"a": functools.reduce(lambda inner, _: [inner], range(5_000), 0)},
+            "config nests too deep",
+        ),
+    ],
+)
+def test_no_run_begins_whose_manifest_nobody_could_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, config: dict[str, Any], told: str
+) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["lars"](model.parameters())
+    monkeypatch.setattr(limits, limit, most)
+    with pytest.raises(UserError, match=told):
+        tvlars_probe.record(model, optimizer, tmp_path / "r", config=config).__enter__()
+    assert not (tmp_path / "r").exists()
+    monkeypatch.undo()
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        loop(model, optimizer, range(2), rec)
 
 
 def test_a_keyboard_interrupt_is_an_interruption(tmp_path: Path) -> None:

@@ -42,15 +42,23 @@ def parse_json(text: bytes | str, path: Path | str, **options: Any) -> Any:
         ValueError: it is no JSON.
     """
     # surrogatepass: a text that is already a string may hold what can't be encoded.
-    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    refuse_costly_json(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, path)
+    # As UTF-8 only: json.loads would guess other encodings, in which the brackets stand elsewhere.
+    return json.loads(text if isinstance(text, str) else text.decode(), **options)
+
+
+def refuse_costly_json(content: bytes, path: Path | str) -> None:
+    """Refuse JSON that nests deeper or has more values than `limits` allow, whether to be read or to be written.
+
+    Raises:
+        RefusedFileError: it does.
+    """
     # Escapes go first, so that each quote that is left begins or ends a string. Outside strings JSON has no escapes.
     bare = _JSON_STRING.sub(b"", _ESCAPE.sub(b"", content))
     values = sum(bare.count(sign) for sign in (b"[", b"{", b","))
     if values > limits.TEXT_ELEMENTS:
         raise RefusedFileError(path, f"it has {values:,} values, of {limits.TEXT_ELEMENTS:,} that it can have")
     _refuse_deep(bare, path)
-    # As UTF-8 only: json.loads would guess other encodings, in which the brackets stand elsewhere.
-    return json.loads(text if isinstance(text, str) else text.decode(), **options)
 
 
 def parse_toml(content: bytes, path: Path) -> dict[str, Any]:

@@ -36,13 +36,14 @@ def open_journal(
 
     Raises:
         RunDirectoryError: a new run's directory holds something already, there is no run to continue, it is another
-            run than the state's, or the directory can't be written.
+            run than the state's, the directory can't be written, or the manifest would be one that no reader takes.
     """
     journal = Journal.create(path, manifest) if resume is None else _continue(path, manifest, resume)
     # A manifest that has a number of ranks keeps it; each segment holds the number of its own stretch.
     manifest.world_size = manifest.world_size or world_size
     try:
         note()
+        manifest.refuse_unreadable()
         step = 0 if resume is None else resume["step"]
         journal.begin_segment(step, device=str(device), threads=torch.get_num_threads(), world_size=world_size)
     except BaseException:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain
 from tvlars_probe.admission.names import encodable_values
-from tvlars_probe.admission.texts import parse_json
+from tvlars_probe.admission.texts import parse_json, refuse_costly_json
 from tvlars_probe.errors import LaterVersionError, RefusedFileError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.gaps import Gap
@@ -135,8 +135,30 @@ class Manifest:
         Raises:
             OSError: it can't be written; the file is as it was.
         """
+        content = self._content()
+        replace_file(folder / FILE_NAME, lambda stream: stream.write(content))
+
+    def refuse_unreadable(self) -> None:
+        """Refuse to begin a run whose manifest no reader would take.
+
+        Raises:
+            RunDirectoryError: it has too many bytes or values, or nests too deep.
+        """
+        content, remedy = self._content(), "record fewer tensors, or a shorter config"
+        if len(content) > limits.MANIFEST_BYTES:
+            told = f"it would have {len(content):,} bytes, of {limits.MANIFEST_BYTES:,} that it can have"
+            raise RunDirectoryError(f"{FILE_NAME} can't be written: {told}; {remedy}")
+        try:
+            refuse_costly_json(content, FILE_NAME)
+        except RefusedFileError as error:
+            raise RunDirectoryError(f"{FILE_NAME} can't be written: {error.reason}; {remedy}") from None
+
+    def _content(self) -> bytes:
         # A path that is no UTF-8 holds lone surrogates. backslashreplace spells them as JSON's own escapes: \udc80.
-        replace_file(folder / FILE_NAME, lambda stream: stream.write(self.to_json().encode(errors="backslashreplace")))
+        try:
+            return self.to_json().encode(errors="backslashreplace")
+        except RecursionError:  # of the caller's config, which may hold itself
+            raise RunDirectoryError(f"{FILE_NAME} can't be written: its config nests too deep") from None
 
     def to_json(self) -> str:
         """The whole manifest as JSON."""
