@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def mesh() -> Iterator[Any]:
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A mesh of one rank, on which DTensors can be made."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield dist.device_mesh.init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 
@@ -50,6 +51,7 @@ ENTRANCES: dict[str, Callable[[nn.Module, Path], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")  # torch 2.6, of every mesh of CPUs
 @pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES)
 @pytest.mark.parametrize("placement", [Shard(0), Replicate()], ids=["shard", "replicate"])
 def test_a_dtensor_is_refused_wherever_it_comes_in(

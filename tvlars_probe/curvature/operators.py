@@ -205,7 +205,7 @@ class HessianOperator:
             )
             # The first batch overwrites what ``out`` held; the others are added through views of it.
             if is_first:
-                torch.cat([product.reshape(-1) for product in products], out=total)
+                torch.cat([product.detach().reshape(-1) for product in products], out=total)
             else:
                 torch._foreach_add_(list(self.split(total).values()), products)
             is_first = False

@@ -90,12 +90,15 @@ def fused_sgd(
 
     mu ← momentum·mu + (1 − dampening)·(g + λw); w ← w − lr·mu. Without a buffer mu is g + λw.
     """
+    # torch 2.6's kernel goes wrong by tens of percent on CPU tensors in half precision: it gets float32 copies.
+    tensors = [p, grad] if momentum_buffer is None else [p, grad, momentum_buffer]
+    w, g, *buffers = widened(tensors) if p.device.type == "cpu" else tensors
     # With is_first_step the kernel would set mu to g + λw without dampening. These optimizers' buffers start at zero
     # instead, so that the first step is like any other.
     torch._fused_sgd_(
-        [p],
-        [grad],
-        [] if momentum_buffer is None else [momentum_buffer],
+        [w],
+        [g],
+        buffers,
         weight_decay=weight_decay,
         momentum=momentum,
         lr=lr,
@@ -104,6 +107,9 @@ def fused_sgd(
         maximize=False,
         is_first_step=False,
     )
+    if w is not p:
+        kept = [p] if momentum_buffer is None else [p, momentum_buffer]
+        torch._foreach_copy_(kept, [w, *buffers])
 
 
 # At a step as late as this β^step is 0, so that the kernel's bias corrections 1 − β^step are 1.
