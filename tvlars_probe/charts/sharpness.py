@@ -243,7 +243,7 @@ def _curves(results: Sequence[Minimizer]) -> list[pd.DataFrame]:
     curves = both.groupby(["run", "operator", "line"], sort=False, dropna=False)
     # The runs in their order, and of each run a curve before its limit.
     places = {r.facts.name: place for place, r in enumerate(results)}
-    return [rows for _, rows in sorted(curves, key=lambda curve: (places[curve[0][0]], curve[0][1]))]
+    return [rows for _, rows in sorted(curves, key=lambda curve: (places[str(curve[0][0])], curve[0][1]))]
 
 
 def _with_bars(frame: pd.DataFrame) -> pd.DataFrame:
