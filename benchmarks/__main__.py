@@ -30,7 +30,8 @@ class Entry:
     """How a script is called.
 
     Attributes:
-        whole: arguments of a measurement; None for a script without an aim, which is called by itself.
+        whole: arguments of a measurement; None for a script that is called by itself: it has no aim,
+            or takes as long as the tests.
         smoke: arguments of the smallest call that goes through all of it; None for one that is none of CI's business.
             ``{scratch}`` is a folder.
     """
@@ -59,7 +60,6 @@ ENTRIES = {
     "draws": Entry(
         whole=("--orders", "300"), smoke=("--size", "16", "--orders", "2", "--repetitions", "9", "--steps", "9")
     ),
-    "suite": Entry(whole=(), smoke=None),
     "augmentation": Entry(smoke=("--batch-size", "8", "--batches", "1", "--rounds", "1")),
     "scaling": Entry(smoke=("--size", "500000", "100")),
     "memory": Entry(smoke=("--steps", "500")),
@@ -68,6 +68,7 @@ ENTRIES = {
     "two_sweeps": Entry(smoke=("--times", "1")),
     "fuzz": Entry(smoke=("--cases", "5")),
     "gpu": Entry(smoke=("--device", "cpu", "--small")),
+    "suite": Entry(smoke=None),
     "identity": Entry(smoke=("record", "{scratch}/identity.json", "--part", "loops")),
 }
 """By name of the script, in order of the table."""
