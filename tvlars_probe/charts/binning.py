@@ -284,7 +284,7 @@ def _in_two(frame: pd.DataFrame, wide: pd.Index[Any]) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)] or [whole]).sort_index(kind="stable").reset_index(drop=True)
 
 
-class Rows(alt.InlineData):
+class InlineRows(alt.InlineData):
     """A chart's own data.
 
     `altair` moves it to the specification's ``datasets``. On the way there it would validate each row by itself,
@@ -298,7 +298,7 @@ class Rows(alt.InlineData):
         return {"name": "rows"}
 
 
-def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> Rows:
+def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> InlineRows:
     """Rows as a chart's own data. Numbers are rounded to five digits; NaN and infinities become null.
 
     Raises:
@@ -307,7 +307,7 @@ def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> Rows:
     if len(frame) > most:
         raise ValueError(f"a chart of {len(frame)} rows (at most {most}): bin them first")
     values = [{str(name): _short(value) for name, value in row.items()} for row in frame.to_dict("records")]
-    return Rows(values=values)
+    return InlineRows(values=values)
 
 
 def _short(value: Any) -> Any:
