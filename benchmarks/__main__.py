@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
         whole: arguments of a measurement; None for a script that is called by itself: it has no aim,
-            or takes as long as the tests.
+            or it is the tests.
         smoke: arguments of the smallest call that goes through all of it; None for one that is none of CI's business.
             ``{scratch}`` is a folder.
     """

@@ -154,7 +154,7 @@ def _cross_product(left: Tensor, right: Tensor) -> float:
     kernel = torch.ops.aten.native_group_norm_backward
     shaped = left.view(1, rows, _ROW), right.view(1, rows, _ROW)
     # One sample, `rows` channels, one group; the mask asks for the scale's gradient alone. It doesn't depend on the
-    # scale, without which torch before 2.9 raises here.
+    # scale, without which torch 2.6 raises here.
     products: Tensor = kernel(*shaped, zero, one, left.new_ones(rows), 1, rows, _ROW, 1, [False, True, False])[1]
     return products.sum(dtype=torch.float64).item()
 

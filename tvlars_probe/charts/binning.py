@@ -285,17 +285,10 @@ def _in_two(frame: pd.DataFrame, wide: pd.Index[Any]) -> pd.DataFrame:
 
 
 class InlineRows(alt.InlineData):
-    """A chart's own data.
+    """A chart's own data, which `altair` doesn't validate row by row when it is made."""
 
-    `altair` moves it to the specification's ``datasets``. On the way there it would validate each row by itself,
-    again for every part of the chart: half of a report's time.
-    """
-
+    # Of a chart of many layers, that validation takes longer than anything else.
     _class_is_valid_at_instantiation = False
-
-    def to_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """What stands for the rows where the parts of a chart are validated."""
-        return {"name": "rows"}
 
 
 def inline(frame: pd.DataFrame, most: int = MOST_ROWS) -> InlineRows:

@@ -240,7 +240,7 @@ def _curves(results: Sequence[Minimizer]) -> list[pd.DataFrame]:
     nothing = dict.fromkeys(("error", "standard_error", "low", "high"), np.nan)
     limit = limit.assign(line="limit", value=limit["limit"], converged=None, draws=1, **nothing)
     both = _joined([told, limit]) if len(limit) else told
-    curves = both.groupby(["run", "operator", "line"], sort=False, dropna=False)
+    curves = both.groupby(["run", "operator", "line"], sort=False)
     # The runs in their order, and of each run a curve before its limit.
     places = {r.facts.name: place for place, r in enumerate(results)}
     return [rows for _, rows in sorted(curves, key=lambda curve: (places[str(curve[0][0])], curve[0][1]))]
