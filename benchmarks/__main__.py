@@ -32,7 +32,8 @@ class Entry:
     Attributes:
         whole: arguments of a measurement; None for a script that is called by itself: it has no aim,
             or it is the tests.
-        smoke: arguments of the smallest call that goes through all of it; None for one that is none of CI's business.
+        smoke: arguments of the smallest call that goes through all of it; None for one that the tests call, or that
+            calls the tests.
             ``{scratch}`` is a folder.
     """
 
@@ -62,9 +63,9 @@ ENTRIES = {
     ),
     "augmentation": Entry(smoke=("--batch-size", "8", "--batches", "1", "--rounds", "1")),
     "scaling": Entry(smoke=("--size", "500000", "100")),
-    "memory": Entry(smoke=("--steps", "500")),
-    "kills": Entry(smoke=("--kills", "2")),
-    "agents": Entry(smoke=("--times", "1")),
+    "memory": Entry(smoke=None),
+    "kills": Entry(smoke=None),
+    "agents": Entry(smoke=None),
     "two_sweeps": Entry(smoke=("--times", "1")),
     "fuzz": Entry(smoke=("--cases", "5")),
     "gpu": Entry(smoke=("--device", "cpu", "--small")),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Before numpy is imported: its linear algebra would start a thread per core in every process that runs tests.
@@ -19,9 +20,26 @@ from tests.recorded import measured, recorded, trained  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 torch.set_num_threads(1)
+
+HERE = Path(__file__).parent
+
+
+def _runs_slow_ones(config: pytest.Config) -> bool:
+    return config.option.markexpr == "slow"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A worker more than cores for the slow tests, which wait for processes of their own half of their time."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + 1 if _runs_slow_ones(config) else None  # None: xdist's own number
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests of the whole project first: they are the longest, and begun last one would run alone at the end."""
+    if _runs_slow_ones(config):
+        items.sort(key=lambda item: item.path.parent != HERE)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def example(name: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lr", "momentum"), [(0.1, 0.0), (0.2, 0.0), (0.3, 0.9)])
+@pytest.mark.parametrize(("lr", "momentum"), [(0.2, 0.0), (0.3, 0.9)])
 def test_gradient_descent_rises_to_the_edge_of_stability(tmp_path: Path, lr: float, momentum: float) -> None:
     edge = example("edge_of_stability")
     frame = edge.descend(tmp_path / "run", lr, momentum, steps=2000)
@@ -41,6 +42,7 @@ def test_the_demo_ends_with_a_page_of_its_three_runs_sharpness_included(
 ) -> None:
     demo = example("large_batch_digits")
     monkeypatch.setattr(demo, "EPOCHS", 4)
+    monkeypatch.setattr(demo, "SHARPNESS", dataclasses.replace(demo.SHARPNESS, samples=64))
     page = demo.write_report(16.0, tmp_path)
     text = page.read_text(encoding="utf-8")
     assert page == tmp_path / "report.html"

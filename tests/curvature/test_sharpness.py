@@ -84,8 +84,7 @@ def without_kinks(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eval", "train", "frozen-batch"])
-def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(mode: str) -> None:
+def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64() -> None:
     """11 million parameters, at the default tolerance against a tolerance of 1e-6.
 
     With SiLU: of 720,896 ReLUs some have an input that is zero to rounding, positive in one precision and negative in
@@ -96,15 +95,17 @@ def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(
     model = without_kinks(ModelConfig(name="resnet18").build(channels=1, num_classes=10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(20):
-        x, y = data.batch(torch.arange(128 * step, 128 * (step + 1)) % len(data))
+        x, y = data.batch(torch.arange(64 * step, 64 * (step + 1)))
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     x, y = data.batch(torch.arange(16))
-    single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode=mode)
-    twice = tvlars_probe.sharpness(model.double(), F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-6)
-    assert single.measurements[0].converged
-    assert single.top == pytest.approx(twice.top, rel=1e-5)
+    doubled = copy.deepcopy(model).double()
+    for mode in ("eval", "train", "frozen-batch"):
+        single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode=mode)
+        twice = tvlars_probe.sharpness(doubled, F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-6)
+        assert single.measurements[0].converged, mode
+        assert single.top == pytest.approx(twice.top, rel=1e-5), mode
 
 
 def test_parameters_can_be_chosen() -> None:

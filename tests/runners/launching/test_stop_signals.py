@@ -96,6 +96,14 @@ def whole(folder: Path, *settings: Any, ranks: int = 2) -> None:
     cli_on_ranks(ranks, "train", *TINY, "--epochs", 3, "--run-dir", "whole", *settings, cwd=folder)
 
 
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("uncut")
+    whole(folder)
+    return folder / "whole"
+
+
 def train(*settings: Any) -> tuple[Any, ...]:
     return ("-m", "tvlars_probe", "train", *TINY, "--epochs", 3, "--run-dir", "cut", *settings)
 
@@ -132,8 +140,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_end_in_the_same_step_and_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_two_ranks_end_in_the_same_step_and_go_on_to_the_same_bits(tmp_path: Path, uncut: Path) -> None:
     held = Held(tmp_path, *train("--nproc", 2))
     held.go(0)
     for rank in (0, 1):
@@ -147,7 +154,7 @@ def test_two_ranks_end_in_the_same_step_and_go_on_to_the_same_bits(tmp_path: Pat
     assert run.status == "interrupted"
     assert 2 <= len(run.steps()) < 9
     assert f"from step-{len(run.steps())}.pt" in finish(tmp_path)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(uncut, tmp_path / "cut")
 
 
 @pytest.mark.slow
@@ -188,8 +195,7 @@ def ignores(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_signal_ends_in_order_too(tmp_path: Path) -> None:
-    whole(tmp_path)
+def test_under_torchrun_a_signal_ends_in_order_too(tmp_path: Path, uncut: Path) -> None:
     held = Held(tmp_path, *TORCHRUN, *train()[1:])
     for rank in (0, 1):
         held.wait_for(f"rank{rank}-step0-*")
@@ -200,37 +206,31 @@ def test_under_torchrun_a_signal_ends_in_order_too(tmp_path: Path) -> None:
     assert err.count("Interrupted; to continue: tvlars-probe train --resume cut") == 1
     run = tvlars_probe.open_run(tmp_path / "cut")
     assert run.status == "interrupted"
-    finish_under_torchrun = [sys.executable, *[str(word) for word in (*TORCHRUN, *train()[1:])]]
-    subprocess.run(
-        finish_under_torchrun, cwd=tmp_path, check=True, capture_output=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    cli_on_ranks(2, *train()[2:], cwd=tmp_path)  # torchrun starts the same command line again
+    assert_same_run(uncut, tmp_path / "cut")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_restarts_from_the_last_checkpoint_when_a_rank_is_killed(tmp_path: Path, rank: int) -> None:
-    whole(tmp_path)
+def test_torchrun_restarts_from_the_last_checkpoint_when_the_first_rank_is_killed(tmp_path: Path, uncut: Path) -> None:
+    """The one that writes; of two agents the other rank is killed in test_agents."""
     launcher = (*TORCHRUN[:-1], "--max-restarts", 2, "-m")
     held = Held(tmp_path, *launcher, *train("--checkpoint-steps", 1)[1:])
     held.go(0)
     held.go(1)
-    held.wait_for(f"rank{rank}-step2-*")
+    held.wait_for("rank0-step2-*")
     held.wait_for("cut/checkpoints/step-2.pt")
-    os.kill(held.pid_of(rank, 2), signal.SIGKILL)
+    os.kill(held.pid_of(0, 2), signal.SIGKILL)
     held.go()
     code, err = held.end()
     assert code == 0, err
     run = tvlars_probe.open_run(tmp_path / "cut")
     assert len(run.manifest.segments) == 2
     assert run.manifest.segments[1]["first_step"] >= 2
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(uncut, tmp_path / "cut")
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, cli: Callable[..., Any]) -> None:
-    whole(tmp_path)
+def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, uncut: Path, cli: Callable[..., Any]) -> None:
     held = Held(tmp_path, *train("--nproc", 2, "--checkpoint-steps", 1))
     held.go(0)
     held.wait_for("rank1-step1-*")
@@ -245,7 +245,7 @@ def test_a_killed_rank_ends_the_run_which_can_be_resumed(tmp_path: Path, cli: Ca
     assert refused.code == 2
     assert "--resume cut, or --rerun" in refused.err
     assert "Continuing cut from step-1.pt" in finish(tmp_path)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(uncut, tmp_path / "cut")
 
 
 @pytest.mark.slow
