@@ -85,7 +85,7 @@ def without_kinks(model: nn.Module) -> nn.Module:
 
 @pytest.mark.slow
 def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64() -> None:
-    """11 million parameters, at the default tolerance against a tolerance of 1e-6.
+    """11 million parameters, at the default tolerance against a tolerance of 1e-5.
 
     With SiLU: of 720,896 ReLUs some have an input that is zero to rounding, positive in one precision and negative in
     the other. That is another function, whose top eigenvalue is 4e-5 to 1e-3 away; which ReLUs depends on the CPU.
@@ -95,7 +95,7 @@ def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(
     model = without_kinks(ModelConfig(name="resnet18").build(channels=1, num_classes=10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(20):
-        x, y = data.batch(torch.arange(64 * step, 64 * (step + 1)))
+        x, y = data.batch(torch.arange(128 * step, 128 * (step + 1)) % len(data))
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -103,7 +103,7 @@ def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(
     doubled = copy.deepcopy(model).double()
     for mode in ("eval", "train", "frozen-batch"):
         single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode=mode)
-        twice = tvlars_probe.sharpness(doubled, F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-6)
+        twice = tvlars_probe.sharpness(doubled, F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-5)
         assert single.measurements[0].converged, mode
         assert single.top == pytest.approx(twice.top, rel=1e-5), mode
 
