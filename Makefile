@@ -13,7 +13,7 @@ test: $(INSTALLED)  ## the tests not marked slow
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)  ## those marked slow
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist load --maxschedchunk 1 -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

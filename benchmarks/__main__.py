@@ -51,7 +51,7 @@ ENTRIES = {
     "commands": Entry(whole=(), smoke=("--rounds", "1", "--count", "2")),
     "training": Entry(whole=(), smoke=("--batch-size", "4", "--rounds", "1")),
     "curvature": Entry(
-        whole=("--rounds", "2"),
+        whole=("--rounds", "2", "--batch-size", "32"),
         smoke=("--rounds", "1", "--batch-size", "8", "--steps", "1", "--product-batch-size", "2", "--small"),
     ),
     "planted": Entry(
@@ -66,8 +66,8 @@ ENTRIES = {
     "memory": Entry(smoke=None),
     "kills": Entry(smoke=None),
     "agents": Entry(smoke=None),
-    "two_sweeps": Entry(smoke=("--times", "1")),
-    "fuzz": Entry(smoke=("--cases", "5")),
+    "two_sweeps": Entry(smoke=None),
+    "fuzz": Entry(smoke=None),
     "gpu": Entry(smoke=("--device", "cpu", "--small")),
     "suite": Entry(smoke=None),
     "identity": Entry(smoke=("record", "{scratch}/identity.json", "--part", "loops")),

@@ -31,15 +31,15 @@ def _runs_slow_ones(config: pytest.Config) -> bool:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """A worker more than cores for the slow tests, which wait for processes of their own half of their time."""
+    """A worker more than cores for the slow tests, which wait for processes of their own much of their time."""
     cores = len(os.sched_getaffinity(0))
     return cores + 1 if _runs_slow_ones(config) else None  # None: xdist's own number
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests of the whole project first: they are the longest, and begun last one would run alone at the end."""
+    """Of the slow tests those of the whole project first, then the runners': begun last, a long one would run alone."""
     if _runs_slow_ones(config):
-        items.sort(key=lambda item: item.path.parent != HERE)
+        items.sort(key=lambda item: (item.path.parent != HERE, HERE / "runners" not in item.path.parents))
 
 
 @dataclass

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.slow
-def test_two_hundred_odd_command_lines(tmp_path: Path) -> None:
+def test_a_hundred_and_fifty_odd_command_lines(tmp_path: Path) -> None:
     outcomes = Outcomes()
-    fuzz(World(tmp_path), 200, None, outcomes)
+    fuzz(World(tmp_path), 150, None, outcomes)
     torch.set_num_threads(1)
-    assert outcomes.cases >= 200
-    assert outcomes.damaged >= 130
+    assert outcomes.cases >= 150
+    assert outcomes.damaged >= 100
     assert outcomes.faults == []
     assert {code for _, code in outcomes.codes} <= {0, 1, 2}
-    assert sum(count for (_, code), count in outcomes.codes.items() if code == 0) >= 20  # not all were nonsense
+    assert sum(count for (_, code), count in outcomes.codes.items() if code == 0) >= 15  # not all were nonsense
 
 
 @pytest.mark.slow

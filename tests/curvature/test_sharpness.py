@@ -85,7 +85,7 @@ def without_kinks(model: nn.Module) -> nn.Module:
 
 @pytest.mark.slow
 def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64() -> None:
-    """11 million parameters, at the default tolerance against a tolerance of 1e-5.
+    """11 million parameters, at the default tolerance against a tolerance of 1e-5; BatchNorm in training mode.
 
     With SiLU: of 720,896 ReLUs some have an input that is zero to rounding, positive in one precision and negative in
     the other. That is another function, whose top eigenvalue is 4e-5 to 1e-3 away; which ReLUs depends on the CPU.
@@ -100,12 +100,10 @@ def test_the_top_eigenvalue_of_a_trained_resnet18_in_float32_is_that_in_float64(
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     x, y = data.batch(torch.arange(16))
-    doubled = copy.deepcopy(model).double()
-    for mode in ("eval", "train", "frozen-batch"):
-        single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode=mode)
-        twice = tvlars_probe.sharpness(doubled, F.cross_entropy, (x.double(), y), bn_mode=mode, tol=1e-5)
-        assert single.measurements[0].converged, mode
-        assert single.top == pytest.approx(twice.top, rel=1e-5), mode
+    single = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), bn_mode="train")
+    twice = tvlars_probe.sharpness(model.double(), F.cross_entropy, (x.double(), y), bn_mode="train", tol=1e-5)
+    assert single.measurements[0].converged
+    assert single.top == pytest.approx(twice.top, rel=1e-5)
 
 
 def test_parameters_can_be_chosen() -> None:

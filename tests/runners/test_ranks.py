@@ -79,18 +79,6 @@ def test_a_batch_smaller_than_the_ranks_is_trained_right(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_torchrun_starts_it_too(tmp_path: Path) -> None:
-    args = ["train", *TINY, "--limit", 64, "--bs", 32, "--epochs", 1, "--run-dir"]
-    cli_on_ranks(2, *args, "ours", cwd=tmp_path)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tvlars_probe",
-         *[str(a) for a in args], "torchs"],
-        cwd=tmp_path, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert_runs_agree(tmp_path / "ours", tmp_path / "torchs", 0.0)
-
-
-@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
