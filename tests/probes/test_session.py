@@ -209,7 +209,7 @@ def test_what_record_cannot_use_is_refused_at_once(settings: dict[str, Any], mes
 def test_a_whole_number_of_steps_may_be_a_float(tmp_path: Path) -> None:
     model = net()
     with tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r", total_steps=2.0) as rec:
-        loop(model, rec._optimizers[0], range(2), rec)
+        loop(model, rec._recording._optimizers[0], range(2), rec)
     assert tvlars_probe.open_run(tmp_path / "r").manifest.total_steps == 2
 
 
@@ -311,7 +311,7 @@ def test_whatever_raises_on_entering_leaves_the_place_free_and_no_hook(
     optimizers = [OPTIMIZERS["sgd"](model[:2].parameters()), OPTIMIZERS["sgd"](model[2:].parameters())]
     homes = {"environment": "traces.journal"}
     with monkeypatch.context() as patches:
-        patches.setattr(f"tvlars_probe.{homes.get(place, 'probes.recorder')}.{place}", fail)
+        patches.setattr(f"tvlars_probe.{homes.get(place, 'probes.recording')}.{place}", fail)
         with (
             pytest.raises(ZeroDivisionError, match="mine"),
             tvlars_probe.record(model, optimizers, tmp_path / "run"),

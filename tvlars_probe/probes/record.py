@@ -19,7 +19,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from tvlars_probe.probes.recorder import Recorder
 from tvlars_probe.probes.rows.steps import Detail
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.plain_types import shown
-from tvlars_probe.traces.run_directory import new_run_id
+from tvlars_probe.traces.run_directory import first_free, new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.probes.failures import Probe
+
+
+Exists = Literal["error", "new"]
+"""What `record` does where a folder holds something already."""
 
 
 def record(
@@ -59,6 +63,7 @@ def record(
     manifest: Manifest | None = None,
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
+    exists: Exists = "error",
 ) -> Recorder:
     """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
 
@@ -78,6 +83,8 @@ def record(
         resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
             are averaged over ranks; False records this process alone.
+        exists: what to do where ``path`` holds something already. "error" refuses, "new" takes the first of
+            ``path-2``, ``path-3``, ... that is free: so a notebook's cell can run twice. ``rec.path`` tells it.
 
     Returns:
         a recorder, which records from entering its ``with`` block to leaving it.
@@ -91,18 +98,21 @@ def record(
     ranks = _ranks(model, optimizer, distributed)
     # One rank alone may have a tensor that is refused: the others would wait for it.
     with Agreement(ranks).together():
-        _refuse_settings(config, detail, every, resume)
+        _refuse_settings(config, detail, every, resume, exists)
         optimizers = optimizers_in(optimizer, model)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
-        path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-        facts = manifest or Manifest(run_id=new_run_id(path))
+        home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    if exists == "new":
+        home = ranks.from_first(first_free(home))
+    with Agreement(ranks).together():
+        facts = manifest or Manifest(run_id=new_run_id(home))
         facts.config = dict(config) if config is not None else facts.config
         facts.total_steps = facts.total_steps if total_steps is None else count("total_steps", total_steps)
         return Recorder(
             model,
             optimizers,
-            path,
+            home,
             facts,
             detail=detail,
             every=every,
@@ -114,8 +124,12 @@ def record(
 
 
 def _refuse_settings(
-    config: Mapping[str, Any] | None, detail: str, every: int, resume: Mapping[str, Any] | None
+    config: Mapping[str, Any] | None, detail: str, every: int, resume: Mapping[str, Any] | None, exists: str
 ) -> None:
+    if exists not in get_args(Exists):
+        raise UserError(f"unknown exists={exists!r} (known: {', '.join(get_args(Exists))})")
+    if exists == "new" and resume is not None:
+        raise UserError("exists='new' begins another run, and resume= continues the one in path: give one of them")
     if detail not in get_args(Detail):
         raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
     if resume is not None:

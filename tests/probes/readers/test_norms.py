@@ -258,7 +258,7 @@ def test_of_a_large_model_the_copies_that_update_norm_needs_are_sampled(
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
             applied[step] = (model.weight.detach() - before).norm().item()
-            assert not rec._rows.layout.readers[0]._snapshots
+            assert not rec._recording.rows.layout.readers[0]._snapshots
     rows = tvlars_probe.open_run(tmp_path / "r").layers(["step", "weight_norm", "update_norm"], parameters=["weight"])
     assert rows.weight_norm.notna().all()
     read = rows[rows.update_norm.notna()]

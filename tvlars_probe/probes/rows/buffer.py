@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tvlars_probe.probes.rows.clipping import Clipped
+
 _MOST_BYTES = 64 << 20
 """Memory of a buffer's figures, unless `_LEAST_ROWS` take more."""
 
@@ -43,7 +45,9 @@ class StepRow:
             optimizers.
         epoch: as told.
         samples: this rank's samples as told.
-        clip_scale: as told.
+        tokens: this rank's tokens as told.
+        clip_scale: as told by the loop.
+        clipped: what the loop has clipped through the recorder; the buffer holds those of `StepBuffer.put_clipping`.
         loss_told: whether a loss was told.
         begun: indices of the optimizers that have begun a step.
         stepped: indices of the optimizers that have stepped, in that order.
@@ -62,7 +66,9 @@ class StepRow:
     phi: float | Tensor = math.nan
     epoch: int | None = None
     samples: int | None = None
+    tokens: int | None = None
     clip_scale: float | None = None
+    clipped: list[Clipped] = field(default_factory=list)
     loss_told: bool = False
     begun: set[int] = field(default_factory=set)
     stepped: list[int] = field(default_factory=list)
@@ -89,6 +95,8 @@ class StepBuffer:
         capacity: most rows.
         values: (capacity, len(COLUMNS), parameters), NaN where nothing is stored.
         losses: this rank's mean loss per row, NaN where not told.
+        clips: (capacity, 2), the gradients' norm before clipping and the factor of it, NaN where not clipped by the
+            recorder.
         skipped: (capacity, optimizers), whether the update was skipped after all; on the device, so that the host
             needn't wait.
         rows: what the host knows of each row; an open row stands last.
@@ -104,6 +112,7 @@ class StepBuffer:
         self.parameters = parameters
         self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, dtype=dtype, device=device)
         self.losses = torch.full((self.capacity,), math.nan, dtype=dtype, device=device)
+        self.clips = torch.full((self.capacity, 2), math.nan, dtype=dtype, device=device)
         self.skipped = torch.zeros((self.capacity, len(offsets) - 1), dtype=torch.bool, device=device)
         self.rows: list[StepRow] = []
 
@@ -128,6 +137,7 @@ class StepBuffer:
         del self.rows[n]
         self.values[n].fill_(math.nan)
         self.losses[n].fill_(math.nan)
+        self.clips[n].fill_(math.nan)
         self.skipped[n].fill_(value=False)
 
     def put(self, offset: int, reading: Tensor, active: Sequence[bool], unread: Sequence[bool]) -> None:
@@ -161,6 +171,10 @@ class StepBuffer:
             self.losses[row].fill_(loss)
         self.rows[-1].loss_told = True
 
+    def put_clipping(self, clipping: Tensor) -> None:
+        """Store the gradients' norm before clipping, and its factor, in the open row."""
+        self.clips[len(self.rows) - 1].copy_(clipping, non_blocking=True)
+
     def put_skipped(self, index: int, found_inf: Tensor | None) -> None:
         """Mark the open row's update of optimizer ``index`` as none if it found an overflow inside its fused step."""
         # The flag isn't read here, where the host would wait for it: until the flush a skipped step has a row.
@@ -180,12 +194,14 @@ class StepBuffer:
             rows=self.rows,
             values=self.values[:n].cpu().numpy().astype(np.float64),
             losses=self.losses[:n].cpu().numpy().astype(np.float64),
+            clips=self.clips[:n].cpu().numpy().astype(np.float64),
             skipped=self.skipped[:n].cpu().numpy().copy(),
             offsets=self._offsets,
         )
         self.rows = []
         self.values[:n] = math.nan
         self.losses[:n] = math.nan
+        self.clips[:n] = math.nan
         self.skipped[:n] = False
         return drained
 
@@ -198,6 +214,7 @@ class Drained:
         rows: what the host knew of each.
         values: norms, of shape (rows, len(COLUMNS), parameters).
         losses: this rank's mean loss, NaN where not told.
+        clips: (rows, 2), see `StepBuffer`.
         skipped: (rows, optimizers), whether a gradient scaler skipped the update inside a fused optimizer.
         offsets: where each optimizer's parameters begin, and at last where they end.
     """
@@ -205,6 +222,7 @@ class Drained:
     rows: list[StepRow]
     values: NDArray[np.float64]
     losses: NDArray[np.float64]
+    clips: NDArray[np.float64]
     skipped: NDArray[np.bool_]
     offsets: Sequence[int]
 
@@ -216,4 +234,5 @@ class Drained:
             self.rows[row].forget(index, slice(self.offsets[index], self.offsets[index + 1]))
         kept = np.array([bool(row.stepped) for row in self.rows])
         rows = [row for row in self.rows if row.stepped]
-        return Drained(rows, self.values[kept], self.losses[kept], self.skipped[kept], self.offsets)
+        figures = (self.values[kept], self.losses[kept], self.clips[kept], self.skipped[kept])
+        return Drained(rows, *figures, self.offsets)

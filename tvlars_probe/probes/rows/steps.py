@@ -9,6 +9,7 @@ from tvlars_probe.probes.events.clock import StepClock
 from tvlars_probe.probes.readers.layout import Layout
 from tvlars_probe.probes.readers.rates import LastRates
 from tvlars_probe.probes.rows.buffer import StepBuffer
+from tvlars_probe.probes.rows.clipping import noted, together
 from tvlars_probe.probes.rows.telling import Telling
 from tvlars_probe.traces.manifest import now
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.probes.failures import ProbeFailures
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
+    from tvlars_probe.probes.rows.clipping import Clipped
 
 Detail = Literal["full", "norms", "none"]
 """How much is read of the layers: all norms, all but ‖Δw‖, or nothing."""
@@ -69,6 +71,7 @@ class StepRows:
         self.clock = StepClock()
         self.measures_layers = detail != "none"
         self.telling = Telling()
+        self._clipped: list[Clipped] = []
         self._step = 0
 
     def __len__(self) -> int:
@@ -105,6 +108,10 @@ class StepRows:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
 
+    def note_clipping(self, call: Clipped) -> None:
+        """Keep what the loop has clipped for the update to come."""
+        self._clipped = noted(self._clipped, call)
+
     def begins_another(self, index: int) -> bool:
         """Whether a step of optimizer ``index`` needs a new row.
 
@@ -129,6 +136,10 @@ class StepRows:
         """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
         assert self.open is not None
         self.open.begun.add(index)
+        if self._clipped:
+            self.open.clipped += self._clipped
+            self._clipped = []
+            self.buffer.put_clipping(together(self.open.clipped))
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
         self.note_rates(index)
@@ -189,6 +200,7 @@ class StepRows:
         row = self.open
         if row is None or row.told or not row.stepped:
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
+            self._clipped = []
             if row is None:
                 self.telling.told_without_row()
             return False

@@ -10,7 +10,7 @@ from tvlars_probe.admission.names import encodable
 from tvlars_probe.probes.readers.columns import COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,13 +67,15 @@ def layer_columns(
     return columns
 
 
-def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], losses: Any) -> dict[str, Any]:
+def step_columns(
+    drained: Drained, first_step: int, seen: Mapping[str, NDArray[np.int64]], losses: NDArray[np.float64]
+) -> dict[str, Any]:
     """The rows of the table ``steps``, by column.
 
     Args:
         drained: the steps.
         first_step: index of the first.
-        samples: samples seen up to and including each step, over all ranks; −1 where unknown.
+        seen: samples and tokens seen up to and including each step, over all ranks; −1 where unknown.
         losses: mean losses over all ranks.
     """
     import pyarrow as pa
@@ -96,6 +98,11 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
 
     lr = np.array([row.lr[0] if len(row.lr) else np.nan for row in rows])
     phi = np.array([row.phi for row in rows])
+    # What the loop tells comes before what the recorder has seen of its own clipping.
+    norms = drained.clips[:, 0]
+    scales = np.array(
+        [s if row.clip_scale is None else row.clip_scale for row, s in zip(rows, drained.clips[:, 1], strict=True)]
+    )
     told = np.array([row.loss_told for row in rows], dtype=bool)
     return {
         "step": first_step + np.arange(len(rows)),
@@ -106,8 +113,9 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
         "phi": pa.array(phi, mask=np.isnan(phi)),
         "grad_norm": total("grad_norm"),
         "weight_norm": total("weight_norm"),
-        "clip_scale": pa.array([row.clip_scale for row in rows], pa.float64()),
-        "samples": pa.array(samples, mask=samples < 0),
+        "grad_norm_before_clipping": pa.array(norms, mask=np.isnan(norms)),
+        "clip_scale": pa.array(scales, mask=np.isnan(scales)),
+        **{unit: pa.array(counts, mask=counts < 0) for unit, counts in seen.items()},
         "time": pa.array([row.time for row in rows], pa.timestamp("us", tz="UTC")),
         "step_seconds": [row.step_seconds for row in rows],
         "probe_seconds": [row.probe_seconds for row in rows],
