@@ -34,6 +34,7 @@ ALLOWED = {
     "data": set(),
     "curvature": set(),
     "probes": {"curvature", "optimizers", "traces"},
+    "integrations": {"probes"},
     "runners": {"curvature", "data", "models", "optimizers", "probes", "traces"},
     "analyses": {"optimizers", "traces"},
     "charts": {"analyses", "optimizers"},

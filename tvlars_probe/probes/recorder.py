@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -117,7 +118,7 @@ class Recorder:
         *,
         loss: Tensor | float | None = None,
         samples: int | None = None,
-        tokens: int | None = None,
+        tokens: Tensor | int | None = None,
         epoch: int | None = None,
         clip_scale: float | None = None,
     ) -> None:
@@ -126,7 +127,8 @@ class Recorder:
         Args:
             loss: mean loss of this rank's samples, or of its tokens where their number is told.
             samples: number of this rank's samples.
-            tokens: number of this rank's tokens that the loss is a mean over.
+            tokens: number of this rank's tokens that the loss is a mean over; a tensor stays on its device until the
+                next flush.
             epoch: index of the epoch, from 0.
             clip_scale: factor by which gradient clipping scaled the gradient, 1 where it didn't.
 
@@ -172,6 +174,34 @@ class Recorder:
         norm = clip_grad_norm_(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
         self._recording.rows.note_clipping(clipped(tensors, norm, max_norm, norm_type))
         return norm
+
+    def read_norm_before_clipping(self, parameters: Iterable[Tensor]) -> None:
+        """Read the norm of gradients that somebody else, such as a trainer, clips before the next ``step()``.
+
+        Their norm is read once more before the update: the quotient is ``clip_scale``.
+
+        Args:
+            parameters: whose gradients are clipped together.
+
+        Raises:
+            UserError: nothing is being recorded.
+        """
+        self._session.refuse_idle()
+        with torch.no_grad():
+            self._recording.rows.read_before_clipping(list(parameters))
+
+    def note_norm_before_clipping(self, norm: float, max_norm: float) -> None:
+        """Tell the norm that gradients had before somebody else clipped them for the update just made.
+
+        Args:
+            norm: ‖g‖₂ before clipping.
+            max_norm: the highest norm that they keep.
+
+        Raises:
+            UserError: a value is no number, or nothing is being recorded.
+        """
+        self._session.refuse_idle()
+        self._recording.rows.note_clipped_before(scalar("norm", norm), scalar("max_norm", max_norm))
 
     def log_epoch(self, *, epoch: int, **figures: float | None) -> None:
         """Add a row to the table ``epochs``, for the state after the updates made so far.

@@ -45,7 +45,7 @@ class StepRow:
             optimizers.
         epoch: as told.
         samples: this rank's samples as told.
-        tokens: this rank's tokens as told.
+        tokens: this rank's tokens as told, a tensor until the flush where they are on a device.
         clip_scale: as told by the loop.
         clipped: what the loop has clipped through the recorder; the buffer holds those of `StepBuffer.put_clipping`.
         loss_told: whether a loss was told.
@@ -66,7 +66,7 @@ class StepRow:
     phi: float | Tensor = math.nan
     epoch: int | None = None
     samples: int | None = None
-    tokens: int | None = None
+    tokens: int | Tensor | None = None
     clip_scale: float | None = None
     clipped: list[Clipped] = field(default_factory=list)
     loss_told: bool = False
@@ -188,6 +188,7 @@ class StepBuffer:
             for span, lr in row.device_lrs:
                 row.lr[span] = lr.item()
             row.phi = float(row.phi)
+            row.tokens = int(row.tokens.item()) if isinstance(row.tokens, Tensor) else row.tokens
         # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copies, which
         # ``astype`` makes, too.
         drained = Drained(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.reductions import accumulation_dtype, multi_tensor_norms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,21 @@ def clipped(params: Sequence[Tensor], norm: Tensor, max_norm: float, norm_type: 
     wide = norm.detach().to(accumulation_dtype(norm.device))
     scale = (max_norm / (wide + _EPS)).clamp(max=1.0)
     return Clipped(frozenset(map(id, params)), wide, scale, float(norm_type) == 2.0)
+
+
+def norm_of_gradients(params: Sequence[Tensor]) -> Tensor | None:
+    """‖g‖₂ over the tensors that have a gradient, on their device; None where none has. The host doesn't wait."""
+    grads = [p.grad.detach() for p in params if p.grad is not None and not p.grad.is_sparse]
+    return torch.linalg.vector_norm(multi_tensor_norms(grads)) if grads else None
+
+
+def read_after(params: Sequence[Tensor], before: Tensor) -> Clipped | None:
+    """What somebody else has done to gradients whose norm was ``before``: their norm now tells the factor."""
+    after = norm_of_gradients(params)
+    if after is None:
+        return None
+    scale = torch.where(before > 0, after / before, torch.ones_like(after))
+    return Clipped(frozenset(map(id, params)), before, scale, is_euclidean=True)
 
 
 def noted(before: Sequence[Clipped], new: Clipped) -> list[Clipped]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from tvlars_probe.probes.events.clock import StepClock
 from tvlars_probe.probes.readers.layout import Layout
 from tvlars_probe.probes.readers.rates import LastRates
 from tvlars_probe.probes.rows.buffer import StepBuffer
-from tvlars_probe.probes.rows.clipping import noted, together
+from tvlars_probe.probes.rows.clipping import clipped, norm_of_gradients, noted, read_after, together
 from tvlars_probe.probes.rows.telling import Telling
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -72,6 +73,7 @@ class StepRows:
         self.measures_layers = detail != "none"
         self.telling = Telling()
         self._clipped: list[Clipped] = []
+        self._unclipped: tuple[Sequence[Tensor], Tensor] | None = None
         self._step = 0
 
     def __len__(self) -> int:
@@ -108,6 +110,11 @@ class StepRows:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
 
+    def read_before_clipping(self, params: Sequence[Tensor]) -> None:
+        """Read ‖g‖ before somebody else clips these tensors' gradients; it is read again before the update."""
+        before = norm_of_gradients(params)
+        self._unclipped = None if before is None else (params, before)
+
     def note_clipping(self, call: Clipped) -> None:
         """Keep what the loop has clipped for the update to come."""
         self._clipped = noted(self._clipped, call)
@@ -136,13 +143,27 @@ class StepRows:
         """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
         assert self.open is not None
         self.open.begun.add(index)
-        if self._clipped:
-            self.open.clipped += self._clipped
-            self._clipped = []
-            self.buffer.put_clipping(together(self.open.clipped))
+        self._put_clipping()
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
         self.note_rates(index)
+
+    def note_clipped_before(self, norm: float, max_norm: float) -> None:
+        """Put what somebody else has clipped before the update just made into its row, if that is still open."""
+        if self.open is not None and self.open.stepped:
+            told = torch.tensor(norm, dtype=torch.float64)
+            self.open.clipped = [clipped([], told, max_norm, 2.0)]
+            self.buffer.put_clipping(together(self.open.clipped))
+
+    def _put_clipping(self) -> None:
+        """Put what was clipped since the last update into the open row."""
+        assert self.open is not None
+        if self._unclipped is not None and (read := read_after(*self._unclipped)) is not None:
+            self._clipped = noted(self._clipped, read)
+        if self._clipped:
+            self.open.clipped += self._clipped
+            self.buffer.put_clipping(together(self.open.clipped))
+        self._clipped, self._unclipped = [], None
 
     def note_rates(self, index: int) -> None:
         """Keep the rates of the update that optimizer ``index`` is making: a schedule may change them after it."""
@@ -200,7 +221,7 @@ class StepRows:
         row = self.open
         if row is None or row.told or not row.stepped:
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
-            self._clipped = []
+            self._clipped, self._unclipped = [], None
             if row is None:
                 self.telling.told_without_row()
             return False
