@@ -43,7 +43,10 @@ class Attachment:
         A recorder that was never ended, because the trainer broke off without a word, is ended first.
         """
         self.end(KeyboardInterrupt())
-        recorder = record(model, optimizers, self.path, **{**facts, **self.settings})
+        settings = {**facts, **self.settings}
+        if settings.get("resume") is not None:
+            settings.pop("exists", None)  # the folder is to be there
+        recorder = record(model, optimizers, self.path, **settings)
         recorder.__enter__()
         # Only now: of a recorder that could not begin nothing has to be ended.
         self.recorder = recorder
