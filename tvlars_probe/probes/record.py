@@ -99,7 +99,7 @@ def record(
     # One rank alone may have a tensor that is refused: the others would wait for it.
     with Agreement(ranks).together():
         _refuse_settings(config, detail, every, resume, exists)
-        optimizers = optimizers_in(optimizer, model)
+        optimizers = optimizers_in(optimizer, model, ranks=ranks)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
         home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.shards import whole_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +36,11 @@ class Clipped:
 
 
 def clipped(params: Sequence[Tensor], norm: Tensor, max_norm: float, norm_type: float) -> Clipped:
-    """What ``clip_grad_norm_(params, max_norm, norm_type)`` did, which returned ``norm``. The host doesn't wait."""
-    wide = norm.detach().to(accumulation_dtype(norm.device))
+    """What ``clip_grad_norm_(params, max_norm, norm_type)`` did, which returned ``norm``. The host doesn't wait.
+
+    Of DTensors torch returns a DTensor, whose terms are added up here: every rank calls this.
+    """
+    wide = whole_of(norm.detach()).to(accumulation_dtype(norm.device))
     scale = (max_norm / (wide + _EPS)).clamp(max=1.0)
     return Clipped(frozenset(map(id, params)), wide, scale, float(norm_type) == 2.0)
 
