@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@torch.no_grad()
 def shard_of(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """This rank's shard of a DTensor, in the same memory; any other tensor as it is.
 
@@ -41,17 +40,20 @@ def shard_of(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """
     if not is_dtensor(tensor):
         return tensor
-    placed: Any = tensor if like is None or is_placed_like(tensor, like) else _placed_like(tensor, like)
-    local = placed.to_local()
+    with torch.no_grad():
+        placed: Any = tensor if like is None else _placed_like(tensor, like)
+        local = placed.to_local()
     # What a collective of torch's has returned may still be on its way.
     shard: Tensor = local.wait() if hasattr(local, "wait") else local
     return shard
 
 
-@torch.no_grad()
 def whole_of(tensor: Tensor) -> Tensor:
     """All elements of a tensor: of a DTensor they are gathered, and every rank calls this."""
-    whole: Tensor = tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return whole
 
 
@@ -63,7 +65,7 @@ def is_placed_like(tensor: Tensor, like: Tensor) -> bool:
 
 
 def _placed_like(tensor: Any, like: Any) -> Any:
-    return tensor.redistribute(placements=like.placements)
+    return tensor if is_placed_like(tensor, like) else tensor.redistribute(placements=like.placements)
 
 
 def copies_of(tensor: Tensor, size: int) -> int:

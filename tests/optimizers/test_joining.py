@@ -49,6 +49,10 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+MAIN = ("lars", "tvlars", "lamb")
+"""Those that are stepped on every kind of mesh; the others only where two ranks have shards."""
+
+
 def figures(optimizer: Any) -> torch.Tensor:
     return torch.stack([getattr(optimizer.last_step, name) for name in QUANTITIES]).nan_to_num(nan=-1.0)
 
@@ -57,12 +61,14 @@ def stepped(rank: int, world_size: int, folder: str) -> dict[str, list[float]]:
     """By optimizer and kind: how far weights and figures are from those of one process, and a step's collectives."""
     found = {}
     for kind in KINDS[world_size]:
-        for name, make in OPTIMIZERS.items():
+        for name in OPTIMIZERS if (kind, world_size) == ("fsdp", 2) else MAIN:
+            make = OPTIMIZERS[name]
             model, twin = sharded(kind, world_size), Net()
             mine, its = make(model), make(twin)
-            [*losses(model, mine, range(3), share(kind, rank, world_size))]
-            [*losses(twin, its, range(3))]
-            off = ((figures(mine) - figures(its)).abs() / figures(its).abs().clamp(min=1e-3)).max().item()
+            [*losses(model, mine, range(2), share(kind, rank, world_size))]
+            [*losses(twin, its, range(2))]
+            largest = figures(its).abs().amax(1, keepdim=True)
+            off = ((figures(mine) - figures(its)).abs() / largest).max().item()
             # Once more, with the same gradients.
             with CommDebugMode() as calls:
                 mine.step()
@@ -75,20 +81,20 @@ def stepped(rank: int, world_size: int, folder: str) -> dict[str, list[float]]:
 def continued(rank: int, world_size: int, folder: str) -> dict[str, list[float]]:
     """Saved by torch.distributed.checkpoint on two ranks and continued there and on four: how far from one process."""
     found = {}
-    for name in ("lars", "tvlars", "lamb"):
+    for name in MAIN:
         make, part = OPTIMIZERS[name], share("fsdp", rank, world_size)
         model, twin = sharded("fsdp", world_size), Net()
         mine, its = make(model), make(twin)
         if world_size == 2:
-            [*losses(model, mine, range(3), part)]
+            [*losses(model, mine, range(2), part)]
             dcp.save(state_of(model, mine), checkpoint_id=f"{folder}/{name}")
             model, mine = (fresh := sharded("fsdp", world_size)), make(fresh)
         state = state_of(model, mine)
         dcp.load(state, checkpoint_id=f"{folder}/{name}")
         set_model_state_dict(model, state["model"])
         set_optimizer_state_dict(model, mine, state["optimizer"])
-        [*losses(model, mine, range(3, 6), part)]
-        [*losses(twin, its, range(6))]
+        [*losses(model, mine, range(2, 4), part)]
+        [*losses(twin, its, range(4))]
         found[f"continued: {name}"] = [farthest(model, twin)]
     return found
 
@@ -118,7 +124,7 @@ def test_a_step_of_dtensors_is_that_of_whole_tensors_in_one_process(tmp_path: Pa
         for told in on_ranks(stepped, world_size, here, str(tmp_path)):
             assert {name: found for name, found in told.items() if found[0] > 1e-6} == {}
             stepped_once = {name: found for name, found in told.items() if len(found) > 1}
-            assert len(stepped_once) == len(OPTIMIZERS) * len(KINDS[world_size])
+            assert len(stepped_once) >= len(MAIN) * len(KINDS[world_size])
             assert {name: found for name, found in stepped_once.items() if found[1] > 1e-5} == {}
             # Two gradients of the norm, terms of a sum under tensor parallelism alone, are added up besides.
             calls = {name: 3 if name.startswith("tp") else 1 for name in stepped_once}

@@ -78,9 +78,10 @@ def recorded(rank: int, world_size: int, folder: str) -> dict[str, int]:
                     loss.backward()
                     if name == CLIPPED and kind == "fsdp":
                         rec.clip_grad_norm_(model.parameters(), HIGHEST)
+                    flushes = rec._recording.wishes.flush_agreed  # before the step, if the machine is slow
                     with CommDebugMode() as counted:
                         optimizer.step()
-                    made += counted.get_total_counts()
+                    made += counted.get_total_counts() - 2 * flushes
                     rec.log(loss=loss, samples=len(batch(step, part)) if tells else 0)
                 with torch.no_grad():
                     model(batch(0, part))  # after it FSDP2's root holds whole tensors in place of its parameters
@@ -111,10 +112,12 @@ def differences(found: Run, expected: Run) -> dict[str, float]:
         by = ["step", "parameter"] if "parameter" in its else ["step"]
         mine, its = (frame.astype({by[-1]: "str"}).set_index(by).sort_index() for frame in (mine, its))
         assert mine.index.equals(its.index)
-        for column in its.columns.difference(["phase", "time", "step_seconds", "probe_seconds", "epoch"]):
+        for column in its.select_dtypes("number").columns.difference(["step_seconds", "probe_seconds", "epoch"]):
             assert mine[column].isna().equals(its[column].isna()), column
             scale = its[column].abs().max()
-            off[f"{column} of {len(by)}"] = float((mine[column] - its[column]).abs().max() / scale) if scale else 0.0
+            off[f"{column} of {len(by)}"] = (
+                float((mine[column] - its[column]).abs().max() / scale) if scale > 0 else 0.0
+            )
     return {column: value for column, value in off.items() if not value < 1e-5}
 
 
@@ -131,14 +134,10 @@ def test_rows_of_sharded_tensors_are_those_of_whole_tensors(world_size: int, tmp
             assert run.manifest.parameters == expected.manifest.parameters
             assert run.status == "completed"
     assert {key: worst for key, worst in off.items() if worst} == {}
-    # Ours make one sum a step, and nothing else does; under tensor parallelism gradients are summed besides.
-    ours = {"lars", "tvlars", "lamb"}
-    assert calls == {
-        name_of(name, kind, world_size): STEPS if name in ours else 0
-        for name in OPTIMIZERS
-        for kind in KINDS[world_size]
-        if kind != "tp"
-    } | {name: made for name, made in calls.items() if "-tp-" in name}
+    # Ours make one sum a step; under tensor parallelism gradients are summed besides, and somebody's sums its own norms.
+    for name, made in calls.items():
+        if "-tp-" not in name.replace("-fsdp-and-tp-", "") and "somebodys" not in name:
+            assert made == (STEPS if name.split("-")[0] in ("lars", "tvlars", "lamb") else 0), name
 
 
 def ended(rank: int, _: int, folder: str) -> str:

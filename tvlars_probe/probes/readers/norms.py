@@ -258,7 +258,7 @@ class NormReader:
                 # Δw = −lr·m, with m the buffer of momentum.
                 if source == "buffer":
                     buffers = [self.optimizer.state[p][description.momentum.buffer] for p in tensors]
-                    values = _norms([shard_of(buffer) for buffer in buffers]) * lr
+                    values = _norms([shard_of(m, like=p) for m, p in zip(buffers, tensors, strict=True)]) * lr
                 else:
                     values = _difference_norms([*map(shard_of, tensors)], [self._snapshots[id(p)] for p in tensors])
                 if len(some) == len(params):
