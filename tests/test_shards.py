@@ -1,4 +1,4 @@
-"""Figures of whole tensors from those of shards, and which ranks hold them."""
+"""TensorFigures of whole tensors from those of shards, and which ranks hold them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ranked import on_ranks
 from tests.sharded import sharded
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.shards import Figures, copies_of, holders_of, shard_of, whole_figures
+from tvlars_probe.shards import TensorFigures, copies_of, holders_of, shard_of, whole_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def test_the_figures_of_shards_make_those_of_the_whole(dtype: torch.dtype, size:
         mine = [parts[rank].double() for parts in shards]
         norms = torch.stack([torch.linalg.vector_norm(t / (size or 1.0)) * size for t in mine])
         dots = torch.stack([t.sum() for t in mine])
-        (found,) = whole_figures([Figures([norms], [dots])], [copies], ranks, wide=dtype == torch.float64)
+        (found,) = whole_figures([TensorFigures([norms], [dots])], [copies], ranks, wide=dtype == torch.float64)
     expected = [(torch.linalg.vector_norm(t.double() / (size or 1.0)) * size).item() for t in whole]
     assert found.norms[0].tolist() == pytest.approx(expected, rel=1e-12, abs=0.0)
     assert found.dots[0].tolist() == pytest.approx([t.double().sum().item() for t in whole], rel=1e-12, abs=0.0)
@@ -50,7 +50,9 @@ def test_the_figures_of_shards_make_those_of_the_whole(dtype: torch.dtype, size:
 
 def test_a_norm_that_is_not_finite_stays_so() -> None:
     norms = torch.tensor([float("inf"), float("nan"), 2.0], dtype=torch.float64)
-    (found,) = whole_figures([Figures([norms], [norms])], [torch.ones(3, dtype=torch.float64)], Ranks(), wide=True)
+    (found,) = whole_figures(
+        [TensorFigures([norms], [norms])], [torch.ones(3, dtype=torch.float64)], Ranks(), wide=True
+    )
     assert found.norms[0].tolist() == pytest.approx([float("inf"), float("nan"), 2.0], nan_ok=True)
 
 

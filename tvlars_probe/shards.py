@@ -157,7 +157,7 @@ def holders_of(tensors: Sequence[Tensor], device: torch.device) -> Ranks | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class TensorFigures:
     """Norms and inner products of P tensors, whole or of this rank's shards.
 
     Attributes:
@@ -169,7 +169,9 @@ class Figures:
     dots: Sequence[Tensor]
 
 
-def whole_figures(of_shards: Sequence[Figures], copies: Sequence[Tensor], ranks: Ranks, *, wide: bool) -> list[Figures]:
+def whole_figures(
+    of_shards: Sequence[TensorFigures], copies: Sequence[Tensor], ranks: Ranks, *, wide: bool
+) -> list[TensorFigures]:
     """The figures of whole tensors, by one sum over the ranks for all of them; every rank calls it.
 
     Args:
@@ -187,6 +189,6 @@ def whole_figures(of_shards: Sequence[Figures], copies: Sequence[Tensor], ranks:
         for piece, one in zip(total.split([one.numel() for one in sums]), sums, strict=True)
     ]
     return [
-        Figures(norms_of_squares(squares).unbind(), dots.unbind())
+        TensorFigures(norms_of_squares(squares).unbind(), dots.unbind())
         for squares, dots in zip(pieces[::2], pieces[1::2], strict=True)
     ]

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.reductions import Tensors, accumulation_dtype
-from tvlars_probe.shards import Figures, copies_of, holders_of, whole_figures
+from tvlars_probe.shards import TensorFigures, copies_of, holders_of, whole_figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tvlars_probe.collectives import Ranks
 
-Update = Generator[Figures, Figures, Tensor]
+Update = Generator[TensorFigures, TensorFigures, Tensor]
 """Yields the figures of what it holds of its tensors, is sent those of whole tensors, updates, and returns a table."""
 
 
-def finished(update: Update, whole: Figures | None = None) -> Tensor:
+def finished(update: Update, whole: TensorFigures | None = None) -> Tensor:
     """The table that an update returns.
 
     Args:

@@ -34,7 +34,7 @@ from tvlars_probe.reductions import (
     multi_tensor_norms,
     norm_of_square,
 )
-from tvlars_probe.shards import Figures, shard_of
+from tvlars_probe.shards import TensorFigures, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -173,7 +173,7 @@ class LAMB(LayerwiseOptimizer):
         dots = [multi_tensor_dots(weights, grads), multi_tensor_dots(weights, directions)]
         # r becomes r + λw in place, so its own norm and inner product were taken above.
         add_decay(directions, weights, [self.decay_of(group, p) for p in params])
-        whole = yield Figures([*norms, multi_tensor_norms(directions)], dots)
+        whole = yield TensorFigures([*norms, multi_tensor_norms(directions)], dots)
         weight_norm, grad_norm, adam_norm, norm = whole.norms
         weight_grad_dot, weight_adam_dot = whole.dots
         ratio = weight_norm.clamp(max=NORM_CAP) / norm

@@ -30,7 +30,7 @@ from tvlars_probe.reductions import (
     multi_tensor_norms,
     norm_of_square,
 )
-from tvlars_probe.shards import Figures, shard_of
+from tvlars_probe.shards import TensorFigures, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -183,7 +183,7 @@ class LARS(LayerwiseOptimizer):
         add_decay(directions, weights, decays)
         if group["denominator"] == "decayed":
             norms.append(multi_tensor_norms(directions))
-        whole = yield Figures(norms, [dots])
+        whole = yield TensorFigures(norms, [dots])
         weight_norm, grad_norm, *decayed = whole.norms
         (dots,) = whole.dots
         norm = decayed[0] if decayed else self._denominator_on_device(group, decays, weight_norm, grad_norm)

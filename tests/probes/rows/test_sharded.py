@@ -134,7 +134,7 @@ def test_rows_of_sharded_tensors_are_those_of_whole_tensors(world_size: int, tmp
             assert run.manifest.parameters == expected.manifest.parameters
             assert run.status == "completed"
     assert {key: worst for key, worst in off.items() if worst} == {}
-    # Ours make one sum a step; under tensor parallelism gradients are summed besides, and somebody's sums its own norms.
+    # Ours make one sum a step. Tensor parallelism alone sums gradients besides, and somebody's optimizer its own norms.
     for name, made in calls.items():
         if "-tp-" not in name.replace("-fsdp-and-tp-", "") and "somebodys" not in name:
             assert made == (STEPS if name.split("-")[0] in ("lars", "tvlars", "lamb") else 0), name

@@ -9,7 +9,7 @@ import torch
 
 from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.reductions import accumulation_dtype
-from tvlars_probe.shards import Figures, whole_figures
+from tvlars_probe.shards import TensorFigures, whole_figures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def _summed(
     tables = [torch.tensor(values[:, column], **on_device) for column in (*_NORMS, _DOT)]
     copies = torch.tensor(layout.copies, **on_device)
     (whole,) = whole_figures(
-        [Figures(tables[:-1], [tables[-1], torch.tensor(lacking, **on_device)])],
+        [TensorFigures(tables[:-1], [tables[-1], torch.tensor(lacking, **on_device)])],
         [copies],
         ranks,
         wide=layout.is_wide,
