@@ -26,6 +26,7 @@ ALLOWED = {
     "reductions": set(),
     "uncompiled": set(),
     "whole_tensors": set(),
+    "shards": set(),
     "wrappers": set(),
     "admission": set(),
     "traces": set(),
@@ -47,7 +48,17 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "runs"},
 }  # fmt: skip
-OPEN = {"admission", "errors", "reductions", "collectives", "uncompiled", "whole_tensors", "wrappers", "__init__"}
+OPEN = {
+    "admission",
+    "errors",
+    "reductions",
+    "collectives",
+    "uncompiled",
+    "whole_tensors",
+    "shards",
+    "wrappers",
+    "__init__",
+}
 
 WITHOUT_TORCH = ("admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs")
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""

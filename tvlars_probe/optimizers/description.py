@@ -58,8 +58,8 @@ class Describe:
 
     Raises:
         TypeError: the argument has no parameter groups, so it is not an optimizer.
-        UserError: the optimizer or its parameters are spread over ranks, or a registered function doesn't return one
-            description per group.
+        UserError: the optimizer is spread over ranks, or its parameters are, otherwise than as DTensors; or a
+            registered function doesn't return one description per group.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Describe:
         optimizer = unwrapped(optimizer)
         if getattr(optimizer, "param_groups", None) is None:
             raise TypeError(f"{type(optimizer).__name__} is no optimizer: it has no param_groups")
-        refuse_spread(tensors_of(optimizer))
+        refuse_spread(tensors_of(optimizer), takes_dtensors=True)
         return self.groups(optimizer)
 
     def groups(self, optimizer: Optimizer) -> tuple[GroupDescription, ...]:

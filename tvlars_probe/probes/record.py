@@ -82,7 +82,7 @@ def record(
         manifest: a manifest that holds further facts about the run.
         resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
-            are averaged over ranks; False records this process alone.
+            are averaged over ranks, as the figures of DTensors are summed; False records this process alone.
         exists: what to do where ``path`` holds something already. "error" refuses, "new" takes the first of
             ``path-2``, ``path-3``, ... that is free: so a notebook's cell can run twice. ``rec.path`` tells it.
 
@@ -92,14 +92,14 @@ def record(
     Raises:
         RunDirectoryError: on entering, if the folder holds something already or can't be written.
         UserError: a setting is outside its range, no optimizer is given, a tensor can't be read here (spread over
-            ranks, without elements), or ``resume`` is no recorder's state. Where one rank refuses, all do, and nothing
-            has been made.
+            ranks otherwise than as a DTensor of all of them, without elements), or ``resume`` is no recorder's state.
+            Where one rank refuses, all do, and nothing has been made.
     """
     ranks = _ranks(model, optimizer, distributed)
     # One rank alone may have a tensor that is refused: the others would wait for it.
     with Agreement(ranks).together():
         _refuse_settings(config, detail, every, resume, exists)
-        optimizers = optimizers_in(optimizer, model)
+        optimizers = optimizers_in(optimizer, model, ranks=ranks)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
         home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)

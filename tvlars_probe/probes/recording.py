@@ -80,7 +80,7 @@ class Recording:
         self.ranks, self.wishes = ranks, Wishes(ranks)
         self._failures = failures
         self.rows = StepRows(
-            self.device, detail=detail, every=every, reads=ranks.is_first, failures=failures, rates=begun["rates"]
+            self.device, detail=detail, every=every, ranks=ranks, failures=failures, rates=begun["rates"]
         )
         self._hooks = StepHooks(self, self.rows.clock)
         self._crossing = Crossing(begun["step"], begun)
@@ -153,7 +153,7 @@ class Recording:
         """Go on with another model and optimizer. Every rank calls it."""
         self.flush()  # first, while the rows' parameters and phase are the recording's
         with self.wishes.agreement.together():
-            optimizers = optimizers_in(optimizer, model)
+            optimizers = optimizers_in(optimizer, model, ranks=self.ranks)
         self.detach()
         self._model, self._optimizers, self.phase = model, optimizers, phase
         self._probing.replace(probes)
@@ -194,7 +194,8 @@ class Recording:
 
     def _applied_rates(self) -> Rates | None:
         scaled_lr = self.rows.last_rates()
-        if not scaled_lr:
+        # Of DTensors they aren't computed: they may be one number per element.
+        if not scaled_lr or self.rows.layout.is_sharded:
             return None
         return applied_rates(self._model, self._optimizers, scaled_lr=scaled_lr, step=self.step - 1)
 
@@ -228,7 +229,7 @@ class Recording:
 
     def note_parameters(self) -> None:
         """Put the parameters and their groups into the manifest."""
-        note_parameters(self._manifest, self.phase, self._model, self._optimizers)
+        note_parameters(self._manifest, self.phase, self._model, self._optimizers, self.rows.layout)
 
     def finish(self) -> None:
         """Write what is left, at the end of a loop that no exception ends. Every rank calls it."""

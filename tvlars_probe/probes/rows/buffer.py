@@ -13,10 +13,11 @@ from torch import Tensor
 from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.shards import whole_of
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -40,6 +41,9 @@ class StepRow:
         unread: per parameter, whether its update_norm was left out in this step.
         lr: learning rate per parameter.
         phase: name of the training phase.
+        due: whether all ranks were to record the layers' norms, which may have failed on this one.
+        of_shards: (len(COLUMNS), parameters), whether a figure is that of this rank's shard; None where none is.
+        to_fill: what fills figures that follow from those of whole tensors, each with the optimizer's parameters.
         device_lrs: learning rates that are tensors on an accelerator, each with the parameters that it holds for.
         phi: TVLARS' φ_t of the first parameter group, a tensor until the flush where it is on a device; NaN for other
             optimizers.
@@ -62,6 +66,9 @@ class StepRow:
     unread: NDArray[np.bool_]
     lr: NDArray[np.float64]
     phase: str
+    due: bool = False
+    of_shards: NDArray[np.bool_] | None = None
+    to_fill: list[tuple[slice, Callable[[Tensor], None]]] = field(default_factory=list)
     device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
     phi: float | Tensor = math.nan
     epoch: int | None = None
@@ -154,6 +161,18 @@ class StepBuffer:
         self.rows[-1].active[span] = active
         self.rows[-1].unread[span] = unread
 
+    def put_of_shards(self, offset: int, of_shards: Sequence[Sequence[bool]]) -> None:
+        """Mark which of an optimizer's figures in the open row are those of this rank's shards.
+
+        Args:
+            offset: where the optimizer's parameters begin.
+            of_shards: (len(COLUMNS), parameters of the optimizer).
+        """
+        row, marks = self.rows[-1], np.array(of_shards, dtype=bool)
+        if row.of_shards is None:
+            row.of_shards = np.zeros((len(COLUMNS), self.parameters), dtype=bool)
+        row.of_shards[:, offset : offset + marks.shape[1]] = marks
+
     def put_lr(self, span: slice, lr: Any) -> None:
         """Store a group's learning rate; a rate that is on an accelerator is read at the flush."""
         row = self.rows[-1]
@@ -179,7 +198,7 @@ class StepBuffer:
         """Mark the open row's update of optimizer ``index`` as none if it found an overflow inside its fused step."""
         # The flag isn't read here, where the host would wait for it: until the flush a skipped step has a row.
         if found_inf is not None:
-            self.skipped[len(self.rows) - 1, index] = (found_inf.reshape(()) > 0).to(self.skipped.device)
+            self.skipped[len(self.rows) - 1, index] = (whole_of(found_inf).reshape(()) > 0).to(self.skipped.device)
 
     def drain(self) -> Drained:
         """Take all rows to the host and empty the buffer."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.reductions import accumulation_dtype, multi_tensor_norms
+from tvlars_probe.shards import whole_of
+from tvlars_probe.whole_tensors import is_dtensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,14 +37,22 @@ class Clipped:
 
 
 def clipped(params: Sequence[Tensor], norm: Tensor, max_norm: float, norm_type: float) -> Clipped:
-    """What ``clip_grad_norm_(params, max_norm, norm_type)`` did, which returned ``norm``. The host doesn't wait."""
-    wide = norm.detach().to(accumulation_dtype(norm.device))
+    """What ``clip_grad_norm_(params, max_norm, norm_type)`` did, which returned ``norm``. The host doesn't wait.
+
+    Of DTensors torch returns a DTensor, whose terms are added up here: every rank calls this.
+    """
+    wide = whole_of(norm.detach()).to(accumulation_dtype(norm.device))
     scale = (max_norm / (wide + _EPS)).clamp(max=1.0)
     return Clipped(frozenset(map(id, params)), wide, scale, float(norm_type) == 2.0)
 
 
 def norm_of_gradients(params: Sequence[Tensor]) -> Tensor | None:
-    """‖g‖₂ over the tensors that have a gradient, on their device; None where none has. The host doesn't wait."""
+    """‖g‖₂ over the tensors that have a gradient, on their device; the host doesn't wait.
+
+    None where no tensor has one, and where one is a DTensor: its norm would take a collective operation in the step.
+    """
+    if any(map(is_dtensor, params)):
+        return None
     grads = [p.grad.detach() for p in params if p.grad is not None and not p.grad.is_sparse]
     return torch.linalg.vector_norm(multi_tensor_norms(grads)) if grads else None
 

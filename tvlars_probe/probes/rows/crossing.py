@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from tvlars_probe.probes.rows.findings import BEYOND_SINGLE, beyond_single, first_non_finite
+from tvlars_probe.probes.rows.sharded import leave_out_shards, make_whole
 from tvlars_probe.probes.rows.table_columns import layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.traces.gaps import Gap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +53,11 @@ class Crossing:
         Returns:
             the last loss told, over all ranks; None where none was.
         """
+        left_out: list[int] = []
+        if layout.is_sharded and self.alone:
+            left_out = leave_out_shards(drained)
+        elif layout.is_sharded:
+            make_whole(drained, ranks, layout)
         found = over_ranks(drained, ranks, self.seen)
         self.seen = found.after
         # Counted on every rank, also where nothing is written: all ranks are in the same step.
@@ -72,6 +79,10 @@ class Crossing:
                 journal.manifest.notes += filter(None, [beyond_single(drained, first_step, layout.names)])
             if told.any():
                 journal.manifest.note_loss_mean(found.weighed_by)
+            if left_out:
+                first, final = first_step + left_out[0], first_step + left_out[-1]
+                reason = "the tensors are sharded, and the ranks couldn't sum their norms any more"
+                journal.manifest.gaps.append(Gap("layers", first, final, reason))
             journal.append("steps", step_columns(drained, first_step, found.seen, losses))
             journal.append("layers", layer_columns(drained, first_step, layout.names, layout.nulls))
         return last

@@ -6,7 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
+from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.events.clock import StepClock
 from tvlars_probe.probes.readers.layout import Layout
 from tvlars_probe.probes.readers.rates import LastRates
@@ -18,10 +20,12 @@ from tvlars_probe.traces.manifest import now
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.probes.failures import ProbeFailures
+    from tvlars_probe.probes.readers.norms import NormReader
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
     from tvlars_probe.probes.rows.clipping import Clipped
 
@@ -39,7 +43,7 @@ class StepRows:
         device: where the figures come from.
         detail: "full", "norms" (without ‖Δw‖) or "none" (no figures of layers).
         every: n, to record the layers in steps 0, n, 2n, ...
-        reads: whether this process reads norms: rank 0 does.
+        ranks: the ranks of the run. Rank 0 reads norms; where parameters are DTensors, all ranks do.
         failures: applies the policy when reading norms raises.
         rates: lr × trust_ratio of each parameter's last update, by name, in a resumed run; else empty.
 
@@ -48,7 +52,7 @@ class StepRows:
         open: the row of the step that is being made or was made last; None between `close` and `begin`.
         clock: tells a step's own time from the recorder's.
         telling: watches where the loop tells of its steps.
-        measures_layers: whether norms are read; false for "none", and after a failure.
+        measures_layers: whether norms are read; false for "none", and once the ranks know that it has failed on one.
     """
 
     layout: Layout
@@ -59,11 +63,11 @@ class StepRows:
         *,
         detail: Detail,
         every: int,
-        reads: bool,
+        ranks: Ranks,
         failures: ProbeFailures,
         rates: Mapping[str, float],
     ) -> None:
-        self._device, self._detail, self._every, self._reads = device, detail, every, reads
+        self._device, self._detail, self._every, self._ranks = device, detail, every, ranks
         self._failures = failures
         self._optimizers: Sequence[Optimizer] = ()
         self._buffer: StepBuffer | None = None
@@ -74,7 +78,7 @@ class StepRows:
         self.telling = Telling()
         self._clipped: list[Clipped] = []
         self._unclipped: tuple[Sequence[Tensor], Tensor] | None = None
-        self._step = 0
+        self._step, self._has_failed = 0, False
 
     def __len__(self) -> int:
         """Number of rows with an update; the open one may have none yet."""
@@ -98,7 +102,7 @@ class StepRows:
         The buffer is a new one, so all rows must have been drained.
         """
         self._optimizers = optimizers
-        self.layout = Layout(model, optimizers, updates=self._detail == "full")
+        self.layout = Layout(model, optimizers, updates=self._detail == "full", ranks=self._ranks)
         self._buffer = StepBuffer(self.layout.offsets, self._device)
 
     def begin_phase(self) -> None:
@@ -134,16 +138,20 @@ class StepRows:
 
     def begin(self, step: int, phase: str) -> None:
         """Open the row of ``step``."""
-        recorded = self.measures_layers and step % self._every == 0
+        due = self.measures_layers and step % self._every == 0
         self.telling.row_begins()
         self._step = step
-        self.open = self.buffer.open_row(recorded=recorded, phase=phase)
+        self.open = self.buffer.open_row(recorded=due and not self._has_failed, phase=phase)
+        self.open.due = due
 
     def before(self, index: int) -> None:
         """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
         assert self.open is not None
         self.open.begun.add(index)
         self._put_clipping()
+        if self.open.due:
+            # Also where reading has failed on this rank, of which the others may not know yet: they would wait.
+            self._attempt(index, self.layout.readers[index].take_gradients)
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
         self.note_rates(index)
@@ -192,7 +200,11 @@ class StepRows:
 
         def put() -> None:
             reading, active = reader.after()
-            self.buffer.put(self.layout.offsets[index], reading, active, reader.unread)
+            offset = self.layout.offsets[index]
+            self.buffer.put(offset, reading, active, reader.unread)
+            if self.layout.is_sharded:
+                self.buffer.put_of_shards(offset, reader.of_shards)
+                self._leave_to_flush(offset, reader, active)
 
         self._read(index, put)
         # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
@@ -202,15 +214,33 @@ class StepRows:
         self.clock.probed(time.perf_counter() - started)
         row.probe_seconds += self.clock.mark_end()
 
+    def _leave_to_flush(self, offset: int, reader: NormReader, active: Sequence[bool]) -> None:
+        """Note what fills the trust ratios that follow from the norms of whole tensors, once those are known."""
+        assert self.open is not None
+        if not any(group.follows_from_norms for group in reader.groups) or reader.leaves_norms:
+            return
+        # A schedule writes into a rate that is a tensor.
+        groups = [g._replace(lr=g.lr.clone() if isinstance(g.lr, Tensor) else g.lr) for g in reader.groups]
+
+        def fill(table: Tensor) -> None:
+            on_host = [g._replace(lr=number(g.lr)) for g in groups]
+            reader.ratios.fill_from_norms(table, on_host, active)
+
+        self.open.to_fill.append((slice(offset, offset + len(active)), fill))
+
     def _read(self, index: int, read: Callable[[], None]) -> None:
         """Read norms, if this row records any. After a failure neither this row nor later ones do."""
-        if self.open is None or not self.open.recorded or not self._reads:
-            return
+        reads = self._ranks.is_first or self.layout.is_sharded
+        if self.open is not None and self.open.recorded and reads:
+            self._attempt(index, read)
+
+    def _attempt(self, index: int, read: Callable[[], None]) -> None:
+        assert self.open is not None
         what = f"reading the norms of {type(self._optimizers[index]).__name__}"
         with self._failures.attempt(what, self._step) as attempt:
             read()
         if attempt.failed:
-            self.measures_layers = self.open.recorded = False
+            self._has_failed, self.open.recorded = True, False
 
     def tell(self, loss: Tensor | float | None, told: Mapping[str, Any]) -> bool:
         """Put what the loop tells into the open row.
