@@ -24,6 +24,7 @@ ALLOWED = {
     "errors": set(),
     "collectives": set(),
     "reductions": set(),
+    "spectral_norms": set(),
     "uncompiled": set(),
     "whole_tensors": set(),
     "wrappers": set(),
@@ -46,7 +47,17 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "runs"},
 }  # fmt: skip
-OPEN = {"admission", "errors", "reductions", "collectives", "uncompiled", "whole_tensors", "wrappers", "__init__"}
+OPEN = {
+    "admission",
+    "errors",
+    "reductions",
+    "spectral_norms",
+    "collectives",
+    "uncompiled",
+    "whole_tensors",
+    "wrappers",
+    "__init__",
+}
 
 WITHOUT_TORCH = ("admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs")
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""

@@ -12,6 +12,7 @@ from tvlars_probe.optimizers.description import describe
 from tvlars_probe.optimizers.group_entries import to_entry
 from tvlars_probe.probes.readers.norms import NormReader
 from tvlars_probe.probes.readers.parameters import optimizer_names, parameter_table
+from tvlars_probe.probes.readers.spectral import SpectralReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Layout:
         names: the names of all parameters, optimizer by optimizer.
         offsets: where each optimizer's parameters begin in ``names``, and at last where they end.
         readers: a reader of norms per optimizer.
+        spectral: a reader of spectral norms per optimizer.
         nulls: per parameter, the columns that are null for it.
     """
 
@@ -44,6 +46,9 @@ class Layout:
         self.names = [name for some in names for name in some]
         self.offsets: list[int] = np.cumsum([0, *(len(some) for some in names)]).tolist()
         self.readers = [NormReader(optimizer, updates=updates) for optimizer in optimizers]
+        self.spectral = [
+            SpectralReader(optimizer, some, updates=updates) for optimizer, some in zip(optimizers, names, strict=True)
+        ]
         self.nulls = [columns for reader in self.readers for columns in reader.nulls]
 
     @property

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
     from tvlars_probe.probes.rows.clipping import Clipped
 
+_OF_WEIGHTS, _OF_UPDATES = slice(2), slice(2, 4)
+"""The columns of `SPECTRAL` that are read before and after an update."""
+
 Detail = Literal["full", "norms", "none"]
 """How much is read of the layers: all norms, all but ‖Δw‖, or nothing."""
 
@@ -38,6 +41,7 @@ class StepRows:
         device: where the figures come from.
         detail: "full", "norms" (without ‖Δw‖) or "none" (no figures of layers).
         every: n, to record the layers in steps 0, n, 2n, ...
+        spectral_every: N, to read spectral norms in recorded steps among 0, N, 2N, ...; None to read none.
         reads: whether this process reads norms: rank 0 does.
         failures: applies the policy when reading norms raises.
         rates: lr × trust_ratio of each parameter's last update, by name, in a resumed run; else empty.
@@ -58,11 +62,13 @@ class StepRows:
         *,
         detail: Detail,
         every: int,
+        spectral_every: int | None,
         reads: bool,
         failures: ProbeFailures,
         rates: Mapping[str, float],
     ) -> None:
         self._device, self._detail, self._every, self._reads = device, detail, every, reads
+        self._spectral_every, self._reads_spectra = spectral_every, False
         self._failures = failures
         self._optimizers: Sequence[Optimizer] = ()
         self._buffer: StepBuffer | None = None
@@ -130,6 +136,7 @@ class StepRows:
         recorded = self.measures_layers and step % self._every == 0
         self.telling.row_begins()
         self._step = step
+        self._reads_spectra = self._spectral_every is not None and step % self._spectral_every == 0
         self.open = self.buffer.open_row(recorded=recorded, phase=phase)
 
     def before(self, index: int) -> None:
@@ -142,7 +149,14 @@ class StepRows:
             self.buffer.put_clipping(together(self.open.clipped))
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
+        if self._reads_spectra:
+            self._read(
+                index, lambda: self._put_spectral(index, _OF_WEIGHTS, self.layout.spectral[index].before(self._step))
+            )
         self.note_rates(index)
+
+    def _put_spectral(self, index: int, rows: slice, found: tuple[Tensor, list[bool]]) -> None:
+        self.buffer.put_spectral(rows, self.layout.offsets[index], *found)
 
     def note_rates(self, index: int) -> None:
         """Keep the rates of the update that optimizer ``index`` is making: a schedule may change them after it."""
@@ -174,6 +188,8 @@ class StepRows:
             self.buffer.put(self.layout.offsets[index], reading, active, reader.unread)
 
         self._read(index, put)
+        if self._reads_spectra:
+            self._read(index, lambda: self._put_spectral(index, _OF_UPDATES, self.layout.spectral[index].after()))
         # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
         # row may hold updates of several optimizers.
         row.time = now()
