@@ -122,7 +122,8 @@ def test_elements_of_any_type_are_taken_as_they_are(dtype: torch.dtype, shape: t
 def test_pieces_change_nothing(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, other = normal(*shape).float(), normal(*shape, seed=1).float()
     whole = spectral_norms([matrix, matrix], [0, 1], minus=[other, torch.zeros_like(matrix)])
-    monkeypatch.setattr(module, "_PIECE", 1000)
+    monkeypatch.setattr(module, "_WHOLE", 5000)
+    monkeypatch.setattr(module, "BLOCK", 5000)
     torch.testing.assert_close(
         spectral_norms([matrix, matrix], [0, 1], minus=[other, torch.zeros_like(matrix)]), whole, rtol=1e-10, atol=0
     )
@@ -192,7 +193,7 @@ def test_the_host_reads_nothing_and_draws_nothing_of_its_generator() -> None:
     state = torch.get_rng_state()
     matrices = [normal(90, 100), normal(20, 30), normal(70, 10, 3, 3).float()]
     with CountReads() as count:
-        spectral_norms(matrices, [0, 1, 2], minus=[torch.zeros_like(m) for m in matrices])
+        spectral_norms(matrices, [0, 1, 2], minus=[torch.zeros_like(m) for m in matrices], steps=3)
     assert count.reads == 0
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tvlars_probe.reductions import accumulation_dtype, multi_tensor_norms
+from tvlars_probe.reductions import BLOCK, accumulation_dtype, multi_tensor_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +47,11 @@ SMALL = 64
 """Up to so many rows or columns the Gram matrix is squared instead."""
 
 _SQUARINGS = 30
+_WHOLE = 1 << 24
+"""Elements up to which a matrix is held in double precision as a whole: 128 MiB."""
+
 _PIECE = 1 << 22
-"""Elements that are held in double precision at once: 32 MiB."""
+"""Elements of a larger one that are, on accelerators; on the CPU `BLOCK`, which stays in cache."""
 
 _NEAREST, _POINTS = 1e-13, 1024
 """The least distance above θ at which an eigenvalue is looked for where ‖A‖_F is 1, and how many are tried up to 1."""
@@ -70,8 +73,8 @@ def spectral_norms(
 ) -> Tensor:
     """‖A‖₂ of every matrix with its error, without waiting for their device.
 
-    Computed in float64 (in float32 on MPS, which has no float64). More than `_PIECE` elements are held in float64 in
-    pieces only.
+    Computed in float64 (in float32 on MPS, which has no float64). Of a matrix of more than `_WHOLE` elements only pieces
+    are held in it.
 
     Args:
         matrices: tensors of two dimensions or more, on one device. What has more is flattened from the second dimension
@@ -125,7 +128,8 @@ class _Products:
     def __init__(self, matrix: Tensor, minus: Tensor | None, dtype: torch.dtype) -> None:
         tall = _as_tall(matrix)
         self._dtype, self.size = dtype, tall.shape[1]
-        rows = max(_PIECE // max(self.size, 1), 1)
+        most = _WHOLE if tall.numel() <= _WHOLE else BLOCK if tall.device.type == "cpu" else _PIECE
+        rows = max(most // max(self.size, 1), 1)
         self._pieces: list[tuple[Tensor, ...]]
         if minus is None:
             self._pieces = [(piece,) for piece in tall.split(rows)]
@@ -133,7 +137,8 @@ class _Products:
             self._pieces = [*zip(tall.split(rows), _as_tall(minus).split(rows), strict=True)]
         if len(self._pieces) == 1:
             self._pieces = [(self._wide(self._pieces[0]),)]
-        self.norm = multi_tensor_norms([multi_tensor_norms([*map(self._wide, self._pieces)])])[0]
+        norms = [multi_tensor_norms([self._wide(piece)])[0] for piece in self._pieces]
+        self.norm = multi_tensor_norms([torch.stack(norms)])[0]
         self._scale = torch.where(self.norm > 0, self.norm, 1.0)
 
     def _wide(self, piece: tuple[Tensor, ...]) -> Tensor:
@@ -194,7 +199,8 @@ def top_eigenvalues(matrices: Sequence[Tensor]) -> Tensor:
         # A squaring doubles the relative error so far, of which the root takes half each time.
         powers = powers / torch.where(norms > 0, norms, 1.0)[:, None, None]
         powers, power = powers @ powers, 2 * power
-    return (logarithms + torch.linalg.vector_norm(powers, dim=(1, 2)).log() / power).exp()
+    logarithms += torch.linalg.vector_norm(powers, dim=(1, 2)).log() / power
+    return logarithms.exp()
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
