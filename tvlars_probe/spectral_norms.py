@@ -73,8 +73,8 @@ def spectral_norms(
 ) -> Tensor:
     """‖A‖₂ of every matrix with its error, without waiting for their device.
 
-    Computed in float64 (in float32 on MPS, which has no float64). Of a matrix of more than `_WHOLE` elements only pieces
-    are held in it.
+    Computed in float64 (in float32 on MPS, which has no float64). Matrices of more than `_WHOLE` elements are held in
+    that type in pieces only.
 
     Args:
         matrices: tensors of two dimensions or more, on one device. What has more is flattened from the second dimension

@@ -78,8 +78,7 @@ def record(
         detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
         every: n, to fill the table ``layers`` in steps 0, n, 2n, ...
         spectral_every: N, to measure spectral norms of weights and updates in steps 0, N, 2N, ...: a multiple of
-            ``every``. They cost two passes over the weights for each of `tvlars_probe.spectral_norms.STEPS` products,
-            and a copy of them in these steps.
+            ``every``. In these steps they cost 64 products with each matrix, 64 with its update, and a copy of it.
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
         on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
             the loop tells, with a warning and a note in the manifest; "raise" ends the run.

@@ -92,8 +92,10 @@ def test_without_updates_no_copy_is_taken() -> None:
         F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
         reader.before(0)
         assert bool(reader._copies) == updates
-        assert reader.after()[1] == [updates and p.ndim > 1 for p in model.parameters()]
+        assert reader.after(0)[1] == [updates and p.ndim > 1 for p in model.parameters()]
         assert not reader._copies
+        reader.before(1)
+        assert not any(reader.after(2)[1])  # what an update that raised left behind
 
 
 def test_frozen_tensors_have_none_until_they_are_trained(tmp_path: Path) -> None:

@@ -56,12 +56,17 @@ class SpectralReader:
         self._copies = {i: p.detach().clone() for i, p in matrices.items()} if self.updates else {}
         return figures, [i in matrices for i in range(len(params))]
 
-    def after(self) -> tuple[Tensor, list[bool]]:
-        """Read the updates of the weights that `before` has seen; returned as there."""
-        copies, self._copies = self._copies, {}  # no second model in memory until the next such step
+    def after(self, step: int) -> tuple[Tensor, list[bool]]:
+        """Read the updates of the weights that `before` has seen in the same step; returned as there."""
+        copies = self._copies if step == self._step else {}  # an earlier step's may be left by an update that raised
+        self._copies = {}  # no second model in memory until the next such step
         params = self._params
         figures = self._figures("update", {i: params[i] for i in copies}, copies)
         return figures, [i in copies for i in range(len(params))]
+
+    def forget(self) -> None:
+        """Let go of the copies: there was no update."""
+        self._copies = {}
 
     def _figures(self, what: str, matrices: dict[int, Tensor], minus: dict[int, Tensor] | None = None) -> Tensor:
         params = self._params

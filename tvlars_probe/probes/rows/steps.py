@@ -171,6 +171,7 @@ class StepRows:
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() > 0:
             # Skipped: there was no update. Where reading the flag would make the host wait, a flush finds out.
             row.begun.discard(index)
+            self.layout.spectral[index].forget()
             self.clock.probed(time.perf_counter() - started)
             return
         row.stepped.append(index)
@@ -189,7 +190,9 @@ class StepRows:
 
         self._read(index, put)
         if self._reads_spectra:
-            self._read(index, lambda: self._put_spectral(index, _OF_UPDATES, self.layout.spectral[index].after()))
+            self._read(
+                index, lambda: self._put_spectral(index, _OF_UPDATES, self.layout.spectral[index].after(self._step))
+            )
         # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
         # row may hold updates of several optimizers.
         row.time = now()
