@@ -93,9 +93,10 @@ def figure_of(kind: str, name: str, detail: Any, batch_size: int, rounds: int) -
             seconds = interleaved({"bare": lambda: step(model, bare, batch), "recorded": recorded}, rounds)
         probes = statistics.median(open_run(Path(folder, "run")).steps(["probe_seconds"]).probe_seconds)
     ratios = sorted(a / b for a, b in zip(seconds["recorded"], seconds["bare"], strict=True))
+    what = f"step{'' if kind == 'ResNet-18' else f' of a {kind}'} recorded over bare"
     low, _, high = statistics.quantiles(ratios, n=4)
     return Figure(
-        what=f"step{'' if kind == 'ResNet-18' else f' of a {kind}'} recorded over bare, {name}{', with update_norm' if detail == 'full' else ''}",
+        what=f"{what}, {name}{', with update_norm' if detail == 'full' else ''}",
         value=paired(seconds, "recorded", "bare"),
         aim=WITH_UPDATE_NORM if detail == "full" else AIMS[name, detail],
         floor=f"{FLOORS[name]}; beside noise from {low:.3f} to {high:.3f} between the quartiles",

@@ -65,7 +65,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "record_every": "every",
             **_same(
                 "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
-                "train_eval_samples", "on_probe_error",
+                "train_eval_samples", "on_probe_error", "spectral_every",
             ),
         },
     ),
@@ -202,6 +202,10 @@ _OPTIONS = (
         help="Which norms of the layers: all, all but the update's, or none.",
     ),
     option("--record-every", section=_RECORDING, type=int, default=1, help="Record the layers every so many steps."),
+    option(
+        "--spectral-every", section=_RECORDING, type=int, show_default="never",
+        help="Measure the spectral norms of weights and updates every so many steps.",
+    ),
     option(
         "--checkpoint-every", section=_RECORDING, type=int, default=1,
         help="Epochs between checkpoints (the last and the best are kept); 0 writes only the last.",

@@ -43,6 +43,7 @@ class Recording:
         session: holds the run's journal.
         detail: how much is read of the layers.
         every: n, to record the layers in steps 0, n, 2n, ...
+        spectral_every: N, to read spectral norms in recorded steps among 0, N, 2N, ...; None to read none.
         probes: what else is measured before updates.
         failures: applies the policy when a probe or the reading of norms raises.
         begun: a recorder's state, from which this one goes on.
@@ -67,6 +68,7 @@ class Recording:
         *,
         detail: Detail,
         every: int,
+        spectral_every: int | None,
         probes: Sequence[Probe],
         failures: ProbeFailures,
         begun: Mapping[str, Any],
@@ -80,7 +82,13 @@ class Recording:
         self.ranks, self.wishes = ranks, Wishes(ranks)
         self._failures = failures
         self.rows = StepRows(
-            self.device, detail=detail, every=every, ranks=ranks, failures=failures, rates=begun["rates"]
+            self.device,
+            detail=detail,
+            every=every,
+            spectral_every=spectral_every,
+            ranks=ranks,
+            failures=failures,
+            rates=begun["rates"],
         )
         self._hooks = StepHooks(self, self.rows.clock)
         self._crossing = Crossing(begun["step"], begun)

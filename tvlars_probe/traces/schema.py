@@ -65,6 +65,36 @@ LAYERS = Table(
         ),
         Column("phi", "float32", "1", "TVLARS' φ_t as applied to this tensor, 1 where not applied; null for others"),
         Column("lr", "float32", "1", "the group's learning rate in this step"),
+        Column(
+            "weight_spectral_norm",
+            "float32",
+            "1",
+            "largest singular value of w, flattened to a matrix from the second dimension on, as it was found: one "
+            "within the error of it is; null for vectors and in steps not asked for (--spectral-every)",
+            later=True,
+        ),
+        Column(
+            "weight_spectral_norm_error",
+            "float32",
+            "1",
+            "how far weight_spectral_norm can be off, at most; for matrices of more than 64 rows and columns but for a "
+            "chance of 1e-6 each",
+            later=True,
+        ),
+        Column(
+            "update_spectral_norm",
+            "float32",
+            "1",
+            "the same of Δw, the difference of the weights after and before the update; null with --record norms, too",
+            later=True,
+        ),
+        Column(
+            "update_spectral_norm_error",
+            "float32",
+            "1",
+            "how far update_spectral_norm can be off, at most, in the same sense",
+            later=True,
+        ),
     ),
 )
 

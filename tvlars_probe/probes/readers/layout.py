@@ -13,6 +13,7 @@ from tvlars_probe.optimizers.description import describe
 from tvlars_probe.optimizers.group_entries import to_entry
 from tvlars_probe.probes.readers.norms import NormReader
 from tvlars_probe.probes.readers.parameters import optimizer_names, parameter_table
+from tvlars_probe.probes.readers.spectral import SpectralReader
 from tvlars_probe.shards import copies_of, refuse_gathered, refuse_part_of_ranks
 from tvlars_probe.whole_tensors import is_dtensor
 
@@ -39,6 +40,7 @@ class Layout:
         names: the names of all parameters, optimizer by optimizer.
         offsets: where each optimizer's parameters begin in ``names``, and at last where they end.
         readers: a reader of norms per optimizer.
+        spectral: a reader of spectral norms per optimizer.
         nulls: per parameter, the columns that are null for it.
         is_sharded: whether any parameter is a DTensor. Then all ranks read, each its shards.
         is_wide: whether any parameter is one of float64, the squares of whose norms may leave that type's range.
@@ -67,6 +69,9 @@ class Layout:
         if self.is_sharded and model is not None:
             refuse_gathered(model, params)
         self.readers = [NormReader(optimizer, updates=updates, sharded=self.is_sharded) for optimizer in optimizers]
+        self.spectral = [
+            SpectralReader(optimizer, some, updates=updates) for optimizer, some in zip(optimizers, names, strict=True)
+        ]
         self.nulls = [columns for reader in self.readers for columns in reader.nulls]
 
     @property

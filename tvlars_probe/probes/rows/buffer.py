@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.optimizers.rules import number
-from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.readers.columns import COLUMNS, SPECTRAL
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.shards import whole_of
 from tvlars_probe.traces.manifest import now
@@ -44,6 +44,9 @@ class StepRow:
         due: whether all ranks were to record the layers' norms, which may have failed on this one.
         of_shards: (len(COLUMNS), parameters), whether a figure is that of this rank's shard; None where none is.
         to_fill: what fills figures that follow from those of whole tensors, each with the optimizer's parameters.
+        spectral: (len(SPECTRAL), parameters), the spectral norms, on the device until the flush; None where the step
+            has none. Few steps have: so they are no part of the buffer.
+        spectral_read: per column and parameter, whether it was read; None where the step has none.
         device_lrs: learning rates that are tensors on an accelerator, each with the parameters that it holds for.
         phi: TVLARS' φ_t of the first parameter group, a tensor until the flush where it is on a device; NaN for other
             optimizers.
@@ -69,6 +72,8 @@ class StepRow:
     due: bool = False
     of_shards: NDArray[np.bool_] | None = None
     to_fill: list[tuple[slice, Callable[[Tensor], None]]] = field(default_factory=list)
+    spectral: Tensor | None = None
+    spectral_read: NDArray[np.bool_] | None = None
     device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
     phi: float | Tensor = math.nan
     epoch: int | None = None
@@ -173,6 +178,22 @@ class StepBuffer:
             row.of_shards = np.zeros((len(COLUMNS), self.parameters), dtype=bool)
         row.of_shards[:, offset : offset + marks.shape[1]] = marks
 
+    def put_spectral(self, rows: slice, offset: int, reading: Tensor, read: Sequence[bool]) -> None:
+        """Store some of an optimizer's spectral norms in the open row.
+
+        Args:
+            rows: which of the columns `SPECTRAL`.
+            offset: where the optimizer's parameters begin.
+            reading: a row per column, a column per parameter of the optimizer.
+            read: per parameter, whether it was read.
+        """
+        row, span = self.rows[-1], slice(offset, offset + reading.shape[1])
+        if row.spectral is None or row.spectral_read is None:
+            row.spectral = self.values.new_full((len(SPECTRAL), self.parameters), math.nan)
+            row.spectral_read = np.zeros(row.spectral.shape, dtype=bool)
+        row.spectral[rows, span].copy_(reading, non_blocking=True)
+        row.spectral_read[rows, span] = read
+
     def put_lr(self, span: slice, lr: Any) -> None:
         """Store a group's learning rate; a rate that is on an accelerator is read at the flush."""
         row = self.rows[-1]
@@ -208,6 +229,11 @@ class StepBuffer:
                 row.lr[span] = lr.item()
             row.phi = float(row.phi)
             row.tokens = int(row.tokens.item()) if isinstance(row.tokens, Tensor) else row.tokens
+        measured = [row for row in self.rows if row.spectral is not None]
+        if measured:
+            on_host = torch.stack([row.spectral for row in measured if row.spectral is not None]).cpu()
+            for row, figures in zip(measured, on_host, strict=True):
+                row.spectral = figures
         # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copies, which
         # ``astype`` makes, too.
         drained = Drained(

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
     from tvlars_probe.probes.rows.clipping import Clipped
 
+_OF_WEIGHTS, _OF_UPDATES = slice(2), slice(2, 4)
+"""The columns of `SPECTRAL` that are read before and after an update."""
+
 Detail = Literal["full", "norms", "none"]
 """How much is read of the layers: all norms, all but ‖Δw‖, or nothing."""
 
@@ -43,6 +46,7 @@ class StepRows:
         device: where the figures come from.
         detail: "full", "norms" (without ‖Δw‖) or "none" (no figures of layers).
         every: n, to record the layers in steps 0, n, 2n, ...
+        spectral_every: N, to read spectral norms in recorded steps among 0, N, 2N, ...; None to read none.
         ranks: the ranks of the run. Rank 0 reads norms; where parameters are DTensors, all ranks do.
         failures: applies the policy when reading norms raises.
         rates: lr × trust_ratio of each parameter's last update, by name, in a resumed run; else empty.
@@ -63,11 +67,13 @@ class StepRows:
         *,
         detail: Detail,
         every: int,
+        spectral_every: int | None,
         ranks: Ranks,
         failures: ProbeFailures,
         rates: Mapping[str, float],
     ) -> None:
         self._device, self._detail, self._every, self._ranks = device, detail, every, ranks
+        self._spectral_every, self._reads_spectra = spectral_every, False
         self._failures = failures
         self._optimizers: Sequence[Optimizer] = ()
         self._buffer: StepBuffer | None = None
@@ -141,6 +147,7 @@ class StepRows:
         due = self.measures_layers and step % self._every == 0
         self.telling.row_begins()
         self._step = step
+        self._reads_spectra = self._spectral_every is not None and step % self._spectral_every == 0
         self.open = self.buffer.open_row(recorded=due and not self._has_failed, phase=phase)
         self.open.due = due
 
@@ -154,6 +161,10 @@ class StepRows:
             self._attempt(index, self.layout.readers[index].take_gradients)
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
+        if self._reads_spectra:
+            self._read(
+                index, lambda: self._put_spectral(index, _OF_WEIGHTS, self.layout.spectral[index].before(self._step))
+            )
         self.note_rates(index)
 
     def note_clipped_before(self, norm: float, max_norm: float) -> None:
@@ -173,6 +184,9 @@ class StepRows:
             self.buffer.put_clipping(together(self.open.clipped))
         self._clipped, self._unclipped = [], None
 
+    def _put_spectral(self, index: int, rows: slice, found: tuple[Tensor, list[bool]]) -> None:
+        self.buffer.put_spectral(rows, self.layout.offsets[index], *found)
+
     def note_rates(self, index: int) -> None:
         """Keep the rates of the update that optimizer ``index`` is making: a schedule may change them after it."""
         self._rates.note(index, self._optimizers[index])
@@ -186,6 +200,7 @@ class StepRows:
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() > 0:
             # Skipped: there was no update. Where reading the flag would make the host wait, a flush finds out.
             row.begun.discard(index)
+            self.layout.spectral[index].forget()
             self.clock.probed(time.perf_counter() - started)
             return
         row.stepped.append(index)
@@ -207,6 +222,10 @@ class StepRows:
                 self._leave_to_flush(offset, reader, active)
 
         self._read(index, put)
+        if self._reads_spectra:
+            self._read(
+                index, lambda: self._put_spectral(index, _OF_UPDATES, self.layout.spectral[index].after(self._step))
+            )
         # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
         # row may hold updates of several optimizers.
         row.time = now()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.admission.names import encodable
-from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.readers.columns import COLUMNS, SPECTRAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +64,25 @@ def layer_columns(
         if not mask.all():
             values = single(np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter])
             columns[column] = pa.array(values, mask=mask) if mask.any() else values
+    return columns | _spectral_columns(drained, at_row, at_parameter)
+
+
+def _spectral_columns(drained: Drained, at_row: NDArray[np.intp], at_parameter: NDArray[np.intp]) -> dict[str, Any]:
+    """The columns of spectral norms that any of these rows and parameters has."""
+    import pyarrow as pa
+
+    columns = {}
+    measured = np.array([row.spectral is not None for row in drained.rows], dtype=bool)
+    place = np.cumsum(measured) - 1  # among the rows that have any
+    figures = [row.spectral.numpy() for row in drained.rows if row.spectral is not None]
+    read = [row.spectral_read for row in drained.rows if row.spectral_read is not None]
+    for k, column in enumerate(SPECTRAL if figures else ()):
+        there = measured[at_row].copy()
+        there[there] = np.array(read)[place[at_row[there]], k, at_parameter[there]]
+        if there.any():
+            values = np.full(len(at_row), np.nan)
+            values[there] = np.array(figures)[place[at_row[there]], k, at_parameter[there]]
+            columns[column] = pa.array(single(values), mask=~there)
     return columns
 
 

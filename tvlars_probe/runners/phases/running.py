@@ -87,6 +87,7 @@ def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, tra
         total_steps=sum(each.schedule.total_steps for each in trainings),
         detail=recording.detail,  # type: ignore[arg-type]
         every=recording.every,
+        spectral_every=recording.spectral_every,
         probes=training.probes(),
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
         manifest=_manifest(job, trainings),
