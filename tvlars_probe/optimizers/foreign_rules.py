@@ -50,7 +50,6 @@ def _timm_lamb(settings: Settings) -> GroupDescription | None:
         bias_corrected=bool(settings["bias_correction"]),
         adapts=bool(adapts),
         clip="one" if settings["trust_clip"] else "none",
-        idle_without="gradient",
     )
 
 

@@ -259,7 +259,7 @@ class OptimizerConfig:
             raise UserError(f"--delay {self.delay:g} is outside its range (allowed: a number of updates)")
         if self.nesterov and "nesterov" in OPTIMIZERS[self.name].settings and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
-        if self.muon_rest not in (None, *OPTIMIZERS["muon"].rests):
+        if self.muon_rest is not None and self.muon_rest not in OPTIMIZERS["muon"].rests:
             raise unknown("--muon-rest", self.muon_rest, OPTIMIZERS["muon"].rests)
         self.rest  # noqa: B018 (refuses settings that the rest can't have)
 

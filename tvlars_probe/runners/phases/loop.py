@@ -213,7 +213,7 @@ class Training:
             batches,
             compute=phase.probe_loss,
             every=asked.every,
-            operators=[o for o in asked.operators if o != "effective" or self.unmeasured is None],
+            operators=tuple(o for o in asked.operators if o != "effective" or self.unmeasured is None),
             bn_mode=bn_mode,
             budget=asked.share,
             tol=asked.tol,
