@@ -52,7 +52,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "optimizer": "name",
             **_same(
                 "lr", "weight_decay", "momentum", "nesterov", "eta", "lmbda", "alpha", "delay", "gamma_min",
-                "denominator", "exclusion", "trust_clip", "adam", "excluded_lr",
+                "denominator", "exclusion", "trust_clip", "adam", "excluded_lr", "muon_rest", "muon_rest_lr",
             ),
         },
     ),
@@ -196,6 +196,16 @@ _OPTIONS = (
     option(
         "--excluded-lr", section=_OPTIMIZER, type=float, show_default="--lr",
         help="Learning rate of what lars and tvlars exclude: biases and normalisation.",
+    ),
+    option(
+        "--muon-rest", section=_OPTIMIZER, type=_choice(OPTIMIZERS["muon"].rests),
+        show_default=OPTIMIZERS["muon"].rests[0],
+        help="Optimizer of what muon doesn't take: all but matrices between the first and the last layer.",
+    ),
+    option(
+        "--muon-rest-lr", section=_OPTIMIZER, type=float,
+        show_default="; ".join(f"{name} {OPTIMIZERS[name].default_lr:g}" for name in OPTIMIZERS["muon"].rests),
+        help="Its learning rate.",
     ),
     option(
         "--record", section=_RECORDING, type=_choice(DETAILS), default="full",

@@ -221,6 +221,11 @@ class TrainConfig:
                 f"--micro-batch can't be used with --mode {self.mode}: its loss joins all samples of a batch (spread "
                 "them over more ranks, or use a smaller --batch-size)"
             )
+        if self.sharpness.every and {*self.sharpness.operators} == {"effective"} and not self.optimizer.has_rates:
+            raise UserError(
+                f"--sharpness-operators effective can't be measured with --opt {self.optimizer.name}, whose update "
+                "isn't a rate times the gradient (use hessian or relative)"
+            )
         warmup, option = self.schedule.warmup_epochs, MODES[self.mode].epochs_option
         if warmup is not None and warmup >= self.scheduled_epochs:
             raise UserError(
