@@ -59,7 +59,7 @@ ENTRIES = {
         smoke=("--cases", "16", "--steps", "1", "--run", "sgd, lr 0.1", "--spectra", "1"),
     ),
     "draws": Entry(
-        whole=("--orders", "300"), smoke=("--size", "16", "--orders", "2", "--repetitions", "9", "--steps", "9")
+        whole=("--orders", "250"), smoke=("--size", "16", "--orders", "2", "--repetitions", "9", "--steps", "9")
     ),
     "augmentation": Entry(smoke=("--batch-size", "8", "--batches", "1", "--rounds", "1")),
     "scaling": Entry(smoke=("--size", "500000", "100")),
