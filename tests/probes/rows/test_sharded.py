@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 import tvlars_probe
 from tests.ranked import on_ranks
+from tests.reads import CountReads
 from tests.sharded import KINDS, Net, batch, losses, sharded, share, whole
 from tvlars_probe import LAMB, LARS, TVLARS, GroupDescription, Scaling
+from tvlars_probe.probes.readers import norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +141,49 @@ def test_rows_of_sharded_tensors_are_those_of_whole_tensors(world_size: int, tmp
     for name, made in calls.items():
         if "-tp-" not in name.replace("-fsdp-and-tp-", "") and "somebodys" not in name:
             assert made == (STEPS if name.split("-")[0] in ("lars", "tvlars", "lamb") else 0), name
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning", "ignore:DTensor random operators:UserWarning")
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
+def test_a_recorded_step_of_dtensors_on_an_accelerator_never_reads(
+    name: str, mesh_of_one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path driven with CPU tensors; what the optimizer itself reads is the same without the recorder."""
+    monkeypatch.setattr(norms, "reads_are_free", lambda device: False)
+    model = Net()
+    fully_shard(model, mesh=mesh_of_one)
+    optimizer, reads = OPTIMIZERS[name](model), []
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        for step, loss in enumerate(losses(model, optimizer, range(3))):
+            with CountReads() as counted:
+                optimizer.step()
+            reads.append(counted.reads)
+            if step == 1:
+                rec._recording._hooks.detach()
+            assert loss > 0
+    assert reads[1] == reads[2]
+    assert name == "adamw" or not reads[1]  # torch's AdamW reads its counts of steps
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    assert {*rows["step"]} == {0, 1, 2, 3}
+    assert (rows["update_norm"] > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning", "ignore:DTensor random operators:UserWarning")
+def test_dtensors_added_later_are_followed(mesh_of_one: Any, tmp_path: Path) -> None:
+    model = Net()
+    fully_shard(model, mesh=mesh_of_one)
+    optimizer = torch.optim.SGD(model.up.parameters(), 0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        for step, loss in enumerate(losses(model, optimizer, range(3))):
+            rec.log(loss=loss)
+            if step == 0:
+                optimizer.add_param_group({"params": [*model.head.parameters()]})
+    run = tvlars_probe.open_run(tmp_path / "r")
+    rows = run.layers()
+    assert {*rows["parameter"][rows["step"] == 0].astype("str")} == {"up.weight", "up.bias"}
+    assert {*rows["parameter"][rows["step"] == 2].astype("str")} == {"up.weight", "up.bias", "head.weight", "head.bias"}
+    names = [entry["name"] for entry in run.manifest.parameters["train"] if entry["optimizer"] == 0]
+    assert names == ["up.weight", "up.bias", "head.weight", "head.bias"]
 
 
 def ended(rank: int, _: int, folder: str) -> str:
