@@ -258,13 +258,15 @@ def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
         child = os.fork()
         if not child:
             refused = 0
-            loop(model, optimizer, range(3, 6))
-            for call in (rec.flush, rec.state_dict, lambda: rec.log(loss=1.0), lambda: rec.log_epoch(epoch=0)):
-                try:
-                    call()
-                except UserError:
-                    refused += 1
-            os._exit(refused)
+            try:
+                loop(model, optimizer, range(3, 6))
+                for call in (rec.flush, rec.state_dict, lambda: rec.log(loss=1.0), lambda: rec.log_epoch(epoch=0)):
+                    try:
+                        call()
+                    except UserError:
+                        refused += 1
+            finally:  # whatever comes, the child must not go on as a test runner
+                os._exit(refused)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
         loop(model, optimizer, range(3, 5), rec)
     assert tvlars_probe.open_run(tmp_path / "r").steps()["step"].tolist() == list(range(5))
