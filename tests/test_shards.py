@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import tvlars_probe
 from tests.ranked import on_ranks
-from tests.sharded import sharded
+from tests.sharded import needs_fsdp, sharded
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
 from tvlars_probe.shards import TensorFigures, copies_of, holders_of, shard_of, whole_figures
@@ -96,6 +96,7 @@ def refusals(mesh: Any, folder: str) -> dict[str, str]:
     return {**told, "both": str(refused.value)}
 
 
+@needs_fsdp
 @pytest.mark.slow
 def test_who_holds_a_dtensor(tmp_path: Path) -> None:
     for found in on_ranks(counted, 4, tmp_path, str(tmp_path / "run")):

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from tests.ranked import on_ranks
-from tests.sharded import KINDS, Net, farthest, losses, sharded, share
+from tests.sharded import KINDS, Net, farthest, losses, needs_fsdp, sharded, share
 from tvlars_probe import LAMB, LARS, NLAMB, TVLARS
 from tvlars_probe.optimizers.layerwise import QUANTITIES
 
@@ -116,6 +116,7 @@ def on_a_mesh_of_one(rank: int) -> float:
     return farthest(model, twin)
 
 
+@needs_fsdp
 @pytest.mark.slow
 def test_a_step_of_dtensors_is_that_of_whole_tensors_in_one_process(tmp_path: Path) -> None:
     for world_size in KINDS:
@@ -131,6 +132,7 @@ def test_a_step_of_dtensors_is_that_of_whole_tensors_in_one_process(tmp_path: Pa
             assert {name: found[2] for name, found in stepped_once.items()} == calls
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")  # torch 2.6, of every mesh of CPUs
 @pytest.mark.parametrize("make", [LARS, TVLARS, LAMB, NLAMB])
 def test_the_state_of_a_dtensor_is_placed_as_it_is(mesh_of_one: Any, make: Any) -> None:
     mesh = mesh_of_one

@@ -15,7 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import tvlars_probe
 from tests.ranked import on_ranks
 from tests.reads import CountReads
-from tests.sharded import KINDS, Net, batch, losses, sharded, share, whole
+from tests.sharded import KINDS, Net, batch, losses, needs_fsdp, sharded, share, whole
 from tvlars_probe import LAMB, LARS, TVLARS, GroupDescription, Scaling
 from tvlars_probe.probes.readers import norms
 
@@ -124,6 +124,7 @@ def differences(found: Run, expected: Run) -> dict[str, float]:
     return {column: value for column, value in off.items() if not value < 1e-5}
 
 
+@needs_fsdp
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", KINDS)
 def test_rows_of_sharded_tensors_are_those_of_whole_tensors(world_size: int, tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_rows_of_sharded_tensors_are_those_of_whole_tensors(world_size: int, tmp
             assert made == (STEPS if name.split("-")[0] in ("lars", "tvlars", "lamb") else 0), name
 
 
+@needs_fsdp
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning", "ignore:DTensor random operators:UserWarning")
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
 def test_a_recorded_step_of_dtensors_on_an_accelerator_never_reads(
@@ -168,6 +170,7 @@ def test_a_recorded_step_of_dtensors_on_an_accelerator_never_reads(
     assert (rows["update_norm"] > 0).all()
 
 
+@needs_fsdp
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning", "ignore:DTensor random operators:UserWarning")
 def test_dtensors_added_later_are_followed(mesh_of_one: Any, tmp_path: Path) -> None:
     model = Net()
@@ -226,6 +229,7 @@ def ended(rank: int, _: int, folder: str) -> str:
     return "nothing"
 
 
+@needs_fsdp
 @pytest.mark.slow
 def test_a_shards_figures_are_never_written_as_the_whole_tensors(tmp_path: Path) -> None:
     assert on_ranks(ended, 2, tmp_path, str(tmp_path)) == ["RuntimeError", "ValueError"]

@@ -50,6 +50,8 @@ class Crossing:
     def cross(self, drained: Drained, ranks: Ranks, layout: Layout, journal: Journal | None) -> float | None:
         """Hand the rows to the journal, on the rank that has one. Every rank calls it, in the same step.
 
+        Of sharded parameters the norms become those of whole tensors first: see `tvlars_probe.probes.rows.sharded`.
+
         Returns:
             the last loss told, over all ranks; None where none was.
         """
