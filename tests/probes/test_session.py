@@ -16,6 +16,7 @@ import torch
 import tvlars_probe
 from tests.optimizers.wrapping import wrapped
 from tests.probes.small_loop import OPTIMIZERS, loop, net
+from tests.ranked import on_ranks
 from tvlars_probe.admission import limits
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import RunDirectoryError, UserError
@@ -250,10 +251,11 @@ def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(tvlars_probe.open_run("~/r").steps()) == len(tvlars_probe.open_runs("~/r*").steps()) == 2
 
 
-def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
+def forks(_: int, __: int, folder: str) -> int:
+    """Record, train on in a forked child as well; how many of the recorder's calls the child was refused."""
     model = net()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+    with tvlars_probe.record(model, optimizer, f"{folder}/r") as rec:
         loop(model, optimizer, range(3), rec)
         child = os.fork()
         if not child:
@@ -265,10 +267,17 @@ def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
                         call()
                     except UserError:
                         refused += 1
-            finally:  # whatever comes, the child must not go on as a test runner
+            finally:  # whatever comes, the child must not go on as its parent
                 os._exit(refused)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        refused = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         loop(model, optimizer, range(3, 5), rec)
+    return refused
+
+
+def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
+    """In a process of its own: where a backward pass has been inside another, torch refuses those of forked children."""
+    (tmp_path / "results").mkdir()
+    assert on_ranks(forks, 1, tmp_path / "results", str(tmp_path)) == [4]
     assert tvlars_probe.open_run(tmp_path / "r").steps()["step"].tolist() == list(range(5))
     assert not check_run(tmp_path / "r").faults
 
