@@ -275,7 +275,7 @@ def forks(_: int, __: int, folder: str) -> int:
 
 
 def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
-    """In a process of its own: where a backward pass has been inside another, torch refuses those of forked children."""
+    """In a process of its own: once a backward pass has been inside another, torch refuses them in forked children."""
     (tmp_path / "results").mkdir()
     assert on_ranks(forks, 1, tmp_path / "results", str(tmp_path)) == [4]
     assert tvlars_probe.open_run(tmp_path / "r").steps()["step"].tolist() == list(range(5))
