@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: bench bench-smoke demo gpu test test-slow lint types docs clean
+.PHONY: bench bench-smoke demo gpu test test-integrations test-slow lint types docs clean
 
 demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and compare them
 	$(BIN)/python examples/large_batch_digits.py
@@ -14,6 +14,10 @@ test: $(INSTALLED)  ## the tests not marked slow
 
 test-slow: $(INSTALLED)  ## those marked slow
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist load --maxschedchunk 1 -m slow
+
+test-integrations: $(INSTALLED)  ## those of the adaptors, with the real packages
+	$(BIN)/python -m pip install --quiet -e '.[integrations]'
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/integrations
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

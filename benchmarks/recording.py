@@ -1,6 +1,7 @@
-"""What recording costs: the time of a training step of ResNet-18 with every layer recorded, over that without.
+"""What recording costs: the time of a training step with every layer recorded, over that without.
 
     python -m benchmarks.recording --batch-size 256 --rounds 12
+    python -m benchmarks.recording --model transformer --batch-size 32
 
 Two optimizers of a kind on one model and one batch, the recorder on one of them; their steps alternate in one process,
 and the order within a pair changes from pair to pair, so that a machine that grows slower meanwhile slows both alike.
@@ -38,33 +39,64 @@ FLOORS = {
 }
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def images_of(batch_size: int) -> tuple[nn.Module, Batch]:
+    """ResNet-18 on images of 32×32."""
+    return resnet18(num_classes=10), (torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,)))
+
+
+class Encoder(nn.Module):
+    """Twelve layers of a transformer, 256 wide, that class a row of 128 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1000, 256)
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False), nn.Linear(256, 10)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        classes: torch.Tensor = self.head(self.layers(self.embedding(tokens)).mean(1))
+        return classes
+
+
+def tokens_of(batch_size: int) -> tuple[nn.Module, Batch]:
+    """A transformer on rows of 128 tokens."""
+    return Encoder(), (torch.randint(1000, (batch_size, 128)), torch.randint(10, (batch_size,)))
+
+
+MODELS = {"ResNet-18": images_of, "transformer": tokens_of}
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One training step."""
+    inputs, labels = batch
     optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(images), labels)
+    loss = nn.functional.cross_entropy(model(inputs), labels)
     loss.backward()
     optimizer.step()
 
 
-def figure_of(name: str, detail: Any, batch_size: int, side: int, rounds: int) -> Figure:
+def figure_of(kind: str, name: str, detail: Any, batch_size: int, rounds: int) -> Figure:
     """The row of one optimizer at one level of detail."""
     torch.manual_seed(0)
-    model = resnet18(num_classes=10)
+    model, batch = MODELS[kind](batch_size)
     bare, watched = KINDS[name](model), KINDS[name](model)
-    images, labels = torch.randn(batch_size, 3, side, side), torch.randint(10, (batch_size,))
     with tempfile.TemporaryDirectory() as folder:
         with record(model, watched, Path(folder, "run"), detail=detail) as rec:
 
             def recorded() -> None:
-                step(model, watched, images, labels)
+                step(model, watched, batch)
                 rec.log(loss=1.0, samples=batch_size, epoch=0)
 
-            seconds = interleaved({"bare": lambda: step(model, bare, images, labels), "recorded": recorded}, rounds)
+            seconds = interleaved({"bare": lambda: step(model, bare, batch), "recorded": recorded}, rounds)
         probes = statistics.median(open_run(Path(folder, "run")).steps(["probe_seconds"]).probe_seconds)
     ratios = sorted(a / b for a, b in zip(seconds["recorded"], seconds["bare"], strict=True))
+    what = f"step{'' if kind == 'ResNet-18' else f' of a {kind}'} recorded over bare"
     low, _, high = statistics.quantiles(ratios, n=4)
     return Figure(
-        what=f"step recorded over bare, {name}{', with update_norm' if detail == 'full' else ''}",
+        what=f"{what}, {name}{', with update_norm' if detail == 'full' else ''}",
         value=paired(seconds, "recorded", "bare"),
         aim=WITH_UPDATE_NORM if detail == "full" else AIMS[name, detail],
         floor=f"{FLOORS[name]}; beside noise from {low:.3f} to {high:.3f} between the quartiles",
@@ -74,13 +106,14 @@ def figure_of(name: str, detail: Any, batch_size: int, side: int, rounds: int) -
 
 @click.command()
 @click.option("--batch-size", default=256, show_default=True)
-@click.option("--side", default=32, show_default=True, help="Pixels of an image's side.")
+@click.option("--model", type=click.Choice(list(MODELS)), default="ResNet-18", show_default=True)
 @click.option("--rounds", default=15, show_default=True, help="Pairs of steps.")
 @click.option("--optimizer", type=click.Choice(list(KINDS)), multiple=True, default=list(KINDS), show_default=True)
-def main(batch_size: int, side: int, rounds: int, optimizer: tuple[str, ...]) -> None:
+def main(batch_size: int, model: str, rounds: int, optimizer: tuple[str, ...]) -> None:
     """Print the paired ratios."""
     cases = [(name, detail) for name in optimizer for detail in ("norms", "full")]
-    save("recording", [figure_of(name, detail, batch_size, side, rounds) for name, detail in cases])
+    name_of_file = "recording" if model == "ResNet-18" else f"recording-{model}"
+    save(name_of_file, [figure_of(model, name, detail, batch_size, rounds) for name, detail in cases])
 
 
 if __name__ == "__main__":

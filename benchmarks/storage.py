@@ -48,7 +48,8 @@ def chunk_of_steps(generator: np.random.Generator, steps: int, tensors: int) -> 
     walk = np.exp(np.cumsum(generator.normal(0, 0.01, (steps, len(COLUMNS), tensors)), axis=0))
     active = np.ones(tensors, bool)
     rows = [StepRow(True, active, ~active, lr, phase="train") for lr in generator.lognormal(0, 0.1, (steps, tensors))]
-    return Drained(rows, walk, np.ones(steps), np.zeros((steps, 1), bool), (0, tensors))
+    clips = np.full((steps, 2), np.nan)
+    return Drained(rows, walk, np.ones(steps), clips, np.zeros((steps, 1), bool), (0, tensors))
 
 
 def write(path: Path, rows: int, tensors: int = TENSORS) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.report.content import gather
 from tvlars_probe.report.page import render
-from tvlars_probe.runners.config import SharpnessConfig, TrainConfig
+from tvlars_probe.runners.config import RecordConfig, SharpnessConfig, TrainConfig
 from tvlars_probe.runners.train import train
 
 PEAKS = (8.0, 16.0, 32.0, 64.0)
@@ -52,6 +52,8 @@ class Method:
             optimizer=OptimizerConfig(name=self.optimizer, lr=lr, lmbda=self.lmbda),
             schedule=ScheduleConfig(name=self.schedule),
             sharpness=sharpness or SharpnessConfig(),
+            # Beside the sharpness, spectral norms once an epoch.
+            recording=RecordConfig(spectral_every=3 if sharpness else None),
             batch_size=BATCH,
             epochs=EPOCHS,
             seed=seed,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before numpy is imported: its linear algebra would start a thread per core in every process that runs tests.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tests.recorded import measured, recorded, trained  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 torch.set_num_threads(1)
 
@@ -40,6 +40,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Of the slow tests those of the whole project first, then the runners': begun last, a long one would run alone."""
     if _runs_slow_ones(config):
         items.sort(key=lambda item: (item.path.parent != HERE, HERE / "runners" not in item.path.parents))
+
+
+@pytest.fixture
+def mesh_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A mesh of one rank, on which DTensors can be made."""
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
 
 
 @dataclass

@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from tvlars_probe.data.registry import DataConfig
         from tvlars_probe.optimizers.registry import OptimizerConfig
         from tvlars_probe.optimizers.schedules import ScheduleConfig
-        from tvlars_probe.runners.config import SharpnessConfig, TrainConfig
+        from tvlars_probe.runners.config import RecordConfig, SharpnessConfig, TrainConfig
         from tvlars_probe.runners.train import train
 
         key = (optimizer, schedule, seed, sharpness, precision, tuple(sorted(settings.items())))
@@ -43,6 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 data=DataConfig(name="digits", limit=192),
                 optimizer=OptimizerConfig(**{"name": optimizer, "lr": LRS[optimizer], "lmbda": 0.05, **settings}),
                 schedule=ScheduleConfig(name=schedule),
+                recording=RecordConfig(spectral_every=4 if sharpness else None),
                 sharpness=SharpnessConfig(every="4" if sharpness else None, samples=32, tol=0.05),
                 batch_size=BATCH,
                 epochs=8,
@@ -58,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def recorded(trained: Callable[..., Path]) -> list[Path]:
-    """Three runs of one peak rate with sharpness: LARS, LARS with warm-up (which takes batch/256), TVLARS."""
+    """Three runs of one peak rate with sharpness and spectral norms: LARS, TVLARS, LARS with warm-up (batch/256)."""
     warm = trained("lars", "lars-warm", sharpness=True, lr=LRS["lars"] * 256 / BATCH)
     return [trained("lars", sharpness=True), warm, trained("tvlars", sharpness=True)]
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = {"python", "console"}
 LONGEST = {"README", "analyses", "sharpness", "training"}
+ELSEWHERE = {"integrations"}  # its blocks need other packages: tests/integrations runs them
 SHOWN = {"text", "sh"}  # output, and the Makefile's own targets, which CI runs
 
 
@@ -41,7 +42,7 @@ def generated() -> dict[str, Callable[[], str]]:
 
 
 def executed() -> list[Any]:
-    there = [p for p in PAGES if any(kind in EXECUTED for kind, _ in blocks(p))]
+    there = [p for p in PAGES if p.stem not in ELSEWHERE and any(kind in EXECUTED for kind, _ in blocks(p))]
     slow = [pytest.mark.slow]
     return [pytest.param(p, id=p.stem, marks=slow if p.stem in LONGEST else []) for p in there]
 

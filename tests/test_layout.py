@@ -24,8 +24,10 @@ ALLOWED = {
     "errors": set(),
     "collectives": set(),
     "reductions": set(),
+    "spectral_norms": set(),
     "uncompiled": set(),
     "whole_tensors": set(),
+    "shards": set(),
     "wrappers": set(),
     "admission": set(),
     "traces": set(),
@@ -34,6 +36,7 @@ ALLOWED = {
     "data": set(),
     "curvature": set(),
     "probes": {"curvature", "optimizers", "traces"},
+    "integrations": {"probes"},
     "runners": {"curvature", "data", "models", "optimizers", "probes", "traces"},
     "analyses": {"optimizers", "traces"},
     "charts": {"analyses", "optimizers"},
@@ -46,7 +49,18 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {"curvature", "optimizers", "probes", "runs"},
 }  # fmt: skip
-OPEN = {"admission", "errors", "reductions", "collectives", "uncompiled", "whole_tensors", "wrappers", "__init__"}
+OPEN = {
+    "admission",
+    "errors",
+    "reductions",
+    "spectral_norms",
+    "collectives",
+    "uncompiled",
+    "whole_tensors",
+    "shards",
+    "wrappers",
+    "__init__",
+}
 
 WITHOUT_TORCH = ("admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs")
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""

@@ -1,4 +1,4 @@
-"""Tensors that this process can't read whole are refused by name, wherever a model or an optimizer comes in."""
+"""Tensors that can't be read are refused by name, wherever a model or an optimizer comes in."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.testing._internal.two_tensor import TwoTensor
 
 import tvlars_probe
@@ -17,17 +16,8 @@ from tests.ranked import on_ranks
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A mesh of one rank, on which DTensors can be made."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield dist.device_mesh.init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def net() -> nn.Sequential:
@@ -42,24 +32,55 @@ DATA = torch.ones(2, 4), torch.ones(2, 2)
 ENTRANCES: dict[str, Callable[[nn.Module, Path], Any]] = {
     "record": lambda model, run: tvlars_probe.record(model, sgd(model), run),
     "record of no model": lambda model, run: tvlars_probe.record(None, sgd(model), run),
-    "applied_rates": lambda model, _: tvlars_probe.applied_rates(model, sgd(model)),
     "describe": lambda model, _: tvlars_probe.describe(sgd(model)),
-    "sharpness": lambda model, _: tvlars_probe.sharpness(model, nn.functional.mse_loss, DATA),
-    "SharpnessProbe": lambda model, _: tvlars_probe.SharpnessProbe(model, nn.functional.mse_loss, DATA),
     "LARS": lambda model, _: tvlars_probe.LARS(model.parameters(), 0.1),
     "LAMB": lambda model, _: tvlars_probe.LAMB(model.parameters(), 0.1),
 }
+"""Where DTensors are taken."""
+
+OF_WHOLE_TENSORS: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "applied_rates": lambda model, _: tvlars_probe.applied_rates(model, sgd(model)),
+    "sharpness": lambda model, _: tvlars_probe.sharpness(model, nn.functional.mse_loss, DATA),
+    "SharpnessProbe": lambda model, _: tvlars_probe.SharpnessProbe(model, nn.functional.mse_loss, DATA),
+}
+"""Where they aren't."""
 
 
 @pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")  # torch 2.6, of every mesh of CPUs
-@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES)
+@pytest.mark.parametrize("enter", OF_WHOLE_TENSORS.values(), ids=OF_WHOLE_TENSORS)
 @pytest.mark.parametrize("placement", [Shard(0), Replicate()], ids=["shard", "replicate"])
-def test_a_dtensor_is_refused_wherever_it_comes_in(
-    tmp_path: Path, mesh: Any, placement: Any, enter: Callable[[nn.Module, Path], Any]
+def test_a_dtensor_is_refused_where_whole_tensors_are_needed(
+    tmp_path: Path, mesh_of_one: Any, placement: Any, enter: Callable[[nn.Module, Path], Any]
 ) -> None:
     model = net()
-    model[1].weight = nn.Parameter(distribute_tensor(model[1].weight.detach(), mesh, [placement]))
+    model[1].weight = nn.Parameter(distribute_tensor(model[1].weight.detach(), mesh_of_one, [placement]))
     with pytest.raises(UserError, match=r"is a DTensor, .* spread over ranks.*DistributedDataParallel"):
+        enter(model, tmp_path / "run")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES)
+def test_a_dtensor_whose_terms_are_not_added_up_is_refused(
+    tmp_path: Path, mesh_of_one: Any, enter: Callable[[nn.Module, Path], Any]
+) -> None:
+    model = net()
+    terms = DTensor.from_local(model[1].weight.detach(), mesh_of_one, [Partial()])
+    model[1].weight = nn.Parameter(terms)
+    with pytest.raises(UserError, match=r"DTensor of terms that aren't added up yet \(Partial\), .*fully_shard"):
+        enter(model, tmp_path / "run")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")
+@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES)
+def test_a_shard_with_a_mark_of_another_package_is_refused(
+    tmp_path: Path, mesh_of_one: Any, enter: Callable[[nn.Module, Path], Any]
+) -> None:
+    model = net()
+    model[1].weight = nn.Parameter(distribute_tensor(model[1].weight.detach(), mesh_of_one, [Shard(0)]))
+    zero(model[1].weight)
+    with pytest.raises(UserError, match="is a parameter of DeepSpeed's ZeRO"):
         enter(model, tmp_path / "run")
     assert [*tmp_path.iterdir()] == []
 

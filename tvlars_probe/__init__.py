@@ -75,10 +75,12 @@ __all__ = [
 
 # Python calls this for a name that the module's namespace lacks (PEP 562).
 def __getattr__(name: str) -> Any:
+    if name == "integrations":  # a package of names, loaded like them
+        return import_module("tvlars_probe.integrations")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "integrations"})

@@ -178,6 +178,35 @@ def norm_of_square(square: float, tensor: Tensor) -> float:
     return min(largest * math.sqrt(squared_norm(tensor / largest)), sys.float_info.max)
 
 
+def scaled_squares(norms: Tensor, *, wide: bool) -> Tensor:
+    """Squares of norms, to be added up before `norms_of_squares` takes their roots.
+
+    Args:
+        norms: norms of any shape, in the type of `accumulation_dtype`.
+        wide: whether a square may leave the type's range: then those of the norms times a power of two, and of the
+            norms divided by it, come with them.
+
+    Returns:
+        a tensor of shape (1, *norms.shape), or (3, *norms.shape) where ``wide``.
+    """
+    _, power = _SCALES[norms.dtype]
+    return torch.stack([(norms * scale).square() for scale in ((1.0, 1 / power, power) if wide else (1.0,))])
+
+
+def norms_of_squares(sums: Tensor) -> Tensor:
+    """The roots of sums of `scaled_squares`, of the norms' shape: where the plain sum is out of range, of a scaled one.
+
+    The host waits for no device.
+    """
+    plain, *scaled = sums.unbind()
+    if not scaled:
+        return plain.sqrt()
+    highest, power = _SCALES[sums.dtype]
+    down, up = scaled
+    roots = torch.where(plain > highest**2, down.sqrt() * power, plain.sqrt())
+    return torch.where(plain < highest**-2, up.sqrt() / power, roots)
+
+
 def is_capturing() -> bool:
     """Whether the current stream is being captured in a CUDA graph."""
     # Without a driver the second question raises, and nothing is captured before CUDA is initialised.

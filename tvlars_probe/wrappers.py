@@ -5,16 +5,19 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+# By their names: torch's class lives in torch._dynamo, which `import torch` leaves out and which is slow to import;
+# Lightning Fabric may not be installed.
+_INNER = {"OptimizedModule": "_orig_mod", "_FabricModule": "_forward_module"}
+"""The attribute in which a wrapper holds the model, by the wrapper's class."""
+
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel and torch.compile wrappers."""
+    """The model inside the wrappers of DDP, DataParallel, torch.compile and Lightning Fabric."""
     while True:
+        inner = module.__dict__["_modules"].get(_INNER.get(type(module).__name__, ""))
         if isinstance(module, DistributedDataParallel | DataParallel):
             module = module.module
-        # By its name: the class lives in torch._dynamo, which `import torch` leaves out and which is slow to import.
-        elif type(module).__name__ == "OptimizedModule" and isinstance(
-            inner := module.__dict__["_modules"].get("_orig_mod"), nn.Module
-        ):
+        elif isinstance(inner, nn.Module):
             module = inner
         else:
             return module

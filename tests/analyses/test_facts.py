@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import tvlars_probe
+from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.source import Source
 
 if TYPE_CHECKING:
@@ -51,3 +52,11 @@ def test_a_parameter_that_the_manifest_does_not_tell_has_no_group(facts: Any) ->
     facts.groups.clear()
     assert facts.group_of(["0.weight"]) == [{}]
     assert facts.main_group == {}
+
+
+def test_a_setting_that_is_none_is_one_that_an_older_run_lacks() -> None:
+    older: dict[str, Any] = {"optimizer": {"name": "lars", "momentum": 0.9}}
+    newer = {"optimizer": {**older["optimizer"], "muon_rest": None}}
+    assert RunFacts(name="a", config=older).settings == RunFacts(name="b", config=newer).settings
+    told = RunFacts(name="c", config={"optimizer": {**newer["optimizer"], "muon_rest": "sgd"}}).settings
+    assert told["optimizer.muon_rest"] == "sgd"

@@ -57,7 +57,10 @@ def test_a_chart_survives_json_holds_few_rows_and_becomes_a_picture(name: str, m
     assert 150 < height < 2400
 
 
-HEAT = {"trust-ratio", "lnr", "grad-norm", "landscape-map"}
+HEAT = {
+    "trust-ratio", "lnr", "grad-norm", "relative-update", "update-rms", "spectral-norm", "update-spectral-norm",
+    "landscape-map",
+}  # fmt: skip
 
 
 def png(drawn: Any) -> bytes:

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 REMEDIES = {
     "loss": "rec.log(loss=loss)", "accuracy": "test_acc1", "comparison": "test_acc1", "learning-rates": "test_acc1",
     "lnr": "tvlars-probe show", "grad-norm": "tvlars-probe show", "rates": "every rate is zero",
-    "warmup": "--schedule lars-warm", "sharpness": "--sharpness-every", "density": "sharpness --density",
+    "relative-update": "tvlars-probe show", "update-rms": "tvlars-probe show", "spectral-norm": "--spectral-every",
+    "update-spectral-norm": "--spectral-every", "warmup": "--schedule lars-warm", "sharpness": "--sharpness-every",
+    "density": "sharpness --density",
     "blocks": "tvlars-probe sharpness", "gap": "--sharpness-every", "landscape": "tvlars-probe landscape",
     "landscape-map": "tvlars-probe landscape",
 }  # fmt: skip

@@ -129,6 +129,11 @@ def parse(*args: str) -> TrainConfig:
     return build_config(context.params)
 
 
+def test_spectral_norms_are_asked_for() -> None:
+    assert parse("--spectral-every", "6", "--record-every", "3").recording.spectral_every == 6
+    assert parse().recording.spectral_every is None
+
+
 def test_the_defaults_are_those_of_the_configuration() -> None:
     assert parse() == TrainConfig()
 

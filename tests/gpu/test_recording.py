@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import tvlars_probe
 from tests.gpu.networks import ALL, OURS, batch, network, train
+from tvlars_probe.spectral_norms import spectral_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,26 @@ def test_the_host_never_waits_in_a_recorded_step(name: str, detail: Any, device:
     rows = tvlars_probe.open_run(tmp_path / "r").layers()
     assert rows["step"].max() == 5
     assert rows["grad_norm"].gt(0).all()
+
+
+def test_spectral_norms_are_within_their_errors_and_let_no_step_wait(device: torch.device, tmp_path: Path) -> None:
+    shapes = ((300, 200), (90, 400), (40, 30), (80, 10, 3, 3))
+    matrices = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    there = [matrix.to(device) for matrix in matrices]
+    spectral_norms(there, range(4), minus=[torch.zeros_like(m) for m in there])  # which loads the kernels
+    with no_waiting(device):
+        found = spectral_norms(there, range(4), minus=[torch.zeros_like(m) for m in there])
+    for matrix, (value, error) in zip(matrices, found.T.tolist(), strict=True):
+        true = float(torch.linalg.matrix_norm(matrix.double().flatten(1), ord=2))
+        assert abs(true - value) <= error <= 0.05 * true
+    model = network(device)
+    optimizer, data = OURS["LARS"](model.parameters()), batch(device)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", spectral_every=1) as rec:
+        train(rec, model, optimizer, data, steps=2)
+        with no_waiting(device):
+            train(rec, model, optimizer, data, steps=4)
+    rows = tvlars_probe.open_run(tmp_path / "r").layers()
+    assert rows.dropna(subset=["weight_spectral_norm", "update_spectral_norm"])["step"].nunique() == 6
 
 
 def trained(name: str, device: torch.device, path: Path) -> Any:

@@ -38,7 +38,7 @@ def classes_of(module: Any) -> list[type[Optimizer]]:
 
 TORCH, TIMM = classes_of(torch.optim), classes_of(timm.optim)
 OURS = [entry.load() for entry in OPTIMIZERS.values() if entry.path.startswith("tvlars_probe.")]
-KOZISTR = [pytorch_optimizer.LARS, pytorch_optimizer.Lamb]
+KOZISTR = [pytorch_optimizer.LARS, pytorch_optimizer.Lamb, pytorch_optimizer.Lion, pytorch_optimizer.NovoGrad]
 APEX = classes_of(apex)
 EVERY = [*TORCH, *OURS, *TIMM, *KOZISTR, *APEX]
 
@@ -46,6 +46,7 @@ KNOWN = {
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop),
     *([torch.optim.Muon] if hasattr(torch.optim, "Muon") else []),
     *(timm.optim.Lars, timm.optim.Lamb, timm.optim.SGDW, timm.optim.AdamWLegacy),
+    *(timm.optim.Lion, timm.optim.NvNovoGrad),
     *OURS, *KOZISTR, *APEX,
 }  # fmt: skip
 """Those that must be described: of the others, some subclass one of these and do the same."""
@@ -54,19 +55,28 @@ KNOWN = {
 # (foreach, fused, ...) is not what it is.
 CHOICES: dict[str, list[Any]] = {
     "adam": [True], "adagrad_w_mode": [True], "adam_w_mode": [False], "adam_debias": [True], "adanorm": [True],
-    "adjust_lr_fn": ["original", "match_rms_adamw"], "alpha": [0.6], "always_adapt": [True], "amsgrad": [True],
+    "adjust_lr_fn": ["original", "match_rms_adamw", "spectral_unclamped"], "alpha": [0.6], "always_adapt": [True],
+    "amsgrad": [True],
     "betas": [(0.7, 0.8)], "bias_correction": [False], "caution": [True], "centered": [True],
     "corrected_weight_decay": [True], "dampening": [0.3], "decoupled_decay": [True], "decoupled_weight_decay": [True],
     "delay": [2.0], "denominator": ["sum", "grad"], "eps": [1e-2], "eta": [0.3], "exclusion": ["undecayed"],
-    "fixed_decay": [True], "foreach": [True, False], "gamma_min": [0.05], "grad_averaging": [False],
+    "fixed_decay": [True], "foreach": [True, False], "gamma_min": [0.05], "grad_averaging": [False, True],
     "initial_accumulator_value": [0.5], "lars_adaptation_filter": [True], "lmbda": [0.3], "lr_decay": [0.1],
     "max_grad_norm": [0.5, None], "maximize": [True], "momentum": [0.0, 0.8], "nesterov": [True, False],
     "pre_norm": [True], "rectify": [True], "trust_clip": [True], "trust_coeff": [0.3], "trust_coefficient": [0.3],
-    "use_nvlamb": [True], "weight_decay": [0.0, 0.2], "weight_decay_filter": [True], "weight_decouple": [False],
+    "use_nvlamb": [True], "weight_decay": [0.0, 0.2], "weight_decay_filter": [True], "weight_decouple": [False, True],
     "wd_after_momentum": [True],
 }  # fmt: skip
 SHAPES = ((4, 3), (2, 3, 2, 2), (5,), (), (3, 2))
-"""Of the tensors; the last one is zero, and another one's gradient is zero in the second step."""
+"""Of the tensors; the last one is zero, and others' gradients are zero in the first and in the second step."""
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    """timm's NovoGrad keeps the squared norm in torch's default type, whatever the weights' is."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def variants(kind: type[Optimizer], number: int = 24) -> Iterator[Settings]:
@@ -109,8 +119,8 @@ def deviation(optimizer: Optimizer, params: list[torch.nn.Parameter], groups: tu
     generator, worst = torch.Generator().manual_seed(2), 0.0
     for step in range(5):
         grads = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
-        if step == 1:
-            grads[2].zero_()
+        if step < 2:
+            grads[3 - step].zero_()
         for group in optimizer.param_groups:
             group["lr"] *= (1.0, 0.5, 1.4, 1.0, 2.0)[step]
         before = [tensor.w for tensor in described]
@@ -203,6 +213,13 @@ WRONG: list[tuple[type[Optimizer], Settings, str, Any]] = [
     (timm.optim.Lamb, {"max_grad_norm": 0.5}, "max_grad_norm", None),
     (timm.optim.Lars, {"weight_decay": 0.2, "trust_coeff": 0.3}, "scaling.idle_without", "divisor"),
     (pytorch_optimizer.Lamb, {}, "momentum.rate_corrected", False),
+    (timm.optim.Lion, {}, "momentum.output_beta", None),
+    (timm.optim.Lion, {}, "preconditioner.kind", "none"),
+    (timm.optim.NvNovoGrad, {}, "preconditioner.kind", "rmsprop"),
+    (timm.optim.NvNovoGrad, {}, "preconditioner.whole", "first"),
+    (timm.optim.NvNovoGrad, {"weight_decay": 0.2}, "decay.form", "coupled"),
+    (pytorch_optimizer.NovoGrad, {}, "preconditioner.whole", "zero"),
+    (pytorch_optimizer.NovoGrad, {"grad_averaging": True}, "momentum.starts_whole", False),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.oracles.described import DescribedTensor
-from tvlars_probe import LAMB, LARS, TVLARS, Decay, GroupDescription, Momentum, Phi, Scaling, describe
+from tvlars_probe import LAMB, LARS, TVLARS, Decay, GroupDescription, Momentum, Phi, Preconditioner, Scaling, describe
 from tvlars_probe.optimizers.group_entries import from_entry, to_entry
 
 BUILT: dict[str, Any] = {
@@ -134,3 +134,21 @@ def test_the_stability_limit_is_the_one_of_cohen_et_al() -> None:
     assert MOMENTA["none"].stability_limit == 2.0
     assert MOMENTA["heavy ball"].stability_limit == MOMENTA["moving average"].stability_limit == pytest.approx(3.8)
     assert MOMENTA["nesterov"].stability_limit == MOMENTA["lookahead"].stability_limit == pytest.approx(3.8 / 2.8)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"preconditioner": Preconditioner(kind="sign")},
+        {"preconditioner": Preconditioner(kind="matrix")},
+        {"momentum": Momentum(form="moving-average", beta=0.99, output_beta=0.9)},
+        {"maximize": True},
+        {"max_grad_norm": 1.0},
+        {"is_known": False},
+    ],
+    ids=str,
+)
+def test_what_is_no_rate_times_the_gradient_has_neither_rates_nor_a_limit(words: dict[str, Any]) -> None:
+    assert GroupDescription(optimizer="x").has_rates
+    group = GroupDescription(optimizer="x", **words)
+    assert (group.has_rates, group.stability_limit) == (False, None)

@@ -246,6 +246,12 @@ def test_settings_that_torch_takes_from_elsewhere_are_described_from_there() -> 
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_torchs_muon_takes_no_kernel_of_four_dimensions() -> None:
+    with pytest.raises(ValueError, match="Muon only supports 2D parameters"):
+        torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 3, 2, 2))])
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_muons_other_iterations_are_unknown() -> None:
     assert describe(torch.optim.Muon(params()[:1]))[0].is_known
     assert not describe(torch.optim.Muon(params()[:1], ns_steps=1))[0].is_known

@@ -72,6 +72,8 @@ class DescribedTensor:
         if m.form == "moving-average":
             kept = m.beta * before + (1 - m.beta) * u
             out = m.beta * kept + (1 - m.beta) * u if m.lookahead else kept
+            if m.output_beta is not None:
+                out = m.output_beta * before + (1 - m.output_beta) * u
         else:
             whole = m.starts_whole and self.t == 1
             kept = u if whole else m.beta * before + (1 - m.dampening) * u
@@ -83,15 +85,19 @@ class DescribedTensor:
         p = self.group.preconditioner
         if p.kind == "none":
             return x
+        if p.kind == "sign":
+            return np.sign(x)
         if p.kind == "matrix":
             assert self.orthogonal is not None
             return self.orthogonal(x)
+        square = np.full_like(raw, np.sum(raw**2)) if p.kind == "norm" else raw**2
         v = self.memory.get("v", np.full_like(raw, p.start))
         if p.kind == "adagrad":
-            v = v + raw**2
+            v = v + square
         else:
             assert p.beta is not None
-            v = p.beta * v + (1 - p.beta) * raw**2
+            whole = {"never": False, "first": self.t == 1, "zero": not np.any(v)}[p.whole]
+            v = square if whole else p.beta * v + (1 - p.beta) * square
         self.memory["v"] = v
         if p.centered:
             assert p.beta is not None

@@ -372,7 +372,7 @@ def test_an_interrupt_in_the_last_flush_is_an_interruption(tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt), rec:
         loop(model, optimizer, rec, steps=3)
         rec.flush()
-        monkeypatch.setattr(rec, "flush", interrupted)
+        monkeypatch.setattr(rec._recording, "flush", interrupted)
     assert tvlars_probe.open_run(tmp_path / "run").status == "interrupted"
 
 

@@ -16,6 +16,7 @@ import torch
 import tvlars_probe
 from tests.optimizers.wrapping import wrapped
 from tests.probes.small_loop import OPTIMIZERS, loop, net
+from tests.ranked import on_ranks
 from tvlars_probe.admission import limits
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import RunDirectoryError, UserError
@@ -209,7 +210,7 @@ def test_what_record_cannot_use_is_refused_at_once(settings: dict[str, Any], mes
 def test_a_whole_number_of_steps_may_be_a_float(tmp_path: Path) -> None:
     model = net()
     with tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r", total_steps=2.0) as rec:
-        loop(model, rec._optimizers[0], range(2), rec)
+        loop(model, rec._recording._optimizers[0], range(2), rec)
     assert tvlars_probe.open_run(tmp_path / "r").manifest.total_steps == 2
 
 
@@ -250,23 +251,33 @@ def test_the_home_folder_is_where_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(tvlars_probe.open_run("~/r").steps()) == len(tvlars_probe.open_runs("~/r*").steps()) == 2
 
 
-def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
+def forks(_: int, __: int, folder: str) -> int:
+    """Record, train on in a forked child as well; how many of the recorder's calls the child was refused."""
     model = net()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+    with tvlars_probe.record(model, optimizer, f"{folder}/r") as rec:
         loop(model, optimizer, range(3), rec)
         child = os.fork()
         if not child:
             refused = 0
-            loop(model, optimizer, range(3, 6))
-            for call in (rec.flush, rec.state_dict, lambda: rec.log(loss=1.0), lambda: rec.log_epoch(epoch=0)):
-                try:
-                    call()
-                except UserError:
-                    refused += 1
-            os._exit(refused)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+            try:
+                loop(model, optimizer, range(3, 6))
+                for call in (rec.flush, rec.state_dict, lambda: rec.log(loss=1.0), lambda: rec.log_epoch(epoch=0)):
+                    try:
+                        call()
+                    except UserError:
+                        refused += 1
+            finally:  # whatever comes, the child must not go on as its parent
+                os._exit(refused)
+        refused = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         loop(model, optimizer, range(3, 5), rec)
+    return refused
+
+
+def test_a_forked_child_that_trains_on_adds_no_row(tmp_path: Path) -> None:
+    """In a process of its own: once a backward pass has been inside another, torch refuses them in forked children."""
+    (tmp_path / "results").mkdir()
+    assert on_ranks(forks, 1, tmp_path / "results", str(tmp_path)) == [4]
     assert tvlars_probe.open_run(tmp_path / "r").steps()["step"].tolist() == list(range(5))
     assert not check_run(tmp_path / "r").faults
 
@@ -311,7 +322,7 @@ def test_whatever_raises_on_entering_leaves_the_place_free_and_no_hook(
     optimizers = [OPTIMIZERS["sgd"](model[:2].parameters()), OPTIMIZERS["sgd"](model[2:].parameters())]
     homes = {"environment": "traces.journal"}
     with monkeypatch.context() as patches:
-        patches.setattr(f"tvlars_probe.{homes.get(place, 'probes.recorder')}.{place}", fail)
+        patches.setattr(f"tvlars_probe.{homes.get(place, 'probes.recording')}.{place}", fail)
         with (
             pytest.raises(ZeroDivisionError, match="mine"),
             tvlars_probe.record(model, optimizers, tmp_path / "run"),

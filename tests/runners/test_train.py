@@ -42,9 +42,8 @@ def last_weights(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains_under_every_schedule(optimizer: str, schedule: str, tmp_path: Path) -> None:
-    result = run(
-        tmp_path / "r", optimizer=OptimizerConfig(name=optimizer), schedule=ScheduleConfig(name=schedule), epochs=1
-    )
+    chosen, model = OptimizerConfig(name=optimizer), ModelConfig(name="mlp" if OPTIMIZERS[optimizer].rests else "cnn")
+    result = run(tmp_path / "r", optimizer=chosen, model=model, schedule=ScheduleConfig(name=schedule), epochs=1)
     assert result.status == "completed"
     assert len(result.steps()) == 4
     assert result.layers()["update_norm"].notna().all()
@@ -248,6 +247,7 @@ def test_config_id_is_of_what_changes_the_numbers() -> None:
     same = [
         config(place=PlaceConfig(port=77, threads=3, workers=1)),
         config(recording=RecordConfig(detail="none", every=7)),
+        config(recording=RecordConfig(spectral_every=7)),
         config(optimizer=OptimizerConfig(lmbda=0.7)),  # lars has none
     ]
     ids = {c.config_id(fingerprint="x", world_size=1) for c in same}
@@ -263,6 +263,19 @@ def test_a_configuration_survives_the_manifest(tmp_path: Path) -> None:
     chosen = config(optimizer=OptimizerConfig(name="tvlars", lr=3.0), schedule=ScheduleConfig(name="cosine"))
     result = tvlars_probe.open_run(train(chosen, tmp_path / "r", quiet=True))
     assert TrainConfig.from_dict(result.manifest.config) == chosen
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spectral_every": 0}, "--spectral-every 0 isn't possible"),
+        ({"spectral_every": 15, "every": 10}, "allowed: a multiple of --record-every 10"),
+        ({"spectral_every": 5, "detail": "none"}, "--spectral-every needs the layers, which --record none leaves out"),
+    ],
+)
+def test_spectral_norms_are_measured_where_layers_are_recorded(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RecordConfig(**settings)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def test_every_column_is_defined(name: str) -> None:
 def test_the_contract_of_layers() -> None:
     assert TABLES["layers"].names == (
         "run", "step", "parameter", "weight_norm", "grad_norm", "weight_grad_dot", "direction_norm", "adam_norm",
-        "weight_adam_dot", "update_norm", "trust_ratio", "phi", "lr",
+        "weight_adam_dot", "update_norm", "trust_ratio", "phi", "lr", "weight_spectral_norm",
+        "weight_spectral_norm_error", "update_spectral_norm", "update_spectral_norm_error",
     )  # fmt: skip
     assert {c.type for c in TABLES["layers"].columns[3:]} == {"float32"}
 

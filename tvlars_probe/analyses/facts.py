@@ -155,14 +155,14 @@ class RunFacts:
         """Settings that may change the run's result, by dotted name.
 
         Those with a field here are left out, except for data, model and epochs. So is what says only where the run
-        computed and what it recorded.
+        computed and what it recorded, and what is None: runs from before the setting existed are not other runs.
         """
         if isinstance(self.config.get("optimizer"), dict):
             told = _flat({name: value for name, value in self.config.items() if name not in _ASIDE})
         else:
             # A loop recorded by `tvlars_probe.record` may have any configuration, or none.
             told = _flat({"group": [{name: group.get(name) for name in _OF_GROUPS} for group in self.groups]})
-        kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS}
+        kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS and value is not None}
         return kept | {"data": self.data, "model": self.model, "epochs": self.epochs}
 
     @property

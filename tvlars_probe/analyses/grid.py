@@ -41,6 +41,11 @@ class LayerGrid:
             self.steps, self.parameters[columns], {name: matrix[:, columns] for name, matrix in self.values.items()}
         )
 
+    def of_steps(self, kept: NDArray[np.bool_]) -> LayerGrid:
+        """Some of the steps, as a grid of its own; ``kept`` is (T,)."""
+        values = {name: matrix[kept] for name, matrix in self.values.items()}
+        return LayerGrid(self.steps[kept], self.parameters, values)
+
     def blocks(self, cells: int = 1 << 19) -> Iterator[LayerGrid]:
         """Cut the grid into blocks of neighbouring tensors, each of up to ``cells`` entries or of one tensor.
 

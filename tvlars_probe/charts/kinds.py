@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import of_runs
-from tvlars_probe.analyses.grid import norm_ratio
+from tvlars_probe.analyses.layer_figures import layer_figure
 from tvlars_probe.errors import NothingToShowError, TraceError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     import altair as alt
 
-    from tvlars_probe.analyses.grid import LayerGrid, Matrix
     from tvlars_probe.analyses.source import Source
 
     Chart = alt.Chart | alt.LayerChart | alt.FacetChart
@@ -47,19 +46,13 @@ class Kind:
 # altair and the functions that draw are imported when a chart is drawn: a list of the kinds does without them.
 
 
-def _grid(quantity: str, source: Source) -> tuple[LayerGrid, Matrix]:
-    """The run's layers with the columns of a quantity, and the quantity, (T, P)."""
-    grid = source.layers(("weight_norm", "grad_norm") if quantity == "lnr" else (quantity,))
-    return grid, norm_ratio(grid) if quantity == "lnr" else grid[quantity]
-
-
 def _heat(quantity: str) -> Draw:
     """Draws the heat map of a quantity."""
 
     def draw(sources: Sequence[Source]) -> Chart:
         from tvlars_probe.charts.layers import heat_map
 
-        grid, values = _grid(quantity, sources[0])
+        grid, values = layer_figure(quantity, sources[0])
         return heat_map(quantity, values, grid.steps, grid.parameters, sources[0].facts)
 
     return draw
@@ -71,7 +64,7 @@ def _any_of(quantity: str) -> Callable[[Sequence[Source]], None]:
     def check(sources: Sequence[Source]) -> None:
         from tvlars_probe.charts.layers import refuse_nothing
 
-        refuse_nothing(quantity, _grid(quantity, sources[0])[1], sources[0].facts)
+        refuse_nothing(quantity, layer_figure(quantity, sources[0])[1], sources[0].facts)
 
     return check
 
@@ -169,19 +162,22 @@ def _landscape_map(sources: Sequence[Source]) -> Chart:
     return landscape_map(of_runs.landscape_of(sources[0], planes))
 
 
+def _of_layers(what: str, quantity: str, *columns: str) -> Kind:
+    """The heat map of a quantity of the layers."""
+    about = f"layer × step heat map of {what}"
+    return Kind(about, "layers", False, _heat(quantity), columns or ("step",), check=_any_of(quantity))
+
+
 KINDS: dict[str, Kind] = {
     "loss": Kind("training loss by step, runs together", "steps", True, _loss, ("loss",)),
     "accuracy": Kind("test accuracy by epoch, runs together", "epochs", True, _accuracy, ("test_acc1",)),
-    "trust-ratio": Kind(
-        "layer × step heat map of the trust ratio",
-        "layers",
-        False,
-        _heat("trust_ratio"),
-        ("trust_ratio",),
-        check=_any_of("trust_ratio"),
-    ),
-    "lnr": Kind("layer × step heat map of ‖w‖/‖g‖", "layers", False, _heat("lnr"), check=_any_of("lnr")),
-    "grad-norm": Kind("layer × step heat map of ‖g‖", "layers", False, _heat("grad_norm"), check=_any_of("grad_norm")),
+    "trust-ratio": _of_layers("the trust ratio", "trust_ratio", "trust_ratio"),
+    "lnr": _of_layers("‖w‖/‖g‖", "lnr"),
+    "grad-norm": _of_layers("‖g‖", "grad_norm"),
+    "relative-update": _of_layers("the relative update ‖Δw‖/‖w‖", "relative_update", "update_norm"),
+    "update-rms": _of_layers("the root mean square of the update", "update_rms", "update_norm"),
+    "spectral-norm": _of_layers("the weights' spectral norm", "weight_spectral_norm", "weight_spectral_norm"),
+    "update-spectral-norm": _of_layers("the update's spectral norm", "update_spectral_norm", "update_spectral_norm"),
     "rates": Kind("effective rates and the factors that they are made of", "layers", False, _rates, ("trust_ratio",)),
     "explosions": Kind("which layers exploded when, and until when", "layers", False, _explosions),
     "warmup": Kind("accuracy with and without warm-up, in pairs of runs", "layers", True, _warmup),
@@ -237,6 +233,9 @@ _REMEDIES = {
 _UNTOLD = {
     "loss": "no loss is on record (in a loop of your own: rec.log(loss=loss))",
     "test_acc1": "no test accuracy is on record (in a loop of your own: rec.log_epoch(epoch=..., test_acc1=...))",
+    "update_norm": "no norm of an update is on record (train --record full)",
+    "weight_spectral_norm": "no spectral norm is on record (train --spectral-every, record(spectral_every=...))",
+    "update_spectral_norm": "no update's spectral norm is on record (train --spectral-every with --record full)",
     "trust_ratio": "no trust ratio is known of this optimizer (tvlars_probe.describe says what is known)",
 }
 """By column: what a run lacks that has rows without a value in it, and how it is recorded."""

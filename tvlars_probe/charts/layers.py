@@ -36,6 +36,10 @@ QUANTITIES = {
     "trust_ratio": "trust ratio",
     "lnr": "norm ratio ‖w‖/‖g‖",
     "grad_norm": "gradient norm ‖g‖",
+    "relative_update": "relative update ‖Δw‖/‖w‖",
+    "update_rms": "RMS of the update Δw",
+    "weight_spectral_norm": "spectral norm of the weights",
+    "update_spectral_norm": "spectral norm of the update",
 }
 """What a heat map shows, with its label."""
 

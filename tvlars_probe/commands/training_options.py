@@ -52,7 +52,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "optimizer": "name",
             **_same(
                 "lr", "weight_decay", "momentum", "nesterov", "eta", "lmbda", "alpha", "delay", "gamma_min",
-                "denominator", "exclusion", "trust_clip", "adam", "excluded_lr",
+                "denominator", "exclusion", "trust_clip", "adam", "excluded_lr", "muon_rest", "muon_rest_lr",
             ),
         },
     ),
@@ -65,7 +65,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "record_every": "every",
             **_same(
                 "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
-                "train_eval_samples", "on_probe_error",
+                "train_eval_samples", "on_probe_error", "spectral_every",
             ),
         },
     ),
@@ -198,10 +198,24 @@ _OPTIONS = (
         help="Learning rate of what lars and tvlars exclude: biases and normalisation.",
     ),
     option(
+        "--muon-rest", section=_OPTIMIZER, type=_choice(OPTIMIZERS["muon"].rests),
+        show_default=OPTIMIZERS["muon"].rests[0],
+        help="Optimizer of what muon doesn't take: all but matrices between the first and the last layer.",
+    ),
+    option(
+        "--muon-rest-lr", section=_OPTIMIZER, type=float,
+        show_default="; ".join(f"{name} {OPTIMIZERS[name].default_lr:g}" for name in OPTIMIZERS["muon"].rests),
+        help="Its learning rate.",
+    ),
+    option(
         "--record", section=_RECORDING, type=_choice(DETAILS), default="full",
         help="Which norms of the layers: all, all but the update's, or none.",
     ),
     option("--record-every", section=_RECORDING, type=int, default=1, help="Record the layers every so many steps."),
+    option(
+        "--spectral-every", section=_RECORDING, type=int, show_default="never",
+        help="Measure the spectral norms of weights and updates every so many steps.",
+    ),
     option(
         "--checkpoint-every", section=_RECORDING, type=int, default=1,
         help="Epochs between checkpoints (the last and the best are kept); 0 writes only the last.",

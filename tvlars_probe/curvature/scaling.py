@@ -59,7 +59,8 @@ def effective(hessian: HessianOperator, rates: Rates) -> ScaledOperator:
         raise UserError(
             f"the effective operator needs the rates that the optimizer applied, and that of {missing[0]} isn't known "
             "(allowed: after its first step, an optimizer that tvlars_probe.describe knows, unless it maximizes, clips "
-            "gradients itself or makes them orthogonal; other packages' LARS and LAMB don't keep their ratios)"
+            "gradients itself, makes them orthogonal or takes their signs; other packages' LARS and LAMB don't keep "
+            "their ratios)"
         )
     scale = hessian.flatten(rates.rates).sqrt_()
     # In float64, so that λ isn't rounded on its way to a model in double precision.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.combined import CombinedOptimizer
 from tvlars_probe.optimizers.foreign_rules import FOREIGN, is_described_version
 from tvlars_probe.optimizers.given import tensors_of, unwrapped
 from tvlars_probe.optimizers.group_description import GroupDescription
@@ -49,7 +50,8 @@ class Describe:
 
     Called with an optimizer it returns a tuple of one `GroupDescription` per parameter group. A group's ``is_known`` is
     False where the class has no rule, or where a description can't express one of the group's settings. Of a wrapper
-    that only delegates (accelerate's), the optimizer inside is described. A subclass is described as its nearest
+    that only delegates (accelerate's), the optimizer inside is described, and of a `CombinedOptimizer` those that it
+    combines. A subclass is described as its nearest
     described parent is, unless it overrides a method or attribute on which the step depends.
 
     Settings that are changed later aren't followed; `LiveDescription` follows them.
@@ -58,8 +60,8 @@ class Describe:
 
     Raises:
         TypeError: the argument has no parameter groups, so it is not an optimizer.
-        UserError: the optimizer or its parameters are spread over ranks, or a registered function doesn't return one
-            description per group.
+        UserError: the optimizer is spread over ranks, or its parameters are, otherwise than as DTensors; or a
+            registered function doesn't return one description per group.
     """
 
     def __init__(self) -> None:
@@ -74,11 +76,13 @@ class Describe:
         optimizer = unwrapped(optimizer)
         if getattr(optimizer, "param_groups", None) is None:
             raise TypeError(f"{type(optimizer).__name__} is no optimizer: it has no param_groups")
-        refuse_spread(tensors_of(optimizer))
+        refuse_spread(tensors_of(optimizer), takes_dtensors=True)
         return self.groups(optimizer)
 
     def groups(self, optimizer: Optimizer) -> tuple[GroupDescription, ...]:
         """The descriptions of an optimizer that `optimizers_in` has let in: its tensors aren't looked at again."""
+        if isinstance(optimizer, CombinedOptimizer):
+            return tuple(description for one in optimizer.optimizers for description in self.groups(one))
         kind, groups = type(optimizer), optimizer.param_groups
         parent = self._described_parent(kind)
         if parent is not None and _overrides(kind, parent):

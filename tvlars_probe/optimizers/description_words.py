@@ -31,6 +31,8 @@ class Momentum(Checked):
         dampening: dampening of heavy-ball and nesterov. A moving average has dampening β by its form: see `damping`.
         over: what u is: the "gradient", or the "direction" that preconditioning and scaling have made of it.
         lookahead: a moving average in Nesterov's form, whose output is (1 − β)·u + β·m.
+        output_beta: γ of a moving average whose output is γ·m + (1 − γ)·u with the m from before the step (Lion's β₁,
+            where β is its β₂); None where the form gives the output.
         bias_corrected: the output is divided by 1 − βᵗ.
         rate_corrected: the rate is divided by 1 − βᵗ instead. A trust ratio would cancel a factor in the direction; it
             doesn't cancel this one (pytorch_optimizer's Lamb).
@@ -43,6 +45,7 @@ class Momentum(Checked):
     dampening: float = 0.0
     over: Literal["gradient", "direction"] = "direction"
     lookahead: bool = False
+    output_beta: float | None = None
     bias_corrected: bool = False
     rate_corrected: bool = False
     starts_whole: bool = False
@@ -98,24 +101,29 @@ class Preconditioner(Checked):
 
     Attributes:
         kind: "none"; "adam" and "rmsprop": the divisor is √v + eps with v ← β₂·v + (1 − β₂)·d²; "adagrad": it is
-            √v + eps with v the sum of all d²; "matrix": the direction is made a (nearly) orthogonal matrix (Muon).
+            √v + eps with v the sum of all d²; "norm": it is √v + eps with v ← β₂·v + (1 − β₂)·‖d‖², one number for the
+            tensor (NovoGrad); "sign": each element is replaced by its sign, −1, 0 or 1 (Lion); "matrix": the direction
+            is made a (nearly) orthogonal matrix (Muon).
         beta: β₂; None where it isn't known.
         eps: added to the root, not under it.
         bias_corrected: v is divided by 1 − β₂ᵗ.
         keeps_maximum: each element of v is replaced by its largest value so far (AMSGrad).
         centered: the squared moving average of d is subtracted from v under the root (RMSprop).
         start: v before the first step.
+        whole: when v is d² or ‖d‖² alone instead: "never", "first": in the tensor's first step, "zero": as long as v is
+            zero.
         second_moment: name of v in the optimizer's state.
         first_moment: name of the moving average of d in the optimizer's state, where ``centered``.
     """
 
-    kind: Literal["none", "adam", "rmsprop", "adagrad", "matrix"] = "none"
+    kind: Literal["none", "adam", "rmsprop", "adagrad", "norm", "sign", "matrix"] = "none"
     beta: float | None = None
     eps: float = 0.0
     bias_corrected: bool = False
     keeps_maximum: bool = False
     centered: bool = False
     start: float = 0.0
+    whole: Literal["never", "first", "zero"] = "never"
     second_moment: str | None = None
     first_moment: str | None = None
 

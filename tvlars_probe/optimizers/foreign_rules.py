@@ -1,12 +1,14 @@
 """Rules for the optimizers of other packages. Needs neither those packages nor torch.
 
-`tvlars_probe.optimizers.rules` says what a rule is. The rules for timm (1.0) and pytorch_optimizer (4) are tested
-against the packages. apex needs a CUDA compiler, so its rules are tested against its documented formulas. Where a
-description can't express an option that is switched on (timm's ``caution``, for instance), the group is unknown.
+`tvlars_probe.optimizers.rules` says what a rule is. The rules for timm (1.0), pytorch_optimizer (4) and lion-pytorch
+(0.2) are tested against the packages. apex needs a CUDA compiler, so its rules are tested against its documented
+formulas. Where a description can't express an option that is switched on (timm's ``caution``, for instance), the group
+is unknown.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +50,6 @@ def _timm_lamb(settings: Settings) -> GroupDescription | None:
         bias_corrected=bool(settings["bias_correction"]),
         adapts=bool(adapts),
         clip="one" if settings["trust_clip"] else "none",
-        idle_without="gradient",
     )
 
 
@@ -102,6 +103,79 @@ def _timm_adamw(settings: Settings) -> GroupDescription | None:
     if any(settings.get(name) for name in ("caution", "corrected_weight_decay", "clipping_threshold")):
         return None
     return adam(settings, optimizer="AdamWLegacy", form="decoupled")
+
+
+def _lion(settings: Settings, form: str = "decoupled", *, decayed: float | None = None) -> GroupDescription:
+    """Lion (Chen et al. 2023, arXiv:2302.06675): the sign of one moving average, while another one is kept."""
+    beta1, beta2 = settings["betas"]
+    chosen = settings if decayed is None else {"weight_decay": decayed}
+    return GroupDescription(
+        optimizer="Lion",
+        momentum=Momentum(form="moving-average", beta=number(beta2), over="gradient", output_beta=number(beta1)),
+        decay=decay(chosen, form),
+        preconditioner=Preconditioner(kind="sign"),
+        maximize=bool(settings.get("maximize")),
+    )
+
+
+def _timm_lion(settings: Settings) -> GroupDescription | None:
+    return None if settings["caution"] or settings["corrected_weight_decay"] else _lion(settings)
+
+
+def _lucidrains_lion(settings: Settings) -> GroupDescription:
+    """lion-pytorch's, whose ``decoupled_weight_decay`` divides λ by the rate at which the optimizer was made."""
+    share = number(settings["_init_lr"]) if settings["decoupled_wd"] else 1.0
+    return _lion(settings, decayed=number(settings["weight_decay"]) / share)
+
+
+def _kozistr_lion(settings: Settings) -> GroupDescription | None:
+    if _has_extras(settings, "adanorm", "cautious"):
+        return None
+    return _lion(settings, "decoupled" if settings["weight_decouple"] else "coupled")
+
+
+def _novograd(
+    settings: Settings, *, decays_apart: bool, starts_whole: bool, preconditioner: Preconditioner
+) -> GroupDescription:
+    """NovoGrad (Ginsburg et al. 2019, arXiv:1905.11286): momentum over gradients, each divided by its norm's average.
+
+    The momentum isn't damped unless ``grad_averaging`` is set, and decay is added after the division.
+    """
+    beta1, beta2 = (number(beta) for beta in settings["betas"])
+    return GroupDescription(
+        optimizer="NovoGrad",
+        momentum=Momentum(
+            form="heavy-ball",
+            beta=beta1,
+            dampening=beta1 if settings["grad_averaging"] else 0.0,
+            starts_whole=starts_whole,
+        ),
+        decay=decay(settings, "decoupled" if decays_apart else "direction"),
+        preconditioner=replace(preconditioner, kind="norm", beta=beta2, eps=number(settings["eps"])),
+        maximize=bool(settings.get("maximize")),
+    )
+
+
+def _timm_novograd(settings: Settings) -> GroupDescription | None:
+    if settings["corrected_weight_decay"]:
+        return None
+    keeps_maximum = bool(settings["amsgrad"])
+    norm = Preconditioner(
+        keeps_maximum=keeps_maximum, whole="zero", second_moment="max_exp_avg_sq" if keeps_maximum else "exp_avg_sq"
+    )
+    return _novograd(settings, decays_apart=bool(settings["decoupled_decay"]), starts_whole=False, preconditioner=norm)
+
+
+def _kozistr_novograd(settings: Settings) -> GroupDescription | None:
+    if _has_extras(settings, "adam_debias"):
+        return None
+    norm = Preconditioner(whole="first", second_moment="grads_ema")
+    return _novograd(settings, decays_apart=bool(settings["weight_decouple"]), starts_whole=True, preconditioner=norm)
+
+
+def _has_extras(settings: Settings, *names: str) -> bool:
+    """Whether a group of pytorch_optimizer has options that no description expresses: these, or others of many."""
+    return any(settings.get(name) for name in (*names, "fixed_decay", "use_gc"))
 
 
 def _kozistr_lars(settings: Settings) -> GroupDescription:
@@ -178,8 +252,13 @@ FOREIGN: dict[str, Rule] = {
     "timm.optim.lamb.Lamb": _timm_lamb,
     "timm.optim.sgdw.SGDW": _timm_sgdw,
     "timm.optim.adamw.AdamWLegacy": _timm_adamw,
+    "timm.optim.lion.Lion": _timm_lion,
+    "timm.optim.nvnovograd.NvNovoGrad": _timm_novograd,
     "pytorch_optimizer.optimizer.lars.LARS": _kozistr_lars,
     "pytorch_optimizer.optimizer.lamb.Lamb": _kozistr_lamb,
+    "pytorch_optimizer.optimizer.lion.Lion": _kozistr_lion,
+    "pytorch_optimizer.optimizer.novograd.NovoGrad": _kozistr_novograd,
+    "lion_pytorch.lion_pytorch.Lion": _lucidrains_lion,
     "apex.optimizers.fused_lamb.FusedLAMB": _apex_lamb,
     "apex.optimizers.fused_adam.FusedAdam": _apex_adam,
     "apex.optimizers.fused_sgd.FusedSGD": _apex_sgd,

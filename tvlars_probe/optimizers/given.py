@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.foreign_rules import SPREADING, WRAPPERS
+from tvlars_probe.shards import refuse_part_of_ranks
 from tvlars_probe.whole_tensors import REMEDY, refuse_model, refuse_unreadable
 from tvlars_probe.wrappers import unwrap
 
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from tvlars_probe.collectives import Ranks
 
-def optimizers_in(given: Any, model: nn.Module | None = None) -> list[Optimizer]:
+
+def optimizers_in(given: Any, model: nn.Module | None = None, *, ranks: Ranks | None = None) -> list[Optimizer]:
     """The optimizers that make the steps.
 
     Args:
         given: an optimizer or several, as they are or wrapped.
         model: the model that they train, which gives its parameters' names to errors.
+        ranks: those that read the shards of DTensors together; by default DTensors are refused.
 
     Returns:
         them as a list: each as `unwrapped` gives it, and those inside an optimizer that holds several.
@@ -34,7 +38,8 @@ def optimizers_in(given: Any, model: nn.Module | None = None) -> list[Optimizer]
     Raises:
         UserError: one is no optimizer, or its tensors, or the model, can't be read here.
     """
-    refuse_model(model)
+    takes_dtensors = ranks is not None
+    refuse_model(model, takes_dtensors=takes_dtensors)
     listed: Sequence[Any] = list(given) if isinstance(given, list | tuple) else [given]
     found = [inner for one in listed for inner in _members(unwrapped(one))]
     if not found or not all(isinstance(one, Optimizer) for one in found):
@@ -44,7 +49,9 @@ def optimizers_in(given: Any, model: nn.Module | None = None) -> list[Optimizer]
     for one in found:
         if not isinstance(getattr(one, "param_groups", None), list):
             raise UserError(f"{type(one).__name__} has no param_groups: give the optimizer inside it")
-        refuse_unreadable(tensors_of(one, names))
+        refuse_unreadable(tensors_of(one, names), takes_dtensors=takes_dtensors)
+    if ranks is not None:
+        refuse_part_of_ranks([pair for one in found for pair in tensors_of(one, names)], ranks)
     return found
 
 

@@ -11,7 +11,7 @@ with gradient g and learning rate lr::
     g  ← g / max(1, ‖all g‖/max_grad_norm)      where the optimizer clips, and −g where it maximizes
     d  = g + λw                                 decay.form "coupled"
     d  = momentum(d)                            momentum.over "gradient"
-    d  = d / divisor(v)                         preconditioner; v is of the d before momentum
+    d  = d / divisor(v), sign(d) or orth(d)     preconditioner; v is of the d before momentum
     d  = d + λw                                 decay.form "direction"
     d  = q·d                                    scaling
     d  = momentum(d)                            momentum.over "direction"
@@ -138,12 +138,12 @@ class GroupDescription(Checked):
     def has_rates(self) -> bool:
         """Whether what multiplied a gradient follows from settings, state and trust ratio.
 
-        Muon's matrices are no factors. An optimizer that maximizes follows −H, of which there is no square root of the
-        rates, and one that clips by the norm of all gradients doesn't tell the factor.
+        Muon's matrices and Lion's signs are no factors, and no limit of stability is known of an average that isn't the
+        one kept. An optimizer that maximizes follows −H, of which there is no square root of the rates, and one that
+        clips by the norm of all gradients doesn't tell the factor.
         """
-        return self.is_known and not (
-            self.preconditioner.kind == "matrix" or self.maximize or self.max_grad_norm is not None
-        )
+        is_factor = self.preconditioner.kind not in ("matrix", "sign") and self.momentum.output_beta is None
+        return self.is_known and is_factor and not self.maximize and self.max_grad_norm is None
 
     @property
     def columns(self) -> frozenset[str]:

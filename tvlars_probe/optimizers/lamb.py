@@ -34,11 +34,14 @@ from tvlars_probe.reductions import (
     multi_tensor_norms,
     norm_of_square,
 )
+from tvlars_probe.shards import TensorFigures, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch.optim.optimizer import ParamsT
+
+    from tvlars_probe.optimizers.joining import Update
 
 # Elements per block: 4 MiB of each float32 tensor, which stays in the last cache. Smaller blocks cost more in kernel
 # starts than they save.
@@ -161,11 +164,33 @@ class LAMB(LayerwiseOptimizer):
         """On the device path, the numerator of r for every tensor: m."""
         return exp_avgs
 
-    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
+    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Update:
+        weights = [shard_of(p) for p in params]
         # `_step_group` passes only parameters with a gradient; the condition is for the type checker.
-        grads = widened([p.grad for p in params if p.grad is not None])
+        grads = widened([shard_of(p.grad, like=p) for p in params if p.grad is not None])
+        directions = self._directions_on_device(group, params, grads)
+        norms = [multi_tensor_norms(tensors) for tensors in (weights, grads, directions)]
+        dots = [multi_tensor_dots(weights, grads), multi_tensor_dots(weights, directions)]
+        # r becomes r + λw in place, so its own norm and inner product were taken above.
+        add_decay(directions, weights, [self.decay_of(group, p) for p in params])
+        whole = yield TensorFigures([*norms, multi_tensor_norms(directions)], dots)
+        weight_norm, grad_norm, adam_norm, norm = whole.norms
+        weight_grad_dot, weight_adam_dot = whole.dots
+        ratio = weight_norm.clamp(max=NORM_CAP) / norm
+        if group["trust_clip"]:
+            ratio = ratio.clamp(max=1.0)
+        adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]
+        ratio = where_adapted(adapted, torch.where((weight_norm > 0) & (norm > 0), ratio, 1.0))
+        # The others' ratio is 1: they need no kernel.
+        scale_each([directions[i] for i in adapted], [ratio[i] for i in adapted])
+        descend(weights, directions, group["lr"])
+        phi = torch.full_like(norm, NAN)
+        return torch.stack([weight_norm, grad_norm, weight_grad_dot, norm, adam_norm, weight_adam_dot, ratio, phi])
+
+    def _directions_on_device(self, group: dict[str, Any], params: Tensors, grads: Tensors) -> Tensors:
+        """Update the moments; return r of every tensor, or of its shard."""
         beta1, beta2 = group["betas"]
-        states = [[self.state_tensor(p, name) for p in params] for name in ("exp_avg", "exp_avg_sq")]
+        states = [[shard_of(self.state_tensor(p, name)) for p in params] for name in ("exp_avg", "exp_avg_sq")]
         m, v = map(widened, states)
         torch._foreach_mul_(m, beta1)
         torch._foreach_add_(m, grads, alpha=1 - beta1)
@@ -178,20 +203,4 @@ class LAMB(LayerwiseOptimizer):
         directions: Tensors = torch._foreach_sqrt(v)
         torch._foreach_add_(directions, group["eps"])
         # Not in place: the numerators are the moments themselves.
-        directions = torch._foreach_div(self.numerators(group, grads, m), directions)
-        weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
-        adam_norm, weight_adam_dot = multi_tensor_norms(directions), multi_tensor_dots(params, directions)
-        weight_grad_dot = multi_tensor_dots(params, grads)
-        # r becomes r + λw in place, so its own norm and inner product were taken above.
-        add_decay(directions, params, [self.decay_of(group, p) for p in params])
-        norm = multi_tensor_norms(directions)
-        ratio = weight_norm.clamp(max=NORM_CAP) / norm
-        if group["trust_clip"]:
-            ratio = ratio.clamp(max=1.0)
-        adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]
-        ratio = where_adapted(adapted, torch.where((weight_norm > 0) & (norm > 0), ratio, 1.0))
-        # The others' ratio is 1: they need no kernel.
-        scale_each([directions[i] for i in adapted], [ratio[i] for i in adapted])
-        descend(params, directions, group["lr"])
-        phi = torch.full_like(norm, NAN)
-        return torch.stack([weight_norm, grad_norm, weight_grad_dot, norm, adam_norm, weight_adam_dot, ratio, phi])
+        return list(torch._foreach_div(self.numerators(group, grads, m), directions))

@@ -30,6 +30,7 @@ from tvlars_probe.reductions import (
     multi_tensor_norms,
     norm_of_square,
 )
+from tvlars_probe.shards import TensorFigures, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
 
     from tvlars_probe.optimizers.description_words import Denominator, Exclusion
+    from tvlars_probe.optimizers.joining import Update
 
 # The fused kernel takes 1 − q, whose rounding error of 6e-17 is below 1e-9 of q down to this q.
 _SMALLEST_FUSED_RATIO = 1e-7
@@ -170,39 +172,37 @@ class LARS(LayerwiseOptimizer):
             # With dampening = 1 − q the kernel's (1 − dampening)·(g + λw) is q·d.
             fused_sgd(p, grad, buffer, lr=lr, weight_decay=decay, momentum=group["momentum"], dampening=1.0 - ratio)
 
-    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
+    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Update:
+        weights = [shard_of(p) for p in params]
         # `_step_group` passes only parameters with a gradient; the condition is for the type checker.
-        grads = [p.grad for p in params if p.grad is not None]
+        grads = [shard_of(p.grad, like=p) for p in params if p.grad is not None]
         decays = [self.decay_of(group, p) for p in params]
-        weight_norm, grad_norm = multi_tensor_norms(params), multi_tensor_norms(grads)
-        dots = multi_tensor_dots(params, grads)
+        norms, dots = [multi_tensor_norms(weights), multi_tensor_norms(grads)], multi_tensor_dots(weights, grads)
         # A copy, since the gradients belong to the caller. By a product: torch 2.6 has no multi-tensor clone.
         directions: Tensors = torch._foreach_mul(grads, 1.0)
-        add_decay(directions, params, decays)
-        norm = self._denominator_on_device(group, decays, directions, weight_norm, grad_norm)
+        add_decay(directions, weights, decays)
+        if group["denominator"] == "decayed":
+            norms.append(multi_tensor_norms(directions))
+        whole = yield TensorFigures(norms, [dots])
+        weight_norm, grad_norm, *decayed = whole.norms
+        (dots,) = whole.dots
+        norm = decayed[0] if decayed else self._denominator_on_device(group, decays, weight_norm, grad_norm)
         adapted = [i for i, p in enumerate(params) if self.adapts(group, p)]
         ratio, phi = self._ratios_on_device(group, adapted, weight_norm, norm)
         scale_each([directions[i] for i in adapted], [ratio[i] for i in adapted])
         if group["momentum"]:
-            buffers = [self.state_tensor(p, "momentum_buffer") for p in params]
+            buffers = [shard_of(self.state_tensor(p, "momentum_buffer")) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, directions)
             directions = buffers
-        descend(params, directions, group["lr"])
+        descend(weights, directions, group["lr"])
         blank = torch.full_like(weight_norm, NAN)
         return torch.stack([weight_norm, grad_norm, dots, norm, blank, blank, ratio, phi])
 
     def _denominator_on_device(
-        self,
-        group: dict[str, Any],
-        decays: list[float],
-        directions: Tensors,
-        weight_norm: Tensor,
-        grad_norm: Tensor,
+        self, group: dict[str, Any], decays: list[float], weight_norm: Tensor, grad_norm: Tensor
     ) -> Tensor:
-        """The norm that each tensor's ratio divides by, unclamped; ``directions`` hold g + λw."""
-        if group["denominator"] == "decayed":
-            return multi_tensor_norms(directions)
+        """The norm that each tensor's ratio divides by, unclamped, where it isn't that of g + λw."""
         if group["denominator"] == "grad":
             return grad_norm
         # Multiplying by Python numbers sends none of the decays to the device as a tensor.

@@ -9,6 +9,9 @@ and be compiled anew for each φ.
 There are two paths through a step. The host path takes CPU tensors one by one and computes with Python floats, since
 reading a scalar is free there. The device path uses multi-tensor kernels and vectors of norms that stay on the device,
 so that the host never waits. ``foreach=True`` sends CPU tensors down the device path, too.
+
+DTensors take the device path, each rank with its shards. An update there halts where it has the norms of its tensors:
+those of the shards of all groups become those of whole tensors in one sum over the ranks (`joining`), and go back.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tvlars_probe.errors import UserError
+from tvlars_probe.optimizers.joining import Joining, Update, finished
 from tvlars_probe.reductions import Tensors, accumulation_dtype, is_dense
+from tvlars_probe.shards import is_placed_like
 from tvlars_probe.uncompiled import uncompiled
-from tvlars_probe.whole_tensors import REMEDY, refuse_spread, spread_over_ranks
+from tvlars_probe.whole_tensors import REMEDY, is_dtensor, refuse_spread, spread_over_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -93,12 +99,14 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self.check(defaults)
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._joining = Joining()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # torch pickles defaults, state and groups only, and calls this after loading a state_dict as well.
         self._scratch = {}
+        self._joining = Joining()
         # A state that an older version has saved may lack settings.
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -110,7 +118,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
         # Only torch's method fills in the defaults, so the check comes after it and takes a bad group out again.
         try:
             self.check(self.param_groups[-1])
-            refuse_spread((f"parameter {k}", p) for k, p in enumerate(self.param_groups[-1]["params"]))
+            params = self.param_groups[-1]["params"]
+            refuse_spread([(f"parameter {k}", p) for k, p in enumerate(params)], takes_dtensors=True)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -129,7 +138,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
     @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient.
+        """Update every parameter that has a gradient. Where there are DTensors, every rank that holds them calls it.
 
         Args:
             closure: re-evaluates the model and returns the loss.
@@ -139,7 +148,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
 
         Raises:
             RuntimeError: a gradient is sparse, complex, or of another type than its parameter, or the parameter is
-                spread over ranks. Nothing is updated.
+                spread over ranks, otherwise than as a DTensor on all ranks. Nothing is updated.
         """
         loss = None
         if closure is not None:
@@ -150,7 +159,9 @@ class LayerwiseOptimizer(Optimizer, ABC):
         self._begin_step()
         columns: list[Sequence[float] | Tensor | None] = []
         for group in self.param_groups:
-            columns += self._step_group(group)
+            columns += self._step_group(group, len(columns))
+        for index, column in self._joining.columns():
+            columns[index] = column
         self.last_step = assemble(columns)
         return loss
 
@@ -203,57 +214,89 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def _begin_step(self) -> None:
         """Count this update, in optimizers that count updates."""
 
-    def _step_group(self, group: dict[str, Any]) -> list[Sequence[float] | Tensor | None]:
-        """Update one group; return a column of `QUANTITIES` per parameter, None where it has no gradient."""
+    def _step_group(self, group: dict[str, Any], offset: int) -> list[Sequence[float] | Tensor | None]:
+        """Update one group; return a column of `QUANTITIES` per parameter, None where it has no gradient.
+
+        DTensors are left to `Joining.columns`, and so are their columns.
+
+        Args:
+            group: the group.
+            offset: number of parameters in the groups before.
+        """
         columns: list[Sequence[float] | Tensor | None] = [None] * len(group["params"])
         # Multi-tensor kernels are fast only where all tensors share device and type.
-        buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        buckets: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         on_host: list[int] = []
         for index, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
             if self._takes_device_path(group["foreach"], p):
-                buckets.setdefault((p.device, p.dtype), []).append(index)
+                buckets.setdefault((p.device, p.dtype, is_dtensor(p)), []).append(index)
             else:
                 on_host.append(index)
         updates = self._update_on_host(group, [group["params"][i] for i in on_host])
         # ``updates`` may be a generator: this loop is what makes the updates.
         for index, quantities in zip(on_host, updates, strict=True):
             columns[index] = quantities
-        for indices in buckets.values():
-            table = self._update_on_device(group, [group["params"][i] for i in indices])
-            for index, column in zip(indices, table.unbind(1), strict=True):
+        for (_, _, is_sharded), indices in buckets.items():
+            params = [group["params"][i] for i in indices]
+            update = self._update_on_device(group, params)
+            if is_sharded:
+                self._joining.add([offset + i for i in indices], params, update)
+                continue
+            for index, column in zip(indices, finished(update).unbind(1), strict=True):
                 columns[index] = column
         return columns
 
     @staticmethod
     def _takes_device_path(foreach: bool | None, p: Tensor) -> bool:
         # The host path's fused kernels walk memory by address, in the layouts that `is_dense` knows.
-        return p.device.type != "cpu" or bool(foreach) or not is_dense(p)
+        return p.device.type != "cpu" or bool(foreach) or is_dtensor(p) or not is_dense(p)
 
     @abstractmethod
     def _update_on_host(self, group: dict[str, Any], params: Tensors) -> Iterable[Sequence[float]]:
         """Update CPU tensors one by one; yield the `QUANTITIES` of each."""
 
     @abstractmethod
-    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Tensor:
-        """Update tensors of one device and dtype without waiting for it; return (len(QUANTITIES), len(params))."""
+    def _update_on_device(self, group: dict[str, Any], params: Tensors) -> Update:
+        """Update tensors of one device and dtype without waiting for it: a generator.
+
+        It yields the figures of its tensors, or of their shards where they are DTensors, and is sent those of whole
+        tensors, with which it updates. It returns a tensor of shape (len(QUANTITIES), len(params)).
+        """
 
     def _refuse_unsupported(self) -> None:
+        taking = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            self._joining.begin(taking)
+        except UserError as error:
+            raise RuntimeError(f"{type(self).__name__}: {error}") from None
         for g, group in enumerate(self.param_groups):
             for k, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                spread = spread_over_ranks(p)
-                if p.grad.is_sparse or p.is_complex() or p.grad.dtype != p.dtype or spread:
+                if p.grad is not None and (fault := self._fault_of(p)) is not None:
                     names = group.get("param_names")
                     name = names[k] if names else f"group {g}, parameter {k}"
-                    if spread:
-                        raise RuntimeError(f"{type(self).__name__}: {name} is {spread}, spread over ranks. {REMEDY}")
-                    what = "sparse gradients" if p.grad.is_sparse else "complex parameters"
-                    if p.grad.dtype != p.dtype:
-                        what = f"gradients of another type ({p.grad.dtype}) than their parameter's ({p.dtype})"
-                    raise RuntimeError(f"{type(self).__name__} does not support {what} ({name})")
+                    raise RuntimeError(f"{type(self).__name__}{fault.format(name=name)}")
+
+    def _fault_of(self, p: Tensor) -> str | None:
+        """Why a tensor can't be updated, as a sentence that lacks its name; None where it can."""
+        assert p.grad is not None
+        spread = spread_over_ranks(p, takes_dtensors=True)
+        if spread:
+            return f": {{name}} is {spread}, spread over ranks. {REMEDY}"
+        if is_dtensor(p) and not all(
+            is_placed_like(t, p) for t in self.state.get(p, {}).values() if isinstance(t, Tensor)
+        ):
+            return (
+                ": the state of {name} isn't sharded as it is. Load it by torch.distributed.checkpoint "
+                "(get_optimizer_state_dict, set_optimizer_state_dict)"
+            )
+        if p.grad.dtype != p.dtype:
+            kinds = f"gradients of another type ({p.grad.dtype}) than their parameter's ({p.dtype})"
+            return f" does not support {kinds} ({{name}})"
+        if p.grad.is_sparse or p.is_complex():
+            return f" does not support {'sparse gradients' if p.grad.is_sparse else 'complex parameters'} ({{name}})"
+        return None
 
 
 def assemble(columns: Iterable[Sequence[float] | Tensor | None]) -> LastStep:

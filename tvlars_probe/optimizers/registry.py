@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.optimizers.description_words import NORM_CAP, Decay, Momentum, Phi, Preconditioner, Scaling
 from tvlars_probe.optimizers.group_description import GroupDescription
+from tvlars_probe.optimizers.hidden_matrices import hidden_matrices
 from tvlars_probe.optimizers.rules import TORCH, decay, heavy_ball, number, number_or_none
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class OptimizerEntry:
             muted tones (2021).
         fixed: keyword arguments that its class always gets.
         defaults: the class's own defaults of the settings that its rule reads and `train` doesn't give.
+        rests: names of the optimizers that may take the parameters that this one doesn't take; () where it takes all.
     """
 
     path: str
@@ -46,6 +49,7 @@ class OptimizerEntry:
     colour: str
     fixed: tuple[tuple[str, Any], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    rests: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str:
@@ -58,9 +62,19 @@ class OptimizerEntry:
         return self.describe({}).scaling.kind == "trust-ratio"
 
     def load(self) -> type[Optimizer]:
-        """The class."""
-        module, _, name = self.path.rpartition(".")
-        found: type[Optimizer] = getattr(import_module(module), name)
+        """The class.
+
+        Raises:
+            UserError: the installed torch doesn't have it.
+        """
+        path, _, name = self.path.rpartition(".")
+        module = import_module(path)
+        found: type[Optimizer] | None = getattr(module, name, None)
+        if found is None:  # torch.optim.Muon is there from 2.9 on, and any other class in every version
+            raise UserError(
+                f"torch {version('torch')} has no {self.path} (allowed: torch 2.9 or later): install a later torch, or "
+                "choose another --opt"
+            )
         return found
 
     def describe(self, settings: Settings) -> GroupDescription:
@@ -176,6 +190,11 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adam": _torchs("adam", "Adam", 0.001, ("weight_decay",), "#E69F00", *_ADAM_DEFAULTS),
     "adamw": _torchs("adamw", "AdamW", 0.001, ("weight_decay",), "#56B4E9", *_ADAM_DEFAULTS),
     "adagrad": _torchs("adagrad", "Adagrad", 0.01, ("weight_decay",), "#999933", ("eps", 1e-10)),
+    # Jordan's rate for matrices. torch's own default, 0.001, is meant for another scale of the update.
+    "muon": OptimizerEntry(
+        path="torch.optim.Muon", rule=TORCH["torch.optim.Muon"], default_lr=0.02, settings=("weight_decay",),
+        colour="#44AA99", defaults=(("momentum", 0.95), ("nesterov", True), ("eps", 1e-7)), rests=("adamw", "sgd"),
+    ),
     "rmsprop": _torchs("rmsprop", "RMSprop", 0.001, ("weight_decay",), "#AA4499", ("eps", 1e-8), ("alpha", 0.99)),
 }  # fmt: skip
 
@@ -189,8 +208,8 @@ class OptimizerConfig:
         lr: learning rate; None for the optimizer's own default.
         weight_decay: decoupled for adamw, added to the direction for lamb and nlamb, coupled for the others; lars and
             tvlars leave biases and normalisation layers out.
-        momentum: of lars, tvlars and sgd.
-        nesterov: Nesterov's momentum for sgd.
+        momentum: of lars, tvlars and sgd, also where sgd is muon's rest.
+        nesterov: Nesterov's momentum for sgd, also there.
         eta: trust coefficient of lars and tvlars.
         lmbda: TVLARS' λ, per update.
         alpha: TVLARS' α.
@@ -202,6 +221,9 @@ class OptimizerConfig:
         adam: switches the trust ratio of lamb and nlamb off.
         excluded_lr: learning rate of the tensors of at most one dimension, which lars and tvlars don't adapt; None for
             ``lr``. A schedule scales both.
+        muon_rest: the optimizer of what muon doesn't take (`tvlars_probe.optimizers.hidden_matrices`), one of the
+            entry's `OptimizerEntry.rests`; None for the first of them.
+        muon_rest_lr: that optimizer's learning rate; None for its own default. A schedule scales both.
     """
 
     name: str = "lars"
@@ -219,11 +241,13 @@ class OptimizerConfig:
     trust_clip: bool = False
     adam: bool = False
     excluded_lr: float | None = None
+    muon_rest: str | None = None
+    muon_rest_lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise unknown("optimizer", self.name, OPTIMIZERS)
-        for name in ("lr", "weight_decay", "eta", "lmbda", "gamma_min", "excluded_lr"):
+        for name in ("lr", "weight_decay", "eta", "lmbda", "gamma_min", "excluded_lr", "muon_rest_lr"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} {value:g} is outside its range (allowed: 0 or more)")
@@ -235,11 +259,25 @@ class OptimizerConfig:
             raise UserError(f"--delay {self.delay:g} is outside its range (allowed: a number of updates)")
         if self.nesterov and "nesterov" in OPTIMIZERS[self.name].settings and self.momentum == 0:
             raise UserError("--nesterov needs a --momentum above 0")
+        if self.muon_rest is not None and self.muon_rest not in OPTIMIZERS["muon"].rests:
+            raise unknown("--muon-rest", self.muon_rest, OPTIMIZERS["muon"].rests)
+        self.rest  # noqa: B018 (refuses settings that the rest can't have)
 
     @property
     def peak(self) -> float:
         """The learning rate before any schedule."""
         return OPTIMIZERS[self.name].default_lr if self.lr is None else self.lr
+
+    @property
+    def rest(self) -> OptimizerConfig | None:
+        """The optimizer of the parameters that the named one doesn't take; None where it takes all."""
+        rests = OPTIMIZERS[self.name].rests
+        return replace(self, name=self.muon_rest or rests[0], lr=self.muon_rest_lr) if rests else None
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether what multiplied each gradient can be told; see `GroupDescription.has_rates`."""
+        return OPTIMIZERS[self.name].describe({}).has_rates
 
     def settings(self) -> dict[str, Any]:
         """The learning rate and the settings that this optimizer takes: all that changes its numbers."""
@@ -247,17 +285,28 @@ class OptimizerConfig:
         taken = {name: getattr(self, name) for name in entry.settings}
         if taken.get("excluded_lr", 0) is None:
             del taken["excluded_lr"]  # configurations from before this setting keep their hash
-        return {"lr": self.peak, **taken, **dict(entry.fixed)}
+        rest = {} if self.rest is None else {"rest": {"name": self.rest.name, **self.rest.settings()}}
+        return {"lr": self.peak, **taken, **dict(entry.fixed), **rest}
 
     def build(self, params: Iterable[nn.Parameter]) -> Optimizer:
         """The optimizer of these parameters.
 
         With ``excluded_lr`` it has two groups, the second for tensors of at most one dimension. Empty groups are left
-        out.
+        out. Where the named optimizer doesn't take all of them, it is a `CombinedOptimizer` of two, whose first group
+        is the named one's.
+
+        Raises:
+            UserError: the installed torch doesn't have the optimizer, or none of the parameters is one that it takes.
         """
         settings = self.settings()
         excluded_lr = settings.pop("excluded_lr", None)
         build = OPTIMIZERS[self.name].load()
+        if self.rest is not None:
+            from tvlars_probe.optimizers.combined import CombinedOptimizer
+
+            del settings["rest"]
+            taken, left = hidden_matrices(params)
+            return CombinedOptimizer([build(taken, **settings), self.rest.build(left)])
         if excluded_lr is None:
             return build(params, **settings)
         everything = list(params)

@@ -49,7 +49,7 @@ class Probe(Protocol):
         Args:
             step: index of the update.
             phase: name of the training phase.
-            rates: the rates applied in the step before; None before the first.
+            rates: the rates applied in the step before; None before the first, and where parameters are DTensors.
 
         Returns:
             rows of the table ``curvature``, as a list per column; {} for no row.

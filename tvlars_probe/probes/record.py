@@ -19,14 +19,14 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.given import optimizers_in
+from tvlars_probe.optimizers.given import optimizers_in, tensors_of
 from tvlars_probe.probes import state
 from tvlars_probe.probes.events.agreement import Agreement
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
@@ -35,7 +35,8 @@ from tvlars_probe.probes.recorder import Recorder
 from tvlars_probe.probes.rows.steps import Detail
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.plain_types import shown
-from tvlars_probe.traces.run_directory import new_run_id
+from tvlars_probe.traces.run_directory import first_free, new_run_id
+from tvlars_probe.whole_tensors import is_dtensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.probes.failures import Probe
+
+
+Exists = Literal["error", "new"]
+"""What `record` does where a folder holds something already."""
 
 
 def record(
@@ -54,11 +59,13 @@ def record(
     total_steps: int | None = None,
     detail: Detail = "full",
     every: int = 1,
+    spectral_every: int | None = None,
     probes: Sequence[Probe] = (),
     on_probe_error: OnProbeError = "warn",
     manifest: Manifest | None = None,
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
+    exists: Exists = "error",
 ) -> Recorder:
     """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
 
@@ -71,13 +78,17 @@ def record(
         total_steps: updates that the run is going to make, if known.
         detail: "full" records all norms, "norms" leaves out update_norm, "none" leaves out the table ``layers``.
         every: n, to fill the table ``layers`` in steps 0, n, 2n, ...
+        spectral_every: N, to measure spectral norms of weights and updates in steps 0, N, 2N, ...: a multiple of
+            ``every``. In these steps they cost 64 products with each matrix, 64 with its update, and a copy of it.
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
         on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
             the loop tells, with a warning and a note in the manifest; "raise" ends the run.
         manifest: a manifest that holds further facts about the run.
         resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
-            are averaged over ranks; False records this process alone.
+            are averaged over ranks, as the figures of DTensors are summed; False records this process alone.
+        exists: what to do where ``path`` holds something already. "error" refuses, "new" takes the first of
+            ``path-2``, ``path-3``, ... that is free: so a notebook's cell can run twice. ``rec.path`` tells it.
 
     Returns:
         a recorder, which records from entering its ``with`` block to leaving it.
@@ -85,27 +96,34 @@ def record(
     Raises:
         RunDirectoryError: on entering, if the folder holds something already or can't be written.
         UserError: a setting is outside its range, no optimizer is given, a tensor can't be read here (spread over
-            ranks, without elements), or ``resume`` is no recorder's state. Where one rank refuses, all do, and nothing
-            has been made.
+            ranks otherwise than as a DTensor of all of them, without elements), or ``resume`` is no recorder's state.
+            Where one rank refuses, all do, and nothing has been made.
     """
     ranks = _ranks(model, optimizer, distributed)
     # One rank alone may have a tensor that is refused: the others would wait for it.
     with Agreement(ranks).together():
-        _refuse_settings(config, detail, every, resume)
-        optimizers = optimizers_in(optimizer, model)
+        _refuse_settings(config, resume, exists)
+        _refuse_cadence(detail, every, spectral_every)
+        optimizers = optimizers_in(optimizer, model, ranks=ranks)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
-        path = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-        facts = manifest or Manifest(run_id=new_run_id(path))
+        if spectral_every is not None:
+            _refuse_dtensors(optimizers)
+        home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    if exists == "new":
+        home = ranks.from_first(first_free(home))
+    with Agreement(ranks).together():
+        facts = manifest or Manifest(run_id=new_run_id(home))
         facts.config = dict(config) if config is not None else facts.config
         facts.total_steps = facts.total_steps if total_steps is None else count("total_steps", total_steps)
         return Recorder(
             model,
             optimizers,
-            path,
+            home,
             facts,
             detail=detail,
             every=every,
+            spectral_every=spectral_every,
             probes=probes,
             failures=ProbeFailures(on_probe_error),
             resume=resume,
@@ -113,19 +131,48 @@ def record(
         )
 
 
-def _refuse_settings(
-    config: Mapping[str, Any] | None, detail: str, every: int, resume: Mapping[str, Any] | None
-) -> None:
-    if detail not in get_args(Detail):
-        raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
+def _refuse_settings(config: Mapping[str, Any] | None, resume: Mapping[str, Any] | None, exists: str) -> None:
+    if exists not in get_args(Exists):
+        raise UserError(f"unknown exists={exists!r} (known: {', '.join(get_args(Exists))})")
+    if exists == "new" and resume is not None:
+        raise UserError("exists='new' begins another run, and resume= continues the one in path: give one of them")
     if resume is not None:
         wrong = [*state.faults(resume)] if isinstance(resume, Mapping) else [f"it is {shown(resume, 60)}"]
         if wrong:
             raise UserError(f"resume= takes what rec.state_dict() gave: {'; '.join(wrong[:3])}")
     if config is not None and not isinstance(config, Mapping):
         raise UserError(f"config= takes a mapping of settings to their values, got {config!r:.60} (vars() makes one)")
+
+
+def _refuse_dtensors(optimizers: Sequence[Optimizer]) -> None:
+    """Refuse to measure spectral norms of tensors that are spread over ranks: a shard's is another number.
+
+    Raises:
+        UserError: a parameter is a DTensor.
+    """
+    for name, tensor in (named for one in optimizers for named in tensors_of(one)):
+        if is_dtensor(tensor):
+            raise UserError(
+                f"spectral_every: {name} is a DTensor, of which no rank holds the whole matrix; leave it out"
+            )
+
+
+def _refuse_cadence(detail: str, every: int, spectral_every: int | None) -> None:
+    if detail not in get_args(Detail):
+        raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
     if not isinstance(every, int) or every < 1:
         raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
+    if spectral_every is None:
+        return
+    if not isinstance(spectral_every, int) or spectral_every < 1:
+        raise UserError(f"spectral_every={spectral_every}: give a number of steps, 1 or more, or None")
+    if spectral_every % every:
+        raise UserError(
+            f"spectral_every={spectral_every}: spectral norms are measured in steps whose layers are recorded, which "
+            f"are those of every={every}: give a multiple of it"
+        )
+    if detail == "none":
+        raise UserError("spectral_every= needs the table layers, which detail='none' leaves out")
 
 
 def _ranks(model: Any, optimizer: Any, distributed: bool | None) -> Ranks:

@@ -37,6 +37,7 @@ class RecorderState(TypedDict):
     Attributes:
         step: number of updates.
         samples: samples seen in them, over all ranks; None where unknown.
+        tokens: tokens seen in them, over all ranks; None where unknown.
         phase: name of the training phase.
         rates: lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known.
         run_id: the run's, None on ranks other than 0.
@@ -50,6 +51,7 @@ class RecorderState(TypedDict):
     rates: dict[str, float]
     run_id: NotRequired[str | None]
     last_epoch: NotRequired[int | None]
+    tokens: NotRequired[int | None]
     probes: NotRequired[list[dict[str, Any]]]
 
 
@@ -65,7 +67,7 @@ def faults(state: Mapping[str, Any]) -> Iterator[str]:
     if wrong := mismatches(RecorderState, state):
         yield from wrong
         return
-    for name in ("step", "samples", "last_epoch"):
+    for name in ("step", "samples", "tokens", "last_epoch"):
         if (count := state.get(name)) is not None and count < 0:
             yield f"{name} is {shown(count)}"
     # An epoch is logged after updates that were made.

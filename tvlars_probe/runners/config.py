@@ -66,6 +66,7 @@ class RecordConfig:
     Attributes:
         detail: "full", "norms" (without update_norm) or "none" (steps and epochs only).
         every: steps between recordings of the layers; 1 records them in every step.
+        spectral_every: steps between measurements of spectral norms, a multiple of ``every``; None for none.
         checkpoint_every: epochs between checkpoints; 0 writes only the last one.
         checkpoint_steps: updates between further checkpoints, also within epochs.
         checkpoint_minutes: minutes between further checkpoints.
@@ -77,6 +78,7 @@ class RecordConfig:
 
     detail: str = "full"
     every: int = 1
+    spectral_every: int | None = None
     checkpoint_every: int = 1
     checkpoint_steps: int | None = None
     checkpoint_minutes: float | None = None
@@ -89,6 +91,14 @@ class RecordConfig:
             raise unknown("--record", self.detail, DETAILS)
         if self.every < 1:
             raise UserError(f"--record-every {self.every} is too few (allowed: 1 or more)")
+        if self.spectral_every is not None:
+            if self.spectral_every < 1 or self.spectral_every % self.every:
+                raise UserError(
+                    f"--spectral-every {self.spectral_every} isn't possible (allowed: a multiple of --record-every "
+                    f"{self.every})"
+                )
+            if self.detail == "none":
+                raise UserError("--spectral-every needs the layers, which --record none leaves out")
         for name in ("checkpoint_every", "train_eval_samples", "keep_checkpoints"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: 0 or more)")
@@ -210,6 +220,11 @@ class TrainConfig:
             raise UserError(
                 f"--micro-batch can't be used with --mode {self.mode}: its loss joins all samples of a batch (spread "
                 "them over more ranks, or use a smaller --batch-size)"
+            )
+        if self.sharpness.every and {*self.sharpness.operators} == {"effective"} and not self.optimizer.has_rates:
+            raise UserError(
+                f"--sharpness-operators effective can't be measured with --opt {self.optimizer.name}, whose update "
+                "isn't a rate times the gradient (use hessian or relative)"
             )
         warmup, option = self.schedule.warmup_epochs, MODES[self.mode].epochs_option
         if warmup is not None and warmup >= self.scheduled_epochs:

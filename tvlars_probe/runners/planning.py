@@ -57,7 +57,7 @@ class Job:
     def blank_state(self) -> dict[str, Any] | None:
         """A recorder's state in which a run without a checkpoint is continued from step 0; None for a new run."""
         first = next(iter(MODES[self.config.mode].phases))
-        return {"step": 0, "samples": 0, "phase": first, "rates": {}} if self.continues else None
+        return {"step": 0, "samples": 0, "tokens": 0, "phase": first, "rates": {}} if self.continues else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ class Manifest:
         steps_per_epoch: updates per epoch.
         total_steps: updates of the whole run.
         peak_lr: largest learning rate of the schedule.
+        loss_mean: what each loss of the table ``steps`` is a mean over: "samples", "tokens", "ranks" or "micro-batches"
+            (each of them alike, whatever its size), "mixed" where steps differ; None where no loss was told.
         phases: first step, epochs, steps per epoch, batch size, schedule and peak rate of each phase, in order. The
             figures above are those of the first phase.
         groups: per parameter group, its phase and what its optimizer does to it.
@@ -95,6 +97,7 @@ class Manifest:
     steps_per_epoch: int | None = None
     total_steps: int | None = None
     peak_lr: float | None = None
+    loss_mean: str | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     parameters: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -128,6 +131,14 @@ class Manifest:
         self.gaps = [early for gap in self.gaps if (early := gap.before(step)) is not None]
         if self.finding is not None and self.finding.get("step", 0) >= step:
             self.finding = None
+
+    def note_loss_mean(self, over: str) -> None:
+        """Keep what some steps' losses are means over; "mixed" if it is another thing than before.
+
+        Only who makes the losses knows that they are means of micro-batches: that isn't overwritten.
+        """
+        if self.loss_mean != "micro-batches":
+            self.loss_mean = over if self.loss_mean in (None, over) else "mixed"
 
     def save(self, folder: Path) -> None:
         """Replace ``folder/run.json`` in one step.

@@ -7,6 +7,7 @@ lock when the process dies: a run was killed if its manifest says running and no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shlex
@@ -292,3 +293,11 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def new_run_id(path: Path) -> str:
     """A unique run_id for the run at ``path``: its folder's name and a random number."""
     return f"{encodable(path.name)}.{secrets.token_hex(3)}"
+
+
+def first_free(path: Path) -> Path:
+    """``path``, or the first of ``path-2``, ``path-3``, ... in which a run can begin."""
+    whole = path.absolute()  # "." has no name of its own
+    others = (whole.with_name(f"{whole.name}-{number}") for number in itertools.count(2))
+    # `lexists`: a link that leads nowhere is something, too.
+    return next(one for one in itertools.chain([path], others) if not os.path.lexists(one) or is_vacant(one))

@@ -65,6 +65,36 @@ LAYERS = Table(
         ),
         Column("phi", "float32", "1", "TVLARS' φ_t as applied to this tensor, 1 where not applied; null for others"),
         Column("lr", "float32", "1", "the group's learning rate in this step"),
+        Column(
+            "weight_spectral_norm",
+            "float32",
+            "1",
+            "largest singular value of w, flattened to a matrix from the second dimension on, as it was found: one "
+            "within the error of it is; null for vectors and in steps not asked for (--spectral-every)",
+            later=True,
+        ),
+        Column(
+            "weight_spectral_norm_error",
+            "float32",
+            "1",
+            "how far weight_spectral_norm can be off, at most; for matrices of more than 64 rows and columns but for a "
+            "chance of 1e-6 each",
+            later=True,
+        ),
+        Column(
+            "update_spectral_norm",
+            "float32",
+            "1",
+            "the same of Δw, the difference of the weights after and before the update; null with --record norms, too",
+            later=True,
+        ),
+        Column(
+            "update_spectral_norm_error",
+            "float32",
+            "1",
+            "how far update_spectral_norm can be off, at most, in the same sense",
+            later=True,
+        ),
     ),
 )
 
@@ -81,8 +111,22 @@ STEPS = Table(
         Column("phi", "float64", "1", "TVLARS' φ_t of the first parameter group; null for other optimizers"),
         Column("grad_norm", "float64", "1", "‖g‖₂ over all the optimizers' parameters; null in unrecorded steps"),
         Column("weight_norm", "float64", "1", "‖w‖₂ over the parameters with gradient; null in unrecorded steps"),
+        Column(
+            "grad_norm_before_clipping",
+            "float64",
+            "1",
+            "‖g‖₂ over the tensors that were clipped, before clipping; null if unknown",
+            later=True,
+        ),
         Column("clip_scale", "float64", "1", "factor by which gradient clipping scaled the gradient; null if unknown"),
         Column("samples", "int64", "sample", "samples seen up to and including this step, over all ranks"),
+        Column(
+            "tokens",
+            "int64",
+            "token",
+            "tokens seen up to and including this step, over all ranks; null where the loop doesn't tell them",
+            later=True,
+        ),
         Column("time", "time", "UTC", "wall-clock time at the end of the step"),
         Column("step_seconds", "float64", "s", "time since the previous step's end, without probes"),
         Column("probe_seconds", "float64", "s", "time that probes took in this step"),

@@ -18,5 +18,13 @@ COLUMNS = (
 BEFORE_UPDATE = COLUMNS[:-1]
 """The columns that don't need the updated weights: all but ‖Δw‖."""
 
+SPECTRAL = (
+    "weight_spectral_norm",
+    "weight_spectral_norm_error",
+    "update_spectral_norm",
+    "update_spectral_norm_error",
+)
+"""The columns that few steps fill: of the weights, which are read before the update, then of the update."""
+
 OPTIMIZER_SPECIFIC = frozenset({"direction_norm", "adam_norm", "weight_adam_dot", "trust_ratio", "phi"})
 """The columns that only some optimizers fill: see `GroupDescription.columns`."""

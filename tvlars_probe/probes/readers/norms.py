@@ -4,20 +4,23 @@ Of an optimizer that leaves ``last_step`` behind its own figures are recorded: t
 second pass. For any other the norms are taken just before its step, and the trust ratio follows from them where its
 description says how. ‖Δw‖ comes from the optimizer's own state where that gives it, else from a copy of the weights. A
 large model is copied only in one recorded step of `SNAPSHOT_EVERY`.
+
+Of a DTensor the norms of this rank's shard are read, which `tvlars_probe.probes.rows.sharded` makes the whole tensor's
+at the next flush. So a step sums nothing over the ranks.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tvlars_probe.optimizers.description import LiveDescription
 from tvlars_probe.optimizers.rules import number
-from tvlars_probe.optimizers.trust_ratios import trust_ratios
 from tvlars_probe.probes.readers.columns import BEFORE_UPDATE, COLUMNS, OPTIMIZER_SPECIFIC
+from tvlars_probe.probes.readers.ratios import GroupStep, RatioFiller
 from tvlars_probe.reductions import (
     accumulation_dtype,
     difference_norm,
@@ -27,14 +30,13 @@ from tvlars_probe.reductions import (
     multi_tensor_norms,
     norm_of_square,
 )
+from tvlars_probe.shards import is_placed_like, shard_of
 from tvlars_probe.whole_tensors import spread_over_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch.optim import Optimizer
-
-    from tvlars_probe.optimizers.group_description import GroupDescription
 
 SNAPSHOT_ELEMENTS = 1 << 20
 """Up to so many elements (4 MiB) every step copies the weights, at next to no cost; above it copies are sampled."""
@@ -49,19 +51,26 @@ class NormReader:
     Args:
         optimizer: any torch optimizer.
         updates: whether to read ‖Δw‖ too.
+        sharded: whether all ranks read, each its shards of DTensors.
+
+    Attributes:
+        groups: the optimizer's groups in the last step.
+        ratios: fills the trust ratios. Those that follow from norms of shards are left to the flush.
     """
 
-    def __init__(self, optimizer: Optimizer, *, updates: bool) -> None:
+    def __init__(self, optimizer: Optimizer, *, updates: bool, sharded: bool = False) -> None:
         self.optimizer = optimizer
         self.updates = updates
+        self.groups: list[GroupStep] = []
+        self.ratios = RatioFiller()
+        self._sharded, self._buffers_differ = sharded, False
+        self._grads: dict[int, Tensor] = {}
         self._description = LiveDescription(optimizer)
         self._measured: Tensor | None = None
         self._active: list[bool] = []
         self._snapshots: dict[int, Tensor] = {}
-        self._lrs: list[Any] = []
         self._takes_snapshots = True
         self._tens: int | None = None
-        self._policies: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @property
     def leaves_norms(self) -> bool:
@@ -108,7 +117,29 @@ class NormReader:
             params: list[Tensor] = group["params"]
             # In half precision, the rounding of the weights is a large part of the update, and only a copy shows it.
             rounds = any(p.dtype in (torch.bfloat16, torch.float16) or p.is_complex() for p in params)
-            yield params, "weights" if rounds else description.update_norm
+            # Of shards, the ratio and the direction are known at the flush only.
+            unknown = self._sharded and description.update_norm == "direction" and not self.leaves_norms
+            yield params, "weights" if rounds or unknown or self._buffers_differ else description.update_norm
+
+    @property
+    def of_shards(self) -> list[list[bool]]:
+        """By column, whether each parameter's figure is that of this rank's shard."""
+        members = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        measured = BEFORE_UPDATE[:3] if self._sharded and not self.leaves_norms else ()
+        table = [[column in measured] * members for column in BEFORE_UPDATE]
+        return [*table, [self._sharded and source != "direction" for group, source in self._sources() for _ in group]]
+
+    def take_gradients(self) -> None:
+        """Cut the gradients as their parameters are, before an update of DTensors; all ranks call it.
+
+        Only gradients that are cut otherwise are sent between the ranks.
+        """
+        if not self._sharded or self.leaves_norms:
+            return
+        taking = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._grads = {id(p): shard_of(p.grad, like=p) for p in taking}
+        # A buffer of momentum takes over the placements of the first gradient.
+        self._buffers_differ |= not all(is_placed_like(p.grad, p) for p in taking)
 
     def before(self, index: int = 0) -> None:
         """Read the state just before an update.
@@ -122,7 +153,10 @@ class NormReader:
         is_due = index % SNAPSHOT_EVERY == 0 or (tens is not None and self._tens > tens)
         self._takes_snapshots = is_due or not self.samples_snapshots
         lrs = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
-        self._lrs = [lr if isinstance(lr, Tensor) else number(lr) for lr in lrs]
+        self.groups = [
+            GroupStep(description, group["params"], lr if isinstance(lr, Tensor) else number(lr))
+            for description, group, lr in zip(self._description.groups, self.optimizer.param_groups, lrs, strict=True)
+        ]
         self._refuse_spread()
         if not self.leaves_norms:
             self._measured = self._measure()
@@ -137,8 +171,8 @@ class NormReader:
         Raises:
             RuntimeError: some are. It is no UserError, which would end the training of this rank alone.
         """
-        for what in (spread_over_ranks(p) for group in self.optimizer.param_groups for p in group["params"]):
-            if what is not None:
+        for p in (p for group in self.optimizer.param_groups for p in group["params"]):
+            if (what := spread_over_ranks(p, takes_dtensors=self._sharded)) is not None:
                 raise RuntimeError(f"a parameter has become {what}, spread over ranks since the recording began")
 
     def after(self) -> tuple[Tensor, list[bool]]:
@@ -172,9 +206,9 @@ class NormReader:
         self._active = [p.grad is not None for p in params]
         active = [i for i, has_grad in enumerate(self._active) if has_grad]
         if active:
-            weights, grads = (
-                [_real(t) for t in ts] for ts in zip(*((params[i], params[i].grad) for i in active), strict=True)
-            )
+            taken, self._grads = self._grads, {}
+            weights = [_real(shard_of(params[i])) for i in active]
+            grads = [_real(taken.get(id(params[i]), params[i].grad)) for i in active]
             norms = _on_host(weights, grads) if reads_are_free(device) else _on_device(weights, grads)
             # ‖g‖ and ⟨w,g⟩ are both linear in the scale of g.
             unscale = _unscaling(self.optimizer, norms)
@@ -185,66 +219,10 @@ class NormReader:
                 # One by one: a list of indices would be sent to the device, and the host would wait for that.
                 for column, index in zip(norms.unbind(1), active, strict=True):
                     table[:3, index] = column
-        self._put_ratios(table)
+        self.ratios.fill_constants(table, self.groups)
+        if not self._sharded:
+            self.ratios.fill_from_norms(table, self.groups, self._active)
         return table
-
-    def _put_ratios(self, table: Tensor) -> None:
-        """Fill the trust ratio and its divisor, group by group, where the norms of w and g give them."""
-        ratio, divisor, offset = COLUMNS.index("trust_ratio"), COLUMNS.index("direction_norm"), 0
-        for description, group, lr in zip(
-            self._description.groups, self.optimizer.param_groups, self._lrs, strict=True
-        ):
-            params: list[Tensor] = group["params"]
-            span = slice(offset, offset + len(params))
-            offset += len(params)
-            if "trust_ratio" not in description.columns:
-                continue
-            if description.scaling.kind == "none":
-                table[ratio, span] = 1.0
-            elif description.scaling.kind == "shape":
-                for k, p in enumerate(params, start=span.start):
-                    table[ratio, k] = description.shape_factor(tuple(p.shape))
-            else:
-                # `trust_ratios` takes arrays of steps and tensors: here one step.
-                weight_norm, grad_norm, dot = (row[None, span] for row in table[:3])
-                # The direction is of the gradient as the optimizer takes it.
-                scale = self._gradient_scale(description, table)
-                sign = -1.0 if description.maximize else 1.0
-                decay, adapted = self._decay_and_adapted(description, params, table)
-                found = trust_ratios(
-                    description,
-                    weight_norm=weight_norm,
-                    direction=grad_norm * scale,
-                    dot=dot * scale * sign,
-                    lr=lr,
-                    decay=decay,
-                    adapted=adapted,
-                )
-                table[ratio, span], table[divisor, span] = found.ratio[0], found.divisor[0]
-
-    def _gradient_scale(self, description: GroupDescription, table: Tensor) -> Tensor | float:
-        """The factor by which the optimizer itself clips all gradients together; 1 where it doesn't."""
-        if description.max_grad_norm is None:
-            return 1.0
-        # Tensors without a gradient are left out here: their NaN says nothing, while another's must reach the sum.
-        row = table[COLUMNS.index("grad_norm")].unbind()
-        norms = [norm for norm, has_grad in zip(row, self._active, strict=True) if has_grad]
-        if not norms:
-            return 1.0
-        total = multi_tensor_norms([torch.stack(norms)])[0]
-        return 1.0 / (total / description.max_grad_norm).clip(min=1.0)
-
-    def _decay_and_adapted(
-        self, description: GroupDescription, params: list[Tensor], like: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """λ of each tensor, and whether it is adapted, on the device: kept, since the host waits for a transfer."""
-        key = (description, tuple(p.ndim for p in params))
-        if key not in self._policies:
-            self._policies[key] = (
-                like.new_tensor([description.decay_of(p.ndim) for p in params]),
-                torch.tensor([bool(description.adapts(p.ndim)) for p in params], device=like.device),
-            )
-        return self._policies[key]
 
     def _blank(self) -> Tensor:
         """NaN of shape (len(BEFORE_UPDATE), number of parameters)."""
@@ -253,14 +231,14 @@ class NormReader:
         return torch.full(shape, math.nan, dtype=accumulation_dtype(device), device=device)
 
     def _take_snapshots(self, params: list[Tensor]) -> None:
-        for p in params:
+        for p, mine in zip(params, map(shard_of, params), strict=True):
             # A copy keeps its tensor's memory layout, which ``model.to(memory_format=...)`` may change: tensors of
             # unlike layouts would have to be laid out anew for each comparison.
             kept = self._snapshots.get(id(p))
-            if kept is None or kept.shape != p.shape or kept.stride() != p.stride():
-                self._snapshots[id(p)] = p.detach().clone()
+            if kept is None or kept.shape != mine.shape or kept.stride() != mine.stride():
+                self._snapshots[id(p)] = mine.detach().clone()
             else:
-                kept.copy_(p.detach())
+                kept.copy_(mine.detach())
 
     def _update_norms(self, reading: Tensor, active: list[bool]) -> Tensor:
         """‖Δw‖ of every parameter, NaN where none is read."""
@@ -268,8 +246,7 @@ class NormReader:
         if not self.updates:
             return norms
         offset = 0
-        sources = zip(self._sources(), self._description.groups, self._lrs, strict=True)
-        for (params, source), description, lr in sources:
+        for (params, source), (description, _, lr) in zip(self._sources(), self.groups, strict=True):
             some = [k for k, _ in enumerate(params) if active[offset + k]]
             # Δw = −lr·q·d, of which q and ‖d‖ have been read.
             if source == "direction":
@@ -280,9 +257,10 @@ class NormReader:
                 tensors = [params[k] for k in some]
                 # Δw = −lr·m, with m the buffer of momentum.
                 if source == "buffer":
-                    values = _norms([self.optimizer.state[p][description.momentum.buffer] for p in tensors]) * lr
+                    buffers = [self.optimizer.state[p][description.momentum.buffer] for p in tensors]
+                    values = _norms([shard_of(m, like=p) for m, p in zip(buffers, tensors, strict=True)]) * lr
                 else:
-                    values = _difference_norms(tensors, [self._snapshots[id(p)] for p in tensors])
+                    values = _difference_norms([*map(shard_of, tensors)], [self._snapshots[id(p)] for p in tensors])
                 if len(some) == len(params):
                     norms[offset : offset + len(params)] = values.to(norms)
                 else:

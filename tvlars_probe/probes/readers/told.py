@@ -25,13 +25,19 @@ def mean_loss(loss: Any) -> Tensor | float | None:
     return None if loss is None else scalar("loss", loss)
 
 
-def step_figures(*, samples: Any, epoch: Any, clip_scale: Any) -> dict[str, Any]:
+def step_figures(*, samples: Any, tokens: Any, epoch: Any, clip_scale: Any) -> dict[str, Any]:
     """What was told of a step besides its loss, by column of the table ``steps``.
 
     Raises:
         UserError: a figure is no number, or a count is no whole number from 0 on.
     """
-    told = {"samples": count("samples", samples), "epoch": count("epoch", epoch)}
+    # A number of tokens on an accelerator is read at the flush: here the host would wait for it.
+    waits = isinstance(tokens, Tensor) and tokens.device.type != "cpu"
+    told = {
+        "samples": count("samples", samples),
+        "tokens": tokens.detach().clone() if waits else count("tokens", tokens),
+        "epoch": count("epoch", epoch),
+    }
     figures = {name: value for name, value in told.items() if value is not None}
     return figures if clip_scale is None else {**figures, "clip_scale": scalar("clip_scale", clip_scale)}
 

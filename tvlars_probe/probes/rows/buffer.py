@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.optimizers.rules import number
-from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.readers.columns import COLUMNS, SPECTRAL
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.shards import whole_of
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from numpy.typing import NDArray
+
+    from tvlars_probe.probes.rows.clipping import Clipped
 
 _MOST_BYTES = 64 << 20
 """Memory of a buffer's figures, unless `_LEAST_ROWS` take more."""
@@ -38,12 +41,20 @@ class StepRow:
         unread: per parameter, whether its update_norm was left out in this step.
         lr: learning rate per parameter.
         phase: name of the training phase.
+        due: whether all ranks were to record the layers' norms, which may have failed on this one.
+        of_shards: (len(COLUMNS), parameters), whether a figure is that of this rank's shard; None where none is.
+        to_fill: what fills figures that follow from those of whole tensors, each with the optimizer's parameters.
+        spectral: (len(SPECTRAL), parameters), the spectral norms, on the device until the flush; None where the step
+            has none. Few steps have: so they are no part of the buffer.
+        spectral_read: per column and parameter, whether it was read; None where the step has none.
         device_lrs: learning rates that are tensors on an accelerator, each with the parameters that it holds for.
         phi: TVLARS' φ_t of the first parameter group, a tensor until the flush where it is on a device; NaN for other
             optimizers.
         epoch: as told.
         samples: this rank's samples as told.
-        clip_scale: as told.
+        tokens: this rank's tokens as told, a tensor until the flush where they are on a device.
+        clip_scale: as told by the loop.
+        clipped: what the loop has clipped through the recorder; the buffer holds those of `StepBuffer.put_clipping`.
         loss_told: whether a loss was told.
         begun: indices of the optimizers that have begun a step.
         stepped: indices of the optimizers that have stepped, in that order.
@@ -58,11 +69,18 @@ class StepRow:
     unread: NDArray[np.bool_]
     lr: NDArray[np.float64]
     phase: str
+    due: bool = False
+    of_shards: NDArray[np.bool_] | None = None
+    to_fill: list[tuple[slice, Callable[[Tensor], None]]] = field(default_factory=list)
+    spectral: Tensor | None = None
+    spectral_read: NDArray[np.bool_] | None = None
     device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
     phi: float | Tensor = math.nan
     epoch: int | None = None
     samples: int | None = None
+    tokens: int | Tensor | None = None
     clip_scale: float | None = None
+    clipped: list[Clipped] = field(default_factory=list)
     loss_told: bool = False
     begun: set[int] = field(default_factory=set)
     stepped: list[int] = field(default_factory=list)
@@ -89,6 +107,8 @@ class StepBuffer:
         capacity: most rows.
         values: (capacity, len(COLUMNS), parameters), NaN where nothing is stored.
         losses: this rank's mean loss per row, NaN where not told.
+        clips: (capacity, 2), the gradients' norm before clipping and the factor of it, NaN where not clipped by the
+            recorder.
         skipped: (capacity, optimizers), whether the update was skipped after all; on the device, so that the host
             needn't wait.
         rows: what the host knows of each row; an open row stands last.
@@ -104,6 +124,7 @@ class StepBuffer:
         self.parameters = parameters
         self.values = torch.full((self.capacity, len(COLUMNS), parameters), math.nan, dtype=dtype, device=device)
         self.losses = torch.full((self.capacity,), math.nan, dtype=dtype, device=device)
+        self.clips = torch.full((self.capacity, 2), math.nan, dtype=dtype, device=device)
         self.skipped = torch.zeros((self.capacity, len(offsets) - 1), dtype=torch.bool, device=device)
         self.rows: list[StepRow] = []
 
@@ -128,6 +149,7 @@ class StepBuffer:
         del self.rows[n]
         self.values[n].fill_(math.nan)
         self.losses[n].fill_(math.nan)
+        self.clips[n].fill_(math.nan)
         self.skipped[n].fill_(value=False)
 
     def put(self, offset: int, reading: Tensor, active: Sequence[bool], unread: Sequence[bool]) -> None:
@@ -143,6 +165,34 @@ class StepBuffer:
         self.values[len(self.rows) - 1, :, span].copy_(reading, non_blocking=True)
         self.rows[-1].active[span] = active
         self.rows[-1].unread[span] = unread
+
+    def put_of_shards(self, offset: int, of_shards: Sequence[Sequence[bool]]) -> None:
+        """Mark which of an optimizer's figures in the open row are those of this rank's shards.
+
+        Args:
+            offset: where the optimizer's parameters begin.
+            of_shards: (len(COLUMNS), parameters of the optimizer).
+        """
+        row, marks = self.rows[-1], np.array(of_shards, dtype=bool)
+        if row.of_shards is None:
+            row.of_shards = np.zeros((len(COLUMNS), self.parameters), dtype=bool)
+        row.of_shards[:, offset : offset + marks.shape[1]] = marks
+
+    def put_spectral(self, rows: slice, offset: int, reading: Tensor, read: Sequence[bool]) -> None:
+        """Store some of an optimizer's spectral norms in the open row.
+
+        Args:
+            rows: which of the columns `SPECTRAL`.
+            offset: where the optimizer's parameters begin.
+            reading: a row per column, a column per parameter of the optimizer.
+            read: per parameter, whether it was read.
+        """
+        row, span = self.rows[-1], slice(offset, offset + reading.shape[1])
+        if row.spectral is None or row.spectral_read is None:
+            row.spectral = self.values.new_full((len(SPECTRAL), self.parameters), math.nan)
+            row.spectral_read = np.zeros(row.spectral.shape, dtype=bool)
+        row.spectral[rows, span].copy_(reading, non_blocking=True)
+        row.spectral_read[rows, span] = read
 
     def put_lr(self, span: slice, lr: Any) -> None:
         """Store a group's learning rate; a rate that is on an accelerator is read at the flush."""
@@ -161,11 +211,15 @@ class StepBuffer:
             self.losses[row].fill_(loss)
         self.rows[-1].loss_told = True
 
+    def put_clipping(self, clipping: Tensor) -> None:
+        """Store the gradients' norm before clipping, and its factor, in the open row."""
+        self.clips[len(self.rows) - 1].copy_(clipping, non_blocking=True)
+
     def put_skipped(self, index: int, found_inf: Tensor | None) -> None:
         """Mark the open row's update of optimizer ``index`` as none if it found an overflow inside its fused step."""
         # The flag isn't read here, where the host would wait for it: until the flush a skipped step has a row.
         if found_inf is not None:
-            self.skipped[len(self.rows) - 1, index] = (found_inf.reshape(()) > 0).to(self.skipped.device)
+            self.skipped[len(self.rows) - 1, index] = (whole_of(found_inf).reshape(()) > 0).to(self.skipped.device)
 
     def drain(self) -> Drained:
         """Take all rows to the host and empty the buffer."""
@@ -174,18 +228,26 @@ class StepBuffer:
             for span, lr in row.device_lrs:
                 row.lr[span] = lr.item()
             row.phi = float(row.phi)
+            row.tokens = int(row.tokens.item()) if isinstance(row.tokens, Tensor) else row.tokens
+        measured = [row for row in self.rows if row.spectral is not None]
+        if measured:
+            on_host = torch.stack([row.spectral for row in measured if row.spectral is not None]).cpu()
+            for row, figures in zip(measured, on_host, strict=True):
+                row.spectral = figures
         # On the CPU ``.cpu().numpy()`` is the buffer's own memory, which is blanked below: hence the copies, which
         # ``astype`` makes, too.
         drained = Drained(
             rows=self.rows,
             values=self.values[:n].cpu().numpy().astype(np.float64),
             losses=self.losses[:n].cpu().numpy().astype(np.float64),
+            clips=self.clips[:n].cpu().numpy().astype(np.float64),
             skipped=self.skipped[:n].cpu().numpy().copy(),
             offsets=self._offsets,
         )
         self.rows = []
         self.values[:n] = math.nan
         self.losses[:n] = math.nan
+        self.clips[:n] = math.nan
         self.skipped[:n] = False
         return drained
 
@@ -198,6 +260,7 @@ class Drained:
         rows: what the host knew of each.
         values: norms, of shape (rows, len(COLUMNS), parameters).
         losses: this rank's mean loss, NaN where not told.
+        clips: (rows, 2), see `StepBuffer`.
         skipped: (rows, optimizers), whether a gradient scaler skipped the update inside a fused optimizer.
         offsets: where each optimizer's parameters begin, and at last where they end.
     """
@@ -205,6 +268,7 @@ class Drained:
     rows: list[StepRow]
     values: NDArray[np.float64]
     losses: NDArray[np.float64]
+    clips: NDArray[np.float64]
     skipped: NDArray[np.bool_]
     offsets: Sequence[int]
 
@@ -216,4 +280,5 @@ class Drained:
             self.rows[row].forget(index, slice(self.offsets[index], self.offsets[index + 1]))
         kept = np.array([bool(row.stepped) for row in self.rows])
         rows = [row for row in self.rows if row.stepped]
-        return Drained(rows, self.values[kept], self.losses[kept], self.skipped[kept], self.offsets)
+        figures = (self.values[kept], self.losses[kept], self.clips[kept], self.skipped[kept])
+        return Drained(rows, *figures, self.offsets)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tvlars_probe.probes.rows.findings import BEYOND_SINGLE, beyond_single, first_non_finite
+from tvlars_probe.probes.rows.sharded import leave_out_shards, make_whole
 from tvlars_probe.probes.rows.table_columns import layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
+from tvlars_probe.traces.gaps import Gap
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from tvlars_probe.collectives import Ranks
@@ -21,46 +26,66 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.journal import Journal
 
 
+UNITS = ("samples", "tokens")
+"""What a loop may count in a step. Where several are told, the last of them weighs the losses of the ranks."""
+
+
 class Crossing:
     """The way of the rows from the device into the journal.
 
     Args:
         written: number of updates whose rows have crossed before.
-        samples: samples seen in those updates, over all ranks; None where unknown.
+        seen: samples and tokens seen in those updates, over all ranks; None where unknown.
 
     Attributes:
         written: number of updates whose rows have crossed.
-        samples: samples seen in them, over all ranks; None where unknown.
+        seen: samples and tokens seen in them, over all ranks; None where unknown.
         alone: whether the other ranks may be gone. Then figures over all ranks are null.
     """
 
-    def __init__(self, written: int, samples: int | None) -> None:
-        self.written, self.samples = written, samples
+    def __init__(self, written: int, seen: Mapping[str, int | None]) -> None:
+        self.written, self.seen = written, {unit: seen.get(unit) for unit in UNITS}
         self.alone = False
 
     def cross(self, drained: Drained, ranks: Ranks, layout: Layout, journal: Journal | None) -> float | None:
         """Hand the rows to the journal, on the rank that has one. Every rank calls it, in the same step.
 
+        Of sharded parameters the norms become those of whole tensors first: see `tvlars_probe.probes.rows.sharded`.
+
         Returns:
             the last loss told, over all ranks; None where none was.
         """
-        losses, told, seen, self.samples = over_ranks(drained, ranks, self.samples)
+        left_out: list[int] = []
+        if layout.is_sharded and self.alone:
+            left_out = leave_out_shards(drained)
+        elif layout.is_sharded:
+            make_whole(drained, ranks, layout)
+        found = over_ranks(drained, ranks, self.seen)
+        self.seen = found.after
         # Counted on every rank, also where nothing is written: all ranks are in the same step.
         first_step = self.written
         self.written += len(drained.rows)
+        losses, told = found.losses, found.told
         last = float(losses[told][-1]) if told.any() else None
         if self.alone:  # this rank's mean isn't that of all
             told[:] = False
-            seen[:] = -1
+            for counts in found.seen.values():
+                counts[:] = -1
         for row, is_told in zip(drained.rows, told.tolist(), strict=True):
             row.loss_told = is_told
         if journal is not None and drained.rows:
             # The first finding stays: what isn't finite later may follow from it.
-            found = first_non_finite(drained, losses, first_step, layout.names)
-            journal.manifest.finding = journal.manifest.finding or found
+            finding = first_non_finite(drained, losses, first_step, layout.names)
+            journal.manifest.finding = journal.manifest.finding or finding
             if not any(note.startswith(BEYOND_SINGLE) for note in journal.manifest.notes):
                 journal.manifest.notes += filter(None, [beyond_single(drained, first_step, layout.names)])
-            journal.append("steps", step_columns(drained, first_step, seen, losses))
+            if told.any():
+                journal.manifest.note_loss_mean(found.weighed_by)
+            if left_out:
+                first, final = first_step + left_out[0], first_step + left_out[-1]
+                reason = "the tensors are sharded, and the ranks couldn't sum their norms any more"
+                journal.manifest.gaps.append(Gap("layers", first, final, reason))
+            journal.append("steps", step_columns(drained, first_step, found.seen, losses))
             journal.append("layers", layer_columns(drained, first_step, layout.names, layout.nulls))
         return last
 
@@ -70,42 +95,80 @@ def is_bad(loss: float | None) -> bool:
     return loss is not None and not math.isfinite(loss)
 
 
-def over_ranks(
-    drained: Drained, ranks: Ranks, samples: int | None
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], int | None]:
-    """Mean losses over all ranks' samples, and the samples seen up to each step.
+@dataclass(frozen=True, slots=True)
+class OverRanks:
+    """What the ranks told of some steps, taken together.
 
-    The mean is Σ n·loss / Σ n over the ranks that told a loss, with n a rank's samples in that step. Where a rank told
-    no number of samples, all weigh the same.
+    Attributes:
+        losses: mean losses.
+        told: whether any rank told a loss.
+        weighed_by: what the means weigh by: one of `UNITS`; "ranks" where all ranks weigh the same; "mixed" where the
+            steps differ.
+        seen: by unit, what was seen up to each step; −1 where unknown.
+        after: by unit, what was seen after the last step; None where unknown.
+    """
+
+    losses: NDArray[np.float64]
+    told: NDArray[np.bool_]
+    weighed_by: str
+    seen: dict[str, NDArray[np.int64]]
+    after: dict[str, int | None]
+
+
+def over_ranks(drained: Drained, ranks: Ranks, before: Mapping[str, int | None]) -> OverRanks:
+    """Mean losses over all ranks, and the samples and tokens seen up to each step.
+
+    The mean is Σ n·loss / Σ n over the ranks that told a loss, with n a rank's tokens in that step, or its samples
+    where not every rank told its tokens. Where not every rank told those either, all weigh the same.
 
     Args:
         drained: this rank's rows.
         ranks: all of them call this in the same step.
-        samples: samples seen before these rows; None where unknown.
-
-    Returns:
-        the losses, whether any rank told one, the samples seen up to each step (−1 where unknown), and those seen after
-        the last one (None where unknown).
+        before: by unit, what was seen before these rows; None where unknown.
     """
-    losses = drained.losses
     told = np.array([row.loss_told for row in drained.rows], dtype=bool)
-    known = np.array([row.samples is not None for row in drained.rows], dtype=bool)
-    counts = np.array([row.samples or 0 for row in drained.rows], dtype=np.float64)
+    losses = np.where(told, drained.losses, 0.0)
+    counts, known = {}, {}
+    for unit in UNITS:
+        numbers = [getattr(row, unit) for row in drained.rows]
+        known[unit] = np.array([number is not None for number in numbers], dtype=bool)
+        counts[unit] = np.array([number or 0 for number in numbers], dtype=np.float64)
     if ranks.world_size > 1:
-        # A rank without samples, or without a loss, has no mean: its NaN must not reach a sum.
-        weights = counts * told
-        sums = [
-            np.where(weights > 0, losses * weights, 0.0), weights,
-            np.where(told, losses, 0.0), told, counts, ~known,
-        ]  # fmt: skip
+        sums = [losses, told]
+        for unit in UNITS:
+            # A rank without samples, or without a loss, has no mean: its NaN must not reach a sum.
+            weights = counts[unit] * told
+            sums += [np.where(weights > 0, losses, 0.0) * weights, weights, counts[unit], ~known[unit]]
         table = torch.tensor(np.array(sums, np.float64), dtype=accumulation_dtype(ranks.device), device=ranks.device)
-        weighted, weights, plain, tellers, counts, unknown = ranks.sum(table).cpu().numpy().astype(np.float64)
-        told, known = tellers > 0, unknown == 0
+        plain, tellers, *of_units = ranks.sum(table).cpu().numpy().astype(np.float64)
+        told = tellers > 0
         # At least 1: a step in which no rank has samples is no division by zero.
-        losses = np.where(known, weighted / np.maximum(weights, 1), plain / np.maximum(tellers, 1))
+        losses = plain / np.maximum(tellers, 1)
+        for k, unit in enumerate(UNITS):
+            weighted, weights, count, unknown = of_units[4 * k : 4 * k + 4]
+            counts[unit], known[unit] = count, unknown == 0
+            losses = np.where(known[unit], weighted / np.maximum(weights, 1), losses)
+    weighed_by = np.full(len(told), "ranks", dtype=object)
+    for unit in UNITS:
+        weighed_by[known[unit]] = unit
+    kinds = {*weighed_by[told]}
+    totals = {unit: _running(counts[unit], known[unit], before[unit]) for unit in UNITS}
+    return OverRanks(
+        losses,
+        told,
+        weighed_by=kinds.pop() if len(kinds) == 1 else "mixed",
+        seen={unit: seen for unit, (seen, _) in totals.items()},
+        after={unit: after for unit, (_, after) in totals.items()},
+    )
+
+
+def _running(
+    counts: NDArray[np.float64], known: NDArray[np.bool_], total: int | None
+) -> tuple[NDArray[np.int64], int | None]:
+    """The total up to each step, and after the last; −1 and None where unknown."""
     seen = np.full(len(known), -1, dtype=np.int64)
-    # A running sum: after one step of unknown size it is unknown for good.
+    # After one step of unknown size it is unknown for good.
     for i, (is_known, count) in enumerate(zip(known, counts, strict=True)):
-        samples = samples + int(count) if is_known and samples is not None else None
-        seen[i] = -1 if samples is None else samples
-    return losses, told, seen, samples
+        total = total + int(count) if is_known and total is not None else None
+        seen[i] = -1 if total is None else total
+    return seen, total

@@ -5,22 +5,32 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch import Tensor
+
+from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.events.clock import StepClock
 from tvlars_probe.probes.readers.layout import Layout
 from tvlars_probe.probes.readers.rates import LastRates
 from tvlars_probe.probes.rows.buffer import StepBuffer
+from tvlars_probe.probes.rows.clipping import clipped, norm_of_gradients, noted, read_after, together
 from tvlars_probe.probes.rows.telling import Telling
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.probes.failures import ProbeFailures
+    from tvlars_probe.probes.readers.norms import NormReader
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
+    from tvlars_probe.probes.rows.clipping import Clipped
+
+_OF_WEIGHTS, _OF_UPDATES = slice(2), slice(2, 4)
+"""The columns of `SPECTRAL` that are read before and after an update."""
 
 Detail = Literal["full", "norms", "none"]
 """How much is read of the layers: all norms, all but ‖Δw‖, or nothing."""
@@ -36,7 +46,8 @@ class StepRows:
         device: where the figures come from.
         detail: "full", "norms" (without ‖Δw‖) or "none" (no figures of layers).
         every: n, to record the layers in steps 0, n, 2n, ...
-        reads: whether this process reads norms: rank 0 does.
+        spectral_every: N, to read spectral norms in recorded steps among 0, N, 2N, ...; None to read none.
+        ranks: the ranks of the run. Rank 0 reads norms; where parameters are DTensors, all ranks do.
         failures: applies the policy when reading norms raises.
         rates: lr × trust_ratio of each parameter's last update, by name, in a resumed run; else empty.
 
@@ -45,7 +56,7 @@ class StepRows:
         open: the row of the step that is being made or was made last; None between `close` and `begin`.
         clock: tells a step's own time from the recorder's.
         telling: watches where the loop tells of its steps.
-        measures_layers: whether norms are read; false for "none", and after a failure.
+        measures_layers: whether norms are read; false for "none", and once the ranks know that it has failed on one.
     """
 
     layout: Layout
@@ -56,11 +67,13 @@ class StepRows:
         *,
         detail: Detail,
         every: int,
-        reads: bool,
+        spectral_every: int | None,
+        ranks: Ranks,
         failures: ProbeFailures,
         rates: Mapping[str, float],
     ) -> None:
-        self._device, self._detail, self._every, self._reads = device, detail, every, reads
+        self._device, self._detail, self._every, self._ranks = device, detail, every, ranks
+        self._spectral_every, self._reads_spectra = spectral_every, False
         self._failures = failures
         self._optimizers: Sequence[Optimizer] = ()
         self._buffer: StepBuffer | None = None
@@ -69,7 +82,9 @@ class StepRows:
         self.clock = StepClock()
         self.measures_layers = detail != "none"
         self.telling = Telling()
-        self._step = 0
+        self._clipped: list[Clipped] = []
+        self._unclipped: tuple[Sequence[Tensor], Tensor] | None = None
+        self._step, self._has_failed = 0, False
 
     def __len__(self) -> int:
         """Number of rows with an update; the open one may have none yet."""
@@ -93,7 +108,7 @@ class StepRows:
         The buffer is a new one, so all rows must have been drained.
         """
         self._optimizers = optimizers
-        self.layout = Layout(model, optimizers, updates=self._detail == "full")
+        self.layout = Layout(model, optimizers, updates=self._detail == "full", ranks=self._ranks)
         self._buffer = StepBuffer(self.layout.offsets, self._device)
 
     def begin_phase(self) -> None:
@@ -104,6 +119,15 @@ class StepRows:
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
+
+    def read_before_clipping(self, params: Sequence[Tensor]) -> None:
+        """Read ‖g‖ before somebody else clips these tensors' gradients; it is read again before the update."""
+        before = norm_of_gradients(params)
+        self._unclipped = None if before is None else (params, before)
+
+    def note_clipping(self, call: Clipped) -> None:
+        """Keep what the loop has clipped for the update to come."""
+        self._clipped = noted(self._clipped, call)
 
     def begins_another(self, index: int) -> bool:
         """Whether a step of optimizer ``index`` needs a new row.
@@ -120,18 +144,48 @@ class StepRows:
 
     def begin(self, step: int, phase: str) -> None:
         """Open the row of ``step``."""
-        recorded = self.measures_layers and step % self._every == 0
+        due = self.measures_layers and step % self._every == 0
         self.telling.row_begins()
         self._step = step
-        self.open = self.buffer.open_row(recorded=recorded, phase=phase)
+        self._reads_spectra = self._spectral_every is not None and step % self._spectral_every == 0
+        self.open = self.buffer.open_row(recorded=due and not self._has_failed, phase=phase)
+        self.open.due = due
 
     def before(self, index: int) -> None:
         """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
         assert self.open is not None
         self.open.begun.add(index)
+        self._put_clipping()
+        if self.open.due:
+            # Also where reading has failed on this rank, of which the others may not know yet: they would wait.
+            self._attempt(index, self.layout.readers[index].take_gradients)
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
+        if self._reads_spectra:
+            self._read(
+                index, lambda: self._put_spectral(index, _OF_WEIGHTS, self.layout.spectral[index].before(self._step))
+            )
         self.note_rates(index)
+
+    def note_clipped_before(self, norm: float, max_norm: float) -> None:
+        """Put what somebody else has clipped before the update just made into its row, if that is still open."""
+        if self.open is not None and self.open.stepped:
+            told = torch.tensor(norm, dtype=torch.float64)
+            self.open.clipped = [clipped([], told, max_norm, 2.0)]
+            self.buffer.put_clipping(together(self.open.clipped))
+
+    def _put_clipping(self) -> None:
+        """Put what was clipped since the last update into the open row."""
+        assert self.open is not None
+        if self._unclipped is not None and (read := read_after(*self._unclipped)) is not None:
+            self._clipped = noted(self._clipped, read)
+        if self._clipped:
+            self.open.clipped += self._clipped
+            self.buffer.put_clipping(together(self.open.clipped))
+        self._clipped, self._unclipped = [], None
+
+    def _put_spectral(self, index: int, rows: slice, found: tuple[Tensor, list[bool]]) -> None:
+        self.buffer.put_spectral(rows, self.layout.offsets[index], *found)
 
     def note_rates(self, index: int) -> None:
         """Keep the rates of the update that optimizer ``index`` is making: a schedule may change them after it."""
@@ -146,6 +200,7 @@ class StepRows:
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() > 0:
             # Skipped: there was no update. Where reading the flag would make the host wait, a flush finds out.
             row.begun.discard(index)
+            self.layout.spectral[index].forget()
             self.clock.probed(time.perf_counter() - started)
             return
         row.stepped.append(index)
@@ -160,9 +215,17 @@ class StepRows:
 
         def put() -> None:
             reading, active = reader.after()
-            self.buffer.put(self.layout.offsets[index], reading, active, reader.unread)
+            offset = self.layout.offsets[index]
+            self.buffer.put(offset, reading, active, reader.unread)
+            if self.layout.is_sharded:
+                self.buffer.put_of_shards(offset, reader.of_shards)
+                self._leave_to_flush(offset, reader, active)
 
         self._read(index, put)
+        if self._reads_spectra:
+            self._read(
+                index, lambda: self._put_spectral(index, _OF_UPDATES, self.layout.spectral[index].after(self._step))
+            )
         # The step's own time ends where the hook began; from there on it is the recorder's. Both are added up, since a
         # row may hold updates of several optimizers.
         row.time = now()
@@ -170,15 +233,33 @@ class StepRows:
         self.clock.probed(time.perf_counter() - started)
         row.probe_seconds += self.clock.mark_end()
 
+    def _leave_to_flush(self, offset: int, reader: NormReader, active: Sequence[bool]) -> None:
+        """Note what fills the trust ratios that follow from the norms of whole tensors, once those are known."""
+        assert self.open is not None
+        if not any(group.follows_from_norms for group in reader.groups) or reader.leaves_norms:
+            return
+        # A schedule writes into a rate that is a tensor.
+        groups = [g._replace(lr=g.lr.clone() if isinstance(g.lr, Tensor) else g.lr) for g in reader.groups]
+
+        def fill(table: Tensor) -> None:
+            on_host = [g._replace(lr=number(g.lr)) for g in groups]
+            reader.ratios.fill_from_norms(table, on_host, active)
+
+        self.open.to_fill.append((slice(offset, offset + len(active)), fill))
+
     def _read(self, index: int, read: Callable[[], None]) -> None:
         """Read norms, if this row records any. After a failure neither this row nor later ones do."""
-        if self.open is None or not self.open.recorded or not self._reads:
-            return
+        reads = self._ranks.is_first or self.layout.is_sharded
+        if self.open is not None and self.open.recorded and reads:
+            self._attempt(index, read)
+
+    def _attempt(self, index: int, read: Callable[[], None]) -> None:
+        assert self.open is not None
         what = f"reading the norms of {type(self._optimizers[index]).__name__}"
         with self._failures.attempt(what, self._step) as attempt:
             read()
         if attempt.failed:
-            self.measures_layers = self.open.recorded = False
+            self._has_failed, self.open.recorded = True, False
 
     def tell(self, loss: Tensor | float | None, told: Mapping[str, Any]) -> bool:
         """Put what the loop tells into the open row.
@@ -189,6 +270,7 @@ class StepRows:
         row = self.open
         if row is None or row.told or not row.stepped:
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
+            self._clipped, self._unclipped = [], None
             if row is None:
                 self.telling.told_without_row()
             return False

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.admission.names import encodable
-from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.readers.columns import COLUMNS, SPECTRAL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -64,16 +64,37 @@ def layer_columns(
         if not mask.all():
             values = single(np.ascontiguousarray(drained.values[:, k])[at_row, at_parameter])
             columns[column] = pa.array(values, mask=mask) if mask.any() else values
+    return columns | _spectral_columns(drained, at_row, at_parameter)
+
+
+def _spectral_columns(drained: Drained, at_row: NDArray[np.intp], at_parameter: NDArray[np.intp]) -> dict[str, Any]:
+    """The columns of spectral norms that any of these rows and parameters has."""
+    import pyarrow as pa
+
+    columns = {}
+    measured = np.array([row.spectral is not None for row in drained.rows], dtype=bool)
+    place = np.cumsum(measured) - 1  # among the rows that have any
+    figures = [row.spectral.numpy() for row in drained.rows if row.spectral is not None]
+    read = [row.spectral_read for row in drained.rows if row.spectral_read is not None]
+    for k, column in enumerate(SPECTRAL if figures else ()):
+        there = measured[at_row].copy()
+        there[there] = np.array(read)[place[at_row[there]], k, at_parameter[there]]
+        if there.any():
+            values = np.full(len(at_row), np.nan)
+            values[there] = np.array(figures)[place[at_row[there]], k, at_parameter[there]]
+            columns[column] = pa.array(single(values), mask=~there)
     return columns
 
 
-def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], losses: Any) -> dict[str, Any]:
+def step_columns(
+    drained: Drained, first_step: int, seen: Mapping[str, NDArray[np.int64]], losses: NDArray[np.float64]
+) -> dict[str, Any]:
     """The rows of the table ``steps``, by column.
 
     Args:
         drained: the steps.
         first_step: index of the first.
-        samples: samples seen up to and including each step, over all ranks; −1 where unknown.
+        seen: samples and tokens seen up to and including each step, over all ranks; −1 where unknown.
         losses: mean losses over all ranks.
     """
     import pyarrow as pa
@@ -96,6 +117,11 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
 
     lr = np.array([row.lr[0] if len(row.lr) else np.nan for row in rows])
     phi = np.array([row.phi for row in rows])
+    # What the loop tells comes before what the recorder has seen of its own clipping.
+    norms = drained.clips[:, 0]
+    scales = np.array(
+        [s if row.clip_scale is None else row.clip_scale for row, s in zip(rows, drained.clips[:, 1], strict=True)]
+    )
     told = np.array([row.loss_told for row in rows], dtype=bool)
     return {
         "step": first_step + np.arange(len(rows)),
@@ -106,8 +132,9 @@ def step_columns(drained: Drained, first_step: int, samples: NDArray[np.int64], 
         "phi": pa.array(phi, mask=np.isnan(phi)),
         "grad_norm": total("grad_norm"),
         "weight_norm": total("weight_norm"),
-        "clip_scale": pa.array([row.clip_scale for row in rows], pa.float64()),
-        "samples": pa.array(samples, mask=samples < 0),
+        "grad_norm_before_clipping": pa.array(norms, mask=np.isnan(norms)),
+        "clip_scale": pa.array(scales, mask=np.isnan(scales)),
+        **{unit: pa.array(counts, mask=counts < 0) for unit, counts in seen.items()},
         "time": pa.array([row.time for row in rows], pa.timestamp("us", tz="UTC")),
         "step_seconds": [row.step_seconds for row in rows],
         "probe_seconds": [row.probe_seconds for row in rows],

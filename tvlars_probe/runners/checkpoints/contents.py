@@ -194,10 +194,14 @@ def unlike_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> Iterator
     parameters = [p for group in groups for p in group["params"]]
     numbers = [number for group in theirs for number in group["params"]]
     kept = [saved["state"].get(number, {}) for number in numbers]
-    # Optimizers keep the same entries of every parameter that they update, and none of frozen ones.
-    if len({frozenset(entry) for entry, p in zip(kept, parameters, strict=True) if p.requires_grad}) > 1:
+    described = describe(optimizer)
+    # Optimizers keep the same entries of every parameter that they update, and none of frozen ones. Where two are
+    # combined, each keeps its own.
+    kinds = [d.optimizer for d, group in zip(described, groups, strict=True) for _ in group["params"]]
+    updated = [n for n, p in enumerate(parameters) if p.requires_grad]
+    if len({(kinds[n], frozenset(kept[n])) for n in updated}) > len({kinds[n] for n in updated}):
         yield "its optimizer keeps other things of some parameters than of others"
-    remembers = any(group.keeps_state for group in describe(optimizer))
+    remembers = any(group.keeps_state for group in described)
     if {*saved["state"]} - {*numbers} or (remembers and not saved["state"]):
         yield "its optimizer's state is of other parameters"
     for entry, p in zip(kept, parameters, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from tvlars_probe.optimizers.description import describe
 from tvlars_probe.probes.sharpness import SharpnessProbe
 from tvlars_probe.runners.checkpoints import contents, restoring
 from tvlars_probe.runners.checkpoints import files as checkpoints
@@ -184,6 +185,18 @@ class Training:
             "peak_lr": self.scheduler.base_lrs[0] * self.schedule.peak_factor,
         }
 
+    @property
+    def unmeasured(self) -> str | None:
+        """What is asked to be measured and can't be, in a sentence; None where all can."""
+        asked = self.phase.config.sharpness
+        lacking = [*dict.fromkeys(group.optimizer for group in describe(self.optimizer) if not group.has_rates)]
+        if asked.every is None or "effective" not in asked.operators or not lacking:
+            return None
+        return (
+            f"the effective sharpness isn't measured in the phase {self.phase.name}: an update by {', '.join(lacking)} "
+            "isn't a rate times the gradient"
+        )
+
     def probes(self) -> list[SharpnessProbe]:
         """The probes that the configuration asks for, which measure before updates."""
         phase, asked = self.phase, self.phase.config.sharpness
@@ -200,7 +213,7 @@ class Training:
             batches,
             compute=phase.probe_loss,
             every=asked.every,
-            operators=asked.operators,
+            operators=tuple(o for o in asked.operators if o != "effective" or self.unmeasured is None),
             bn_mode=bn_mode,
             budget=asked.share,
             tol=asked.tol,

@@ -52,6 +52,7 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
                 training.follow(before)
                 name, model, optimizer = training.phase.name, training.model, training.optimizer
                 recorder.begin_phase(name, model, optimizer, probes=training.probes())
+            _note_unmeasured(recorder, training)
             training.run(recorder, label=training.phase.name if len(trainings) > 1 else None, quiet=job.quiet)
             if recorder.diverged or recorder.interrupted:
                 break
@@ -87,6 +88,7 @@ def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, tra
         total_steps=sum(each.schedule.total_steps for each in trainings),
         detail=recording.detail,  # type: ignore[arg-type]
         every=recording.every,
+        spectral_every=recording.spectral_every,
         probes=training.probes(),
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
         manifest=_manifest(job, trainings),
@@ -117,6 +119,13 @@ def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
         peak_lr=config.optimizer.peak * first.schedule.peak_factor,
         phases=[training.describe() for training in trainings],
     )
+
+
+def _note_unmeasured(recorder: Recorder, training: Training) -> None:
+    """Note in the manifest what is asked to be measured in a phase and can't be."""
+    text = training.unmeasured
+    if text is not None and recorder.journal is not None and text not in recorder.manifest.notes:
+        recorder.manifest.notes.append(text)
 
 
 def _note_other_ranks(recorder: Recorder, state: Mapping[str, Any] | None, ranks: Ranks) -> None:

@@ -1,0 +1,120 @@
+"""What Lightning's Trainer has beside a plain loop: manual optimization, several optimizers, checkpoints, metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import tvlars_probe
+from tests.integrations.test_contract import assert_same_rows
+from tests.integrations.trainers import BATCH, QUIET, STEPS, Job
+from tvlars_probe.integrations import LightningProbe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Classifier(LightningModule):
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.net = job.model()
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        return self.net(**batch)["loss"]
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        logits = self.net(batch["x"])["logits"]
+        self.log("val_loss", F.cross_entropy(logits, batch["labels"]))
+        self.log("val_acc", (logits.argmax(1) == batch["labels"]).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+
+
+def trainer(folder: Path, probe: LightningProbe, **settings: Any) -> Trainer:
+    callbacks = [probe, *settings.pop("callbacks", [])]
+    chosen: dict[str, Any] = {**QUIET, "max_epochs": 2, "default_root_dir": str(folder), **settings}
+    return Trainer(**chosen, callbacks=callbacks)
+
+
+def test_metrics_of_the_validation_stand_in_the_epochs(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    module = Classifier(job)
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), num_sanity_val_steps=1).fit(module, job.loader, job.loader)
+    run = tvlars_probe.open_run(tmp_path / "r")
+    epochs = run.epochs()
+    assert epochs["epoch"].tolist() == [0, 1]
+    assert epochs["step"].tolist() == [STEPS, 2 * STEPS]
+    with torch.no_grad():
+        logits = module.net(job.items.x)["logits"]
+    right = (logits.argmax(1) == job.items.labels).double().mean().item()
+    assert epochs["val_loss"].iloc[-1] == pytest.approx(F.cross_entropy(logits, job.items.labels).item(), rel=1e-5)
+    assert epochs["val_acc1"].iloc[-1] == pytest.approx(100 * right, rel=1e-6)
+    assert run.steps()["epoch"].tolist() == [0] * STEPS + [1] * STEPS
+    assert run.steps()["samples"].iloc[-1] == 2 * STEPS * BATCH
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_same_trace(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    trainer(tmp_path, LightningProbe(tmp_path / "whole")).fit(Classifier(job), job.loader)
+    # At an epoch's end: within one, Lightning itself begins again with the first batch.
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", every_n_epochs=1, save_top_k=-1)
+    first = trainer(
+        tmp_path, LightningProbe(tmp_path / "cut"), callbacks=[keep], enable_checkpointing=True, max_steps=9
+    )
+    first.fit(Classifier(job), job.loader)
+    (checkpoint,) = (tmp_path / "kept").glob(f"*step={STEPS}*")
+    trainer(tmp_path, LightningProbe(tmp_path / "cut")).fit(Classifier(job), job.loader, ckpt_path=str(checkpoint))
+    cut = tvlars_probe.open_run(tmp_path / "cut")
+    assert [segment["first_step"] for segment in cut.manifest.segments] == [0, STEPS]
+    assert_same_rows(tmp_path / "cut", tmp_path / "whole", 1e-6)
+
+
+class Adversaries(LightningModule):
+    """Two optimizers by turns, of which the second accumulates over two batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(5, 1), nn.Linear(5, 1)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        first, second = self.optimizers()
+        loss = self.one(batch["x"]).square().mean()
+        first.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        self.manual_backward(self.two(batch["x"]).square().mean() / 2)
+        if index % 2:
+            second.step()
+            second.zero_grad()
+        return {"loss": loss}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(self.one.parameters(), lr=0.1), torch.optim.Adam(self.two.parameters(), lr=0.1)]
+
+
+def test_optimizers_that_step_by_hand_have_their_rows_in_each_batch(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), max_epochs=1).fit(Adversaries(), job.loader)
+    run, module = tvlars_probe.open_run(tmp_path / "r"), Adversaries()
+    layers = run.layers()
+    assert len(run.steps()) == STEPS
+    for name, steps in (("one.weight", [*range(STEPS)]), ("two.weight", [*range(1, STEPS, 2)])):
+        assert layers[layers.parameter == name]["step"].tolist() == steps
+    x = job.items.x.split(BATCH)
+    module.one(x[0]).square().mean().backward()
+    (module.two(x[0]).square().mean() / 2 + module.two(x[1]).square().mean() / 2).backward()
+    found = layers.set_index(["step", "parameter"])["grad_norm"]
+    assert found[0, "one.weight"] == pytest.approx(module.one.weight.grad.norm().item(), rel=1e-6)
+    assert found[1, "two.weight"] == pytest.approx(module.two.weight.grad.norm().item(), rel=1e-6)
+    loss = module.one(x[0]).square().mean().item()
+    assert run.steps()["loss"].iloc[0] == pytest.approx(loss, rel=1e-6)
+    assert run.steps()["clip_scale"].isna().all()

@@ -1,0 +1,219 @@
+"""What transformers' Trainer has beside a plain loop: losses by tokens or made elsewhere, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+import tvlars_probe
+from tests.integrations.test_contract import assert_same_rows
+from tests.integrations.trainers import BATCH, STEPS, Items, Job
+from tvlars_probe.errors import UserError
+from tvlars_probe.integrations import TrainerProbe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.utils.data import Dataset
+
+
+def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    chosen: dict[str, Any] = {
+        "output_dir": str(folder / "trainer"), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 0,
+        "save_strategy": "no", "logging_steps": 1, "num_train_epochs": 1, "per_device_train_batch_size": BATCH,
+        "dataloader_pin_memory": False, "train_sampling_strategy": "sequential", "remove_unused_columns": False,
+        "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "learning_rate": 0.1,
+    }  # fmt: skip
+    return TrainingArguments(**{**chosen, **settings})
+
+
+class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Token numbers of unlike length, padded with labels that count for nothing."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.tokens = torch.randint(1, 20, (count, 9), generator=generator)
+        self.lengths = torch.randint(2, 10, (count,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        is_there = torch.arange(9) < self.lengths[index]
+        return {
+            "input_ids": self.tokens[index],
+            "attention_mask": is_there.long(),
+            "labels": torch.where(is_there, self.tokens[index], -100),
+        }
+
+
+def language_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=20, max_position_embeddings=9, **sizes))
+
+
+def test_the_loss_of_a_language_model_is_the_mean_over_the_tokens_of_the_whole_update(tmp_path: Path) -> None:
+    data = Sentences(4 * 12)
+    trainer = Trainer(
+        model=language_model(),
+        args=arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=3),
+        train_dataset=data,
+        callbacks=[TrainerProbe(tmp_path / "r")],
+    )
+    trainer.train()
+    run = tvlars_probe.open_run(tmp_path / "r")
+    steps, model = run.steps(), language_model()
+    batch = [data[i] for i in range(12)]
+    logits = model(torch.stack([one["input_ids"] for one in batch])).logits[:, :-1]
+    labels = torch.stack([one["labels"] for one in batch])[:, 1:]
+    loss = F.cross_entropy(logits.reshape(-1, 20), labels.reshape(-1))
+    loss.backward()
+    assert steps["loss"].iloc[0] == pytest.approx(loss.item(), rel=1e-6)
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    assert steps["grad_norm"].iloc[0] == pytest.approx(norm, rel=1e-5)
+    assert steps["tokens"].iloc[0] == (labels != -100).sum().item()
+    assert steps["samples"].tolist() == [12, 24, 36, 48]
+    assert run.manifest.loss_mean == "tokens"
+    logged = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    np.testing.assert_allclose(steps["loss"], logged, rtol=1e-5)
+    assert run.layers()["parameter"].astype(str).str.startswith("model.layers.0.").any()
+
+
+def test_evaluations_stand_in_the_epochs(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    model = job.model()
+
+    def accuracy(prediction: Any) -> dict[str, float]:
+        return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
+
+    Trainer(
+        model=model, args=arguments(tmp_path, num_train_epochs=2, eval_strategy="epoch"), train_dataset=job.items,
+        eval_dataset=job.items, compute_metrics=accuracy, callbacks=[TrainerProbe(tmp_path / "r")],
+    ).train()  # fmt: skip
+    run = tvlars_probe.open_run(tmp_path / "r")
+    epochs = run.epochs()
+    assert (epochs["epoch"].tolist(), epochs["step"].tolist()) == ([0, 1], [STEPS, 2 * STEPS])
+    with torch.no_grad():
+        logits = model(job.items.x)["logits"]
+    right = (logits.argmax(1) == job.items.labels).double().mean().item()
+    assert epochs["val_acc1"].iloc[-1] == pytest.approx(100 * right, rel=1e-6)
+    assert epochs["val_loss"].iloc[-1] == pytest.approx(F.cross_entropy(logits, job.items.labels).item(), rel=1e-5)
+    assert run.steps()["epoch"].tolist() == [0] * STEPS + [1] * STEPS
+
+
+@pytest.mark.parametrize("settings", [{}, {"eval_strategy": "steps", "eval_steps": 2}], ids=["", "evaluating"])
+def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_same_trace(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    job = Job(path=None, folder=tmp_path)
+
+    def train(name: str, steps: int, **further: Any) -> None:
+        given = {"save_strategy": "steps", "save_steps": 4, "max_steps": steps, "max_grad_norm": 0.3, **settings}
+        Trainer(
+            model=job.model(), args=arguments(tmp_path / name, **given), train_dataset=job.items,
+            eval_dataset=job.items, callbacks=[TrainerProbe(tmp_path / name / "run")],
+        ).train(**further)  # fmt: skip
+
+    train("whole", 10)
+    train("cut", 7)
+    train("cut", 10, resume_from_checkpoint=str(tmp_path / "cut" / "trainer" / "checkpoint-4"))
+    cut = tvlars_probe.open_run(tmp_path / "cut" / "run")
+    assert [segment["first_step"] for segment in cut.manifest.segments] == [0, 4]
+    assert_same_rows(tmp_path / "cut" / "run", tmp_path / "whole" / "run", 0.0)
+    assert cut.steps()["clip_scale"].notna().all()
+    if settings:
+        assert cut.epochs()["step"].tolist() == [2, 4, 6, 8, 10]
+
+
+def test_a_checkpoint_without_a_recording_is_refused(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    given = arguments(tmp_path, save_strategy="steps", save_steps=4, max_steps=6)
+    Trainer(model=job.model(), args=given, train_dataset=job.items).train()
+    trainer = Trainer(model=job.model(), args=given, train_dataset=job.items, callbacks=[TrainerProbe(tmp_path / "r")])
+    with pytest.raises(UserError, match="of step 4, holds no recording of"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-4"))
+    assert not (tmp_path / "r").exists()
+
+
+def smoothed(job: Job, folder: Path) -> Trainer:
+    class Configured(type(job.model())):  # type: ignore[misc]
+        config = type("Config", (), {"problem_type": None})()
+
+    model = Configured()
+    return Trainer(
+        model=model, args=arguments(folder, label_smoothing_factor=0.1), train_dataset=job.items,
+        callbacks=[TrainerProbe(folder / "r")],
+    )  # fmt: skip
+
+
+class Doubling(Trainer):
+    """A user's own loss, of which the model knows nothing."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = model(**inputs)
+        return (2 * outputs["loss"], outputs) if return_outputs else 2 * outputs["loss"]
+
+
+def of_a_function(job: Job, folder: Path) -> Trainer:
+    return Trainer(
+        model=job.model(), args=arguments(folder), train_dataset=job.items, callbacks=[TrainerProbe(folder / "r")],
+        compute_loss_func=lambda outputs, labels, num_items_in_batch: F.cross_entropy(outputs["logits"], labels),
+    )  # fmt: skip
+
+
+def doubling(job: Job, folder: Path) -> Trainer:
+    return Doubling(
+        model=job.model(), args=arguments(folder), train_dataset=job.items, callbacks=[TrainerProbe(folder / "r")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [(smoothed, "the model returned none"), (of_a_function, "the model returned none"), (doubling, "descended")],
+)
+def test_a_loss_that_is_made_elsewhere_is_null_and_told_of_once(make: Any, told: str, tmp_path: Path) -> None:
+    trainer = make(Job(path=None, folder=tmp_path), tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    texts = [str(one.message) for one in caught if "TrainerProbe" in str(one.message)]
+    assert len(texts) == 1
+    assert told in texts[0]
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["loss"].iloc[1:].isna().all()
+    assert texts[0] in run.manifest.notes
+    assert run.layers()["grad_norm"].notna().all()
+
+
+def test_without_an_optimizer_it_is_refused_by_name(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    trainer = Trainer(model=job.model(), args=arguments(tmp_path), train_dataset=job.items)
+    with pytest.raises(UserError, match="no optimizer"):
+        TrainerProbe(tmp_path / "r").on_train_begin(
+            trainer.args, trainer.state, trainer.control, model=trainer.model, optimizer=None
+        )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_second_training_after_one_that_raised_ends_the_first_recording(tmp_path: Path) -> None:
+    """As in a notebook: the same callback, another cell."""
+    job = Job(path=None, folder=tmp_path)
+    probe = TrainerProbe(tmp_path / "r", exists="new")
+    for fault in ((3 * BATCH, ZeroDivisionError()), None):
+        items: Dataset[Any] = Items(BATCH * STEPS, fault)
+        trainer = Trainer(model=job.model(), args=arguments(tmp_path), train_dataset=items, callbacks=[probe])
+        if fault is None:
+            trainer.train()
+        else:
+            with pytest.raises(ZeroDivisionError):
+                trainer.train()
+    runs = [tvlars_probe.open_run(tmp_path / name) for name in ("r", "r-2")]
+    assert [(run.status, len(run.steps())) for run in runs] == [("interrupted", 2), ("completed", STEPS)]
