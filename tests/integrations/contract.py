@@ -96,10 +96,10 @@ CONTRACT: dict[str, dict[str, Cell]] = {
     "two ranks (DDP) against one process": same(
         "within 1e-5",
         "test_ranks.test_two_ranks_record_what_one_process_does",
+        "plain",
         "accelerate",
         "transformers",
         "lightning",
-        plain=Cell("within 1e-5; tests/probes"),
         fabric=Cell("not tested: its DDP is torch's, as the plain loop's"),
     ),
     "sharpness measured in training": same(

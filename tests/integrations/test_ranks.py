@@ -12,7 +12,7 @@ from tests.integrations.test_contract import assert_same_rows
 from tests.integrations.trainers import BATCH, STEPS, TRAINERS, Job
 from tests.ranked import on_ranks
 
-TOGETHER = ("accelerate", "transformers", "lightning")
+TOGETHER = ("plain", "accelerate", "transformers", "lightning")
 
 
 def job(folder: Path, name: str, **settings: Any) -> Job:
@@ -25,7 +25,7 @@ def job(folder: Path, name: str, **settings: Any) -> Job:
 def train(rank: int, world_size: int, folder: str) -> bool:
     for name in TOGETHER:
         # Not DDP's warnings: each rank's are its own process's.
-        TRAINERS[name](job(Path(folder), name, ranks=world_size))
+        TRAINERS[name](job(Path(folder), f"{name} on ranks", ranks=world_size))
     return True
 
 
@@ -34,12 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
     (made / "results").mkdir()
     on_ranks(train, 2, made / "results", str(made))
-    TRAINERS["plain"](job(made, "plain", size=2 * BATCH))
+    TRAINERS["plain"](job(made, "one process", size=2 * BATCH))
     return made
 
 
 @pytest.mark.parametrize("trainer", TOGETHER)
 def test_two_ranks_record_what_one_process_does(trainer: str, folder: Path) -> None:
-    run = tvlars_probe.open_run(folder / trainer)
+    run = tvlars_probe.open_run(folder / f"{trainer} on ranks")
     assert (run.manifest.world_size, run.status, len(run.steps())) == (2, "completed", STEPS // 2)
-    assert_same_rows(folder / trainer, folder / "plain", 1e-5)
+    assert_same_rows(folder / f"{trainer} on ranks", folder / "one process", 1e-5)

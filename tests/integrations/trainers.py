@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import tvlars_probe
@@ -131,10 +132,12 @@ def updates(job: Job, batches: Any) -> Iterator[list[dict[str, Tensor]]]:
 
 
 def plain(job: Job) -> nn.Module:
-    model = job.model()
+    model: nn.Module = job.model()
     optimizer = job.optimizer(model.parameters())
+    if job.ranks > 1:
+        model = DistributedDataParallel(model)
     with job.recording(model, optimizer) as rec:
-        for batches in updates(job, job.loader):
+        for batches in updates(job, job.loader if job.ranks == 1 else job.shard):
             losses = []
             for batch in batches:
                 losses.append(model(**batch)["loss"])

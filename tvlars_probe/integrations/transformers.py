@@ -87,11 +87,9 @@ class TrainerProbe(TrainerCallback, ExportableState):
             what = "model" if model is None else "optimizer"
             raise UserError(f"the Trainer hands its callbacks no {what} (as under DeepSpeed): it can't be recorded")
         self.close()
-        recorder = self._attachment.begin(model, optimizer, total_steps=state.max_steps, resume=self._resumed(state))
+        self._attachment.begin(model, optimizer, total_steps=state.max_steps, resume=self._resumed(state))
         self._saved, self._told, self._trusts_loss = None, [], True
         self._passes.attach(model)
-        if args.gradient_accumulation_steps > 1:
-            recorder.manifest.loss_mean = "micro-batches"
 
     def _resumed(self, state: TrainerState) -> dict[str, Any] | None:
         """The recorder's state in the Trainer's checkpoint from which it goes on; None at a fresh start."""
@@ -124,8 +122,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
                 if seen.passes
                 else "no forward pass of the model was seen"
             )
-        if seen.loss is not None and seen.by_tokens and self.recorder.manifest.loss_mean == "micro-batches":
-            self.recorder.manifest.loss_mean = None  # the recorder notes it
+        if args.gradient_accumulation_steps > 1 and not seen.by_tokens:
+            self.recorder.manifest.loss_mean = "micro-batches"
         if seen.loss is not None:
             self._told.append(seen.loss)
         self.recorder.log(

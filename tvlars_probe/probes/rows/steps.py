@@ -156,7 +156,7 @@ class StepRows:
         assert self.open is not None
         self.open.begun.add(index)
         self._put_clipping()
-        if self.open.due:
+        if self.open.due and self.layout.is_sharded:
             # Also where reading has failed on this rank, of which the others may not know yet: they would wait.
             self._attempt(index, self.layout.readers[index].take_gradients)
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
