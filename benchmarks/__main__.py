@@ -4,8 +4,9 @@
     python -m benchmarks steps storage   some
     python -m benchmarks --smoke         every script once, far too small to measure anything: does it still run?
 
-Each is a process of its own; what it found and on what stands in ``benchmarks/results/<name>.json``. One that fails is
-named at the end, and the exit code says so; an aim that is not met is a result.
+Each is a process of its own; those that take times run alone. What a script found, and on what, stands in
+``benchmarks/results/<name>.json``. One that fails is named at the end, and the exit code says so; an aim that isn't met
+is a result.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from benchmarks.environment import environment
 from benchmarks.figures import RESULTS, Figure, load, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+SIGN_OF_LIFE = 30
+"""Seconds between lines that tell that work goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,37 +40,43 @@ class Entry:
     Attributes:
         whole: arguments of a measurement; None for a script that is called by itself: it has no aim,
             or it is the tests.
+        timed: whether the measurement takes times, so that nothing else may run beside it.
         smoke: arguments of the smallest call that goes through all of it; None for one that the tests call, or that
             calls the tests.
             ``{scratch}`` is a folder.
     """
 
     whole: tuple[str, ...] | None = None
+    timed: bool = True
     smoke: tuple[str, ...] | None
 
 
 ENTRIES = {
     "steps": Entry(whole=(), smoke=("--rounds", "1", "--model", "ResNet-18")),
-    "recording": Entry(whole=(), smoke=("--batch-size", "2", "--rounds", "2")),
+    "recording": Entry(whole=("--rounds", "12"), smoke=("--batch-size", "2", "--rounds", "2")),
     "storage": Entry(whole=(), smoke=("--rows", "500000")),
     "analyses": Entry(
         whole=("--rows", "1e6", "--rows", "1e7"), smoke=("--rows", "1e4", "--rounds", "1", "--runs", "2")
     ),
     "commands": Entry(whole=(), smoke=("--rounds", "1", "--count", "2")),
-    "training": Entry(whole=(), smoke=("--batch-size", "4", "--rounds", "1")),
+    "training": Entry(whole=("--rounds", "21"), smoke=("--batch-size", "4", "--rounds", "1")),
     "curvature": Entry(
         whole=("--rounds", "2", "--batch-size", "32"),
         smoke=("--rounds", "1", "--batch-size", "8", "--steps", "1", "--product-batch-size", "2", "--small"),
     ),
     "planted": Entry(
         whole=("--cases", "1600", "--steps", "20", "--spectra", "10"),
+        timed=False,
         smoke=("--cases", "16", "--steps", "1", "--run", "sgd, lr 0.1", "--spectra", "1"),
     ),
     "draws": Entry(
-        whole=("--orders", "250"), smoke=("--size", "16", "--orders", "2", "--repetitions", "9", "--steps", "9")
+        whole=("--orders", "250"),
+        timed=False,
+        smoke=("--size", "16", "--orders", "2", "--repetitions", "9", "--steps", "9"),
     ),
     "augmentation": Entry(smoke=("--batch-size", "8", "--batches", "1", "--rounds", "1")),
     "scaling": Entry(smoke=("--size", "500000", "100")),
+    "trainers": Entry(smoke=None),
     "memory": Entry(smoke=None),
     "kills": Entry(smoke=None),
     "agents": Entry(smoke=None),
@@ -80,32 +94,73 @@ def run(name: str) -> bool:
     (RESULTS / f"{name}.json").unlink(missing_ok=True)
     click.echo(f"\n== {name}")
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *(ENTRIES[name].whole or ())], check=False)
+    done = subprocess.run([*command_of(name), *(ENTRIES[name].whole or ())], check=False)
     click.echo(f"{name}: {time.perf_counter() - start:.0f} s")
     return done.returncode == 0
 
 
-def run_small(name: str, scratch: Path) -> bool:
-    """Call a script at its smallest size; whether it ended well. What it printed is shown only if not."""
-    words = [word.format(scratch=scratch) for word in ENTRIES[name].smoke or ()]
-    settings = {"BENCHMARK_RESULTS": str(scratch / "results"), "OMP_NUM_THREADS": "1"}
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *words],
-        env={**os.environ, **settings}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    ended = "ran" if done.returncode == 0 else f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    click.echo(f"{name}: {ended}, {time.perf_counter() - start:.0f} s")
-    return done.returncode == 0
+def command_of(name: str) -> list[str]:
+    """The words that call a script."""
+    return [sys.executable, "-m", f"benchmarks.{name}"]
 
 
-def run_all_small(names: list[str]) -> list[str]:
-    """Call scripts at their smallest size, two at a time; the names of those that failed."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        # The longest stand last in the table: begun first, they leave neither core idle at the end.
-        order = [*reversed(names)]
-        ended = list(pool.map(lambda name: run_small(name, Path(folder)), order))
-    return [name for name, well in zip(order, ended, strict=True) if not well]
+def run_side_by_side(
+    names: list[str], words: Callable[[str], Iterable[str]], settings: dict[str, str], *, tells: bool
+) -> list[str]:
+    """Run benchmarks that take no times, two at a time with a thread each; the names of those that failed.
+
+    Args:
+        names: of the benchmarks; the first are begun first.
+        words: the arguments of each.
+        settings: further variables of their environment.
+        tells: whether to print what each printed, once it has ended; what a failed one printed is always shown.
+    """
+
+    def call(name: str) -> bool:
+        start = time.perf_counter()
+        done = subprocess.run(
+            [*command_of(name), *words(name)],
+            env={**os.environ, **settings, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        well, seconds = done.returncode == 0, f"{time.perf_counter() - start:.0f} s"
+        if not well:
+            click.echo(f"{name}: exit {done.returncode}, {seconds}\n{done.stdout}\n{done.stderr}")
+        elif tells:
+            click.echo(f"\n== {name}\n{done.stdout}{name}: {seconds}")
+        else:
+            click.echo(f"{name}: ran, {seconds}")
+        return well
+
+    with ThreadPoolExecutor(2) as pool:
+        running = {pool.submit(call, name): name for name in names}
+        start = time.perf_counter()
+        while left := wait(running, timeout=SIGN_OF_LIFE).not_done:
+            click.echo(f"{time.perf_counter() - start:.0f} s, {len(left)} not done", err=True)
+    return [name for job, name in running.items() if not job.result()]
+
+
+def run_whole(names: list[str]) -> list[str]:
+    """Measure: first what takes times, one after another, then the rest; the names of those that failed."""
+    timed, others = ([name for name in names if ENTRIES[name].timed is kind] for kind in (True, False))
+    failed = [name for name in timed if not run(name)]
+    if not others:
+        return failed
+    click.echo(f"\n== side by side, a thread each: {', '.join(others)}")
+    for name in others:
+        (RESULTS / f"{name}.json").unlink(missing_ok=True)
+    return failed + run_side_by_side(others, lambda name: ENTRIES[name].whole or (), {}, tells=True)
+
+
+def run_small(names: list[str]) -> list[str]:
+    """Call each script at its smallest size; the names of those that failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return run_side_by_side(
+            # The longest stand last in the table: begun first, they leave neither core idle at the end.
+            [*reversed(names)],
+            lambda name: [word.format(scratch=scratch) for word in ENTRIES[name].smoke or ()],
+            {"BENCHMARK_RESULTS": str(Path(scratch, "results"))},
+            tells=False,
+        )
 
 
 @click.command()
@@ -116,10 +171,10 @@ def main(names: tuple[str, ...], smoke: bool) -> None:
     start = time.perf_counter()
     if smoke:
         there = [name for name in names or ENTRIES if ENTRIES[name].smoke is not None]
-        failed = run_all_small(there)
+        failed = run_small(there)
     else:
         there = [*names] or [name for name, entry in ENTRIES.items() if entry.whole is not None]
-        failed = [name for name in there if not run(name)]
+        failed = run_whole(there)
     click.echo(f"\n== all, in {(time.perf_counter() - start) / 60:.1f} minutes")
     if not smoke:
         figures: list[Figure] = [figure for name in there for figure in load(name)]

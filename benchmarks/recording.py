@@ -23,12 +23,12 @@ from benchmarks.figures import Figure, interleaved, milliseconds, paired, save
 from tvlars_probe import LARS, open_run, record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-KINDS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "LARS": lambda model: LARS(model.parameters(), lr=1.0, weight_decay=5e-4, momentum=0.9),
-    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
-    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3),
+KINDS: dict[str, Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]] = {
+    "LARS": lambda params: LARS(params, lr=1.0, weight_decay=5e-4, momentum=0.9),
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=1e-3),
 }
 AIMS = {("LARS", "norms"): 1.01, ("SGD", "norms"): 1.02, ("AdamW", "norms"): 1.02}
 WITH_UPDATE_NORM = 1.03
@@ -82,7 +82,7 @@ def figure_of(kind: str, name: str, detail: Any, batch_size: int, rounds: int) -
     """The row of one optimizer at one level of detail."""
     torch.manual_seed(0)
     model, batch = MODELS[kind](batch_size)
-    bare, watched = KINDS[name](model), KINDS[name](model)
+    bare, watched = (KINDS[name](model.parameters()) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
         with record(model, watched, Path(folder, "run"), detail=detail) as rec:
 

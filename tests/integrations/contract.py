@@ -18,6 +18,7 @@ COLUMNS = {
     "fabric": "Fabric",
     "transformers": "transformers' Trainer",
     "lightning": "Lightning's Trainer",
+    "sharded": "FSDP2, tensor parallelism, both",
 }
 
 
@@ -27,7 +28,7 @@ class Cell:
 
     Attributes:
         told: what the table says.
-        test: the test that holds it, as ``module.function``; None where there is none.
+        test: the test that holds it, as ``module.function``, of this folder or from ``tests`` on; None for none.
     """
 
     told: str
@@ -44,16 +45,24 @@ def same(told: str, test: str, *trainers: str, **others: Cell) -> dict[str, Cell
     return {**dict.fromkeys(trainers, Cell(told, test)), **others}
 
 
-ALL = tuple(COLUMNS)
-OTHERS = tuple(name for name in COLUMNS if name != "plain")
+ALL = tuple(name for name in COLUMNS if name != "sharded")
+OTHERS = tuple(name for name in ALL if name != "plain")
+SHARDED = "tests.probes.rows.test_sharded."
+SAME_AS_WHOLE = Cell("within 1e-5", f"{SHARDED}test_rows_of_sharded_tensors_are_those_of_whole_tensors")
 IS_MEASURE = Cell("it is the measure")
+REFUSED = Cell("refused by name", "tests.test_whole_tensors.test_a_dtensor_is_refused_where_whole_tensors_are_needed")
 
 CONTRACT: dict[str, dict[str, Cell]] = {
-    "rows are those of a plain loop": same("same bits", ROWS, *OTHERS, plain=IS_MEASURE),
-    "gradients accumulated": same("within 1e-6", ROWS, *OTHERS, plain=IS_MEASURE),
-    "gradients clipped: norm before, factor, norm after": same("within 1e-6", ROWS, *OTHERS, plain=IS_MEASURE),
+    "rows are those of a plain loop": same("same bits", ROWS, *OTHERS, plain=IS_MEASURE, sharded=SAME_AS_WHOLE),
+    "gradients accumulated": same("within 1e-6", ROWS, *OTHERS, plain=IS_MEASURE, sharded=OWN_LOOP),
+    "gradients clipped: norm before, factor, norm after": same(
+        "within 1e-6", ROWS, *OTHERS, plain=IS_MEASURE, sharded=SAME_AS_WHOLE
+    ),
     "the training is the same with and without": same(
-        "same bits", "test_contract.test_the_training_is_the_same_with_and_without", *ALL
+        "same bits",
+        "test_contract.test_the_training_is_the_same_with_and_without",
+        *ALL,
+        sharded=Cell("same bits", f"{SHARDED}test_rows_of_sharded_tensors_are_those_of_whole_tensors"),
     ),
     "an exception, Ctrl+C": same(
         "trace whole, status right",
@@ -66,6 +75,10 @@ CONTRACT: dict[str, dict[str, Cell]] = {
             "trace whole, status right, at the end of the script",
             "test_contract.test_the_trace_survives_an_error_that_no_call_back_is_told_of",
         ),
+        sharded=Cell(
+            "trace whole but for `layers` since the last flush, status right",
+            f"{SHARDED}test_a_shards_figures_are_never_written_as_the_whole_tensors",
+        ),
     ),
     "SIGTERM": {
         "plain": Cell("rows up to the last flush; tested by killing `train`"),
@@ -73,6 +86,7 @@ CONTRACT: dict[str, dict[str, Cell]] = {
         "fabric": OWN_LOOP,
         "transformers": Cell("rows up to the last flush", "test_contract.test_the_trace_survives_sigterm"),
         "lightning": Cell("trace whole, interrupted", "test_contract.test_the_trace_survives_sigterm"),
+        "sharded": OWN_LOOP,
     },
     "goes on from a checkpoint in the same trace": {
         "plain": Cell("`resume=`; tests/probes"),
@@ -85,6 +99,7 @@ CONTRACT: dict[str, dict[str, Cell]] = {
         "lightning": Cell(
             "within 1e-6", "test_lightning.test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_same_trace"
         ),
+        "sharded": OWN_LOOP,
     },
     "evaluation's figures in `epochs`": {
         "plain": Cell("`rec.log_epoch`; tests/probes"),
@@ -92,21 +107,23 @@ CONTRACT: dict[str, dict[str, Cell]] = {
         "fabric": OWN_LOOP,
         "transformers": Cell("tested", "test_transformers.test_evaluations_stand_in_the_epochs"),
         "lightning": Cell("tested", "test_lightning.test_metrics_of_the_validation_stand_in_the_epochs"),
+        "sharded": OWN_LOOP,
     },
     "two ranks (DDP) against one process": same(
         "within 1e-5",
         "test_ranks.test_two_ranks_record_what_one_process_does",
-        "plain",
-        "accelerate",
-        "transformers",
-        "lightning",
-        fabric=Cell("not tested: its DDP is torch's, as the plain loop's"),
+        *ALL,
+        sharded=Cell("2 and 4 ranks, within 1e-5", SAME_AS_WHOLE.test),
     ),
     "sharpness measured in training": same(
         "within 1e-5",
         "test_contract.test_sharpness_is_measured_as_in_a_plain_loop",
         *OTHERS,
         plain=IS_MEASURE,
+        sharded=REFUSED,
+    ),
+    "sharpness measured on two ranks": same(
+        "within 1e-5", "test_ranks.test_two_ranks_measure_the_sharpness_that_one_process_does", *ALL, sharded=REFUSED
     ),
     "several optimizers": {
         "plain": Cell("tests/probes"),
@@ -117,6 +134,7 @@ CONTRACT: dict[str, dict[str, Cell]] = {
             "by turns, by hand",
             "test_lightning.test_optimizers_that_step_by_hand_have_their_rows_in_each_batch",
         ),
+        "sharded": OWN_LOOP,
     },
     "tokens counted, the loss weighed by them": {
         "plain": Cell("`rec.log(tokens=)`; tests/probes"),
@@ -127,6 +145,7 @@ CONTRACT: dict[str, dict[str, Cell]] = {
             "test_transformers.test_the_loss_of_a_language_model_is_the_mean_over_the_tokens_of_the_whole_update",
         ),
         "lightning": Cell("not told: a LightningModule has no word for it"),
+        "sharded": OWN_LOOP,
     },
 }
 

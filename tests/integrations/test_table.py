@@ -20,7 +20,8 @@ def test_each_cell_is_tested_or_says_why_not(name: str) -> None:
         assert cell.told
         if cell.test is None:
             continue
-        module, _, function = cell.test.partition(".")
-        test = getattr(import_module(f"tests.integrations.{module}"), function)
+        module, _, function = cell.test.rpartition(".")
+        where = module if module.startswith("tests.") else f"tests.integrations.{module}"
+        test = getattr(import_module(where), function)
         given = [mark.args[1] for mark in getattr(test, "pytestmark", []) if mark.args[:1] == ("trainer",)]
         assert not given or trainer in given[0]

@@ -17,7 +17,7 @@ from tvlars_probe import integrations
 from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 BATCH, STEPS = 8, 6
@@ -67,6 +67,9 @@ class Job:
         measures: whether the Hessian's sharpness is measured, too.
         size: samples of a batch.
         ranks: number of ranks that train together; each has batches of its own.
+        net: makes the model, which takes a sample's fields and returns its loss.
+        data: the samples, `STEPS` updates of them where None.
+        options: further arguments of `tvlars_probe.record`.
     """
 
     path: Path | None
@@ -80,14 +83,17 @@ class Job:
     measures: bool = False
     size: int = BATCH
     ranks: int = 1
+    net: Callable[[], nn.Module] = Net
+    data: Dataset[dict[str, Tensor]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def model(self) -> Net:
+    def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return Net()
+        return self.net()
 
     @property
-    def items(self) -> Items:
-        return Items(BATCH * STEPS * self.accumulation, self.fault)
+    def items(self) -> Dataset[dict[str, Tensor]]:
+        return Items(BATCH * STEPS * self.accumulation, self.fault) if self.data is None else self.data
 
     @property
     def loader(self) -> DataLoader[dict[str, Tensor]]:
@@ -101,9 +107,10 @@ class Job:
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """Further arguments of `tvlars_probe.record`."""
         if not self.measures:
-            return {}
+            return {**self.options}
         items = Items(BATCH * STEPS, None)
         return {
+            **self.options,
             "probes": [
                 tvlars_probe.SharpnessProbe(
                     model,
@@ -112,13 +119,14 @@ class Job:
                     every=2,
                     tol=1e-6,
                 )
-            ]
+            ],
         }
 
     def recording(self, model: Any, optimizer: Any) -> Any:
         if self.path is None:
             return contextlib.nullcontext()
-        return tvlars_probe.record(model, optimizer, self.path, total_steps=STEPS, **self.settings(unwrap(model)))
+        settings = {"total_steps": STEPS, **self.settings(unwrap(model))}
+        return tvlars_probe.record(model, optimizer, self.path, **settings)
 
 
 def updates(job: Job, batches: Any) -> Iterator[list[dict[str, Tensor]]]:
@@ -196,6 +204,13 @@ def transformers(job: Job) -> nn.Module:
     return model
 
 
+def on_ranks(job: Job) -> dict[str, Any]:
+    """What tells Lightning that its ranks run already, as torchrun starts them."""
+    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+    return {"strategy": "ddp", "devices": job.ranks, "plugins": [TorchElasticEnvironment()]}
+
+
 def lightning(job: Job) -> nn.Module:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -213,10 +228,7 @@ def lightning(job: Job) -> nn.Module:
     model = job.model()
     several: dict[str, Any] = {}
     if job.ranks > 1:
-        from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-
-        several = {"strategy": "ddp", "devices": job.ranks, "plugins": [TorchElasticEnvironment()]}
-        several["use_distributed_sampler"] = False  # Lightning's own shuffles
+        several = {**on_ranks(job), "use_distributed_sampler": False}  # Lightning's own shuffles
     trainer = Trainer(
         **{**QUIET, **several}, max_epochs=1, accumulate_grad_batches=job.accumulation, gradient_clip_val=job.max_norm,
         default_root_dir=str(job.folder),
@@ -229,11 +241,13 @@ def lightning(job: Job) -> nn.Module:
 def fabric(job: Job) -> nn.Module:
     from lightning.fabric import Fabric
 
-    engine = Fabric(accelerator="cpu", devices=1)
+    engine = Fabric(accelerator="cpu", **(on_ranks(job) if job.ranks > 1 else {"devices": 1}))
+    engine.launch()
     model = job.model()
     wrapped, optimizer = engine.setup(model, job.optimizer(model.parameters()))
+    loader = job.loader if job.ranks == 1 else job.shard
     with job.recording(wrapped, optimizer) as rec:
-        for batches in updates(job, engine.setup_dataloaders(job.loader)):
+        for batches in updates(job, engine.setup_dataloaders(loader, use_distributed_sampler=False)):
             losses = []
             for number, batch in enumerate(batches, start=1):
                 with engine.no_backward_sync(wrapped, enabled=number < job.accumulation):

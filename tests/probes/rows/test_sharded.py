@@ -72,8 +72,8 @@ def recorded(rank: int, world_size: int, folder: str) -> dict[str, int]:
         tells = kind != "fsdp and tp" or rank % 2 == 0  # the ranks of one model's parts have the same samples
         tells = tells and (kind != "tp" or rank == 0)
         for name, make in OPTIMIZERS.items():
-            model = sharded(kind, world_size)
-            optimizer, made = make(model), 0
+            model, twin = sharded(kind, world_size), sharded(kind, world_size)
+            optimizer, its, made = make(model), make(twin), 0
             with tvlars_probe.record(model, optimizer, f"{folder}/{name_of(name, kind, world_size)}") as rec:
                 for step in range(STEPS):
                     optimizer.zero_grad()
@@ -86,10 +86,21 @@ def recorded(rank: int, world_size: int, folder: str) -> dict[str, int]:
                         optimizer.step()
                     made += counted.get_total_counts() - 2 * flushes
                     rec.log(loss=loss, samples=len(batch(step, part)) if tells else 0)
+                    unrecorded(twin, its, batch(step, part), clips=name == CLIPPED and kind == "fsdp")
+                pairs = zip(model.parameters(), twin.parameters(), strict=True)
+                assert all(torch.equal(whole(p), whole(q)) for p, q in pairs)
                 with torch.no_grad():
                     model(batch(0, part))  # after it FSDP2's root holds whole tensors in place of its parameters
             calls[name_of(name, kind, world_size)] = made
     return calls
+
+
+def unrecorded(model: nn.Module, optimizer: torch.optim.Optimizer, samples: torch.Tensor, *, clips: bool) -> None:
+    optimizer.zero_grad()
+    model(samples).square().mean().backward()
+    if clips:
+        nn.utils.clip_grad_norm_(model.parameters(), HIGHEST)
+    optimizer.step()
 
 
 def alone(name: str, folder: Path, *, clips: bool) -> Run:
