@@ -7,6 +7,7 @@ Both runs have the same peak rate. `tvlars-probe warmup` on the two folders asks
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 import lightning
@@ -32,18 +33,17 @@ class Classifier(lightning.LightningModule):
     def __init__(self, width: int, layers: int, lr: float, warmup: int) -> None:
         super().__init__()
         self.lr, self.warmup = lr, warmup
-        self.vit = ViTForImageClassification(
-            ViTConfig(
-                hidden_size=width,
-                num_hidden_layers=layers,
-                num_attention_heads=max(1, width // 16),
-                intermediate_size=2 * width,
-                image_size=8,
-                patch_size=2,
-                num_channels=1,
-                num_labels=10,
-            )
+        config = ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 16),
+            intermediate_size=2 * width,
+            image_size=8,
+            patch_size=2,
+            num_channels=1,
         )
+        config.num_labels = 10
+        self.vit = ViTForImageClassification(config)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
@@ -56,19 +56,23 @@ class Classifier(lightning.LightningModule):
         self.log("val_loss", found.loss)
         self.log("val_acc", (found.logits.argmax(1) == labels).float().mean())
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         optimizer = LARS(self.parameters(), lr=self.lr, weight_decay_filter=True, lars_adaptation_filter=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def loaders(batch: int) -> list[torch.utils.data.DataLoader[tuple[Tensor, ...]]]:
+Loader = torch.utils.data.DataLoader[tuple[Tensor, ...]]
+
+
+def loaders(batch: int) -> tuple[Loader, Loader]:
     """The digits, five sixths of them to train on."""
     digits = load_digits()
     images, labels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
     cut = len(labels) * 5 // 6
-    parts = [torch.utils.data.TensorDataset(images[part], labels[part]) for part in (slice(cut), slice(cut, None))]
-    return [torch.utils.data.DataLoader(part, batch_size=batch, shuffle=part is parts[0]) for part in parts]
+    training = torch.utils.data.TensorDataset(images[:cut], labels[:cut])
+    validation = torch.utils.data.TensorDataset(images[cut:], labels[cut:])
+    return Loader(training, batch_size=batch, shuffle=True), Loader(validation, batch_size=batch)
 
 
 def train(path: Path, *, epochs: int, batch: int, width: int, layers: int, lr: float, warmup: int) -> None:
@@ -81,7 +85,8 @@ def train(path: Path, *, epochs: int, batch: int, width: int, layers: int, lr: f
         enable_checkpointing=False,
         callbacks=[LightningProbe(path)],
     )
-    trainer.fit(Classifier(width, layers, lr, warmup), *loaders(batch))
+    training, validation = loaders(batch)
+    trainer.fit(Classifier(width, layers, lr, warmup), training, validation)
 
 
 @click.command()

@@ -93,7 +93,9 @@ class TrainerProbe(TrainerCallback, ExportableState):
 
     def _resumed(self, state: TrainerState) -> dict[str, Any] | None:
         """The recorder's state in the Trainer's checkpoint from which it goes on; None at a fresh start."""
-        stored = state.stateful_callbacks.get(type(self).__name__)
+        # The Trainer declares a list of callbacks and holds their states by name.
+        by_name: Any = state.stateful_callbacks
+        stored = by_name.get(type(self).__name__)
         here = os.fspath(self._attachment.path)
         for one in stored if isinstance(stored, list) else [stored]:
             if one and one.get("args", {}).get("path") == here and one["attributes"].get("recorded") is not None:
