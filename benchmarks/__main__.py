@@ -65,9 +65,9 @@ ENTRIES = {
         smoke=("--rounds", "1", "--batch-size", "8", "--steps", "1", "--product-batch-size", "2", "--small"),
     ),
     "planted": Entry(
-        whole=("--cases", "1600", "--steps", "20", "--spectra", "10"),
+        whole=("--cases", "1600", "--steps", "20"),
         timed=False,
-        smoke=("--cases", "16", "--steps", "1", "--run", "sgd, lr 0.1", "--spectra", "1"),
+        smoke=("--cases", "16", "--steps", "1", "--run", "sgd, lr 0.1", "--spectra", "2"),
     ),
     "draws": Entry(
         whole=("--orders", "250"),
