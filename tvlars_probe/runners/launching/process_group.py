@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -36,7 +37,14 @@ def join(placement: Placement, meeting: Meeting | None = None) -> Ranks:
     return Ranks(device, rank, world_size)
 
 
+_DROPPING = 0.1
+"""Seconds in which gloo's threads drop the tensors of the last collective."""
+
+
 def leave() -> None:
     """Leave the process group, where there is one."""
     if is_distributed():
+        # To drop a tensor a thread of gloo's takes the interpreter's lock, which a sleep sets free. torch 2.6 keeps it
+        # while it destroys the group and waits for that thread: each would wait for the other for ever.
+        time.sleep(_DROPPING)
         dist.destroy_process_group()
