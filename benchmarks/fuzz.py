@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -183,7 +184,15 @@ def cases(draw: st.DrawFn) -> tuple[list[str], list[Damage]]:
     return words, draw(damages(*(ACCIDENTS if kind == "accident" else OF_RUNS)))
 
 
-def fuzz(world: World, count: int, seed: int | None, outcomes: Outcomes, *, until_one_fails: bool = True) -> None:
+def fuzz(
+    world: World,
+    count: int,
+    seed: int | None,
+    outcomes: Outcomes,
+    *,
+    until_one_fails: bool = True,
+    after_each: Callable[[], object] = lambda: None,
+) -> None:
     """Try as many cases.
 
     Args:
@@ -192,6 +201,7 @@ def fuzz(world: World, count: int, seed: int | None, outcomes: Outcomes, *, unti
         seed: of what is drawn; None always draws the same.
         outcomes: gets what the cases came to.
         until_one_fails: whether the first that fails is shrunk and raised; otherwise all are tried.
+        after_each: called after each case.
 
     Raises:
         AssertionError: a case failed, and ``until_one_fails`` is set.
@@ -209,6 +219,7 @@ def fuzz(world: World, count: int, seed: int | None, outcomes: Outcomes, *, unti
     @given(cases())
     def attempt(case: tuple[list[str], list[Damage]]) -> None:
         wrong = world.attempt(*case, outcomes)
+        after_each()
         assert not (wrong and until_one_fails), wrong
 
     run: Callable[[], None] = attempt if seed is None else seeded(seed)(attempt)
@@ -226,8 +237,11 @@ def main(count: int, seed: int) -> None:
 
     torch.set_num_threads(1)
     outcomes, began = Outcomes(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        fuzz(World(Path(folder)), count, seed, outcomes, until_one_fails=False)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        click.progressbar(length=count, label="cases", file=sys.stderr) as bar,
+    ):
+        fuzz(World(Path(folder)), count, seed, outcomes, until_one_fails=False, after_each=lambda: bar.update(1))
     print(environment())
     print(f"{outcomes.report()}; {time.monotonic() - began:.0f} s")
     for fault in outcomes.faults:

@@ -47,10 +47,12 @@ def mesh_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A mesh of one rank, on which DTensors can be made."""
     import torch.distributed as dist
 
+    from tvlars_probe.runners.launching.process_group import leave
+
     store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield dist.device_mesh.init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
+    leave()
 
 
 @dataclass
