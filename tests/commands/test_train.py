@@ -51,6 +51,7 @@ def test_divergence_is_a_finding_not_an_error(cli: Any) -> None:
         (["--ds", "mnist"], r"'mnist' is not one of 'digits', 'fashion-mnist'"),
         (["--model", "vgg"], r"'vgg' is not one of 'cnn', 'resnet18'"),
         (["--opt", "lion"], r"'lion' is not one of 'lars', 'tvlars', 'lamb'"),
+        (["--opt", "muon"], "another --opt"),
         (["--sd", "step"], r"'step' is not one of 'none', 'cosine', 'lars-warm'"),
         (["--bs", "1", "--nproc", "2"], "--batch-size 1 is smaller than the number of ranks, 2"),
         (["--mode", "bt", "--projector", "99999999999-1"], r"--projector 99999999999-1 can't be built on this machine"),
@@ -101,6 +102,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli: Any, args: list[str], mes
     before = sorted(str(p) for p in Path().rglob("*"))
     done = cli("train", *args)
     assert done.code == 2
+    assert done.out == ""
     assert done.err.startswith("Error: ")
     assert done.err.count("\n") == 1
     assert message in done.err

@@ -123,8 +123,9 @@ def test_muons_matrices_have_no_rates_and_the_rest_have(tmp_path: Path) -> None:
 
 
 def test_what_muon_cannot_do_is_refused_and_leaves_no_run(tmp_path: Path) -> None:
+    told: list[Any] = []
     with pytest.raises(UserError, match="this model has none"):
-        train(config(model=ModelConfig(name="cnn")), tmp_path / "r", quiet=True)
-    assert list(tmp_path.iterdir()) == []
+        train(config(model=ModelConfig(name="cnn")), tmp_path / "r", quiet=True, announce=told.append)
+    assert list(tmp_path.iterdir()) == told == []
     with pytest.raises(UserError, match="--sharpness-operators effective can't be measured with --opt muon"):
         config(sharpness=SharpnessConfig(every="2", operators=("effective",)))

@@ -74,7 +74,7 @@ class Done:
 
 
 def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
-    """Find out before anything starts whether data, model, batch and schedule go together.
+    """Find out before anything starts whether data, model, optimizer, batch and schedule go together.
 
     Raises:
         UserError: they don't.
@@ -93,10 +93,11 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
 
 
 def _check_phase(phase: Phase, data: ImageData, plan: BatchPlan) -> None:
-    """Pass the smallest piece of a batch through the phase's model.
+    """Build the phase's model and optimizer, and pass the smallest piece of a batch through the model.
 
     Raises:
-        UserError: the model can't be built, or refuses the piece; or a batch has fewer samples than there are ranks.
+        UserError: the model can't be built, or refuses the piece; the optimizer doesn't take its parameters; or a batch
+            has fewer samples than there are ranks.
     """
     import torch
 
@@ -111,6 +112,7 @@ def _check_phase(phase: Phase, data: ImageData, plan: BatchPlan) -> None:
         except (RuntimeError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) else "out of memory"
             raise UserError(f"{phase.model_option} can't be built on this machine: {reason}") from None
+        phase.build_optimizer(model)  # for its error
         # BatchNorm refuses one value per channel: beyond two samples, the size of the piece makes no difference.
         x, _ = data.train.batch(torch.arange(min(plan.smallest_piece, 2)))
         try:
