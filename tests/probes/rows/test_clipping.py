@@ -121,6 +121,26 @@ def test_another_norm_is_not_taken_for_the_euclidean_one(tmp_path: Path) -> None
     assert row.clip_scale == pytest.approx(after / before, rel=1e-6)
 
 
+@pytest.mark.parametrize("by", ["the recorder", "somebody else"])
+def test_gradients_that_are_no_numbers_are_not_said_to_be_left_as_they_were(by: str, tmp_path: Path) -> None:
+    """torch multiplies them by NaN."""
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
+        backward(model, 0)
+        model[0].weight.grad[0, 0, 0, 0] = torch.nan
+        if by == "the recorder":
+            rec.clip_grad_norm_(model.parameters(), 1.0)
+        else:
+            rec.read_norm_before_clipping(model.parameters())
+            clip_grad_norm_(model.parameters(), 1.0)
+        assert all(p.grad.isnan().all() for p in model.parameters())
+        optimizer.step()
+        rec.log()
+    steps = tvlars_probe.open_run(tmp_path / "r").steps()
+    assert steps[["grad_norm_before_clipping", "clip_scale"]].isna().all(axis=None)
+
+
 def test_what_the_loop_tells_comes_first_and_zero_gradients_are_scaled_by_one(tmp_path: Path) -> None:
     model = net()
     optimizer = OPTIMIZERS["sgd"](model.parameters())

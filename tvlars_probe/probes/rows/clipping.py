@@ -62,7 +62,7 @@ def read_after(params: Sequence[Tensor], before: Tensor) -> Clipped | None:
     after = norm_of_gradients(params)
     if after is None:
         return None
-    scale = torch.where(before > 0, after / before, torch.ones_like(after))
+    scale = torch.where(before == 0, torch.ones_like(after), after / before)
     return Clipped(frozenset(map(id, params)), before, scale, is_euclidean=True)
 
 
@@ -87,4 +87,4 @@ def together(calls: Sequence[Clipped]) -> Tensor:
     norm = torch.linalg.vector_norm(norms)
     # Of a single call the factor itself: the quotient of norms would round it, and is none at zero norm.
     scale = scales[0] if len(calls) == 1 else torch.linalg.vector_norm(norms * scales) / norm
-    return torch.stack([norm, torch.where(norm > 0, scale, torch.ones_like(scale))])
+    return torch.stack([norm, torch.where(norm == 0, torch.ones_like(scale), scale)])
