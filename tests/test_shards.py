@@ -1,4 +1,4 @@
-"""TensorFigures of whole tensors from those of shards, and which ranks hold them."""
+"""The figures of whole tensors from those of shards, and which ranks hold them."""
 
 from __future__ import annotations
 

@@ -206,8 +206,8 @@ class OptimizerConfig:
     Attributes:
         name: one of `OPTIMIZERS`.
         lr: learning rate; None for the optimizer's own default.
-        weight_decay: decoupled for adamw, added to the direction for lamb and nlamb, coupled for the others; lars and
-            tvlars leave biases and normalisation layers out.
+        weight_decay: decoupled for adamw and muon, added to the direction for lamb and nlamb, coupled for the others;
+            lars and tvlars leave biases and normalisation layers out. Of muon and of its rest alike, each in its way.
         momentum: of lars, tvlars and sgd, also where sgd is muon's rest.
         nesterov: Nesterov's momentum for sgd, also there.
         eta: trust coefficient of lars and tvlars.
