@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 import tvlars_probe
 from tests.integrations.test_contract import assert_same_rows
 from tests.integrations.trainers import BATCH, QUIET, STEPS, Job
+from tvlars_probe.errors import UserError
 from tvlars_probe.integrations import LightningProbe
 
 if TYPE_CHECKING:
@@ -74,6 +75,36 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_same_trace(tmp
     cut = tvlars_probe.open_run(tmp_path / "cut")
     assert [segment["first_step"] for segment in cut.manifest.segments] == [0, STEPS]
     assert_same_rows(tmp_path / "cut", tmp_path / "whole", 1e-6)
+
+
+@pytest.mark.parametrize("exists", ["error", "new"])
+def test_a_checkpoint_made_after_the_training_goes_on_too(exists: str, tmp_path: Path) -> None:
+    """In the folder that the recording really had, also where another one was asked for and taken."""
+    job, asked = Job(path=None, folder=tmp_path), tmp_path / "r"
+    if exists == "new":
+        asked.mkdir()
+        (asked / "notes.txt").write_text("somebody's")
+    first = trainer(tmp_path, LightningProbe(asked, exists=exists), max_epochs=1)
+    first.fit(Classifier(job), job.loader)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    again = trainer(tmp_path, LightningProbe(asked, exists=exists))
+    again.fit(Classifier(job), job.loader, ckpt_path=str(tmp_path / "last.ckpt"))
+    run = tvlars_probe.open_run(tmp_path / "r-2" if exists == "new" else asked)
+    assert [segment["first_step"] for segment in run.manifest.segments] == [0, STEPS]
+    assert run.steps()["step"].tolist() == [*range(2 * STEPS)]
+    assert not (tmp_path / "r-3").exists()
+
+
+def test_a_checkpoint_without_a_recording_is_refused(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    unrecorded = Trainer(**QUIET, max_epochs=1, default_root_dir=str(tmp_path))
+    unrecorded.fit(Classifier(job), job.loader)
+    unrecorded.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=rf"of step {STEPS}, holds no recording of .*leave LightningProbe out"):
+        trainer(tmp_path, LightningProbe(tmp_path / "r")).fit(
+            Classifier(job), job.loader, ckpt_path=str(tmp_path / "last.ckpt")
+        )
+    assert not (tmp_path / "r").exists()
 
 
 class Adversaries(LightningModule):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tvlars_probe.errors import UserError
 from tvlars_probe.probes.record import record
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
@@ -37,21 +38,44 @@ class Attachment:
         self.recorder: Recorder | None = None
         self._pause: AbstractContextManager[None] | None = None
 
-    def begin(self, model: Any, optimizers: Any, **facts: Any) -> Recorder:
+    def begin(self, model: Any, optimizers: Any, kept: Mapping[str, Any] | None = None, **facts: Any) -> Recorder:
         """Begin to record; what the user has set comes before what the trainer tells (``facts``).
 
         A recorder that was never ended, because the trainer broke off without a word, is ended first.
+
+        Args:
+            model: as for `tvlars_probe.record`.
+            optimizers: as for `tvlars_probe.record`.
+            kept: what `keep` gave, from which the recording goes on; None begins another.
+            facts: further arguments of `tvlars_probe.record`.
         """
         self.end(KeyboardInterrupt())
-        settings = {**facts, **self.settings}
-        if settings.get("resume") is not None:
+        settings, path = {**facts, **self.settings}, self.path
+        if kept is not None:
             settings.pop("exists", None)  # the folder is to be there
-        recorder = record(model, optimizers, self.path, **settings)
+            settings, path = {**settings, "resume": kept["recorder"]}, kept["path"]
+        recorder = record(model, optimizers, path, **settings)
         recorder.__enter__()
         # Only now: of a recorder that could not begin nothing has to be ended.
         self.recorder = recorder
         atexit.register(self._at_exit)
         return recorder
+
+    def keep(self) -> dict[str, Any] | None:
+        """What a checkpoint needs to go on in the same trace; None where nothing is recorded. Every rank calls it.
+
+        With ``exists="new"`` the folder isn't the path that the user gave: hence it is kept, too.
+        """
+        if self.recorder is None:
+            return None
+        return {"recorder": self.recorder.state_dict(), "path": os.fspath(self.recorder.path)}
+
+    def without_recording(self, step: int, probe: str) -> UserError:
+        """The error of a training that goes on from a checkpoint, of ``step``, in which nothing was kept."""
+        return UserError(
+            f"the checkpoint, of step {step}, holds no recording of {os.fspath(self.path)}: give the path of before, "
+            f"or leave {probe} out"
+        )
 
     def _at_exit(self) -> None:
         """End what a trainer left behind that has no call-back for errors: the script has ended with one."""

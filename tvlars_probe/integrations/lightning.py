@@ -44,12 +44,13 @@ class LightningProbe(Callback):
         settings: further arguments of `tvlars_probe.record`: detail, every, probes, exists, ...
 
     Raises:
-        UserError: at the start of the training, where `tvlars_probe.record` refuses.
+        UserError: at the start of the training, where `tvlars_probe.record` refuses, and where it goes on from a
+            checkpoint that holds no recording.
     """
 
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
         self._attachment = Attachment(path, settings)
-        self._resume: dict[str, Any] | None = None
+        self._kept: dict[str, Any] | None = None
         self._losses: list[Tensor | None] = []
         self._samples: list[int | None] = []
         self._steps = 0
@@ -65,16 +66,15 @@ class LightningProbe(Callback):
         return f"{type(self).__qualname__}{{'path': {str(self._attachment.path)!r}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        steps = trainer.estimated_stepping_batches
+        steps, kept = trainer.estimated_stepping_batches, self._kept if trainer.global_step else None
+        if trainer.global_step and kept is None:
+            raise self._attachment.without_recording(trainer.global_step, "LightningProbe")
         recorder = self._attachment.begin(
-            pl_module,
-            trainer.optimizers,
-            total_steps=int(steps) if math.isfinite(steps) else None,
-            resume=self._resume,
+            pl_module, trainer.optimizers, kept, total_steps=int(steps) if math.isfinite(steps) else None
         )
         if trainer.accumulate_grad_batches > 1:
             recorder.manifest.loss_mean = "micro-batches"
-        self._resume, self._steps = None, trainer.global_step
+        self._kept, self._steps = None, trainer.global_step
         self._losses, self._samples = [], []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -118,11 +118,12 @@ class LightningProbe(Callback):
         self._attachment.end(exception)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._kept = self._attachment.keep()  # for a checkpoint that is made from now on
         self._attachment.end()
 
     def state_dict(self) -> dict[str, Any]:
         # The Trainer calls it on every rank, as the recorder wants it.
-        return {} if self.recorder is None else self.recorder.state_dict()
+        return self._attachment.keep() or self._kept or {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._resume = dict(state_dict) or None
+        self._kept = dict(state_dict) or None

@@ -87,12 +87,12 @@ class TrainerProbe(TrainerCallback, ExportableState):
             what = "model" if model is None else "optimizer"
             raise UserError(f"the Trainer hands its callbacks no {what} (as under DeepSpeed): it can't be recorded")
         self.close()
-        self._attachment.begin(model, optimizer, total_steps=state.max_steps, resume=self._resumed(state))
+        self._attachment.begin(model, optimizer, self._resumed(state), total_steps=state.max_steps)
         self._saved, self._told, self._trusts_loss = None, [], True
         self._passes.attach(model)
 
     def _resumed(self, state: TrainerState) -> dict[str, Any] | None:
-        """The recorder's state in the Trainer's checkpoint from which it goes on; None at a fresh start."""
+        """What was kept in the Trainer's checkpoint from which it goes on; None at a fresh start."""
         # The Trainer declares a list of callbacks and holds their states by name.
         by_name: Any = state.stateful_callbacks
         stored = by_name.get(type(self).__name__)
@@ -102,10 +102,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
                 found: dict[str, Any] = one["attributes"]["recorded"]
                 return found
         if state.global_step:
-            raise UserError(
-                f"the checkpoint, of step {state.global_step}, holds no recording of {here}: give the path of before, "
-                "or leave TrainerProbe out"
-            )
+            raise self._attachment.without_recording(state.global_step, "TrainerProbe")
         return None
 
     def on_step_begin(
@@ -191,7 +188,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
     def _keep(self, is_to_be_saved: bool) -> None:
         """Take the recorder's state for a checkpoint: on all ranks, of which one alone is asked for `state`."""
         if is_to_be_saved and self.recorder is not None:
-            self._saved = self.recorder.state_dict()
+            self._saved = self._attachment.keep()
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoint."""
