@@ -77,6 +77,24 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_same_trace(tmp
     assert_same_rows(tmp_path / "cut", tmp_path / "whole", 1e-6)
 
 
+class Told(Classifier):
+    """Logs an accuracy of its own once the epoch has ended: the epoch's number."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_acc", (self.trainer.current_epoch + 1) / 10)
+
+
+def test_each_epoch_has_its_own_metrics_and_none_of_an_earlier_one(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    settings = {"max_epochs": 4, "check_val_every_n_epoch": 2}
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), **settings).fit(Told(job), job.loader, job.loader)
+    epochs = tvlars_probe.open_run(tmp_path / "r").epochs()
+    assert epochs["epoch"].tolist() == [0, 1, 2, 3]
+    assert epochs["step"].tolist() == [STEPS, 2 * STEPS, 3 * STEPS, 4 * STEPS]
+    assert epochs["train_acc1"].tolist() == pytest.approx([10, 20, 30, 40])
+    assert epochs["val_loss"].isna().tolist() == [True, False, True, False]
+
+
 @pytest.mark.parametrize("exists", ["error", "new"])
 def test_a_checkpoint_made_after_the_training_goes_on_too(exists: str, tmp_path: Path) -> None:
     """In the folder that the recording really had, also where another one was asked for and taken."""
@@ -85,13 +103,14 @@ def test_a_checkpoint_made_after_the_training_goes_on_too(exists: str, tmp_path:
         asked.mkdir()
         (asked / "notes.txt").write_text("somebody's")
     first = trainer(tmp_path, LightningProbe(asked, exists=exists), max_epochs=1)
-    first.fit(Classifier(job), job.loader)
+    first.fit(Told(job), job.loader)
     first.save_checkpoint(tmp_path / "last.ckpt")
     again = trainer(tmp_path, LightningProbe(asked, exists=exists))
-    again.fit(Classifier(job), job.loader, ckpt_path=str(tmp_path / "last.ckpt"))
+    again.fit(Told(job), job.loader, ckpt_path=str(tmp_path / "last.ckpt"))
     run = tvlars_probe.open_run(tmp_path / "r-2" if exists == "new" else asked)
     assert [segment["first_step"] for segment in run.manifest.segments] == [0, STEPS]
     assert run.steps()["step"].tolist() == [*range(2 * STEPS)]
+    assert run.epochs()["train_acc1"].tolist() == pytest.approx([10, 20])
     assert not (tmp_path / "r-3").exists()
 
 

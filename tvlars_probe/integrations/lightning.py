@@ -51,6 +51,8 @@ class LightningProbe(Callback):
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
         self._attachment = Attachment(path, settings)
         self._kept: dict[str, Any] | None = None
+        self._ended: tuple[int, Trainer] | None = None
+        self._logged: dict[str, Tensor] = {}
         self._losses: list[Tensor | None] = []
         self._samples: list[int | None] = []
         self._steps = 0
@@ -76,6 +78,7 @@ class LightningProbe(Callback):
             recorder.manifest.loss_mean = "micro-batches"
         self._kept, self._steps = None, trainer.global_step
         self._losses, self._samples = [], []
+        self._ended, self._logged = None, {}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # After this call-back the Trainer clips, and then the optimizer updates.
@@ -104,9 +107,26 @@ class LightningProbe(Callback):
             epoch=trainer.current_epoch,
         )
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_epoch()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.recorder is not None and (figures := epoch_figures(trainer.callback_metrics, _PARTS)):
-            self.recorder.log_epoch(epoch=trainer.current_epoch, **figures)
+        # The module is called after this, and may log metrics of the epoch, too.
+        self._ended = trainer.current_epoch, trainer
+
+    def _log_epoch(self) -> None:
+        """Log the epoch that has ended, if there is one. The Trainer makes no step between its end and this."""
+        ended, self._ended = self._ended, None
+        if ended is None or self.recorder is None:
+            return
+        epoch, trainer = ended
+        metrics, before = dict(trainer.callback_metrics), self._logged
+        # Metrics of earlier epochs stay among them until they are computed again: those of a validation that isn't made
+        # in every epoch, for instance.
+        new = {name: value for name, value in metrics.items() if before.get(name) is not value}
+        self._logged = metrics
+        if figures := epoch_figures(new, _PARTS):
+            self.recorder.log_epoch(epoch=epoch, **figures)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attachment.pause()
@@ -115,14 +135,17 @@ class LightningProbe(Callback):
         self._attachment.go_on()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._log_epoch()
         self._attachment.end(exception)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_epoch()
         self._kept = self._attachment.keep()  # for a checkpoint that is made from now on
         self._attachment.end()
 
     def state_dict(self) -> dict[str, Any]:
         # The Trainer calls it on every rank, as the recorder wants it.
+        self._log_epoch()
         return self._attachment.keep() or self._kept or {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
