@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,56 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_same_trace(
     assert cut.steps()["clip_scale"].notna().all()
     if "eval_steps" in settings:
         assert cut.epochs()["step"].tolist() == [2, 4, 6, 8, 10]
+
+
+def test_what_is_logged_and_saved_at_an_epochs_end_has_its_clipping(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    given = {"logging_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 2, "max_grad_norm": 0.05}
+    probe = TrainerProbe(tmp_path / "r")
+    Trainer(model=job.model(), args=arguments(tmp_path, **given), train_dataset=job.items, callbacks=[probe]).train()
+    run = tvlars_probe.open_run(tmp_path / "r")
+    logged = run.steps()[run.steps()["step"] % STEPS == STEPS - 1]
+    assert logged["clip_scale"].between(0, 1, inclusive="neither").tolist() == [True, True]
+    np.testing.assert_allclose(logged["grad_norm"], 0.05, rtol=1e-4)
+    # The checkpoint at the end of the first epoch goes on from there.
+    given["num_train_epochs"] = 3
+    again = Trainer(
+        model=job.model(), args=arguments(tmp_path, **given), train_dataset=job.items,
+        callbacks=[TrainerProbe(tmp_path / "r")],
+    )  # fmt: skip
+    again.train(resume_from_checkpoint=str(tmp_path / "trainer" / f"checkpoint-{STEPS}"))
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert [segment["first_step"] for segment in run.manifest.segments] == [0, STEPS]
+    assert run.steps()["step"].tolist() == [*range(3 * STEPS)]
+
+
+def test_a_recording_in_a_folder_of_its_own_goes_on_there(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "notes.txt").write_text("somebody's")
+    job = Job(path=None, folder=tmp_path)
+    for resumes in (False, True):
+        Trainer(
+            model=job.model(), args=arguments(tmp_path, save_strategy="steps", save_steps=4), train_dataset=job.items,
+            callbacks=[TrainerProbe(tmp_path / "r", exists="new")],
+        ).train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-4") if resumes else None)  # fmt: skip
+    run = tvlars_probe.open_run(tmp_path / "r-2")
+    assert [segment["first_step"] for segment in run.manifest.segments] == [0, 4]
+    assert run.steps()["step"].tolist() == [*range(STEPS)]
+    assert not (tmp_path / "r-3").exists()
+
+
+def test_a_trainer_that_never_logs_keeps_no_losses(tmp_path: Path) -> None:
+    class Counting(TrainerProbe):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            super().on_step_end(*args, **kwargs)
+            alive.append(sum(isinstance(one, Tensor) and one.ndim == 0 for one in gc.get_objects()))
+
+    job, alive = Job(path=None, folder=tmp_path), list[int]()
+    Trainer(
+        model=job.model(), args=arguments(tmp_path, logging_strategy="no", num_train_epochs=3), train_dataset=job.items,
+        callbacks=[Counting(tmp_path / "r")],
+    ).train()  # fmt: skip
+    assert alive[-1] <= alive[2] + 3
 
 
 def test_a_checkpoint_without_a_recording_is_refused(tmp_path: Path) -> None:

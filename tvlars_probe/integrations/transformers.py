@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +40,18 @@ _DISAGREEMENT = 0.01
 """Relative difference from the Trainer's own mean beyond which the model's loss isn't what was descended."""
 
 
+@dataclass(slots=True)
+class _Losses:
+    """The sum of the losses of some steps, on their device: a Trainer may log seldom, or never."""
+
+    total: torch.Tensor | None = None
+    steps: int = 0
+
+    def add(self, loss: torch.Tensor) -> None:
+        self.total = loss if self.total is None else self.total + loss
+        self.steps += 1
+
+
 class TrainerProbe(TrainerCallback, ExportableState):
     """Records what a `transformers.Trainer` trains, with one row of ``steps`` per update.
 
@@ -63,7 +76,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
         self._attachment = Attachment(path, settings)
         self._passes = ForwardPasses()
         self._saved: dict[str, Any] | None = None
-        self._told: list[torch.Tensor] = []
+        self._since_log, self._logged_at = _Losses(), -1
         self._trusts_loss = True
 
     @property
@@ -88,7 +101,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
             raise UserError(f"the Trainer hands its callbacks no {what} (as under DeepSpeed): it can't be recorded")
         self.close()
         self._attachment.begin(model, optimizer, self._resumed(state), total_steps=state.max_steps)
-        self._saved, self._told, self._trusts_loss = None, [], True
+        self._saved, self._trusts_loss = None, True
+        self._since_log, self._logged_at = _Losses(), -1
         self._passes.attach(model)
 
     def _resumed(self, state: TrainerState) -> dict[str, Any] | None:
@@ -123,8 +137,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
             )
         if args.gradient_accumulation_steps > 1 and not seen.by_tokens:
             self.recorder.manifest.loss_mean = "micro-batches"
-        if seen.loss is not None:
-            self._told.append(seen.loss)
+        if seen.loss is not None and self._trusts_loss:
+            self._since_log.add(seen.loss)
         self.recorder.log(
             loss=seen.loss if self._trusts_loss else None,
             samples=seen.samples,
@@ -139,7 +153,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._keep(control.should_save)
+        if not control.should_log or self._logged_at == state.global_step:
+            self._keep(control.should_save)
         if control.should_save or control.should_evaluate:
             self._attachment.pause()
 
@@ -149,9 +164,9 @@ class TrainerProbe(TrainerCallback, ExportableState):
             return  # an evaluation's metrics, or those of the whole training
         if "grad_norm" in logs and args.max_grad_norm > 0:
             self.recorder.note_norm_before_clipping(float(logs["grad_norm"]), max_norm=args.max_grad_norm)
-        told, self._told = self._told, []
-        if told and self._trusts_loss and "loss" in logs:
-            self._compare(float(torch.stack(told).mean()), float(logs["loss"]))
+        told, self._since_log, self._logged_at = self._since_log, _Losses(), state.global_step
+        if told.total is not None and self._trusts_loss and "loss" in logs:
+            self._compare(float(told.total) / told.steps, float(logs["loss"]))
         self._keep(control.should_save)
 
     def _compare(self, ours: float, trainers: float) -> None:
