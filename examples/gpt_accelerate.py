@@ -7,6 +7,7 @@ Each step's row has the norm before clipping, the factor and the loss. The last 
 clipped, and the tensor whose update was largest for its weights.
 """
 
+import itertools
 from pathlib import Path
 
 import click
@@ -36,7 +37,7 @@ def train(path: Path, *, steps: int, batch: int, pieces: int, width: int, layers
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     losses: list[torch.Tensor] = []
     with tvlars_probe.record(model, optimizer, path, total_steps=steps) as rec:
-        for inputs in loader:
+        for inputs in itertools.chain.from_iterable(itertools.repeat(loader)):
             with accelerator.accumulate(model):
                 loss = model(**inputs).loss
                 accelerator.backward(loss)

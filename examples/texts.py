@@ -1,4 +1,4 @@
-"""A text that every Python ships, as numbers of its characters: what `help("topics")` prints, 0.7 million of them."""
+"""A text that every Python ships, as numbers of its characters: Python's help on its topics, half a million of them."""
 
 from pydoc_data.topics import topics
 
