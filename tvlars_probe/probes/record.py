@@ -37,6 +37,7 @@ from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.plain_types import shown
 from tvlars_probe.traces.run_directory import first_free, new_run_id
 from tvlars_probe.whole_tensors import is_dtensor
+from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +109,7 @@ def record(
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
         if spectral_every is not None:
-            _refuse_dtensors(optimizers)
+            _refuse_dtensors(optimizers, model)
         home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     if exists == "new":
         home = ranks.from_first(first_free(home))
@@ -144,13 +145,14 @@ def _refuse_settings(config: Mapping[str, Any] | None, resume: Mapping[str, Any]
         raise UserError(f"config= takes a mapping of settings to their values, got {config!r:.60} (vars() makes one)")
 
 
-def _refuse_dtensors(optimizers: Sequence[Optimizer]) -> None:
+def _refuse_dtensors(optimizers: Sequence[Optimizer], model: nn.Module | None) -> None:
     """Refuse to measure spectral norms of tensors that are spread over ranks: a shard's is another number.
 
     Raises:
         UserError: a parameter is a DTensor.
     """
-    for name, tensor in (named for one in optimizers for named in tensors_of(one)):
+    names = {} if model is None else {id(p): name for name, p in unwrap(model).named_parameters()}
+    for name, tensor in (named for one in optimizers for named in tensors_of(one, names)):
         if is_dtensor(tensor):
             raise UserError(
                 f"spectral_every: {name} is a DTensor, of which no rank holds the whole matrix; leave it out"

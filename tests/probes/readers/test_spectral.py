@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F  # noqa: N812
 
 import tvlars_probe
@@ -210,3 +211,13 @@ def test_what_can_not_be_measured_is_refused(tmp_path: Path, how: dict[str, Any]
     model = net()
     with pytest.raises(UserError, match=said):
         tvlars_probe.record(model, OPTIMIZERS["sgd"](model.parameters()), tmp_path / "r", **how)
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")  # torch 2.6, of every mesh of CPUs
+def test_a_matrix_that_is_spread_over_ranks_is_refused_by_name(mesh_of_one: Any, tmp_path: Path) -> None:
+    model = wide()
+    model[4].weight = nn.Parameter(distribute_tensor(model[4].weight.detach(), mesh_of_one, [Shard(0)]))
+    made = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(UserError, match=r"spectral_every: 4.weight is a DTensor, of which no rank holds the whole"):
+        tvlars_probe.record(model, made, tmp_path / "r", spectral_every=1)
+    assert [*tmp_path.iterdir()] == []
