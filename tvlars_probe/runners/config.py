@@ -94,8 +94,8 @@ class RecordConfig:
         if self.spectral_every is not None:
             if self.spectral_every < 1 or self.spectral_every % self.every:
                 raise UserError(
-                    f"--spectral-every {self.spectral_every} isn't possible (allowed: a multiple of --record-every "
-                    f"{self.every})"
+                    f"--spectral-every {self.spectral_every} isn't possible (allowed: 1 or more, a multiple of "
+                    f"--record-every {self.every})"
                 )
             if self.detail == "none":
                 raise UserError("--spectral-every needs the layers, which --record none leaves out")
