@@ -29,6 +29,8 @@ def train(path: Path, *, steps: int, batch: int, pieces: int, width: int, layers
             n_embd=width,
             n_layer=layers,
             n_head=max(1, width // 32),
+            bos_token_id=None,
+            eos_token_id=None,
         )
     )
     accelerator = Accelerator(gradient_accumulation_steps=pieces)

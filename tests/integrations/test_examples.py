@@ -52,4 +52,4 @@ def test_vit_with_lightning(tmp_path: Path) -> None:
     run = tvlars_probe.open_run(tmp_path / "r")
     assert run.steps()["samples"].tolist() == [500, 1000, 1497]
     assert run.steps()["lr"].tolist() == [0.5, 1.0, 1.0]
-    assert run.epochs()["val_acc1"].between(0, 100).all()
+    assert run.epochs()["test_acc1"].between(0, 100).all()

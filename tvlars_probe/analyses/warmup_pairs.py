@@ -138,7 +138,7 @@ def _judged(pairs: pd.DataFrame) -> tuple[str, str]:
     rescued = int(pairs["rescued"].sum())
     saved = f"{rescued} of {len(pairs)} runs without warm-up diverged where the one with it did not"
     if gain.count == 0:
-        return ("helps", saved) if rescued else (CANT_TELL, "no pair has two accuracies")
+        return ("helps", saved) if rescued else (CANT_TELL, "no pair has two test accuracies (test_acc1 of epochs)")
     if gain.count == 1:
         reason = f"at one seed it gained {gain.value:+.2g} points: train more"
     else:
