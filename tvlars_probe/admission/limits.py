@@ -58,11 +58,32 @@ PART_ROWS = 1 << 23
 PART_BYTES = 1 << 31
 """The most bytes that a part may claim, uncompressed."""
 
+PAGE_BYTES = 1 << 25
+"""The most bytes of one page of a part, unpacked: the writer's have one MiB, or a thousand names."""
+
+PART_TEXT_BYTES = 1 << 29
+"""The most bytes of a part's names, unpacked. With names of 100 bytes four million rows have 400 million."""
+
+PAGES = 1 << 17
+"""The most pages of a parquet file."""
+
 IMAGES_BYTES = 1 << 34
 """The most bytes that a parquet file of images may claim, uncompressed."""
 
+IMAGES_PAGE_BYTES = 1 << 30
+"""The most bytes of one of its pages, unpacked."""
+
 IMAGE_FILE_BYTES = 1 << 29
 """The most bytes of one encoded image."""
+
+IMAGE_PIXELS = 89_478_485
+"""The most pixels of one image, which is Pillow's limit."""
+
+IMAGE_SCANS = 100
+"""The most scans of a JPEG image, of which each goes over all its pixels. Encoders make some ten."""
+
+CIFAR_BYTES = 1 << 28
+"""The most bytes of a file of CIFAR: of all of them a checksum is taken. The largest has 170 million."""
 
 DECODED_BYTES = 1 << 34
 """The most bytes of all decoded images of a data set, which memory holds together; half of the machine's, if less."""

@@ -6,6 +6,7 @@ A part from a stranger may be cut short, belong to another table, or cost more t
 
 from __future__ import annotations
 
+import functools
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from tvlars_probe.admission import limits, parquet
 from tvlars_probe.admission.texts import parse_json
 from tvlars_probe.errors import LaterVersionError, RefusedFileError, TraceError, UnreadableError
 from tvlars_probe.traces.plain_types import shown
+from tvlars_probe.traces.schema import TABLES
 from tvlars_probe.traces.table_form import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 _COPIES = 4
@@ -78,7 +81,39 @@ def check_footer(path: Path, table: str, run_id: str | None = None) -> pq.FileMe
     other = about.get("run_id")
     if run_id is not None and other is not None and other != run_id:
         raise TraceError(f"{path} belongs to another run, {other}: {remedy(path)}")
+    _refuse_other_types(path, footer, table)
     return footer
+
+
+def _refuse_other_types(path: Path, footer: pq.FileMetaData, table: str) -> None:
+    """Refuse a part whose columns have other types than the table's.
+
+    A name that is stored as a string, and not in a dictionary, would be written out for each of its rows.
+
+    Raises:
+        TraceError: a column has another type, or one that no column has.
+    """
+    import pyarrow as pa
+
+    try:
+        columns = footer.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TraceError(f"{path} is damaged ({first_line(error)}): {remedy(path)}") from None
+    ours, known = _types(table)
+    for column in columns:
+        # A later version's column, which nobody asks for, has a type of ours, too.
+        if column.type not in ours.get(column.name, known):
+            raise TraceError(
+                f"{path} is no part of the table {table}: its column {shown(column.name)} is of type "
+                f"{shown(str(column.type))}; {remedy(path)}"
+            )
+
+
+@functools.cache
+def _types(table: str) -> tuple[dict[str, set[pa.DataType]], set[pa.DataType]]:
+    """The type of each of a table's columns, as a set of one, and those of all tables' columns."""
+    types = {name: {field.name: {field.type} for field in TABLES[name].arrow_schema()} for name in TABLES}
+    return types.get(table, {}), {kind for each in types.values() for kinds in each.values() for kind in kinds}
 
 
 def describe(footer: pq.FileMetaData) -> dict[str, Any] | None:
