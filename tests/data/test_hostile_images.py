@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tvlars_probe.admission import limits
 from tvlars_probe.data import decoding, tiny_imagenet
 from tvlars_probe.data.fashion_mnist import read_idx
 from tvlars_probe.data.registry import DataConfig
-from tvlars_probe.errors import DataError
+from tvlars_probe.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,3 +142,53 @@ def test_of_a_packed_idx_file_no_more_is_unpacked_than_it_can_have(
     monkeypatch.setattr(limits, "IDX_BYTES", 1 << 15)
     with pytest.raises(DataError, match="it claims the shape"):
         read_idx(path, 1)
+
+
+def test_no_other_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands EPS, whatever its file is called, to Ghostscript, which would run it."""
+    paths = sorted((write_image_folder(tmp_path) / "train" / "cat").iterdir())
+    paths[0].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n{} loop\n%%EOF\n")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(DataError, match=r"0.png can't be decoded: no image format of JPEG, PNG"):
+        decoding.decode_files(paths, None, 1)
+
+
+def test_packed_arrays_that_claim_more_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    """Nothing of them stands on the disk."""
+    write_parquet(tmp_path / "hub")
+    tiny_imagenet.import_into(tmp_path, tmp_path / "hub")
+    count = 1 << 30
+    for name, shape in (("images", (count, 3, 8, 8)), ("labels", (count,))):
+        path = tmp_path / "packed" / f"train-{name}.npy"
+        header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        os.truncate(path, path.stat().st_size + int(np.prod(shape)))
+    with pytest.raises(DataError, match="1,073,741,824 images of 8x8 take 192 GiB of memory"):
+        DataConfig(name="tinyimagenet", folder=str(tmp_path)).load()
+
+
+def test_a_deep_header_of_a_packed_array_is_damage(tmp_path: Path) -> None:
+    """Python's parser answers it with a MemoryError."""
+    write_parquet(tmp_path / "hub")
+    tiny_imagenet.import_into(tmp_path, tmp_path / "hub")
+    header = b"-" * 9000 + b"1\n"
+    path = tmp_path / "packed" / "train-images.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DataError, match=r"train-images.npy can't be read"):
+        DataConfig(name="tinyimagenet", folder=str(tmp_path)).load()
+
+
+def test_no_checksum_is_taken_of_a_file_that_is_too_large(tmp_path: Path) -> None:
+    """A terabyte of nothing takes no room on the disk, and a checksum an hour."""
+    home = tmp_path / "cifar-10-batches-py"
+    home.mkdir()
+    (home / "data_batch_1").touch()
+    os.truncate(home / "data_batch_1", 1 << 40)
+    with pytest.raises(DataError, match=r"data_batch_1 is refused: it has 1,099,511,627,776 bytes"):
+        DataConfig(name="cifar10", folder=str(tmp_path), download=False).load()
+
+
+def test_no_image_is_scaled_to_more_pixels_than_one_can_have() -> None:
+    assert DataConfig(name="imagefolder", folder="x", image_size=9459)
+    with pytest.raises(UserError, match=r"--image-size 9460 is too large \(allowed: 1 to 9459\)"):
+        DataConfig(name="imagefolder", folder="x", image_size=9460)

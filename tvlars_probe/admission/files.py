@@ -25,6 +25,18 @@ def refuse_special(path: Path) -> None:
         raise RefusedFileError(path, "it is no plain file")
 
 
+def refuse_larger(path: Path, most: int) -> None:
+    """Refuse a plain file of more than ``most`` bytes, whether it takes them on the disk or not.
+
+    Raises:
+        OSError: it isn't there, or the system refuses to look at it.
+        RefusedFileError: it is no plain file, or has more bytes.
+    """
+    refuse_special(path)
+    if (size := path.stat().st_size) > most:
+        raise RefusedFileError(path, f"it has {size:,} bytes, of {most:,} that it can have")
+
+
 def open_plain(path: Path) -> IO[bytes]:
     """Open a plain file for reading.
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tvlars_probe.admission import limits
+from tvlars_probe.admission.files import refuse_larger
 from tvlars_probe.data.folders import removed_on_failure
 from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from tvlars_probe.errors import DataError
+from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
     from tvlars_probe.data.registry import Request
@@ -23,6 +25,7 @@ DOWNLOAD_FOLDER = Path("data")
 
 _CLASSES = {"cifar10": 10, "cifar100": 100}
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 
 
 def load(request: Request) -> ImageData:
@@ -34,6 +37,7 @@ def load(request: Request) -> ImageData:
         DataError: the data is not there, is damaged, or can't be downloaded.
     """
     root = _root(request.name, request.folder)
+    _refuse_large_files(request.name, root)
     try:
         # torchvision makes the folder before it downloads.
         with removed_on_failure(root):
@@ -59,6 +63,21 @@ def _root(name: str, folder: Path | None) -> Path:
     if folder is None:
         return DOWNLOAD_FOLDER
     return folder.parent if folder.name == _FOLDERS[name] else folder
+
+
+def _refuse_large_files(name: str, root: Path) -> None:
+    """Refuse files that no checksum should be taken of: torchvision takes one of each, however long that takes.
+
+    Raises:
+        DataError: one has more bytes than any of the data set's.
+    """
+    home = root / _FOLDERS[name]
+    for path in (*(home.iterdir() if home.is_dir() else ()), root / _ARCHIVES[name]):
+        if path.is_file():  # torchvision passes over what isn't
+            try:
+                refuse_larger(path, limits.CIFAR_BYTES)
+            except RefusedFileError as error:
+                raise DataError(f"{name}: {error}; get it again") from None
 
 
 def _read(name: str, root: Path, *, train: bool, download: bool) -> TensorImages:

@@ -1,4 +1,8 @@
-"""Decodes image files of any format that Pillow reads, by several threads, into one tensor."""
+"""Decodes image files by several threads into one tensor.
+
+Pillow tells a file's format by its bytes, whatever its name, and for some formats starts another program: of an EPS file
+Ghostscript would run what a stranger has written. Only the formats of photographs are read.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain
+from tvlars_probe.admission.images import FORMATS, refuse_costly_image
 from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
@@ -145,7 +150,8 @@ def decode(
     try:
         content = file if isinstance(file, bytes) else read_plain(file, limits.IMAGE_FILE_BYTES)
         # Opening reads the header alone, which tells the size.
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            refuse_costly_image(content, opened)
             if most_pixels is not None and opened.width * opened.height > most_pixels:
                 return None
             image = _eight_bits(opened)
@@ -159,7 +165,7 @@ def decode(
     except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        reason = f"no image format of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{name} can't be decoded: {reason}") from None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from tvlars_probe.admission import limits
 from tvlars_probe.errors import DataError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -149,6 +151,8 @@ class DataConfig:
             raise unknown("--augmentation", self.augmentation, AUGMENTATIONS)
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"--image-size {self.image_size} is too small (allowed: 1 or more)")
+        if self.image_size is not None and self.image_size > (most := math.isqrt(limits.IMAGE_PIXELS)):
+            raise UserError(f"--image-size {self.image_size} is too large (allowed: 1 to {most})")
 
     @property
     def augments(self) -> bool:

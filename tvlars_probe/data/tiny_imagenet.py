@@ -116,6 +116,9 @@ def _load_packed(packed: Path) -> tuple[TensorImages, TensorImages]:
         is_fit = images.dtype == np.uint8 and images.ndim == 4 and labels.ndim == 1 and labels.dtype.kind in "iu"
         if not is_fit or len(labels) != len(images) or not images.size:
             raise DataError(f"{packed} is damaged: {part} has images {images.shape} and labels {labels.shape}")
+        # A file may claim far more than it takes on the disk.
+        _, channels, height, width = images.shape
+        refuse_large((height, width, channels), len(images), "Tiny ImageNet's are 64x64; import it again")
         parts.append(_part(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, dtype=np.int64))))
     _check_labels(packed, parts[0].labels, parts[1].labels)
     return parts[0], parts[1]
@@ -126,11 +129,10 @@ def _array(packed: Path, name: str) -> NDArray[np.uint8]:
     try:
         refuse_special(path)
         array: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    # NumPy parses the header as Python, and what may go wrong there has no end.
-    except (MemoryError, KeyboardInterrupt):
-        raise
+    # NumPy parses the header as Python, and what may go wrong there has no end: a deep one is a MemoryError. The array
+    # itself takes no memory yet.
     except Exception as error:
-        reason = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise DataError(f"{path} can't be read ({reason}): import Tiny ImageNet again") from None
     if not isinstance(array, np.ndarray) or not array.ndim:
         raise DataError(f"{path} holds no array: import Tiny ImageNet again")
@@ -239,7 +241,8 @@ def _rows(file: Path) -> int:
     import pyarrow as pa
 
     try:
-        return read_footer(file, size=limits.IMAGES_BYTES).num_rows
+        most = limits.IMAGES_BYTES
+        return read_footer(file, size=most, page=limits.IMAGES_PAGE_BYTES, texts=most).num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} is no parquet file of images: {getattr(error, 'reason', None) or error}") from None
 
