@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 import tvlars_probe
-from tvlars_probe.analyses.facts import RunFacts
+from tvlars_probe.analyses.facts import PARAMETER_COLUMNS, RunFacts
 from tvlars_probe.analyses.source import Source
+from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,3 +62,18 @@ def test_a_setting_that_is_none_is_one_that_an_older_run_lacks() -> None:
     assert RunFacts(name="a", config=older).settings == RunFacts(name="b", config=newer).settings
     told = RunFacts(name="c", config={"optimizer": {**newer["optimizer"], "muon_rest": "sgd"}}).settings
     assert told["optimizer.muon_rest"] == "sgd"
+
+
+def test_what_entries_hold_besides_takes_no_room_in_a_frame() -> None:
+    """A thousand entries of a thousand keys each of their own make a million columns."""
+    entries = [{"name": f"w{i}", **{f"{i}-{j}": 0 for j in range(10)}} for i in range(100)]
+    manifest = Manifest(run_id="r", parameters={"train": entries})
+    facts = RunFacts.from_manifest(manifest, name="r", status="completed")
+    assert tuple(facts.parameters.columns) == PARAMETER_COLUMNS
+    assert len(facts.parameters) == 100
+
+
+def test_a_group_below_the_first_is_none(facts: RunFacts) -> None:
+    groups = [{k: v for k, v in group.items() if k != "group"} for group in facts.groups] * 2
+    strange = dataclasses.replace(facts, groups=groups, parameters=facts.parameters.assign(group=-1000))
+    assert strange.group_of([*RATES]) == [{}] * 4

@@ -107,8 +107,10 @@ class RunFacts:
         own = next((p for p in m.phases if p.get("phase") == chosen), {})
         epochs = m.config.get("epochs")
         named = schedule.get("name") if isinstance(schedule, dict) else None
+        # Of these columns alone: entries may hold more, and a frame has room for each key of one in all others' rows.
+        entries = [{name: e[name] for name in PARAMETER_COLUMNS if name in e} for e in m.parameters.get(chosen, [])]
         # reindex: a run without a table of parameters has the columns all the same.
-        rows = pd.DataFrame(m.parameters.get(chosen, [])).reindex(columns=list(PARAMETER_COLUMNS))
+        rows = pd.DataFrame(entries).reindex(columns=list(PARAMETER_COLUMNS))
         return cls(
             name=name,
             status=status,
@@ -200,7 +202,7 @@ class RunFacts:
         # A group may hold only parameters that a later optimizer holds as well, and then isn't in the table either.
         sizes = {optimizer: 1 + max(g for o, g in keys if o == optimizer) for optimizer, _ in keys}
         places = {(o, g): g + sum(size for other, size in sizes.items() if other < o) for o, g in keys}
-        return {key: self.groups[place] for key, place in places.items() if place < len(self.groups)}
+        return {key: self.groups[place] for key, place in places.items() if 0 <= place < len(self.groups)}
 
     @property
     def main_group(self) -> Mapping[str, Any]:

@@ -112,7 +112,8 @@ def replay(
     applied_ratio = grid["trust_ratio"].astype(np.float64)
     ratio, cancelled = applied_ratio.copy(), np.zeros(applied_ratio.shape, bool)
     shapes = dict(zip(facts.parameters["name"], facts.parameters["shape"], strict=True))
-    ndims = [len(shapes.get(name, (1, 1))) for name in grid.parameters]
+    # A shape that isn't told, NaN in a frame, counts as a matrix's.
+    ndims = [len(shape) if isinstance(shape := shapes.get(name), list | tuple) else 2 for name in grid.parameters]
     adapted = np.zeros(len(ndims), bool)
     # Each variant once, for all its tensors together. If it has them all, a slice spares the copies.
     for variant in dict.fromkeys(variants):

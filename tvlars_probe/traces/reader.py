@@ -23,6 +23,7 @@ from tvlars_probe.traces.datasets import (
 )
 from tvlars_probe.traces.footers import check_footer, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.manifest_entries import ParameterEntry
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import status
 from tvlars_probe.traces.schema import table as schema_of
@@ -118,7 +119,9 @@ class Trace(Frames):
 
         phases = self.manifest.parameters
         chosen = phase or next(reversed(phases), "train")
-        return pd.DataFrame(phases.get(chosen, []))
+        # Of the known columns alone: a frame has room for each key of one entry in all others' rows.
+        known = ParameterEntry.__annotations__
+        return pd.DataFrame([{name: e[name] for name in e if name in known} for e in phases.get(chosen, [])])
 
     def frame(
         self,
