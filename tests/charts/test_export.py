@@ -9,7 +9,7 @@ import altair as alt
 import pytest
 
 from tests.charts.specs import data_sets
-from tvlars_probe.charts.export import WRITERS, file_content, script_text
+from tvlars_probe.charts.export import WRITERS, file_content, script_text, spec_of
 from tvlars_probe.errors import UserError
 
 HOSTILE = "</script><b>&"
@@ -71,3 +71,14 @@ def test_text_that_cannot_be_encoded_is_spelt_out(suffix: str) -> None:
     content = file_content(drawn, Path(f"x.{suffix}"))
     if suffix in ("html", "json", "svg"):
         assert "udce9" in content.decode()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_control_characters_are_spelt_out_where_xml_has_none(suffix: str) -> None:
+    """vl-convert ends the process over them, which no test would outlive: it is handed none."""
+    data = alt.InlineData(values=[{"a": 1, "c": "w\x00\x1b[31m\ufffe\t"}])
+    spec = spec_of(alt.Chart(data, title="t\x0b").mark_point().encode(x="a:Q", y="c:N"))
+    assert not {*"\x00\x1b\ufffe\x0b"} & {*str([*data_sets(spec)]), *spec["title"]}
+    assert next(data_sets(spec))[0]["c"] == "w\\x00\\x1b[31m\\ufffe\t"
+    made = file_content(alt.Chart(data, title="t\x0b").mark_point().encode(x="a:Q", y="c:N"), Path(f"c.{suffix}"))
+    assert len(made) > 100

@@ -1,12 +1,19 @@
 """Names that are no UTF-8, as other systems and unpacked archives leave them.
 
 Python keeps the bytes of such a name as lone surrogates. A path with them opens its file, but they can't be encoded,
-and what is written, drawn or stored in a table is UTF-8.
+and what is written, drawn or stored in a table is UTF-8. What is drawn is XML, too, which has no control characters.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NOT_XML = {code: f"\\x{code:02x}" for code in range(0x20) if chr(code) not in "\t\n\r"}
+_NOT_XML |= {code: f"\\u{code:04x}" for code in (0xFFFE, 0xFFFF)}
+"""By code point, what stands in XML for a character that it can't hold, not even escaped."""
 
 
 def encodable(text: str) -> str:
@@ -14,12 +21,17 @@ def encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def encodable_values(value: Any) -> Any:
-    """The same for all texts in a value of dicts and lists."""
+def drawable(text: str) -> str:
+    r"""The text with lone surrogates, and the control characters that XML can't hold, spelt out, as ``\x1b``."""
+    return encodable(text).translate(_NOT_XML)
+
+
+def encodable_values(value: Any, spelt: Callable[[str], str] = encodable) -> Any:
+    """The value of dicts and lists with all texts in it ``spelt`` out, by default only lone surrogates."""
     if isinstance(value, str):
-        return encodable(value)
+        return spelt(value)
     if isinstance(value, dict):
-        return {encodable_values(key): encodable_values(item) for key, item in value.items()}
+        return {encodable_values(key, spelt): encodable_values(item, spelt) for key, item in value.items()}
     if isinstance(value, list):
-        return [encodable_values(item) for item in value]
+        return [encodable_values(item, spelt) for item in value]
     return value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from tvlars_probe.admission.names import encodable_values
+from tvlars_probe.admission.names import drawable, encodable_values
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.names import pixels
 from tvlars_probe.errors import unknown
@@ -41,8 +41,8 @@ def spec_of(chart: Any, ink: str = "#222222") -> dict[str, Any]:
         chart: an `altair` chart.
         ink: colour of lines and letters.
     """
-    # vl-convert aborts the process over a text that can't be encoded.
-    spec: dict[str, Any] = encodable_values(chart.to_dict(validate=True))
+    # vl-convert aborts the process over a text that can't be encoded, or isn't XML.
+    spec: dict[str, Any] = encodable_values(chart.to_dict(validate=True), drawable)
     spec.pop("$schema", None)
     heading = spec.get("title") or {}
     parts = [heading.get("text"), heading.get("subtitle")] if isinstance(heading, dict) else [heading]
