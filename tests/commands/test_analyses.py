@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -238,3 +240,34 @@ def test_a_report_is_written_where_it_is_said_to_be(trained: Callable[..., Path]
     done = cli("report", trained("lars"), "-o", "page.html")
     assert done.out == "Report: page.html\n"
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "dangling", "loop", "socket"])
+def test_what_is_no_plain_file_is_never_replaced(
+    kind: str, trained: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    """As root, -o /dev/null would have put a file in its place."""
+    path = tmp_path / "answer.csv"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("answer.csv")  # in the working folder, since a socket's path is short
+    else:
+        path.symlink_to("nowhere" if kind == "dangling" else path.name)
+    before = path.lstat().st_ino
+    done = cli("compare", trained("lars"), "-o", path)
+    assert done.code == 2
+    assert "is no plain file, and would be replaced by one" in done.err
+    assert path.lstat().st_ino == before
+
+
+def test_an_answer_goes_through_a_link_and_into_a_file_of_a_long_name(
+    trained: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "answer.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("answer.csv")
+    assert cli("compare", trained("lars"), "-o", "link.csv").code == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "answer.csv").read_text().startswith("optimizer,")
+    assert cli("compare", trained("lars"), "-o", f"{'é' * 125}.csv").code == 0

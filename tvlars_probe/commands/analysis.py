@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,12 +114,16 @@ def check_output(path: Path) -> None:
     """Refuse to write a file where it can't be, or where it mustn't be: a run directory stays as it was recorded.
 
     Raises:
-        UserError: ``path`` is a folder, its folder doesn't exist, or it lies in a run directory.
+        UserError: ``path`` is a folder, a device or anything else that is no plain file, its folder doesn't exist, or it
+            lies in a run directory.
     """
     from tvlars_probe.traces.manifest import FILE_NAME
 
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
+    # A file takes the place of what has its name: of /dev/null, too.
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(f"{path} is no plain file, and would be replaced by one: name another (or leave out -o)")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
     # The path as it is given and the one that its links lead to: a run may be reached by either.
@@ -138,7 +143,7 @@ def write_output(path: Path, content: bytes) -> None:
 
     check_output(path)  # again: the first check may be long ago
     try:
-        replace_file(path, lambda stream: stream.write(content))
+        replace_file(path.resolve(), lambda stream: stream.write(content))  # a link stays what it is
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror or error}") from None
 

@@ -40,7 +40,9 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, made_in: P
         OSError: it can't be written (no space, no permission, ...); ``path`` is as it was.
     """
     # Near it, since a rename within one file system is one step. Our readers skip the dot; `leftovers` knows the form.
-    temporary = (made_in or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    # A file system takes names of 255 bytes.
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    temporary = (made_in or path.parent) / f".{name}.{os.getpid()}.tmp"
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as stream:  # no link that stands there is followed
