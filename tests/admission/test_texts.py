@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,19 @@ def test_toml_is_what_toml_says_it_is(text: str) -> None:
 def test_toml_that_nests_too_deep_is_refused(text: str) -> None:
     with pytest.raises(RefusedFileError, match=r"it nests [\d,]+ deep, of 64 that it can"):
         parse_toml(text.encode(), PATH)
+
+
+@pytest.mark.parametrize("end", ['"""', '""""', '"""""', "'''", "''''", "'''''"])
+def test_quotes_before_those_that_end_a_long_text_hide_nothing(end: str) -> None:
+    quotes = end[:3]
+    assert parse_toml(f"a = [{quotes}x{end}, []]".encode(), PATH) == {"a": ["x" + end[3:], []]}
+    with pytest.raises(RefusedFileError, match="nests"):
+        parse_toml(f"a = [{quotes}x{end}, {'[' * 5_000}".encode(), PATH)
+
+
+def test_long_texts_without_an_end_take_no_longer_than_they_are_long() -> None:
+    """Each line begins one, and its quotes are escaped in those that began before it."""
+    start = time.process_time()
+    with pytest.raises(ValueError, match="Unterminated"):
+        parse_toml(b'x = """\n' + b'\\"""\n' * 13_000, PATH)
+    assert time.process_time() - start < 2

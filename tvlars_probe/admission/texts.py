@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _JSON_STRING = re.compile(rb'"[^"]*"?')
-# A comment ends a line; a string of three quotes may hold one or two.
+# A comment ends a line; a string of three quotes may hold one or two, also just before those that end it. One without an
+# end takes all that follows. Nothing is tried twice (*+), so that the search is linear whatever the text.
 _TOML_STRING = re.compile(
-    rb'"""(?:\\.|[^\\])*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"?|\'[^\'\n]*\'?|#[^\n]*', re.DOTALL
+    rb'"""(?:[^\\"]|\\.|"{1,2}(?!"))*+(?:"{3,5})?'
+    rb"|'''(?:[^']|'{1,2}(?!'))*+(?:'{3,5})?"
+    rb'|"(?:\\.|[^"\\\n])*+"?'
+    rb"|'[^'\n]*'?|#[^\n]*",
+    re.DOTALL,
 )
 _OPENING, _CLOSING = b"[{", b"]}"
 _OTHERS = bytes(code for code in range(256) if code not in _OPENING + _CLOSING)

@@ -34,6 +34,8 @@ class FilePath(click.Path):
         super().__init__(**{"path_type": Path, **kwargs})
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "\0" in str(value):  # no shell can give it, but a grid's file can
+            self.fail(f"{value!r} holds a null character, which no path can.", param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 (a user unknown is no error)
 
 

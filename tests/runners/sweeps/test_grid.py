@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -55,3 +55,11 @@ def test_a_fifo_is_no_grid_and_a_folder_hides_none(tmp_path: Path, monkeypatch: 
         read_grid("g.toml")
     (tmp_path / "classification-512").mkdir()
     assert read_grid("classification-512").axes
+
+
+@pytest.mark.parametrize("option", ["data-dir", "run-dir", "resume"])
+def test_a_null_character_in_a_path_is_refused(option: str, cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "g.toml").write_text(f'[settings]\n{option} = "a\\u0000b"\n[grid]\nlr = [1.0]\n')
+    done = cli("sweep", "g.toml", "--dry-run")
+    assert done.code == 2
+    assert "holds a null character" in done.err
