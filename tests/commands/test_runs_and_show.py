@@ -5,6 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -139,3 +143,19 @@ def test_a_damaged_part_is_one_line(cli: Any, tmp_path: Path) -> None:
 def test_a_finding_names_all_tensors_of_its_step_or_counts_them(further: dict[str, Any], text: str) -> None:
     finding = {"step": 4, "loss": "nan", "tensor": "0.weight", "quantity": "grad_norm"} | further
     assert describe_finding(finding) == f"loss nan in step 4{text}"
+
+
+def test_of_many_rows_of_one_step_only_the_ends_become_records(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part from a stranger may hold millions of them."""
+    cli("train", *QUICK, "--run-dir", "r")
+    [part] = Path("r/trace/layers").glob("part-*3.parquet")
+    rows = pq.read_table(part)
+    last = rows.filter(pc.field("step") == 3)
+    pq.write_table(pa.concat_tables([rows, *[last] * 200]), part)
+    made: list[int] = []
+    records = pd.DataFrame.to_dict
+    monkeypatch.setattr(pd.DataFrame, "to_dict", lambda self, *a, **k: made.append(len(self)) or records(self, *a, **k))
+    ratios = json.loads(cli("show", "r", "--json").out)["trust_ratios"]
+    assert (len(ratios["highest"]), len(ratios["lowest"])) == (5, 5)
+    assert max(made) <= 5
+    assert ratios["highest"][0]["trust_ratio"] > ratios["lowest"][0]["trust_ratio"]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import pandas as pd
+
     from tvlars_probe.runs import Run
 
 EXTREMES = 5
@@ -96,12 +98,17 @@ def _extremes(run: Run) -> dict[str, Any] | None:
     if rows.empty:
         return None
     ordered = rows.sort_values("trust_ratio", ascending=False, kind="stable")
-    records = [
-        {name: str(value) if name == "parameter" else float(value) for name, value in row.items()}
-        for row in ordered.to_dict("records")
+    count = min(EXTREMES, (len(ordered) + 1) // 2)  # no layer stands at both ends
+    # The ends alone become records: a part of a stranger's may have millions of rows of one step.
+    highest, lowest = ordered.iloc[:count], ordered.iloc[count:][-EXTREMES:][::-1]
+    return {"step": step, "highest": _records(highest), "lowest": _records(lowest)}
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(name): str(value) if name == "parameter" else float(value) for name, value in row.items()}
+        for row in rows.to_dict("records")
     ]
-    count = min(EXTREMES, (len(records) + 1) // 2)  # no layer stands at both ends
-    return {"step": step, "highest": records[:count], "lowest": records[: count - 1 : -1][:EXTREMES]}
 
 
 def render(facts: dict[str, Any]) -> None:
