@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tvlars_probe.traces.plain_types import shown
+from tvlars_probe.traces.plain_types import fits, shown
 
 
 @pytest.mark.parametrize("value", [1, None, "text", [1, 2, 3], {"a": [1]}, (1.5, "x"), {}, "é"])
@@ -27,3 +27,9 @@ def test_lists_that_hold_one_another_are_not_written_out() -> None:
     ring: list[Any] = []
     ring.append(ring)
     assert shown(ring).startswith("[[[")
+
+
+def test_an_integer_beyond_all_floats_is_none() -> None:
+    assert fits(10**300, float)
+    assert not fits(10**400, float)
+    assert not fits(-(10**400), float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import reprlib
+import sys
 import types
 import typing
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,9 @@ def fits(value: Any, expected: Any) -> bool:
         return any(fits(value, one) for one in arguments)
     # True and False are ints to Python, but no numbers here.
     if expected is float:
-        return (isinstance(value, float | int) and not isinstance(value, bool)) or value in NON_FINITE
+        if isinstance(value, int) and not isinstance(value, bool):
+            return abs(value) <= sys.float_info.max  # Python's integers have no end
+        return isinstance(value, float) or value in NON_FINITE
     if expected is int:
         # Beyond 64 bits no column can hold it.
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
