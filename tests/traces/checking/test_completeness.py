@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from tests.traces.checking.damages import (
 from tvlars_probe.errors import TraceError
 from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
 from tvlars_probe.runs import open_run
+from tvlars_probe.traces.checking.completeness import MOST_STRETCHES
 from tvlars_probe.traces.gaps import Gap
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.run_directory import RunDirectory
@@ -162,3 +164,33 @@ def test_absent_epochs_are_told_in_stretches_however_many_a_manifest_claims(tmp_
     # before 1000.
     assert told == ["the epochs that ended after 2 to 4 updates are missing",
                     "the epochs that ended after 10 to 998 updates are missing"]  # fmt: skip
+
+
+def test_known_gaps_are_taken_out_of_what_is_missing_whatever_their_order(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path / "trace", "r")
+    writer.append("steps", {"step": [3, 4, 10, 20], "loss": [1.0] * 4})
+    writer.flush()
+    spans = [(6, 7), (0, 1), (7, 8), (12, 12), (11, 13), (15, 15), (0, 0), (21, 40), (5, 5)]
+    gaps = [Gap("steps", first, last, "known") for first, last in spans]
+    Manifest(run_id="r", gaps=gaps).save(tmp_path)
+    assert [fault.problem for fault in check_run(tmp_path).faults] == [
+        "step 2 is missing", "step 9 is missing", "step 14 is missing", "steps 16 to 19 are missing",
+    ]  # fmt: skip
+
+
+def test_of_many_stretches_that_are_missing_some_are_told_one_by_one(tmp_path: Path) -> None:
+    """Beside as many known gaps, too, it takes no longer than they are many."""
+    count = 3_000
+    writer = TraceWriter(tmp_path / "trace", "r")
+    writer.append("steps", {"step": range(0, 4 * count, 2), "loss": [1.0] * (2 * count)})
+    writer.flush()
+    Manifest(run_id="r", gaps=[Gap("steps", 2 * n + 1, 2 * n + 1, "known") for n in range(count)]).save(tmp_path)
+    start = time.process_time()
+    found = check_run(tmp_path)
+    assert time.process_time() - start < 5
+    assert len(found.faults) == MOST_STRETCHES + 1
+    assert found.faults[0].problem == f"step {2 * count + 1} is missing"
+    told = f"further stretches are missing from step {2 * (count + MOST_STRETCHES) + 1} on: more than 1,000 in all"
+    assert (found.faults[-1].problem, found.faults[-1].repair) == (told, None)
+    repair_run(tmp_path, found)
+    assert len(open_run(tmp_path).manifest.gaps) == count + MOST_STRETCHES

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +17,7 @@ from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.run_directory import status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _CUT = re.compile(r"from-(\d{1,18})-\w+")
 """Name of a folder into which a cut moved rows; its number is that of the steps kept."""
+
+MOST_STRETCHES = 1000
+"""Most stretches of missing steps that are told one by one, of each table."""
 
 
 def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.Table]], found: Findings) -> None:
@@ -38,7 +43,7 @@ def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.
         found: gets the faults and notes.
     """
     steps = steps_of(tables.get("steps", []))
-    found.faults += _gaps(manifest, steps)
+    found.faults += _some(_gaps(manifest, steps))
     state = status(run, manifest)
     if state == "running":
         found.notes.append("the run is being written by another process")
@@ -65,8 +70,8 @@ def check_completeness(run: Path, manifest: Manifest, tables: dict[str, list[pa.
         found.faults.append(_missing(FILE_NAME, what, "steps", last_step + 1, ended))
     # While a run is written, parts may be merged after they were listed, and their rows aren't seen.
     if state != "running":
-        found.faults += _absent_layers(manifest, tables, ended)
-        found.faults += _absent_epochs(manifest, tables, min(ended, last_step) + (state == "completed"))
+        found.faults += _some(_absent_layers(manifest, tables, ended))
+        found.faults += _some(_absent_epochs(manifest, tables, min(ended, last_step) + (state == "completed")))
     names = {str(entry.get("name")) for entries in manifest.parameters.values() for entry in entries}
     recorded = {str(name) for rows in tables.get("layers", []) for name in rows["parameter"].unique().to_pylist()}
     if names and recorded - names:
@@ -138,16 +143,32 @@ def _missing(path: str, what: str, table: str, first: int, last: int) -> Fault:
 
 def _gaps(manifest: Manifest, steps: Steps) -> Iterator[Fault]:
     """Stretches of missing steps of which the manifest notes no gap."""
-    known = sorted((gap.first_step, gap.end) for gap in manifest.gaps if gap.table == "steps")
+    known = _joined((gap.first_step, gap.end) for gap in manifest.gaps if gap.table == "steps")
+    starts, ends = [start for start, _ in known], [end for _, end in known]
     # Only the ends of holes are looked at: a hole before a far step has more steps than an array holds.
     before = np.concatenate(([-1], steps[:-1])) if len(steps) else steps
     for place in np.flatnonzero(steps != before + 1):
-        first, end = int(before[place]) + 1, int(steps[place])
-        # Known gaps are taken out of the hole in order. The rest of it goes from ``first`` to the step before ``end``.
-        for lacking, last in known:
-            if lacking > first and lacking <= end:
-                yield _absent("steps", first, min(lacking, end) - 1)
-            if lacking <= end and last >= first:
-                first = end if last >= end else last + 1
-        if first < end:
-            yield _absent("steps", first, end - 1)
+        first, last = int(before[place]) + 1, int(steps[place]) - 1
+        # The known gaps that reach into the hole: there may be as many gaps as holes.
+        within = known[bisect_left(ends, first) : bisect_right(starts, last)]
+        for low, high in holes(within, first, last):
+            yield _absent("steps", low, high)
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same steps in spans that neither overlap nor touch, in order."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _some(faults: Iterator[Fault]) -> Iterator[Fault]:
+    """The first `MOST_STRETCHES` of these faults: a manifest with a gap for each of a million could not be read again."""
+    yield from itertools.islice(faults, MOST_STRETCHES)
+    if (further := next(faults, None)) is not None:
+        from_step = "" if further.gap is None else f" from step {further.gap.first_step} on"
+        yield Fault(further.path, f"further stretches are missing{from_step}: more than {MOST_STRETCHES:,} in all")
