@@ -53,6 +53,9 @@ class Root(click.Group):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # A sign that the terminal's encoding lacks, as ‖ is lacking in Windows' code pages, is spelt out.
+        if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+            reconfigure(errors="backslashreplace")
         try:
             # Not standalone, click raises its errors instead of printing them, and returns the code of `ctx.exit`.
             code = super().main(*args, **{**kwargs, "standalone_mode": False})

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
 
 from tests.charts.test_names import BERT
+from tests.conftest import run_cli
 from tvlars_probe.analyses.correlation import SharpnessCorrelation
 from tvlars_probe.analyses.verdict import Verdict
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands import minimizer
-from tvlars_probe.commands.analysis import table_of
+from tvlars_probe.commands.analysis import _rendered, table_of
 from tvlars_probe.commands.runs import render
 from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 RUN = "bert-large-uncased-whole-word-masking-{}-linear-warmup-batch32k-seed{}-node17-attempt2"
 
@@ -83,3 +89,17 @@ def test_a_correlation_that_one_run_is_left_of_is_of_one_run() -> None:
     stream = io.StringIO()
     minimizer.render_runs(Terminal(file=stream, width=80), over)
     assert stream.getvalue().startswith("1 run ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_signs_that_the_terminal_lacks_are_spelt_out(
+    encoding: str, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = run_cli("show", trained("lars"), cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert "\\u2016w\\u2016" in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_answer_whose_output_is_closed_is_none_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert _rendered(lambda console: console.print("x"), to_terminal=True) == "x\n"
