@@ -39,9 +39,7 @@ def lying(path: Path, value: int, told: int) -> None:
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("use_dictionary", [True, False])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_pages_say_what_they_unpack_to(
-    tmp_path: Path, version: str, use_dictionary: bool, compression: str
-) -> None:
+def test_pages_say_what_they_unpack_to(tmp_path: Path, version: str, use_dictionary: bool, compression: str) -> None:
     names = [f"name {i}" for i in range(5000)]
     table = pa.table({"n": names, "x": [None if i % 3 else i / 7 for i in range(5000)], "b": [True] * 5000})
     path = tmp_path / "p.parquet"

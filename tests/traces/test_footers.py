@@ -217,7 +217,9 @@ def test_a_column_of_another_type_is_refused_unread(run: Path, column: str, kind
     if not rows.schema.field(place).nullable:
         there = rows.column(place).cast(pa.string() if "string" in str(kind) else pa.int64()).cast(kind)
     pq.write_table(rows.set_column(place, pa.field(column, kind), there), part)
-    with pytest.raises(TraceError, match=rf"is no part of the table layers: its column '{column}' is of type .*--repair"):
+    with pytest.raises(
+        TraceError, match=rf"is no part of the table layers: its column '{column}' is of type .*--repair"
+    ):
         open_run(run).layers()
     assert [f.path for f in check_trace(run).faults if "is of type" in f.problem] == [part.relative_to(run).as_posix()]
 

@@ -108,7 +108,7 @@ class _Pages:
 
 
 _SEEN: dict[tuple[str, int, int, int], _Pages] = {}
-"""What was found, by path, inode, size and time: the parts of a run are asked for again with every table that is read."""
+"""What was found, by path, inode, size and time: a run's parts are asked for again whenever a table is read."""
 
 _MOST_SEEN = 1 << 14
 
@@ -214,6 +214,7 @@ class _PageHeader:
     def _zigzag(self) -> int:
         value = self._varint()
         return (value >> 1) ^ -(value & 1)
+
 
 def open_arrow(path: Path) -> pa.NativeFile:
     """A file as Arrow reads it. Arrow can't open a path that is no UTF-8 by itself, only by its bytes.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _JSON_STRING = re.compile(rb'"[^"]*"?')
-# A comment ends a line; a string of three quotes may hold one or two, also just before those that end it. One without an
-# end takes all that follows. Nothing is tried twice (*+), so that the search is linear whatever the text.
+# A comment ends a line; a string of three quotes may hold one or two, also just before those that end it. One without
+# an end takes all that follows. Nothing is tried twice (*+), so that the search is linear whatever the text.
 _TOML_STRING = re.compile(
     rb'"""(?:[^\\"]|\\.|"{1,2}(?!"))*+(?:"{3,5})?'
     rb"|'''(?:[^']|'{1,2}(?!'))*+(?:'{3,5})?"

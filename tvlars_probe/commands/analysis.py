@@ -114,8 +114,8 @@ def check_output(path: Path) -> None:
     """Refuse to write a file where it can't be, or where it mustn't be: a run directory stays as it was recorded.
 
     Raises:
-        UserError: ``path`` is a folder, a device or anything else that is no plain file, its folder doesn't exist, or it
-            lies in a run directory.
+        UserError: ``path`` is a folder, a device or anything else that is no plain file, its folder doesn't exist, or
+            it lies in a run directory.
     """
     from tvlars_probe.traces.manifest import FILE_NAME
 
@@ -154,7 +154,8 @@ def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:
 
     # rich takes a StringIO for no terminal, and has to be told.
     stream = io.StringIO()
-    console = Terminal(piped=160, file=stream, force_terminal=to_terminal and sys.stdout.isatty())
+    is_seen = sys.stdout is not None and sys.stdout.isatty()  # None where a shell has closed it
+    console = Terminal(piped=160, file=stream, force_terminal=to_terminal and is_seen)
     render(console)
     return stream.getvalue()
 

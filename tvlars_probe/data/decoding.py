@@ -1,7 +1,7 @@
 """Decodes image files by several threads into one tensor.
 
-Pillow tells a file's format by its bytes, whatever its name, and for some formats starts another program: of an EPS file
-Ghostscript would run what a stranger has written. Only the formats of photographs are read.
+Pillow tells a file's format by its bytes, whatever its name, and for some formats starts another program: of an EPS
+file Ghostscript would run what a stranger has written. Only the formats of photographs are read.
 """
 
 from __future__ import annotations

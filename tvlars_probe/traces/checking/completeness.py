@@ -167,7 +167,7 @@ def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _some(faults: Iterator[Fault]) -> Iterator[Fault]:
-    """The first `MOST_STRETCHES` of these faults: a manifest with a gap for each of a million could not be read again."""
+    """The first `MOST_STRETCHES` of these faults: with a gap for each of a million no manifest could be read again."""
     yield from itertools.islice(faults, MOST_STRETCHES)
     if (further := next(faults, None)) is not None:
         from_step = "" if further.gap is None else f" from step {further.gap.first_step} on"
