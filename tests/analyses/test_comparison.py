@@ -68,6 +68,14 @@ def test_overlapping_intervals_and_single_seeds_settle_nothing() -> None:
     overlap = [row(o, 1.0, s, v) for o, vs in {"LARS": (90, 92), "SGD": (89, 92)}.items() for s, v in enumerate(vs)]
     assert "overlap" in compare(overlap).verdict.reason
     assert "no interval" in compare([row("LARS", 1.0, 0, 90), row("SGD", 1.0, 0, 80)]).verdict.reason
+    tie = compare([row("LARS", 1.0, 0, 90), row("SGD", 1.0, 0, 90)]).verdict.reason
+    assert tie.startswith("LARS, none, 512 and SGD, none, 512 have the same test_acc1")
+
+
+def test_held_out_data_are_named_where_there_are_no_test_data() -> None:
+    rows = [row(optimizer, 1.0, 0, np.nan, val=val) for optimizer, val in (("LARS", 50), ("SGD", 60))]
+    reason = compare(rows).verdict.reason
+    assert reason == "fewer than two settings have a test_acc1. val_acc1 is on record: compare --metric val_acc1."
 
 
 def test_unknown_fields_and_metrics_list_the_known() -> None:

@@ -96,6 +96,7 @@ def _on(split: str, metric: str) -> str:
 
 def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float | None) -> dict[str, object]:
     """What a comparison needs of one run: its settings, and its figures at the last epoch that has the metric."""
+    has_held_out = _on("val", metric) in epochs and bool(epochs[_on("val", metric)].notna().any())
     epochs = epochs[epochs[metric].notna()]
     last = epochs.iloc[-1] if len(epochs) else pd.Series(dtype=float)
     reached = epochs[epochs["test_acc1"] >= target]["epoch"].tolist() if target is not None and len(epochs) else []
@@ -110,6 +111,7 @@ def run_row(facts: RunFacts, epochs: pd.DataFrame, *, metric: str, target: float
         "value": _float(last.get(metric)),
         "test": _float(last.get(_on("test", metric))),
         "val": _float(last.get(_on("val", metric))),
+        "held_out": has_held_out,
         # Epochs are numbered from 0: epoch n ends after n + 1 of them.
         "epochs_to_target": float(reached[0]) + 1 if len(reached) else np.nan,
     }
@@ -170,16 +172,25 @@ def compare(
     # The verdict reads the first two rows: cells without a mean are sorted last.
     ordered = table.assign(order=-sign * table["mean"]).sort_values("order", kind="stable").drop(columns="order")
     return Comparison(
-        verdict=_verdict(ordered, metric, cells),
+        verdict=_verdict(ordered, metric, cells, _held_out_instead(runs, metric)),
         metric=metric,
         chosen_on=metric.replace("test_", "val_") if held_out else metric,
         target=target,
         rows=rows,
         columns=columns,
-        runs=runs.drop(columns=["choice", "test", "val"]),
+        runs=runs.drop(columns=["choice", "test", "val", "held_out"]),
         rates=rates.drop(columns="choice"),
         table=ordered.drop(columns="choice").reset_index(drop=True),
     )
+
+
+def _held_out_instead(runs: pd.DataFrame, metric: str) -> str | None:
+    """The metric of held-out data, where that of test data is on record in no run; None where it is, or neither is.
+
+    Other people's trainers evaluate on held-out data.
+    """
+    held_out = _on("val", metric)
+    return held_out if held_out != metric and runs["value"].isna().all() and runs["held_out"].any() else None
 
 
 def _told(names: Sequence[str], runs: pd.DataFrame) -> tuple[str, ...]:
@@ -252,7 +263,7 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _verdict(table: pd.DataFrame, metric: str, cells: list[str]) -> Verdict:
+def _verdict(table: pd.DataFrame, metric: str, cells: list[str], held_out: str | None) -> Verdict:
     best = table.iloc[0]
     name = _setting(best, cells)
     figures = (
@@ -266,10 +277,13 @@ def _verdict(table: pd.DataFrame, metric: str, cells: list[str]) -> Verdict:
     second = table.iloc[1]
     other = _setting(second, cells)
     if not np.isfinite([best["mean"], second["mean"]]).all():
-        return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.", figures)
+        instead = "" if held_out is None else f" {held_out} is on record: compare --metric {held_out}."
+        return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.{instead}", figures)
     if not np.isfinite([best["half_width"], second["half_width"]]).all():
-        reason = f"{name} has the best {metric}, before {other}, but with one seed there is no interval."
-        return Verdict(QUESTION, CANT_TELL, reason, figures)
+        leads = f"{name} has the best {metric}, before {other}"
+        ties = f"{name} and {other} have the same {metric}"
+        which = ties if best["mean"] == second["mean"] else leads
+        return Verdict(QUESTION, CANT_TELL, f"{which}, but with one seed there is no interval.", figures)
     apart = abs(best["mean"] - second["mean"]) > best["half_width"] + second["half_width"]
     first, next_one = (_cell(row["mean"], row["half_width"]) for row in (best, second))
     numbers = f"{first} against {next_one} ({other})"

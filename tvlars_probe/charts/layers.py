@@ -83,7 +83,7 @@ def heat_map(
     refuse_nothing(quantity, values, facts)
     label = QUANTITIES[quantity]
     found = cells(steps, parameters, values)
-    seen = f"{label[:1].upper()}{label[1:]} of every layer"
+    seen = f"{label[:1].upper()}{label[1:]} of every {'matrix' if 'spectral' in quantity else 'layer'}"
     # A tensor that isn't adapted has trust ratio 1 throughout, which may be far above all others: it is passed over.
     flags = facts.flag("adapted", parameters)
     top = _highest(values, [quantity != "trust_ratio" or flag is not False for flag in flags])

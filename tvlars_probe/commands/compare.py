@@ -49,7 +49,9 @@ def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
 
     print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
-    if result.chosen_on == result.metric:
+    if result.table["mean"].isna().all():
+        pass  # nothing was chosen
+    elif result.chosen_on == result.metric:
         console.print(
             f"Learning rates were chosen on {result.metric} itself: train with --val to choose on held-out data"
         )

@@ -16,7 +16,7 @@ from tvlars_probe.analyses.warmup import COLUMNS, STEP_COLUMNS, analyse_warmup
 from tvlars_probe.analyses.warmup_pairs import pair_warmups
 from tvlars_probe.charts import comparisons, curves, explosions, landscape, layers, sharpness
 from tvlars_probe.charts.export import spec_of
-from tvlars_probe.charts.kinds import lacking
+from tvlars_probe.charts.kinds import draw, lacking
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
@@ -150,6 +150,9 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
         for quantity in ("trust_ratio", "lnr", "grad_norm"):
             values = norm_ratio(grid) if quantity == "lnr" else grid[quantity]
             drawn.add(partial(layers.heat_map, quantity, values, grid.steps, grid.parameters, facts))
+        for name in ("spectral-norm", "update-spectral-norm"):  # in runs whose user has asked for them
+            if lacking(name, source) is None:
+                drawn.add(partial(draw, name, [source]))
     title, tables = f"{facts.name}: {facts.method}{facts.sampling}", tuple(_warmup_tables(warmup))
     found.own.append(drawn.section(f"warmup-{len(found.facts)}", title, warmup.verdict, tables))
     found.own += list(_minimizer_sections(source, minimizer, len(found.facts)))
