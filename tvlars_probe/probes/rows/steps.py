@@ -271,6 +271,7 @@ class StepRows:
         if row is None or row.told or not row.stepped:
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
             self._clipped, self._unclipped = [], None
+            self.telling.told_in_vain()
             if row is None:
                 self.telling.told_without_row()
             return False
