@@ -154,6 +154,8 @@ class StepRows:
     def before(self, index: int) -> None:
         """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
         assert self.open is not None
+        if self.was_seen(index):
+            self.open.clipped = []  # of a step that made no update, and of which this one is the next
         self.open.begun.add(index)
         self._put_clipping()
         if self.open.due and self.layout.is_sharded:
