@@ -83,7 +83,7 @@ class StepRows:
         self.measures_layers = detail != "none"
         self.telling = Telling()
         self._clipped: list[Clipped] = []
-        self._unclipped: tuple[Sequence[Tensor], Tensor] | None = None
+        self._unclipped: tuple[Sequence[Tensor], Tensor, bool] | None = None
         self._step, self._has_failed = 0, False
 
     def __len__(self) -> int:
@@ -120,10 +120,10 @@ class StepRows:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
 
-    def read_before_clipping(self, params: Sequence[Tensor]) -> None:
+    def read_before_clipping(self, params: Sequence[Tensor], *, by_value: bool) -> None:
         """Read ‖g‖ before somebody else clips these tensors' gradients; it is read again before the update."""
         before = norm_of_gradients(params)
-        self._unclipped = None if before is None else (params, before)
+        self._unclipped = None if before is None else (params, before, by_value)
 
     def note_clipping(self, call: Clipped) -> None:
         """Keep what the loop has clipped for the update to come."""
