@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from torch import Tensor
 
@@ -37,16 +37,23 @@ class Attachment:
         self.recorder: Recorder | None = None
         self._pause: AbstractContextManager[None] | None = None
 
-    def begin(self, model: Any, optimizers: Any, **facts: Any) -> Recorder:
+    def begin(self, model: Any, optimizers: Any, *, home: str | None = None, **facts: Any) -> Recorder:
         """Begin to record; what the user has set comes before what the trainer tells (``facts``).
 
         A recorder that was never ended, because the trainer broke off without a word, is ended first.
+
+        Args:
+            model: as for `tvlars_probe.record`.
+            optimizers: as for `tvlars_probe.record`.
+            home: the folder of the run that goes on, which ``exists="new"`` may have given another name.
+            facts: further arguments of `tvlars_probe.record`.
         """
         self.end(KeyboardInterrupt())
-        settings = {**facts, **self.settings}
+        settings, path = {**facts, **self.settings}, self.path
         if settings.get("resume") is not None:
             settings.pop("exists", None)  # the folder is to be there
-        recorder = record(model, optimizers, self.path, **settings)
+            path = path if home is None else home
+        recorder = record(model, optimizers, path, **settings)
         recorder.__enter__()
         # Only now: of a recorder that could not begin nothing has to be ended.
         self.recorder = recorder
@@ -88,12 +95,13 @@ def samples_in(batch: Any) -> int | None:
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else None
-    parts = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, list | tuple) else ()
+    values = getattr(batch, "values", None)  # a table's are no method
+    parts = values() if callable(values) else batch if isinstance(batch, list | tuple) else ()
     return next((found for part in parts if (found := samples_in(part)) is not None), None)
 
 
 def epoch_figures(metrics: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, float]:
-    """The metrics that the table ``epochs`` has a column for: losses, and accuracies as shares of 1.
+    """The metrics that the table ``epochs`` has a column for, and that are numbers: losses, accuracies as shares of 1.
 
     Args:
         metrics: a trainer's metrics by name.
@@ -102,7 +110,8 @@ def epoch_figures(metrics: Mapping[str, Any], parts: Mapping[str, str]) -> dict[
     found = {}
     for name, value in metrics.items():
         part, _, kind = name.partition("_")
-        if part in parts and kind in SHARES:
+        is_number = isinstance(value, SupportsFloat) and not isinstance(value, str)
+        if part in parts and kind in SHARES and is_number:
             told = float(value)
             found[f"{parts[part]}_{SHARES[kind]}"] = told if kind == "loss" else 100 * told
     return found
