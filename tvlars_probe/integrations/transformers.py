@@ -9,9 +9,12 @@ The Trainer hands a callback neither the step's loss nor its batch. Both are see
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.recorder import Recorder
 
 _PARTS = {"eval": "val"}
+
+_TENSOR = "tensor in base64"
 
 _ELSEWHERE = (
     "TrainerProbe records no loss: {what}. A callback sees only the loss that the model itself returns "
@@ -65,6 +70,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
         self._saved: dict[str, Any] | None = None
         self._told: list[torch.Tensor] = []
         self._trusts_loss = True
+        self._batches = 1
+        self._logged_at: int | None = None
 
     @property
     def recorder(self) -> Recorder | None:
@@ -86,37 +93,54 @@ class TrainerProbe(TrainerCallback, ExportableState):
         if model is None or optimizer is None:
             what = "model" if model is None else "optimizer"
             raise UserError(f"the Trainer hands its callbacks no {what} (as under DeepSpeed): it can't be recorded")
+        begins_again = self.recorder is not None
         self.close()
-        self._attachment.begin(model, optimizer, total_steps=state.max_steps, resume=self._resumed(state))
+        resume, home = self._resumed(state)
+        if args.auto_find_batch_size and begins_again:
+            # The Trainer itself begins again with smaller batches: what was recorded of larger ones stands where it is.
+            self._attachment.settings["exists"] = "new"
+        self._attachment.begin(model, optimizer, home=home, total_steps=state.max_steps, resume=resume)
         self._saved, self._told, self._trusts_loss = None, [], True
+        self._batches, self._logged_at = 1, None
         self._passes.attach(model)
 
-    def _resumed(self, state: TrainerState) -> dict[str, Any] | None:
-        """The recorder's state in the Trainer's checkpoint from which it goes on; None at a fresh start."""
+    def _resumed(self, state: TrainerState) -> tuple[dict[str, Any] | None, str | None]:
+        """The recorder's state in the Trainer's checkpoint from which it goes on, and its folder; else None."""
         stored = state.stateful_callbacks.get(type(self).__name__)
         here = os.fspath(self._attachment.path)
         for one in stored if isinstance(stored, list) else [stored]:
             if one and one.get("args", {}).get("path") == here and one["attributes"].get("recorded") is not None:
-                found: dict[str, Any] = one["attributes"]["recorded"]
-                return found
+                found: dict[str, Any] = _unpacked(one["attributes"]["recorded"])
+                return found, one["attributes"].get("home")
         if state.global_step:
             raise UserError(
                 f"the checkpoint, of step {state.global_step}, holds no recording of {here}: give the path of before, "
                 "or leave TrainerProbe out"
             )
-        return None
+        return None, None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._attachment.go_on()
         self._passes.clear()
+        self._batches = 1
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._batches += 1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.recorder is None:
             return
         seen = self._passes.taken()
-        if seen.loss is None and self._trusts_loss:
+        if seen.passes > self._batches * max(args.n_gpu, 1):  # DataParallel calls a replica on each GPU
+            # The loss is made of several passes, in a way that isn't seen; and samples would count more than once.
+            seen = replace(seen, loss=None, samples=None, tokens=None)
+            if self._trusts_loss:
+                self._distrust(f"the model was called {seen.passes} times for {self._batches} batch(es)")
+        elif seen.loss is None and self._trusts_loss:
             self._distrust(
                 "the model returned none, so that the Trainer makes it (compute_loss_func, label smoothing)"
                 if seen.passes
@@ -140,7 +164,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._keep(control.should_save)
+        if not control.should_log or self._logged_at == state.global_step:  # as above
+            self._keep(control.should_save)
         if control.should_save or control.should_evaluate:
             self._attachment.pause()
 
@@ -148,6 +173,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
         logs: Mapping[str, Any] = kwargs.get("logs") or {}
         if self.recorder is None or "learning_rate" not in logs:
             return  # an evaluation's metrics, or those of the whole training
+        self._logged_at = state.global_step
         if "grad_norm" in logs and args.max_grad_norm > 0:
             self.recorder.note_norm_before_clipping(float(logs["grad_norm"]), max_norm=args.max_grad_norm)
         told, self._told = self._told, []
@@ -189,13 +215,33 @@ class TrainerProbe(TrainerCallback, ExportableState):
     def _keep(self, is_to_be_saved: bool) -> None:
         """Take the recorder's state for a checkpoint: on all ranks, of which one alone is asked for `state`."""
         if is_to_be_saved and self.recorder is not None:
-            self._saved = self.recorder.state_dict()
+            self._saved = _packed(self.recorder.state_dict())
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoint."""
         # The Trainer rebuilds the callback from "args" if it is told to restore callbacks; they must fit into JSON.
         plain = {k: v for k, v in self._attachment.settings.items() if isinstance(v, str | int | float | bool | None)}
-        return {"args": {"path": os.fspath(self._attachment.path), **plain}, "attributes": {"recorded": self._saved}}
+        kept = {"recorded": self._saved, "home": None if self.recorder is None else os.fspath(self.recorder.path)}
+        return {"args": {"path": os.fspath(self._attachment.path), **plain}, "attributes": kept}
+
+
+def _packed(state: Any) -> Any:
+    """A state with texts in place of tensors, which probes may have: the Trainer's checkpoint keeps it as JSON."""
+    if isinstance(state, torch.Tensor):
+        torch.save(state.detach().cpu().clone(), written := io.BytesIO())
+        return {_TENSOR: base64.b64encode(written.getvalue()).decode()}
+    if isinstance(state, dict):
+        return {name: _packed(value) for name, value in state.items()}
+    return [_packed(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+def _unpacked(state: Any) -> Any:
+    """The state that `_packed` was given."""
+    if isinstance(state, dict) and state.keys() == {_TENSOR}:
+        return torch.load(io.BytesIO(base64.b64decode(state[_TENSOR])), weights_only=True)
+    if isinstance(state, dict):
+        return {name: _unpacked(value) for name, value in state.items()}
+    return [_unpacked(value) for value in state] if isinstance(state, list) else state
 
 
 def _epoch(state: TrainerState) -> int:
