@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -146,6 +146,19 @@ def test_a_metric_of_training_is_of_the_whole_epoch_or_none(how: dict[str, Any],
         assert epochs["train_loss"].tolist() == pytest.approx(means, rel=1e-5)
     else:
         assert len(epochs) == 0
+
+
+def test_what_a_module_logs_at_an_epochs_end_stands_in_no_later_one(tmp_path: Path) -> None:
+    """The Trainer calls it after its callbacks."""
+
+    class Late(Classifier):
+        def on_train_epoch_end(self) -> None:
+            self.log("train_acc", float(self.current_epoch))
+
+    job = Job(path=None, folder=tmp_path)
+    settings: dict[str, Any] = {"max_epochs": 3, "callbacks": [EarlyStopping("train_acc", mode="max")]}
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), **settings).fit(Late(job), job.loader)
+    assert len(tvlars_probe.open_run(tmp_path / "r").epochs()) == 0
 
 
 def test_a_validation_stands_in_its_own_epoch_alone(tmp_path: Path) -> None:

@@ -169,5 +169,6 @@ class LightningProbe(Callback):
 def _made_of_epoch(trainer: Trainer) -> set[str]:
     """Names of the metrics that the Trainer makes of a whole epoch of training; none where Lightning doesn't tell."""
     logged = getattr(trainer, "_results", None) or {}
-    facts = [getattr(one, "meta", None) for one in logged.values()]
+    # What an earlier epoch has left behind stays there, reset.
+    facts = [getattr(one, "meta", None) for one in logged.values() if not getattr(one, "has_reset", True)]
     return {fact.name for fact in facts if fact is not None and fact.on_epoch}
