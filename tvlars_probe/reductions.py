@@ -70,6 +70,16 @@ def flat_views(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.reshape(-1) for t in tensors)
 
 
+def dense_and_real(tensor: Tensor) -> Tensor:
+    """The elements of a sparse or complex tensor as dense, real ones.
+
+    Norms stay the same, and inner products become their real part.
+    """
+    tensor = tensor.detach()
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def inner_products(vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[float]:
     """Inner products ⟨vectors[i], vectors[j]⟩ for each (i, j) in ``pairs``, of 1-D tensors of equal length.
 

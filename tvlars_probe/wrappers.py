@@ -21,3 +21,8 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = inner
         else:
             return module
+
+
+def joins_uneven_inputs(module: nn.Module | None) -> bool:
+    """Whether DDP's ``join()`` is in force, under which ranks may make unlike numbers of steps."""
+    return bool(getattr(getattr(module, "_join_config", None), "enable", False))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -16,6 +17,7 @@ from tests.integrations.test_contract import assert_same_rows
 from tests.integrations.trainers import BATCH, QUIET, STEPS, Job
 from tvlars_probe.errors import UserError
 from tvlars_probe.integrations import LightningProbe
+from tvlars_probe.integrations.attachment import samples_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +170,111 @@ def test_optimizers_that_step_by_hand_have_their_rows_in_each_batch(tmp_path: Pa
     loss = module.one(x[0]).square().mean().item()
     assert run.steps()["loss"].iloc[0] == pytest.approx(loss, rel=1e-6)
     assert run.steps()["clip_scale"].isna().all()
+
+
+class Logging(Classifier):
+    """Logs the loss of each batch in three ways, as a user may."""
+
+    def __init__(self, job: Job, **how: Any) -> None:
+        super().__init__(job)
+        self.how, self.told = how, []
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        self.log("train_loss", loss, **self.how)
+        self.told.append(loss.item())
+        return loss
+
+
+@pytest.mark.parametrize("how", [{}, {"on_epoch": True}, {"on_epoch": True, "on_step": False}], ids=str)
+def test_a_metric_of_training_is_of_the_whole_epoch_or_none(how: dict[str, Any], tmp_path: Path) -> None:
+    module = Logging(Job(path=None, folder=tmp_path), **how)
+    trainer(tmp_path, LightningProbe(tmp_path / "r")).fit(module, Job(path=None, folder=tmp_path).loader)
+    epochs = tvlars_probe.open_run(tmp_path / "r").epochs()
+    if how:
+        means = torch.tensor(module.told).view(2, STEPS).mean(1).tolist()
+        assert epochs["train_loss"].tolist() == pytest.approx(means, rel=1e-5)
+    else:
+        assert len(epochs) == 0
+
+
+def test_what_a_module_logs_at_an_epochs_end_stands_in_that_one(tmp_path: Path) -> None:
+    """The Trainer calls it after its callbacks."""
+
+    class Late(Classifier):
+        def on_train_epoch_end(self) -> None:
+            self.log("train_acc", float(self.current_epoch))
+
+    job = Job(path=None, folder=tmp_path)
+    settings: dict[str, Any] = {"max_epochs": 3, "callbacks": [EarlyStopping("train_acc", mode="max")]}
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), **settings).fit(Late(job), job.loader)
+    epochs = tvlars_probe.open_run(tmp_path / "r").epochs()
+    assert [epochs["epoch"].tolist(), epochs["train_acc1"].tolist()] == [[0, 1, 2], [0.0, 100.0, 200.0]]
+
+
+def test_a_validation_stands_in_its_own_epoch_alone(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    settings: dict[str, Any] = {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 1}
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), **settings).fit(Classifier(job), job.loader, job.loader)
+    assert tvlars_probe.open_run(tmp_path / "r").epochs()["epoch"].tolist() == [1, 3]
+
+
+def test_a_step_that_calls_its_closure_again_has_the_loss_of_the_weights_before(tmp_path: Path) -> None:
+    class Quasi(Logging):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2, tolerance_change=0.0, tolerance_grad=0.0)
+
+    job = Job(path=None, folder=tmp_path)
+    module = Quasi(job)
+    with pytest.warns(UserWarning, match="what LBFGS does"):
+        trainer(tmp_path, LightningProbe(tmp_path / "r"), max_epochs=1).fit(module, job.loader)
+    steps = tvlars_probe.open_run(tmp_path / "r").steps()
+    assert len(module.told) == 2 * STEPS
+    assert steps["loss"].tolist() == pytest.approx(module.told[::2], rel=1e-6)
+
+
+def test_gradients_that_are_clipped_by_value_have_no_factor(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    settings: dict[str, Any] = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value", "max_epochs": 1}
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), **settings).fit(Classifier(job), job.loader)
+    steps = tvlars_probe.open_run(tmp_path / "r").steps()
+    assert (steps["grad_norm_before_clipping"] > steps["grad_norm"]).all()
+    assert steps["clip_scale"].isna().all()
+
+
+@pytest.mark.parametrize("exists", ["error", "new"])
+def test_a_checkpoint_that_is_saved_after_the_training_goes_on(exists: Any, tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    folder = tmp_path / "r"
+    if exists == "new":
+        folder.mkdir()
+        (folder / "something").touch()
+    first = trainer(tmp_path, LightningProbe(folder, exists=exists), max_epochs=1)
+    first.fit(Classifier(job), job.loader)
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    second = trainer(tmp_path, LightningProbe(folder, exists=exists))
+    second.fit(Classifier(job), job.loader, ckpt_path=str(tmp_path / "end.ckpt"))
+    run = tvlars_probe.open_run(tmp_path / "r-2" if exists == "new" else folder)
+    assert run.steps()["epoch"].tolist() == [0] * STEPS + [1] * STEPS
+    assert [segment["first_step"] for segment in run.manifest.segments] == [0, STEPS]
+
+
+def test_a_checkpoint_that_an_error_leaves_goes_on(tmp_path: Path) -> None:
+    faulty = Job(path=None, folder=tmp_path, fault=(3 * BATCH, ZeroDivisionError()))
+    kept = OnExceptionCheckpoint(tmp_path, "error")
+    with pytest.raises(ZeroDivisionError):
+        trainer(
+            tmp_path, LightningProbe(tmp_path / "r"), callbacks=[kept], enable_checkpointing=True, max_epochs=1
+        ).fit(Classifier(faulty), faulty.loader)
+    job = Job(path=None, folder=tmp_path)
+    trainer(tmp_path, LightningProbe(tmp_path / "r"), max_epochs=1).fit(
+        Classifier(job), job.loader, ckpt_path=str(tmp_path / "error.ckpt")
+    )
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert [segment["first_step"] for segment in run.manifest.segments] == [0, 3]
+    assert run.status == "completed"
+
+
+def test_a_batch_may_be_a_table_whose_values_are_no_method() -> None:
+    assert samples_in([SimpleNamespace(values=3), torch.zeros(4, 2)]) == 4
+    assert samples_in(SimpleNamespace(values=3)) is None

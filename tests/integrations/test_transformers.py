@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import tvlars_probe
 from tests.integrations.test_contract import assert_same_rows
-from tests.integrations.trainers import BATCH, STEPS, Items, Job
+from tests.integrations.trainers import BATCH, STEPS, Items, Job, Net
 from tvlars_probe.errors import UserError
 from tvlars_probe.integrations import TrainerProbe
+from tvlars_probe.integrations.attachment import epoch_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -272,3 +273,92 @@ def test_a_second_training_after_one_that_raised_ends_the_first_recording(tmp_pa
                 trainer.train()
     runs = [tvlars_probe.open_run(tmp_path / name) for name in ("r", "r-2")]
     assert [(run.status, len(run.steps())) for run in runs] == [("interrupted", 2), ("completed", STEPS)]
+
+
+class Hungry(Net):
+    """A model for whose larger batches there is no memory."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        if self.training and len(x) > BATCH // 2:
+            raise RuntimeError("CUDA out of memory.")
+        return super().forward(x, labels)
+
+
+def test_a_training_that_the_trainer_begins_again_with_smaller_batches_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    Trainer(
+        model=Hungry(), args=arguments(tmp_path, auto_find_batch_size=True), train_dataset=Items(BATCH * STEPS, None),
+        callbacks=[TrainerProbe(tmp_path / "r")],
+    ).train()  # fmt: skip
+    runs = [tvlars_probe.open_run(path) for path in tmp_path.glob("r*")]
+    assert {(run.status, len(run.steps()) > 0) for run in runs} == {("completed", True), ("interrupted", False)}
+
+
+def test_a_run_in_a_folder_that_was_free_goes_on_there(tmp_path: Path) -> None:
+    job = Job(path=None, folder=tmp_path)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "something").touch()
+    for steps, further in ((4, {}), (6, {"resume_from_checkpoint": True})):
+        Trainer(
+            model=job.model(), args=arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=steps),
+            train_dataset=job.items, callbacks=[TrainerProbe(tmp_path / "r", exists="new")],
+        ).train(**further)  # fmt: skip
+    run = tvlars_probe.open_run(tmp_path / "r-2")
+    assert [segment["first_step"] for segment in run.manifest.segments] == [0, 4]
+    assert len(run.steps()) == 6
+
+
+class Keeping:
+    """A probe that keeps a tensor."""
+
+    has_budget = False
+
+    def __init__(self) -> None:
+        self.kept = torch.zeros(0)
+
+    def due(self, step: int) -> bool:
+        return True
+
+    def affordable(self) -> bool:
+        return True
+
+    def measure(self, step: int, phase: str, rates: Any) -> dict[str, list[Any]]:
+        self.kept = torch.cat([self.kept, torch.tensor([step / 3])])
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state["kept"]
+
+
+def test_a_probe_that_keeps_tensors_goes_on(tmp_path: Path) -> None:
+    job, probe = Job(path=None, folder=tmp_path), Keeping()
+    for steps, further in ((4, {}), (6, {"resume_from_checkpoint": True})):
+        probe = Keeping()
+        Trainer(
+            model=job.model(), args=arguments(tmp_path, save_strategy="steps", save_steps=4, max_steps=steps),
+            train_dataset=job.items, callbacks=[TrainerProbe(tmp_path / "r", probes=[probe])],
+        ).train(**further)  # fmt: skip
+    assert torch.equal(probe.kept, torch.arange(6) / 3)
+
+
+def test_a_model_that_is_called_twice_for_a_batch_has_no_loss_and_counts_no_sample_twice(tmp_path: Path) -> None:
+    class Twice(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            return (model(**inputs)["loss"] + model(**inputs)["loss"]) / 2
+
+    trainer = Twice(
+        model=Job(path=None, folder=tmp_path).model(), args=arguments(tmp_path, gradient_accumulation_steps=2),
+        train_dataset=Items(BATCH * STEPS, None), callbacks=[TrainerProbe(tmp_path / "r")],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"the model was called 4 times for 2 batch\(es\)"):
+        trainer.train()
+    steps = tvlars_probe.open_run(tmp_path / "r").steps()
+    assert steps["loss"].isna().all()
+    assert steps["samples"].isna().all()
+
+
+def test_metrics_that_are_no_numbers_stand_nowhere() -> None:
+    told = {"eval_loss": None, "eval_accuracy": {"accuracy": 0.5}, "eval_acc": "0.5"}
+    assert epoch_figures(told, {"eval": "val"}) == {}

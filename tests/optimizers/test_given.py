@@ -53,6 +53,36 @@ def test_the_optimizers_in_a_container_stand_for_it() -> None:
     assert optimizers_in(empty) == [empty]
 
 
+class Own(Optimizer):
+    """Steps parameters of its own, and holds optimizers."""
+
+    def __init__(self, params: Any, **held: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+        vars(self).update(held)
+
+
+def test_optimizers_beside_parameters_of_its_own_stand_beside_it() -> None:
+    model = torch.nn.Linear(2, 2)
+    inner = torch.optim.SGD([model.bias])
+    for held in (inner, [inner], {"a": inner}):
+        outer = Own([model.weight], held=held)
+        assert optimizers_in(outer, model) == [outer, inner]
+    # Copies of its parameters, in another precision, are none of the model's.
+    masters = torch.optim.SGD([p.detach().double().requires_grad_() for p in model.parameters()])
+    mixed = Own(model.parameters(), masters=masters)
+    assert optimizers_in(mixed, model) == optimizers_in(mixed) == [mixed]
+    both = torch.optim.SGD([model.weight]), torch.optim.SGD([model.bias])
+    assert optimizers_in(Own(model.parameters(), several=[*both]), model) == [*both]
+    whole = Own(model.parameters(), part=[both[0]])
+    assert optimizers_in(whole, model) == [whole]
+
+
+def test_parameters_that_are_stepped_both_ways_are_refused() -> None:
+    one, two, three = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    with pytest.raises(UserError, match="Own steps some parameters itself and others by optimizers that it holds"):
+        optimizers_in(Own([one, two], several=[torch.optim.SGD([two, three])]))
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tvlars_probe
+from tests.optimizers.test_registry import NAMES
 from tests.runners.resumed import use_small_model
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import ProbeError, RunDirectoryError, UserError
@@ -40,7 +41,7 @@ def last_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", NAMES)
 def test_every_optimizer_trains_under_every_schedule(optimizer: str, schedule: str, tmp_path: Path) -> None:
     chosen, model = OptimizerConfig(name=optimizer), ModelConfig(name="mlp" if OPTIMIZERS[optimizer].rests else "cnn")
     result = run(tmp_path / "r", optimizer=chosen, model=model, schedule=ScheduleConfig(name=schedule), epochs=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from torch import Tensor
 
@@ -112,12 +112,13 @@ def samples_in(batch: Any) -> int | None:
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else None
-    parts = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, list | tuple) else ()
+    values = getattr(batch, "values", None)  # a table's are no method
+    parts = values() if callable(values) else batch if isinstance(batch, list | tuple) else ()
     return next((found for part in parts if (found := samples_in(part)) is not None), None)
 
 
 def epoch_figures(metrics: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, float]:
-    """The metrics that the table ``epochs`` has a column for: losses, and accuracies as shares of 1.
+    """The metrics that the table ``epochs`` has a column for, and that are numbers: losses, accuracies as shares of 1.
 
     Args:
         metrics: a trainer's metrics by name.
@@ -126,7 +127,8 @@ def epoch_figures(metrics: Mapping[str, Any], parts: Mapping[str, str]) -> dict[
     found = {}
     for name, value in metrics.items():
         part, _, kind = name.partition("_")
-        if part in parts and kind in SHARES:
+        is_number = isinstance(value, SupportsFloat) and not isinstance(value, str)
+        if part in parts and kind in SHARES and is_number:
             told = float(value)
             found[f"{parts[part]}_{SHARES[kind]}"] = told if kind == "loss" else 100 * told
     return found

@@ -9,7 +9,9 @@ Lightning Fabric leaves the loop to its owner: call `tvlars_probe.record` there.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,8 +38,9 @@ class LightningProbe(Callback):
     A row is what the optimizers update from one batch on which any of them steps to the next. Its loss is the mean of
     the losses that ``training_step`` returned in those batches, micro-batches alike; null where it returned none.
     Metrics logged as ``train_``, ``val_`` or ``test_`` with ``loss``, ``acc`` or ``accuracy`` (a share of 1) go into
-    the table ``epochs``. Where the Trainer clips gradients, their norm is read before, too. With a checkpoint of the
-    Trainer's (``fit(ckpt_path=...)``) the recording goes on where the checkpoint was made.
+    the table ``epochs``, if they were made in that epoch and of all of it (``on_epoch=True``). Where the Trainer clips
+    gradients, their norm is read before, too. With a checkpoint of the Trainer's (``fit(ckpt_path=...)``) the recording
+    goes on where the checkpoint was made.
 
     Args:
         path: the run directory.
@@ -51,8 +54,9 @@ class LightningProbe(Callback):
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
         self._attachment = Attachment(path, settings)
         self._kept: dict[str, Any] | None = None
-        self._ended: tuple[int, Trainer] | None = None
-        self._logged: dict[str, Tensor] = {}
+        self._ended: _EndedEpoch | None = None
+        self._metrics: dict[str, Any] = {}
+        self._descended: list[Tensor] = []
         self._losses: list[Tensor | None] = []
         self._samples: list[int | None] = []
         self._steps = 0
@@ -77,13 +81,19 @@ class LightningProbe(Callback):
         if trainer.accumulate_grad_batches > 1:
             recorder.manifest.loss_mean = "micro-batches"
         self._kept, self._steps = None, trainer.global_step
-        self._losses, self._samples = [], []
-        self._ended, self._logged = None, {}
+        self._losses, self._samples, self._descended = [], [], []
+        self._ended, self._metrics = None, {**trainer.callback_metrics}
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if pl_module.automatic_optimization:
+            self._descended.append(loss.detach().clone())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # After this call-back the Trainer clips, and then the optimizer updates.
         if self.recorder is not None and trainer.gradient_clip_val and pl_module.automatic_optimization:
-            self.recorder.read_norm_before_clipping(p for group in optimizer.param_groups for p in group["params"])
+            params = (p for group in optimizer.param_groups for p in group["params"])
+            # Clipped by value, each element has a factor of its own.
+            self.recorder.read_norm_before_clipping(params, by_value=trainer.gradient_clip_algorithm == "value")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,6 +101,10 @@ class LightningProbe(Callback):
         if self.recorder is None:
             return
         loss = outputs.get("loss") if hasattr(outputs, "get") else outputs if isinstance(outputs, Tensor) else None
+        # A step may call its closure again, at other weights: the row has the loss of those before the update. (Of one
+        # call it isn't taken, since a gradient scaler may have scaled it. Under such a one there are no others.)
+        descended, self._descended = self._descended, []
+        loss = descended[0] if len(descended) > 1 else loss
         # The Trainer hands on what it went back from: a micro-batch's share of the mean.
         share = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         self._losses.append(None if loss is None else loss.detach() * share)
@@ -112,21 +126,24 @@ class LightningProbe(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The module is called after this, and may log metrics of the epoch, too.
-        self._ended = trainer.current_epoch, trainer
+        self._ended = _EndedEpoch(trainer, trainer.current_epoch, {**trainer.callback_metrics}, _made_of_epoch(trainer))
 
     def _log_epoch(self) -> None:
         """Log the epoch that has ended, if there is one. The Trainer makes no step between its end and this."""
         ended, self._ended = self._ended, None
         if ended is None or self.recorder is None:
             return
-        epoch, trainer = ended
-        metrics, before = dict(trainer.callback_metrics), self._logged
-        # Metrics of earlier epochs stay among them until they are computed again: those of a validation that isn't made
-        # in every epoch, for instance.
-        new = {name: value for name, value in metrics.items() if before.get(name) is not value}
-        self._logged = metrics
-        if figures := epoch_figures(new, _PARTS):
-            self.recorder.log_epoch(epoch=epoch, **figures)
+        # The Trainer keeps a metric until another one takes its place: of training steps the last one's, of validations
+        # that of an earlier epoch.
+        old, self._metrics = self._metrics, {**ended.trainer.callback_metrics}
+        fresh = {
+            name: value
+            for name, value in self._metrics.items()
+            if value is not old.get(name)
+            and (not name.startswith("train_") or name in ended.whole or value is not ended.metrics.get(name))
+        }
+        if figures := epoch_figures(fresh, _PARTS):
+            self.recorder.log_epoch(epoch=ended.number, **figures)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attachment.pause()
@@ -136,6 +153,10 @@ class LightningProbe(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._log_epoch()
+        # Callbacks that are told later may save a checkpoint. Where others are gone, nobody knows what they had.
+        if trainer.world_size == 1:
+            with contextlib.suppress(Exception):
+                self._kept = self._attachment.keep()
         self._attachment.end(exception)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,3 +171,28 @@ class LightningProbe(Callback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._kept = dict(state_dict) or None
+
+
+@dataclass(frozen=True)
+class _EndedEpoch:
+    """An epoch whose metrics aren't all known yet.
+
+    Attributes:
+        trainer: knows them.
+        number: of the epoch.
+        metrics: those known when the callbacks were told of its end.
+        whole: names of those that are made of the whole epoch.
+    """
+
+    trainer: Trainer
+    number: int
+    metrics: dict[str, Any]
+    whole: set[str]
+
+
+def _made_of_epoch(trainer: Trainer) -> set[str]:
+    """Names of the metrics that the Trainer makes of a whole epoch of training; none where Lightning doesn't tell."""
+    logged = getattr(trainer, "_results", None) or {}
+    # What an earlier epoch has left behind stays there, reset.
+    facts = [getattr(one, "meta", None) for one in logged.values() if not getattr(one, "has_reset", True)]
+    return {fact.name for fact in facts if fact is not None and fact.on_epoch}

@@ -9,10 +9,12 @@ The Trainer hands a callback neither the step's loss nor its batch. Both are see
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.recorder import Recorder
 
 _PARTS = {"eval": "val"}
+
+_TENSOR = "tensor in base64"
 
 _ELSEWHERE = (
     "TrainerProbe records no loss: {what}. A callback sees only the loss that the model itself returns "
@@ -78,6 +82,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
         self._saved: dict[str, Any] | None = None
         self._since_log, self._logged_at = _Losses(), -1
         self._trusts_loss = True
+        self._batches = 1
 
     @property
     def recorder(self) -> Recorder | None:
@@ -99,9 +104,14 @@ class TrainerProbe(TrainerCallback, ExportableState):
         if model is None or optimizer is None:
             what = "model" if model is None else "optimizer"
             raise UserError(f"the Trainer hands its callbacks no {what} (as under DeepSpeed): it can't be recorded")
+        begins_again = self.recorder is not None
         self.close()
-        self._attachment.begin(model, optimizer, self._resumed(state), total_steps=state.max_steps)
-        self._saved, self._trusts_loss = None, True
+        kept = self._resumed(state)
+        if args.auto_find_batch_size and begins_again:
+            # The Trainer itself begins again with smaller batches: what was recorded of larger ones stands where it is.
+            self._attachment.settings["exists"] = "new"
+        self._attachment.begin(model, optimizer, kept, total_steps=state.max_steps)
+        self._saved, self._trusts_loss, self._batches = None, True, 1
         self._since_log, self._logged_at = _Losses(), -1
         self._passes.attach(model)
 
@@ -113,7 +123,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
         here = os.fspath(self._attachment.path)
         for one in stored if isinstance(stored, list) else [stored]:
             if one and one.get("args", {}).get("path") == here and one["attributes"].get("recorded") is not None:
-                found: dict[str, Any] = one["attributes"]["recorded"]
+                found: dict[str, Any] = _unpacked(one["attributes"]["recorded"])
                 return found
         if state.global_step:
             raise self._attachment.without_recording(state.global_step, "TrainerProbe")
@@ -124,12 +134,23 @@ class TrainerProbe(TrainerCallback, ExportableState):
     ) -> None:
         self._attachment.go_on()
         self._passes.clear()
+        self._batches = 1
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._batches += 1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.recorder is None:
             return
         seen = self._passes.taken()
-        if seen.loss is None and self._trusts_loss:
+        if seen.passes > self._batches * max(args.n_gpu, 1):  # DataParallel calls a replica on each GPU
+            # The loss is made of several passes, in a way that isn't seen; and samples would count more than once.
+            seen = replace(seen, loss=None, samples=None, tokens=None)
+            if self._trusts_loss:
+                self._distrust(f"the model was called {seen.passes} times for {self._batches} batch(es)")
+        elif seen.loss is None and self._trusts_loss:
             self._distrust(
                 "the model returned none, so that the Trainer makes it (compute_loss_func, label smoothing)"
                 if seen.passes
@@ -203,13 +224,36 @@ class TrainerProbe(TrainerCallback, ExportableState):
     def _keep(self, is_to_be_saved: bool) -> None:
         """Take the recorder's state for a checkpoint: on all ranks, of which one alone is asked for `state`."""
         if is_to_be_saved and self.recorder is not None:
-            self._saved = self._attachment.keep()
+            kept = self._attachment.keep()
+            self._saved = None if kept is None else _packed(kept)
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into its checkpoint."""
         # The Trainer rebuilds the callback from "args" if it is told to restore callbacks; they must fit into JSON.
         plain = {k: v for k, v in self._attachment.settings.items() if isinstance(v, str | int | float | bool | None)}
-        return {"args": {"path": os.fspath(self._attachment.path), **plain}, "attributes": {"recorded": self._saved}}
+        return {
+            "args": {"path": os.fspath(self._attachment.path), **plain},
+            "attributes": {"recorded": self._saved},
+        }
+
+
+def _packed(state: Any) -> Any:
+    """A state with texts in place of tensors, which probes may have: the Trainer's checkpoint keeps it as JSON."""
+    if isinstance(state, torch.Tensor):
+        torch.save(state.detach().cpu().clone(), written := io.BytesIO())
+        return {_TENSOR: base64.b64encode(written.getvalue()).decode()}
+    if isinstance(state, dict):
+        return {name: _packed(value) for name, value in state.items()}
+    return [_packed(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+def _unpacked(state: Any) -> Any:
+    """The state that `_packed` was given."""
+    if isinstance(state, dict) and state.keys() == {_TENSOR}:
+        return torch.load(io.BytesIO(base64.b64decode(state[_TENSOR])), weights_only=True)
+    if isinstance(state, dict):
+        return {name: _unpacked(value) for name, value in state.items()}
+    return [_unpacked(value) for value in state] if isinstance(state, list) else state
 
 
 def _epoch(state: TrainerState) -> int:

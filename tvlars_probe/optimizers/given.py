@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
@@ -17,9 +18,9 @@ from tvlars_probe.whole_tensors import REMEDY, refuse_model, refuse_unreadable
 from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tvlars_probe.collectives import Ranks
 
@@ -33,15 +34,18 @@ def optimizers_in(given: Any, model: nn.Module | None = None, *, ranks: Ranks | 
         ranks: those that read the shards of DTensors together; by default DTensors are refused.
 
     Returns:
-        them as a list: each as `unwrapped` gives it, and those inside an optimizer that holds several.
+        them as a list: each as `unwrapped` gives it, those in an optimizer that only holds others, and those that one
+        has beside parameters of its own.
 
     Raises:
-        UserError: one is no optimizer, or its tensors, or the model, can't be read here.
+        UserError: one is no optimizer, or its tensors, or the model, can't be read here, or one shares some of its
+            parameters with others that it holds.
     """
     takes_dtensors = ranks is not None
     refuse_model(model, takes_dtensors=takes_dtensors)
     listed: Sequence[Any] = list(given) if isinstance(given, list | tuple) else [given]
-    found = [inner for one in listed for inner in _members(unwrapped(one))]
+    trained = None if not isinstance(model, nn.Module) else {id(p) for p in model.parameters()}
+    found = [inner for one in listed for inner in _members(unwrapped(one), trained)]
     if not found or not all(isinstance(one, Optimizer) for one in found):
         kinds = ", ".join(type(one).__name__ for one in found) or "none"
         raise UserError(f"a torch.optim.Optimizer or a list of them is needed, got {kinds} (give the one inside it)")
@@ -76,6 +80,11 @@ def inner_of(optimizer: Optimizer) -> Optimizer | None:
     return next(iter(held.values())) if len(held) == 1 else None
 
 
+def members_of(optimizer: Any) -> set[int]:
+    """The identities of an optimizer's parameters; none where it has no groups."""
+    return {id(p) for group in getattr(optimizer, "param_groups", None) or () for p in group["params"]}
+
+
 def has_hooks(optimizer: Optimizer) -> bool:
     """Whether torch calls hooks around the optimizer's steps.
 
@@ -85,15 +94,44 @@ def has_hooks(optimizer: Optimizer) -> bool:
     return there and bool(getattr(type(optimizer).step, "hooked", False))
 
 
-def _members(optimizer: Any) -> Iterator[Any]:
-    """The optimizers in a list, tuple or dict that an optimizer holds, each unwrapped; else the argument itself."""
+def _members(optimizer: Any, trained: Set[int] | None) -> Iterator[Any]:
+    """The optimizers that make the steps of one: itself, those that it holds, or both.
+
+    Args:
+        optimizer: the optimizer, without wrappers that only delegate.
+        trained: identities of the model's parameters; None where there is no model.
+    """
+    single, several = _held(optimizer)
+    held = [inner for one in single + several for inner in _members(unwrapped(one), trained)]
+    theirs = {key for one in held for key in members_of(one)}
+    # Where it only holds others its own tensor is none that is trained: torch's constructor wants one.
+    groups = getattr(optimizer, "param_groups", None) or () if held else ()
+    own = {id(p) for group in groups for p in group["params"] if p.requires_grad and (not trained or id(p) in trained)}
+    if several and own <= theirs:
+        yield from held
+    elif own.isdisjoint(theirs) and own:
+        yield optimizer
+        # Without a model, another's tensors may be copies of its own in another precision. Of a model they aren't.
+        yield from [one for one in held if (members_of(one) & trained if trained else several)]
+    elif several and not theirs <= own:
+        kind = type(optimizer).__name__
+        raise UserError(
+            f"{kind} steps some parameters itself and others by optimizers that it holds: give these in a list"
+        )
+    else:
+        yield optimizer
+
+
+def _held(optimizer: Any) -> tuple[list[Optimizer], list[Optimizer]]:
+    """The optimizers that are an optimizer's attributes, and those in its lists, tuples and dicts; each once."""
+    single, several = dict[int, Optimizer](), dict[int, Optimizer]()
     for value in vars(optimizer).values() if isinstance(optimizer, Optimizer) else ():
         some = list(value.values()) if isinstance(value, dict) else value
-        if isinstance(some, list | tuple) and some and all(isinstance(one, Optimizer) for one in some):
-            for one in some:
-                yield from _members(unwrapped(one))
-            return
-    yield optimizer
+        if isinstance(value, Optimizer) and value is not optimizer:
+            single[id(value)] = value
+        elif isinstance(some, list | tuple) and some and all(isinstance(one, Optimizer) for one in some):
+            several |= {id(one): one for one in some}
+    return [one for key, one in single.items() if key not in several], [*several.values()]
 
 
 def tensors_of(optimizer: Optimizer, names: Mapping[int, str] = MappingProxyType({})) -> Iterator[tuple[str, Tensor]]:

@@ -112,7 +112,9 @@ def record(
             _refuse_dtensors(optimizers, model)
         home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     if exists == "new":
-        home = ranks.from_first(first_free(home))
+        with Agreement(ranks).together():
+            home = first_free(home) if ranks.is_first else home  # it may be unreadable, for rank 0 alone
+        home = ranks.from_first(home)
     with Agreement(ranks).together():
         facts = manifest or Manifest(run_id=new_run_id(home))
         facts.config = dict(config) if config is not None else facts.config

@@ -177,20 +177,21 @@ class Recorder:
         self._recording.rows.note_clipping(clipped(tensors, norm, max_norm, norm_type))
         return norm
 
-    def read_norm_before_clipping(self, parameters: Iterable[Tensor]) -> None:
+    def read_norm_before_clipping(self, parameters: Iterable[Tensor], *, by_value: bool = False) -> None:
         """Read the norm of gradients that somebody else, such as a trainer, clips before the next ``step()``.
 
         Their norm is read once more before the update: the quotient is ``clip_scale``.
 
         Args:
             parameters: whose gradients are clipped together.
+            by_value: whether each element is clipped for itself: then there is no common factor.
 
         Raises:
             UserError: nothing is being recorded.
         """
         self._session.refuse_idle()
         with torch.no_grad():
-            self._recording.rows.read_before_clipping(list(parameters))
+            self._recording.rows.read_before_clipping(list(parameters), by_value=by_value)
 
     def note_norm_before_clipping(self, norm: float, max_norm: float) -> None:
         """Tell the norm that gradients had before somebody else clipped them for the update just made.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.collectives import Ranks
+from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.given import optimizers_in
 from tvlars_probe.probes.events.hooks import StepHooks
 from tvlars_probe.probes.events.signals import children_may_wait
@@ -19,6 +20,7 @@ from tvlars_probe.probes.readers.layout import note_parameters, note_unknown
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.rows.crossing import Crossing, is_bad
 from tvlars_probe.probes.rows.steps import Detail, StepRows
+from tvlars_probe.wrappers import joins_uneven_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -170,6 +172,11 @@ class Recording:
 
     # The events of the loop: see `tvlars_probe.probes.loop.LoopEvents`.
     def before_update(self, index: int) -> None:
+        if self.ranks.world_size > 1 and joins_uneven_inputs(self._model):
+            raise UserError(
+                "under join() of DistributedDataParallel some ranks make more steps than others, which would wait for "
+                "them in the recorder: leave out join(), or record() one rank with distributed=False"
+            )
         if self.rows.begins_another(index):
             self._begin_row()
         self.rows.before(index)

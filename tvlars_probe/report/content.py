@@ -186,13 +186,13 @@ class _Drawn:
 def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Iterator[Section]:
     """The sections on one run's minimum, as far as it is on record: its sharpness, and the loss around it."""
     drawn = _Drawn()
-    for rows, draw in (
+    for rows, make in (
         (result.curves, lambda: sharpness.sharpness_curves([result])),
         (result.spectrum, lambda: sharpness.spectral_density([result])),
         (result.blocks, lambda: sharpness.layer_blocks(result)),
     ):
         if len(rows):
-            drawn.add(draw)
+            drawn.add(make)
     tables = [ReportTable("Sharpness", result.summary, SUMMARY)] if len(result.summary) else []
     if len(result.samples) > len(result.summary) or (result.samples["draws"] > 1).any():
         tables.append(ReportTable("Sharpness by sample", result.samples, headings.SAMPLES))

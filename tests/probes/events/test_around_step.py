@@ -116,6 +116,129 @@ def test_a_wrapper_that_leaves_steps_out_has_rows_of_updates_alone(tmp_path: Pat
     assert tvlars_probe.open_run(tmp_path / "run").steps().loss.tolist() == [2.0, 5.0]
 
 
+class Hooked(Optimizer):
+    """A wrapper that torch has made, and so has hooks of its own."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner, self.param_groups, self.steps = inner, inner.param_groups, 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        return self.inner.step(closure) if self.steps % 3 == 0 else None
+
+
+class SAM(Hooked):
+    """As its users have it: the gradient is taken at weights that are moved and put back."""
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        self.kept = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        for p in self.param_groups[0]["params"]:
+            p.add_(p.grad, alpha=0.5)
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p, kept in zip(self.param_groups[0]["params"], self.kept, strict=True):
+            p.copy_(kept)
+        self.inner.step()
+
+    def step(self, closure: Any = None) -> Any:
+        self.first_step()
+        with torch.enable_grad():
+            loss = closure()
+        self.second_step()
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:what .* does to a rate isn't known:UserWarning")
+def test_a_wrapper_with_hooks_that_leaves_steps_out_has_rows_of_updates_alone(tmp_path: Path) -> None:
+    model = net()
+    optimizer = Hooked(sgd(model.parameters()))
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        for step in range(6):
+            model(batch(step)[0]).sum().backward()
+            optimizer.step()
+            rec.log(loss=float(step))
+    assert tvlars_probe.open_run(tmp_path / "run").steps().loss.tolist() == [2.0, 5.0]
+
+
+@pytest.mark.filterwarnings("ignore:what .* does to a rate isn't known:UserWarning")
+@pytest.mark.parametrize("form", ["closure", "two calls"])
+def test_weights_that_a_wrapper_moves_and_puts_back_are_read_where_they_were(form: str, tmp_path: Path) -> None:
+    model = net()
+    optimizer = SAM(sgd(model.parameters()))
+    truth = []
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        for step in range(3):
+            (x, y), before = batch(step), [p.detach().double().clone() for p in model.parameters()]
+
+            def closure(x: Any = x, y: Any = y) -> Any:
+                model.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            closure()
+            if form == "closure":
+                optimizer.step(closure)
+            else:
+                optimizer.first_step()
+                closure()
+                optimizer.second_step()
+            rec.log()
+            for p, w in zip(model.parameters(), before, strict=True):
+                g = p.grad.double()
+                figures = w.norm(), g.norm(), (w * g).sum(), (p.detach().double() - w).norm()
+                truth.append([float(figure) for figure in figures])
+    rows = tvlars_probe.open_run(tmp_path / "run").layers()[COLUMNS].to_numpy().tolist()
+    assert len(rows) == len(truth)
+    for row, true in zip(rows, truth, strict=True):
+        assert row == pytest.approx(true, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:what .* does to a rate isn't known:UserWarning")
+@pytest.mark.parametrize("kind", [Bare, torch.optim.SGD], ids=["bare", "hooked"])
+def test_an_optimizer_of_some_parameters_that_holds_one_of_the_others_is_recorded_with_it(
+    kind: type[Any], tmp_path: Path
+) -> None:
+    class Both(kind):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> None:
+            super().step()
+            self.other.step()
+
+    model = net()
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) is are] for are in (True, False))
+    optimizer = Both(matrices)
+    optimizer.other = sgd(vectors)
+    optimizer.zero_grad = lambda set_to_none=True: model.zero_grad(set_to_none)
+    with tvlars_probe.record(model, optimizer, tmp_path / "run") as rec:
+        truth = []
+        for step in range(3):
+            truth.append(observed(model, optimizer, step))
+            rec.log(loss=1.0)
+    run = tvlars_probe.open_run(tmp_path / "run")
+    assert (len(run.steps()), run.manifest.notes[1:]) == (3, [])
+    rows = run.layers()
+    assert len(rows) == 3 * len(truth[0])
+    for row in rows.itertuples():
+        true = truth[row.step][str(row.parameter)]
+        assert [getattr(row, c) for c in COLUMNS] == pytest.approx([true[c] for c in COLUMNS], rel=1e-4, abs=1e-7)
+
+
+def test_an_inner_step_after_one_of_a_wrapper_with_hooks_that_raised_is_told() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = SAM(sgd([p]))
+    calls, _ = watched(optimizer)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    assert calls == []
+    optimizer.inner.step()
+    optimizer.step(lambda: 1.0)
+    assert calls == ["before", "after"] * 2
+
+
 def watched(optimizer: Any) -> tuple[list[str], list[Any]]:
     calls: list[str] = []
     return calls, around_step(optimizer, lambda: calls.append("before"), lambda: calls.append("after"))

@@ -129,6 +129,19 @@ def test_what_is_told_after_the_row_was_written_is_warned_of(late: str, tmp_path
     assert rows_of(run) == [("01", 0.0), ("01", None), ("01", 2.0)]
 
 
+@pytest.mark.parametrize(("script", "told"), [("01l" * 2 + "l" * 3, 3), ("01l" + "l" * 4 + "b" + "01l", 4)])
+def test_where_the_last_calls_tell_of_no_step_the_loop_is_warned(script: str, told: int, tmp_path: Path) -> None:
+    """As where a new optimizer takes over, whose steps nobody sees."""
+    with pytest.warns(UserWarning, match=f"the last {told} calls of rec.log.. told of no step .* rec.begin_phase"):
+        run = run_of(tmp_path / "r", script)
+    assert len(run.manifest.notes) == 1
+
+
+@pytest.mark.parametrize("script", ["lll0l" + "lll", "01l" + "ll"], ids=["accumulating", "skipped"])
+def test_calls_between_the_steps_of_an_accumulating_loop_are_none_to_warn_of(script: str, tmp_path: Path) -> None:
+    assert run_of(tmp_path / "r", script).manifest.notes == []
+
+
 def test_a_scaler_that_skips_one_of_two_optimizers_takes_its_update_alone(tmp_path: Path) -> None:
     model = net()
     optimizers = [torch.optim.SGD(model[k].parameters(), 0.1, fused=True) for k in (0, 4)]

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import tvlars_probe
+from tests.optimizers.test_registry import NAMES
 from tests.ranked import cli_on_ranks
 from tests.runners.test_ranks import assert_runs_agree
 from tvlars_probe.data import fashion_mnist
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError
 from tvlars_probe.models.backbones import MODELS, ModelConfig
-from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
+from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
@@ -70,7 +71,7 @@ def test_one_run_one_trace_two_phases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", NAMES)
 def test_every_optimizer_pretrains_under_every_schedule(optimizer: str, schedule: str, tmp_path: Path) -> None:
     result = run(
         tmp_path / "r",

@@ -1,8 +1,8 @@
 """Calls before and after an optimizer's update, for steps with and without a closure, wrapped and compiled ones.
 
 Torch calls hooks around the step of an optimizer that it has made. A wrapper whose constructor never called
-`Optimizer.__init__` has none: there the object's ``step`` is replaced, and the hooks of the optimizer inside it tell
-whether, and when, an update is made.
+`Optimizer.__init__` has none: there the object's ``step`` is replaced. Of any wrapper the hooks of the optimizer inside
+it tell whether, and when, an update is made: it may accumulate gradients, or move the weights and put them back (SAM).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch.optim import Optimizer
 
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.given import has_hooks, inner_of
+from tvlars_probe.optimizers.given import has_hooks, inner_of, members_of
 from tvlars_probe.reductions import is_capturing
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
 
@@ -31,11 +31,24 @@ class Handle(Protocol):
         ...
 
 
-def around_step(optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]) -> list[Handle]:
+def around_step(
+    optimizer: Optimizer,
+    before: Callable[[], None],
+    after: Callable[[], None],
+    recorded: Sequence[Optimizer] = (),
+) -> list[Handle]:
     """Call ``before`` once a step's gradients are there, before its update, and ``after`` after the update.
 
     A step with a closure computes its gradients itself: there ``before`` is called after the closure's first call.
     Where a step calls the step of its parent class, torch may call the hooks for both; only the outer step counts.
+    Where a wrapper's step makes no step of the optimizer inside it, ``after`` isn't called.
+
+    Args:
+        optimizer: the optimizer.
+        before: is called before its update.
+        after: is called after it.
+        recorded: all optimizers that are watched: one of them that this one holds has other parameters, and isn't
+            wrapped by it.
 
     Returns:
         the handles that end it.
@@ -43,8 +56,19 @@ def around_step(optimizer: Optimizer, before: Callable[[], None], after: Callabl
     Raises:
         UserError: the optimizer's step can't be watched; from a step: it is being captured in a CUDA graph.
     """
+    inner = inner_of(optimizer)
+    inner = None if any(inner is one for one in recorded) else inner
     if not has_hooks(optimizer):
-        return _around_replaced_step(optimizer, before, after)
+        return _around_replaced_step(optimizer, inner, before, after)
+    if inner is not None and members_of(inner) == members_of(optimizer):
+        return _around_wrapping_step(optimizer, inner, before, after)
+    return _around_hooked_step(optimizer, lambda args, kwargs: _observed(args, kwargs, before), after)
+
+
+def _around_hooked_step(
+    optimizer: Optimizer, observed: Callable[[tuple[Any, ...], dict[str, Any]], Any], after: Callable[[], None]
+) -> list[Handle]:
+    """`around_step` by torch's hooks; ``observed`` takes a step's arguments and returns those that it is to have."""
     # The frame of torch's wrapper around the outer step. After a step that raised, torch calls no post-hook and the
     # frame stays here: so an outer step counts only as long as its frame is running.
     outer: FrameType | None = None
@@ -62,7 +86,7 @@ def around_step(optimizer: Optimizer, before: Callable[[], None], after: Callabl
             return None
         outer = frame
         # args[0] is the optimizer itself.
-        arguments, kwargs_seen = _observed(args[1:], kwargs, before)
+        arguments, kwargs_seen = observed(args[1:], kwargs)
         # What a pre-hook returns takes the place of the step's arguments.
         return (args[0], *arguments), kwargs_seen
 
@@ -127,6 +151,48 @@ def _after_first_call(closure: Callable[[], Any], then: Callable[[], None]) -> C
     return observed
 
 
+def _around_wrapping_step(
+    optimizer: Optimizer, inner: Optimizer, before: Callable[[], None], after: Callable[[], None]
+) -> list[Handle]:
+    """`around_step` of a wrapper that has hooks. The optimizer inside it tells whether there is an update at all.
+
+    It also tells when the gradients of a closure are there, and the weights back where they were: SAM calls the closure
+    at others. Without a closure both are there when the wrapper's own step begins, which may then change the gradient.
+    """
+    outer: FrameType | None = None  # that of a step that raised stays here, and no longer runs
+    is_seen = is_update = False
+
+    def is_running() -> bool:
+        return outer is not None and _is_running(outer, sys._getframe())
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        nonlocal outer, is_seen, is_update
+        outer, is_update = _frame_of_step(), False
+        is_seen = kwargs.get("closure", args[0] if args else None) is None
+        if is_seen:
+            before()
+        return args, kwargs
+
+    def before_inner() -> None:
+        nonlocal is_seen, is_update
+        # Of several steps inside one, the first has the weights before the update.
+        if not (is_seen and is_running()):
+            before()
+        is_seen = is_update = True
+
+    def after_inner() -> None:
+        if not is_running():  # the inner step was called directly
+            after()
+
+    def end() -> None:
+        nonlocal outer
+        outer = None
+        if is_update:
+            after()
+
+    return [*around_step(inner, before_inner, after_inner), *_around_hooked_step(optimizer, begin, end)]
+
+
 class _ReplacedStep:
     """The ``step`` of one object, replaced until `remove`. Where another has been put over it, it does nothing more."""
 
@@ -151,13 +217,15 @@ class _ReplacedStep:
             self._optimizer.step = self._own  # type: ignore[method-assign]
 
 
-def _around_replaced_step(optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]) -> list[Handle]:
+def _around_replaced_step(
+    optimizer: Optimizer, inner: Optimizer | None, before: Callable[[], None], after: Callable[[], None]
+) -> list[Handle]:
     """`around_step` of an optimizer that has no hooks.
 
     An optimizer inside it tells when the gradients are those of the loss (they may be scaled before) and whether there
     is an update at all (gradients may be accumulated). After it the wrapper may move the weights again.
     """
-    inner, original = inner_of(optimizer), optimizer.step
+    original = optimizer.step
     is_running = is_seen = False
 
     def before_inner() -> None:

@@ -38,7 +38,8 @@ class StepHooks:
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
         """Begin to tell of these optimizers' steps."""
         for index, optimizer in enumerate(optimizers):
-            self._handles += around_step(optimizer, partial(self._before, index), partial(self._after, index))
+            told = partial(self._before, index), partial(self._after, index)
+            self._handles += around_step(optimizer, *told, recorded=optimizers)
         self._clock.start()
 
     def detach(self) -> None:

@@ -23,6 +23,7 @@ from tvlars_probe.probes.readers.columns import BEFORE_UPDATE, COLUMNS, OPTIMIZE
 from tvlars_probe.probes.readers.ratios import GroupStep, RatioFiller
 from tvlars_probe.reductions import (
     accumulation_dtype,
+    dense_and_real,
     difference_norm,
     flat_views,
     inner_products_of_each,
@@ -207,8 +208,8 @@ class NormReader:
         active = [i for i, has_grad in enumerate(self._active) if has_grad]
         if active:
             taken, self._grads = self._grads, {}
-            weights = [_real(shard_of(params[i])) for i in active]
-            grads = [_real(taken.get(id(params[i]), params[i].grad)) for i in active]
+            weights = [dense_and_real(shard_of(params[i])) for i in active]
+            grads = [dense_and_real(taken.get(id(params[i]), params[i].grad)) for i in active]
             norms = _on_host(weights, grads) if reads_are_free(device) else _on_device(weights, grads)
             # ‖g‖ and ⟨w,g⟩ are both linear in the scale of g.
             unscale = _unscaling(self.optimizer, norms)
@@ -299,7 +300,7 @@ def _on_device(weights: list[Tensor], grads: list[Tensor]) -> Tensor:
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
-    tensors = [_real(t) for t in tensors]
+    tensors = [dense_and_real(t) for t in tensors]
     if reads_are_free(tensors[0].device):
         squares = inner_products_of_each([flat_views(t) for t in tensors], ((0, 0),))
         norms = [norm_of_square(square, t) for (square,), t in zip(squares, tensors, strict=True)]
@@ -307,15 +308,8 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return multi_tensor_norms(tensors)
 
 
-def _real(t: Tensor) -> Tensor:
-    """``t`` as a dense, real tensor: norms stay the same, and inner products become their real part."""
-    t = t.detach()
-    t = t.to_dense() if t.is_sparse else t
-    return torch.view_as_real(t) if t.is_complex() else t
-
-
 def _difference_norms(new: list[Tensor], old: list[Tensor]) -> Tensor:
-    new, old = [_real(t) for t in new], [_real(t) for t in old]
+    new, old = [dense_and_real(t) for t in new], [dense_and_real(t) for t in old]
     if reads_are_free(new[0].device):
         return torch.tensor([difference_norm(a, b) for a, b in zip(new, old, strict=True)], dtype=torch.float64)
     # Widened first: in half precision the difference would itself be rounded.

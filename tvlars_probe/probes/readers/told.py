@@ -8,10 +8,13 @@ from torch import Tensor
 
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.rules import number
+from tvlars_probe.shards import whole_of
 
 
 def mean_loss(loss: Any) -> Tensor | float | None:
     """The mean loss that a loop told: a tensor of one element stays on its device, anything else becomes a float.
+
+    Of a DTensor, which a loss is under tensor parallelism, every rank calls this.
 
     Raises:
         UserError: it isn't one real number.
@@ -21,7 +24,7 @@ def mean_loss(loss: Any) -> Tensor | float | None:
         raise UserError(f"rec.log(loss=...) takes the mean loss, one number; got a {what}")
     # Detached, so that the rows don't keep the step's graph in memory.
     if isinstance(loss, Tensor):
-        return loss.detach()
+        return whole_of(loss.detach())
     return None if loss is None else scalar("loss", loss)
 
 
@@ -35,7 +38,7 @@ def step_figures(*, samples: Any, tokens: Any, epoch: Any, clip_scale: Any) -> d
     waits = isinstance(tokens, Tensor) and tokens.device.type != "cpu"
     told = {
         "samples": count("samples", samples),
-        "tokens": tokens.detach().clone() if waits else count("tokens", tokens),
+        "tokens": whole_of(tokens.detach()).clone() if waits else count("tokens", tokens),
         "epoch": count("epoch", epoch),
     }
     figures = {name: value for name, value in told.items() if value is not None}
@@ -49,7 +52,7 @@ def scalar(name: str, value: Any) -> float:
         UserError: it is no number.
     """
     try:
-        return number(value.detach() if isinstance(value, Tensor) else value)
+        return number(whole_of(value.detach()) if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(f"{name}={value!r:.60} is no number: give one number, or a tensor of one element") from None
 

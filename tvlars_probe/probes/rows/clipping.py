@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tvlars_probe.reductions import accumulation_dtype, multi_tensor_norms
+from tvlars_probe.reductions import accumulation_dtype, dense_and_real, multi_tensor_norms
 from tvlars_probe.shards import whole_of
 from tvlars_probe.whole_tensors import is_dtensor
 
@@ -53,16 +53,20 @@ def norm_of_gradients(params: Sequence[Tensor]) -> Tensor | None:
     """
     if any(map(is_dtensor, params)):
         return None
-    grads = [p.grad.detach() for p in params if p.grad is not None and not p.grad.is_sparse]
+    grads = [dense_and_real(p.grad) for p in params if p.grad is not None]
     return torch.linalg.vector_norm(multi_tensor_norms(grads)) if grads else None
 
 
-def read_after(params: Sequence[Tensor], before: Tensor) -> Clipped | None:
-    """What somebody else has done to gradients whose norm was ``before``: their norm now tells the factor."""
+def read_after(params: Sequence[Tensor], before: Tensor, by_value: bool = False) -> Clipped | None:
+    """What somebody else has done to gradients whose norm was ``before``: their norm now tells the factor.
+
+    ``by_value`` elements have a factor each, and all together none.
+    """
     after = norm_of_gradients(params)
     if after is None:
         return None
     scale = torch.where(before == 0, torch.ones_like(after), after / before)
+    scale = torch.full_like(scale, float("nan")) if by_value else scale
     return Clipped(frozenset(map(id, params)), before, scale, is_euclidean=True)
 
 

@@ -83,7 +83,7 @@ class StepRows:
         self.measures_layers = detail != "none"
         self.telling = Telling()
         self._clipped: list[Clipped] = []
-        self._unclipped: tuple[Sequence[Tensor], Tensor] | None = None
+        self._unclipped: tuple[Sequence[Tensor], Tensor, bool] | None = None
         self._step, self._has_failed = 0, False
 
     def __len__(self) -> int:
@@ -120,10 +120,10 @@ class StepRows:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
         return self._rates.read(self.layout, self._optimizers)
 
-    def read_before_clipping(self, params: Sequence[Tensor]) -> None:
+    def read_before_clipping(self, params: Sequence[Tensor], *, by_value: bool) -> None:
         """Read ‖g‖ before somebody else clips these tensors' gradients; it is read again before the update."""
         before = norm_of_gradients(params)
-        self._unclipped = None if before is None else (params, before)
+        self._unclipped = None if before is None else (params, before, by_value)
 
     def note_clipping(self, call: Clipped) -> None:
         """Keep what the loop has clipped for the update to come."""
@@ -154,6 +154,8 @@ class StepRows:
     def before(self, index: int) -> None:
         """Read what must be read before optimizer ``index`` makes its update of the open row's step."""
         assert self.open is not None
+        if self.was_seen(index):
+            self.open.clipped = []  # of a step that made no update, and of which this one is the next
         self.open.begun.add(index)
         self._put_clipping()
         if self.open.due and self.layout.is_sharded:
@@ -271,6 +273,7 @@ class StepRows:
         if row is None or row.told or not row.stepped:
             # No update since the last call: a gradient scaler skipped it, or log() stands before step().
             self._clipped, self._unclipped = [], None
+            self.telling.told_in_vain()
             if row is None:
                 self.telling.told_without_row()
             return False

@@ -16,10 +16,14 @@ class Telling:
     A call of ``log`` ends an iteration, and its row. Where the loop doesn't call it, a row ends when an optimizer steps
     that already has. That finds the iterations of one optimizer, and of several that all step in every iteration. Of
     others it may join the updates of two iterations, or part those of one.
+
+    A call may tell of no step: gradients are accumulated, or a scaler skipped it. But where such calls are the last
+    ones, and more than ever came between two steps, the loop goes on with an optimizer that isn't recorded.
     """
 
     def __init__(self) -> None:
         self._without_step = self._late = 0
+        self._in_vain = self._most_in_vain = self._last_in_vain = 0
         self._left_untold = self._is_unclear = False
         self._forget()
 
@@ -32,6 +36,8 @@ class Telling:
 
     def begin_phase(self) -> None:
         """Other optimizers follow."""
+        self._last_in_vain = self._unseen
+        self._in_vain = self._most_in_vain = 0
         self._is_unclear |= self._phase_is_unclear
         self._forget()
 
@@ -43,9 +49,14 @@ class Telling:
             self._without_step += 1
         self._left_untold = False
 
+    def told_in_vain(self) -> None:
+        """``log`` was called, and no optimizer had stepped since the last call."""
+        self._in_vain += 1
+
     def row_begins(self) -> None:
         """A step's row is opened."""
         self._left_untold = False
+        self._most_in_vain, self._in_vain = max(self._most_in_vain, self._in_vain), 0
 
     def row_ends(self, row: StepRow) -> None:
         """A row that holds updates is closed."""
@@ -55,6 +66,11 @@ class Telling:
         if not row.told:
             self._orders_differ |= self._order is not None and self._order != row.stepped
             self._order = [*row.stepped]  # a copy: a flush takes skipped updates out of the row's own
+
+    @property
+    def _unseen(self) -> int:
+        """The number of calls at the end, of this phase or an earlier one, that seem to tell of steps of others."""
+        return self._in_vain if self._in_vain > 2 * self._most_in_vain + 2 else self._last_in_vain
 
     @property
     def _phase_is_unclear(self) -> bool:
@@ -84,6 +100,11 @@ class Telling:
                 "the recorded optimizers stepped unequally, and not every iteration ended with rec.log(): a row may "
                 "hold updates of two iterations, or part of one. Call rec.log() once an iteration, after its last "
                 "step(); it needs no argument"
+            )
+        if steps and self._unseen:
+            yield (
+                f"the last {self._unseen} calls of rec.log() told of no step of the recorded optimizers: if the loop "
+                "made a new one, its steps are not recorded. Call rec.begin_phase() when another optimizer takes over"
             )
         if self._late:
             yield (
