@@ -75,6 +75,7 @@ class ParameterEntry(TypedDict):
     adapted: NotRequired[bool | None]
     decayed: NotRequired[bool | None]
     trainable: NotRequired[bool | None]
+    aliases: NotRequired[list[str]]
 
 
 class SegmentEntry(TypedDict):

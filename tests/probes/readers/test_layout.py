@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 import tvlars_probe
 from tests.probes.small_loop import OPTIMIZERS, batch, loop, net
 from tvlars_probe import LARS
+from tvlars_probe.probes.readers.parameters import ParameterInfo
+from tvlars_probe.traces.manifest_entries import ParameterEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +70,10 @@ def test_a_group_added_later_is_followed(tmp_path: Path) -> None:
     frame = run.layers().set_index(["step", "parameter"])
     assert frame.loc[(3, "0.weight"), "lr"] == 0.125
     assert len(run.manifest.groups) == 2
+
+
+def test_readers_know_each_field_of_a_parameter() -> None:
+    assert ParameterEntry.__annotations__.keys() == {field.name for field in dataclasses.fields(ParameterInfo)}
 
 
 def test_tied_weights_and_wrappers_and_strangers(tmp_path: Path) -> None:
