@@ -12,6 +12,7 @@ import numpy as np
 
 from tvlars_probe.traces.checking.faults import Fault
 from tvlars_probe.traces.checking.tables import steps_of
+from tvlars_probe.traces.datasets import distinct
 from tvlars_probe.traces.gaps import Stretch, holes
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.run_directory import status
@@ -99,9 +100,11 @@ def _absent_layers(manifest: Manifest, tables: dict[str, list[pa.Table]], ended:
     # Norms stand in the table steps exactly where layers were recorded. Steps after the last save are left out: a flush
     # writes one table after the other, and may have been killed in between.
     rows = [np.asarray(rows["step"])[~np.asarray(rows["grad_norm"].is_null())] for rows in tables.get("steps", [])]
-    recorded = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+    recorded = distinct(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
     recorded = recorded[recorded <= ended]
-    absent = _uncovered(np.setdiff1d(recorded, steps_of(tables.get("layers", []))), manifest, "layers")
+    absent = _uncovered(
+        np.setdiff1d(recorded, steps_of(tables.get("layers", [])), assume_unique=True), manifest, "layers"
+    )
     if len(absent):
         # If layers are recorded in every tenth step, say, neighbours are ten apart: they are told as one stretch.
         places = np.searchsorted(recorded, absent)

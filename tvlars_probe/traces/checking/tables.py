@@ -8,7 +8,7 @@ import numpy as np
 
 from tvlars_probe.errors import LaterVersionError, TraceError, UnreadableError
 from tvlars_probe.traces.checking.faults import Fault, problem
-from tvlars_probe.traces.datasets import BATCH_ROWS, dataset_of
+from tvlars_probe.traces.datasets import BATCH_ROWS, dataset_of, distinct
 from tvlars_probe.traces.footers import check_footer, first_line, refuse_unreadable, rows_in_memory
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import is_led_out
@@ -75,7 +75,7 @@ def check_table(run: Path, folder: Path, manifest: Manifest | None, found: Findi
         found.parts += 1
         rows.append(read)
         most -= len(read)  # all parts together must fit: a few bytes on disk may stand for any number of equal rows
-        spans.append((part, np.unique(np.asarray(read["step"]))))
+        spans.append((part, distinct(np.asarray(read["step"]))))
     # Measurements may repeat a step: only what training records has each row once.
     if folder.parent.name == "trace" and folder.name in ROW_KEYS:
         found.faults += _doubles(run, folder, rows, spans)
@@ -152,7 +152,7 @@ def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Pa
     for part, steps in sorted(spans, key=lambda pair: (-len(pair[1]), len(pair[0].path.name), pair[0])):
         if np.isin(steps, seen).all():
             redundant.append(part)
-        seen = np.union1d(seen, steps)
+        seen = distinct(np.concatenate([seen, steps]))
     for part in redundant:
         yield Fault(f"{name}/{part.path.name}", "holds only steps that other parts hold too", "set aside")
     if not redundant:
@@ -163,4 +163,4 @@ def _doubles(run: Path, folder: Path, rows: list[pa.Table], spans: list[tuple[Pa
 def steps_of(rows: list[pa.Table]) -> Steps:
     """The different steps of some rows, ascending."""
     parts = [np.asarray(table["step"], dtype=np.int64) for table in rows]
-    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
+    return distinct(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
