@@ -12,7 +12,8 @@ import numpy as np
 
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid, Rows
-from tvlars_probe.errors import unknown
+from tvlars_probe.errors import TraceError, unknown
+from tvlars_probe.traces.datasets import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 125_000_000
 """The most values, of four bytes each, that matrices of ``layers`` may have: a little less than half a GiB."""
+
+MOST_STEPS = 1 << 20
+"""The most recorded steps of ``layers``: an analysis makes some sixty columns of doubles of each tensor."""
+
+MOST_UPDATES = 1 << 21
+"""The most rows of ``steps``, but for those that are kept whatever their number."""
+
+EARLY_UPDATES = 1 << 18
+"""The first rows of ``steps``, which are all kept: early steps decide on warm-up."""
+
+MOST_ROWS = 1 << 20
+"""The most rows of any other table. The figures of 30,000 tensors at thirty checkpoints have as many."""
 
 
 class Source:
@@ -64,31 +77,37 @@ class Source:
         return self.trace.batches(table, [column], is_empty)
 
     def steps(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Rows of ``steps`` of the phase."""
-        rows = self._of_phase(self.trace.frame("steps", [*dict.fromkeys((*columns, "phase"))]))
-        return rows.reset_index(drop=True)
+        """Rows of ``steps`` of the phase.
+
+        Of more than `MOST_UPDATES` the later ones at equal distances are kept, and those with the highest losses;
+        ``facts.stride`` says so.
+        """
+        rows, stride = self._sampled_steps(columns)
+        self.facts = dataclasses.replace(self.facts, stride=max(stride, self.facts.stride))
+        return rows
 
     def epochs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Rows of ``epochs``, of all phases: the accuracy of a pretrained model is that of its linear probe."""
-        return self.trace.epochs(columns)
+        return self._frame("epochs", columns)
 
     def curvature(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``curvature`` of the phase."""
-        return self._of_phase(self.trace.frame("curvature", [*dict.fromkeys((*columns, "phase"))]))
+        return self._of_phase(self._frame("curvature", [*dict.fromkeys((*columns, "phase"))]))
 
     def spectrum(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``spectrum`` of the phase that are densities of the whole model."""
-        rows = self.trace.frame("spectrum", [*dict.fromkeys((*columns, "phase", "scope"))])
+        rows = self._frame("spectrum", [*dict.fromkeys((*columns, "phase", "scope"))])
         return self._of_phase(rows[rows["scope"].astype(str) == "all"])
 
     def landscape(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``landscape``, of all phases: a slice belongs to a checkpoint, whatever the phase."""
-        return self.trace.frame("landscape", columns)
+        return self._frame("landscape", columns)
 
     def layers(self, columns: Sequence[str], *, beside: int = 0) -> LayerGrid:
         """Rows of ``layers`` of the phase, as matrices in the order of the table of parameters.
 
-        Where all would not fit in memory, steps at equal distances are passed over; ``facts.stride`` says so.
+        Where all would not fit in memory, or are more than `MOST_STEPS`, steps at equal distances are passed over;
+        ``facts.stride`` says so.
 
         Args:
             columns: the columns wanted.
@@ -100,7 +119,7 @@ class Source:
         # The table has no column for the phase: the steps of the phase choose its rows.
         limits = None
         if self.has_phases:
-            steps = self.steps(["step"])["step"]
+            steps = self._sampled_steps(["step"])[0]["step"]
             limits = (int(steps.min()), int(steps.max())) if len(steps) else (0, -1)
         wanted = [*dict.fromkeys(("step", "parameter", *columns))]
         order = [str(name) for name in self.facts.parameters["name"]]
@@ -115,24 +134,77 @@ class Source:
         recorded, rows = self.trace.batches("layers", ["step"], _distinct_steps, steps=limits)
         tensors = max(len(order), rows // max(len(recorded), 1))
         stride = -(-tensors * len(recorded) * (len(wanted) - 2 + beside) // MOST_VALUES) or 1
+        stride = max(stride, -(-len(recorded) // MOST_STEPS))
         recorded = recorded[::stride]
         self.facts = dataclasses.replace(self.facts, stride=max(stride, self.facts.stride))
         # A run that is being recorded goes on meanwhile: steps that came after the first pass are left out.
         until_now = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, -1)
         return self.trace.batches("layers", wanted, arrange, steps=until_now)
 
+    def _frame(self, table: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        """Rows of a table that no training makes long.
+
+        Raises:
+            TraceError: it has more than `MOST_ROWS`: a part of a few kilobytes may hold millions.
+        """
+        if (rows := self.trace.count_rows(table)) > MOST_ROWS:
+            raise TraceError(
+                f"the table {table} of {self.trace.path} has {rows:,} rows, of {MOST_ROWS:,} that can be analysed: "
+                f"move parts out of its folder, or read some steps of it in Python (tvlars_probe.open_run)"
+            )
+        return self.trace.frame(table, columns)
+
+    def _sampled_steps(self, columns: Sequence[str]) -> tuple[pd.DataFrame, int]:
+        """Rows of ``steps`` of the phase as `steps` says, and the distance of those that are kept."""
+        wanted = [*dict.fromkeys((*columns, "step", "phase"))]
+        stride = -(-self.trace.count_rows("steps") // MOST_UPDATES)
+        if stride <= 1:
+            return self._of_phase(self.trace.frame("steps", wanted)).reset_index(drop=True), 1
+
+        def sample(batches: Iterator[pa.RecordBatch]) -> pd.DataFrame:
+            kept, seen = list[Any](), 0
+            for batch in batches:
+                rows = self._of_phase(batch.to_pandas()).drop(columns="phase")
+                if len(rows):
+                    kept.append(rows[_kept(rows, seen, stride, self.facts.bad_loss_step)])
+                    seen += len(rows)
+            # An empty table where the phase has no rows.
+            return pd.concat(kept, ignore_index=True) if kept else self.trace.frame("steps", wanted, steps=(0, -1))
+
+        import pandas as pd
+
+        return self.trace.batches("steps", wanted, sample), stride
+
     def _of_phase(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows[rows["phase"].astype(str) == self.facts.phase] if self.has_phases else rows
+
+
+def _kept(rows: pd.DataFrame, before: int, stride: int, bad: int | None) -> NDArray[np.bool_]:
+    """Which rows of a piece of ``steps`` are kept where there are too many.
+
+    Args:
+        rows: the piece, in order of steps.
+        before: number of rows that came before it.
+        stride: the distance of the rows that are kept.
+        bad: the step whose loss isn't finite, by the manifest.
+    """
+    at = np.arange(before, before + len(rows))
+    kept: NDArray[np.bool_] = (at < EARLY_UPDATES) | (at % stride == 0) | (rows["step"] == bad).to_numpy()
+    kept[-1] = True
+    if "loss" in rows:
+        # The first one of the piece's highest: with it the run's highest is kept, and the first that is infinite.
+        kept[int(rows["loss"].fillna(-np.inf).to_numpy().argmax())] = True
+    return kept
 
 
 def _distinct_steps(batches: Iterator[pa.RecordBatch]) -> tuple[NDArray[np.int64], int]:
     """The steps that occur in the batches, ascending, and the number of rows."""
     found, rows = list[Any](), 0
     for batch in batches:
-        found.append(np.unique(batch.column(0).to_numpy()))
+        found.append(distinct(batch.column(0).to_numpy()))
         rows += len(batch)
     # The empty array: concatenate refuses an empty list.
-    return np.unique(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64), rows
+    return distinct(np.concatenate([*found, np.empty(0, np.int64)])).astype(np.int64), rows
 
 
 def _rows(batch: pa.RecordBatch) -> Rows:

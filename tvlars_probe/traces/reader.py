@@ -152,6 +152,14 @@ class Trace(Frames):
         rows = self._with_parts(table, wanted, read)
         return (by_step(rows).select(wanted) if table == "layers" else rows).to_pandas()
 
+    def count_rows(self, table: str) -> int:
+        """The number of rows of a table, by the footers of its parts alone.
+
+        Raises:
+            TraceError: a part is damaged.
+        """
+        return self._with_parts(table, [], lambda dataset, _: 0 if dataset is None else dataset.count_rows())
+
     def batches(
         self,
         table: str,
