@@ -8,6 +8,7 @@ import pytest
 from tvlars_probe.analyses.course import Course
 from tvlars_probe.analyses.explosions import explosions_of, find_explosions
 from tvlars_probe.analyses.grid import LayerGrid, column_medians
+from tvlars_probe.analyses.rises import level_of
 
 STEPS = np.arange(100)
 NAMES = tuple(f"layer{i}.weight" for i in range(6))
@@ -70,6 +71,15 @@ def test_column_medians_are_numpys() -> None:
     ours = column_medians(values)
     assert np.allclose(ours[:4], np.nanmedian(values[:, :4], axis=0))
     assert np.isnan(ours[4])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 20, 21])
+def test_medians_of_tensors_are_numpys_without_its_overhead(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(count).lognormal(size=(count, 3))
+    expected = [np.median(column) for column in values.T] if count else [np.nan] * 3
+    monkeypatch.delattr(np, "median")
+    assert np.array_equal(column_medians(values), expected, equal_nan=True)
+    assert np.array_equal(level_of(values[:, 0]), expected[0], equal_nan=True)
 
 
 def one(values: Any, **settings: Any) -> Any:

@@ -179,6 +179,16 @@ def column_medians(matrix: Matrix) -> NDArray[np.float64]:
     medians = np.full(matrix.shape[1], np.nan)
     for column, values in enumerate(matrix.T):
         finite = values[np.isfinite(values)]
-        if len(finite):
-            medians[column] = np.median(finite.astype(np.float64))
+        medians[column] = median_of(finite.astype(np.float64))
     return medians
+
+
+def median_of(values: NDArray[np.float64]) -> float:
+    """The median of finite values; NaN of none."""
+    # np.median takes several times as long for the few hundred values of a tensor, of which there may be thirty
+    # thousand.
+    if not len(values):
+        return np.nan
+    middle = (len(values) - 1) // 2, len(values) // 2
+    low, high = np.partition(values, middle)[[*middle]]
+    return float((low + high) / 2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvlars_probe.analyses.grid import median_of
 from tvlars_probe.analyses.spans import settled_from
 
 if TYPE_CHECKING:
@@ -145,8 +146,7 @@ class Series:
 
 def level_of(x: NDArray[np.float64]) -> float:
     """The median of the finite values above zero; NaN where there are none."""
-    told = x[np.isfinite(x) & (x > 0)]
-    return float(np.median(told)) if len(told) else np.nan
+    return median_of(x[np.isfinite(x) & (x > 0)])
 
 
 def first_of(values: NDArray[np.floating]) -> NDArray[np.float64]:
