@@ -132,7 +132,8 @@ def distinct(steps: NDArray[np.int64]) -> NDArray[np.int64]:
 
     # np.unique puts integers into a hash table: of sixteen million steps that took half a minute and a GiB.
     ordered = steps if (steps[1:] >= steps[:-1]).all() else np.sort(steps)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+    found: NDArray[np.int64] = ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+    return found
 
 
 def unfound(table: str, paths: Sequence[Path]) -> str:
