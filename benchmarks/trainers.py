@@ -162,6 +162,8 @@ def figure_of(trainer: str, model: str, kind: str, detail: str, batch_size: int,
 @click.option("--optimizer", type=click.Choice(list(KINDS)), multiple=True, default=["LARS", "SGD"], show_default=True)
 def main(batch_size: int, model: str, steps: int, trainer: tuple[str, ...], optimizer: tuple[str, ...]) -> None:
     """Print the shares."""
+    # The first flush of a process imports what writes parquet, which takes a second: once, and no part of a step.
+    figure_of("plain", "transformer", "SGD", "norms", batch_size=2, steps=1)
     cases = [(name, kind, detail) for name in trainer for kind in optimizer for detail in ("norms", "full")]
     with click.progressbar(cases, label="measuring", item_show_func=lambda case: " ".join(case or ())) as bar:
         figures = [figure_of(name, model, kind, detail, batch_size, steps) for name, kind, detail in bar]
