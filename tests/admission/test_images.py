@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,9 +14,11 @@ from tvlars_probe.admission import limits
 from tvlars_probe.admission.images import FORMATS, refuse_costly_image
 
 
-def look(content: bytes) -> None:
+def look(content: bytes) -> tuple[int, ...]:
+    """Let the image in, and decode it: the shape of its pixels."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         refuse_costly_image(content, opened)
+        return np.asarray(opened.convert("RGB")).shape
 
 
 def tiled(width: int, side: int) -> bytes:
@@ -30,9 +33,7 @@ def tiled(width: int, side: int) -> bytes:
 
 def test_a_tile_far_larger_than_its_image_is_refused() -> None:
     for content in (tiled(8, 16), tiled(8, 2048)):
-        look(content)
-        with Image.open(io.BytesIO(content)) as opened:
-            assert opened.convert("RGB").size == (8, 8)
+        assert look(content) == (8, 8, 3)
     with pytest.raises(ValueError, match="its tiles have 16,777,216 pixels, of 64 of the image"):
         look(tiled(8, 4096))
 
@@ -41,7 +42,7 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
     stream = io.BytesIO()
     Image.radial_gradient("L").save(stream, "JPEG", progressive=True)
     content = stream.getvalue()
-    look(content)
+    assert look(content) == (256, 256, 3)
     start = content.rindex(b"\xff\xda")
     last = content[start:-2]
     with pytest.raises(ValueError, match=r"it has [\d,]+ scans, of 100 that it can have"):
@@ -52,4 +53,4 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
 def test_the_formats_of_photographs_are_read(kind: str) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (9, 7), (200, 100, 50)).save(stream, kind)
-    look(stream.getvalue())
+    assert look(stream.getvalue()) == (7, 9, 3)

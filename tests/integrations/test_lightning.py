@@ -242,23 +242,6 @@ def test_gradients_that_are_clipped_by_value_have_no_factor(tmp_path: Path) -> N
     assert steps["clip_scale"].isna().all()
 
 
-@pytest.mark.parametrize("exists", ["error", "new"])
-def test_a_checkpoint_that_is_saved_after_the_training_goes_on(exists: Any, tmp_path: Path) -> None:
-    job = Job(path=None, folder=tmp_path)
-    folder = tmp_path / "r"
-    if exists == "new":
-        folder.mkdir()
-        (folder / "something").touch()
-    first = trainer(tmp_path, LightningProbe(folder, exists=exists), max_epochs=1)
-    first.fit(Classifier(job), job.loader)
-    first.save_checkpoint(tmp_path / "end.ckpt")
-    second = trainer(tmp_path, LightningProbe(folder, exists=exists))
-    second.fit(Classifier(job), job.loader, ckpt_path=str(tmp_path / "end.ckpt"))
-    run = tvlars_probe.open_run(tmp_path / "r-2" if exists == "new" else folder)
-    assert run.steps()["epoch"].tolist() == [0] * STEPS + [1] * STEPS
-    assert [segment["first_step"] for segment in run.manifest.segments] == [0, STEPS]
-
-
 def test_a_checkpoint_that_an_error_leaves_goes_on(tmp_path: Path) -> None:
     faulty = Job(path=None, folder=tmp_path, fault=(3 * BATCH, ZeroDivisionError()))
     kept = OnExceptionCheckpoint(tmp_path, "error")

@@ -35,8 +35,9 @@ _PARTS = {"train": "train", "val": "val", "test": "test"}
 class LightningProbe(Callback):
     """Records what a `lightning.Trainer` trains, with one row of ``steps`` per update.
 
-    A row is what the optimizers update from one batch on which any of them steps to the next. Its loss is the mean of
-    the losses that ``training_step`` returned in those batches, micro-batches alike; null where it returned none.
+    A row ends with each batch in which an optimizer steps, and holds all that was updated since the row before. Its
+    loss is the mean of those that ``training_step`` returned in these batches, micro-batches alike; null where it
+    returned none.
     Metrics logged as ``train_``, ``val_`` or ``test_`` with ``loss``, ``acc`` or ``accuracy`` (a share of 1) go into
     the table ``epochs``, if they were made in that epoch and of all of it (``on_epoch=True``). Where the Trainer clips
     gradients, their norm is read before, too. With a checkpoint of the Trainer's (``fit(ckpt_path=...)``) the recording
