@@ -43,6 +43,9 @@ QUANTITIES = {
 }
 """What a heat map shows, with its label."""
 
+OF_MATRICES = {"weight_spectral_norm", "update_spectral_norm"}
+"""Those that a vector has none of."""
+
 _POWERS = [10.0**k for k in range(-30, 12)]
 """Lines of the panels' axes. All panels have one axis but a range each: it holds every power that may occur."""
 
@@ -83,7 +86,7 @@ def heat_map(
     refuse_nothing(quantity, values, facts)
     label = QUANTITIES[quantity]
     found = cells(steps, parameters, values)
-    seen = f"{label[:1].upper()}{label[1:]} of every {'matrix' if 'spectral' in quantity else 'layer'}"
+    seen = f"{label[:1].upper()}{label[1:]} of every {'matrix' if quantity in OF_MATRICES else 'layer'}"
     # A tensor that isn't adapted has trust ratio 1 throughout, which may be far above all others: it is passed over.
     flags = facts.flag("adapted", parameters)
     top = _highest(values, [quantity != "trust_ratio" or flag is not False for flag in flags])

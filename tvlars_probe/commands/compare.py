@@ -49,14 +49,11 @@ def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
 
     print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
-    if result.table["mean"].isna().all():
-        pass  # nothing was chosen
-    elif result.chosen_on == result.metric:
+    if result.table["mean"].notna().any():
+        itself = f"{result.metric} itself: train with --val to choose on held-out data"
         console.print(
-            f"Learning rates were chosen on {result.metric} itself: train with --val to choose on held-out data"
+            f"Learning rates were chosen on {itself if result.chosen_on == result.metric else result.chosen_on}"
         )
-    else:
-        console.print(f"Learning rates were chosen on {result.chosen_on}")
     if result.columns:
         console.print()
         console.print(_pivot(result))

@@ -86,7 +86,7 @@ class LightningProbe(Callback):
         self._ended, self._metrics = None, {**trainer.callback_metrics}
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if pl_module.automatic_optimization:
+        if self.recorder is not None and pl_module.automatic_optimization:
             self._descended.append(loss.detach().clone())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
