@@ -16,8 +16,10 @@ from tvlars_probe.traces.schema import EPOCHS
 from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
 
 _MOST_BOUNDARIES = 16
@@ -31,6 +33,7 @@ class Journal:
         path: the run directory.
         manifest: the run's manifest, saved with every flush.
         boundaries: steps of the checkpoints kept; merging makes no part that straddles one.
+        listeners: called with the rows of each flush, by table, once they are on disk. They must not raise or wait.
     """
 
     def __init__(self, directory: RunDirectory, manifest: Manifest) -> None:
@@ -38,6 +41,7 @@ class Journal:
         self.path = directory.path
         self.manifest = manifest
         self.boundaries: Sequence[int] = ()
+        self.listeners: list[Callable[[Mapping[str, pa.Table]], None]] = []
         self._writer = TraceWriter(self.path / "trace", manifest.run_id)
 
     @classmethod
@@ -159,11 +163,13 @@ class Journal:
         """
         with self.writing():
             # Rows before the manifest: whatever step run.json names is on disk in all tables.
-            self._writer.flush(self.boundaries)
+            written = self._writer.flush(self.boundaries)
             segment = self.manifest.segments[-1]
             segment["last_step"] = steps - 1 if steps > segment["first_step"] else None
             segment["end"] = now().isoformat(timespec="seconds")
             self.manifest.save(self.path)
+        for listener in self.listeners:
+            listener(written)
 
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Save the final status and let go of the directory.

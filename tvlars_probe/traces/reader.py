@@ -87,6 +87,10 @@ class Frames(ABC):
         """`frame` of the table ``curvature``: measured in training and after it."""
         return self.frame("curvature", columns, **choice)
 
+    def findings(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """`frame` of the table ``findings``: what rules found wrong while the run trained."""
+        return self.frame("findings", columns, **choice)
+
 
 class Trace(Frames):
     """The trace of a run in any state: being written, finished or killed, also by an older version.

@@ -287,7 +287,21 @@ LANDSCAPE = Table(
     ),
 )
 
-TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS, CURVATURE, SPECTRUM, LANDSCAPE)}
+FINDINGS = Table(
+    "findings",
+    "one row per finding: what a rule found wrong in the recorded steps, at the flush that wrote them",
+    (
+        _RUN,
+        _STEP,
+        Column("rule", "name", "name", "id of the rule: see docs/findings.md", required=True),
+        Column("parameter", "name", "name", "the tensor it is about; null where it is about the whole model"),
+        Column("value", "float64", "1", "what the rule compares"),
+        Column("threshold", "float64", "1", "what it compares the value with; null for a rule without one"),
+        Column("text", "name", "name", "the finding as one sentence"),
+    ),
+)
+
+TABLES = {table.name: table for table in (LAYERS, STEPS, EPOCHS, CURVATURE, SPECTRUM, LANDSCAPE, FINDINGS)}
 
 
 def table(name: str) -> Table:

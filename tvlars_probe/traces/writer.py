@@ -101,11 +101,14 @@ class TraceWriter:
         interval = min(max(FIRST_FLUSH_SECONDS, (now - self._started) / 20), LAST_FLUSH_SECONDS)
         return self._rows >= MOST_PENDING_ROWS or now - self._flushed >= interval
 
-    def flush(self, boundaries: Sequence[int] = ()) -> None:
+    def flush(self, boundaries: Sequence[int] = ()) -> dict[str, pa.Table]:
         """Write the pending rows, one part per table. A table with more than `MOST_PARTS` parts is compacted.
 
         Args:
             boundaries: steps of the checkpoints kept; no merged part straddles one.
+
+        Returns:
+            the rows that were written, by table.
 
         Raises:
             OSError: the file system refuses, or a folder has vanished or was replaced.
@@ -117,17 +120,20 @@ class TraceWriter:
         for table in self._written:
             if not (self.folder / table).is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the rows written so far have vanished", str(self.folder / table))
+        written = {}
         for table, chunks in self._pending.items():
             if chunks:
                 rows = pa.concat_tables(chunks).unify_dictionaries()
                 write_part(self.folder / table, schema_of(table), rows)
                 chunks.clear()  # at once: if the next table can't be written, another flush must not repeat this one
                 self._written.add(table)
+                written[table] = rows
         self._rows = 0
         self._flushed = time.monotonic()
         for table in self._pending:
             if len(list_parts(self.folder / table)) > MOST_PARTS:
                 self.compact(table, boundaries)
+        return written
 
     def _refuse_another_folder(self) -> None:
         """Make the folder at first; later, refuse to write if another folder, or a link, stands in its place.
