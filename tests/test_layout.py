@@ -36,7 +36,7 @@ ALLOWED = {
     "data": set(),
     "curvature": set(),
     "findings": {"optimizers"},
-    "live": set(),
+    "live": {"findings", "traces"},
     "exports": {"live", "traces"},
     "probes": {"curvature", "exports", "findings", "optimizers", "traces"},
     "integrations": {"probes"},

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvlars_probe.traces.datasets import distinct
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -80,12 +82,11 @@ class OwnMedians:
         if not len(self._recent):
             return []
         names, last = [*self._places], self._recent[-1]
-        there = np.flatnonzero(~np.isnan(last) | np.isfinite(self._recent).any(axis=0))
-        there = there[~np.isnan(last[there])]
+        there = np.flatnonzero(~np.isnan(last))
         if not len(there):
             return []
+        medians = _medians(self._recent[:, there])
         with np.errstate(divide="ignore", invalid="ignore"):
-            medians = np.nanmedian(self._recent[:, there], axis=0)
             distance = np.abs(np.log(np.abs(last[there])) - np.log(np.abs(medians)))
         # Zero beside zero, or infinity beside infinity, is no distance.
         distance = np.where(last[there] == medians, 0.0, np.nan_to_num(distance, nan=np.inf, posinf=np.inf))
@@ -95,6 +96,16 @@ class OwnMedians:
             for k in order.tolist()
             if distance[k] > 0
         ]
+
+
+def _medians(figures: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each column over the figures that it has, at least one; as `numpy.nanmedian`, some times faster."""
+    ordered = np.sort(figures, axis=0)  # NaN last
+    counts = (~np.isnan(figures)).sum(axis=0)
+    columns = np.arange(figures.shape[1])
+    low, high = ordered[(counts - 1) // 2, columns], ordered[counts // 2, columns]
+    middle: NDArray[np.float64] = np.where(low == high, low, low / 2 + high / 2)  # infinities of one sign stay
+    return middle
 
 
 def as_matrices(layers: pa.Table, columns: list[str]) -> tuple[NDArray[np.int64], list[str], dict[str, Any]]:
@@ -107,7 +118,9 @@ def as_matrices(layers: pa.Table, columns: list[str]) -> tuple[NDArray[np.int64]
     Returns:
         the steps, the tensors' names, and by column a matrix (steps, tensors), NaN where there is no row or no figure.
     """
-    steps, at_step = np.unique(layers["step"].to_numpy(), return_inverse=True)
+    in_rows = layers["step"].to_numpy()
+    steps = distinct(in_rows)
+    at_step = np.searchsorted(steps, in_rows)
     encoded: Any = layers["parameter"].combine_chunks()
     encoded = encoded if hasattr(encoded, "dictionary") else encoded.dictionary_encode()
     names: list[str] = encoded.dictionary.to_pylist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import TraceError
+from tvlars_probe.errors import TraceError, UnreadableError
 from tvlars_probe.traces.datasets import by_step, damage, dataset_of, refuse_damaged
 from tvlars_probe.traces.footers import check_footer
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
@@ -14,7 +14,7 @@ from tvlars_probe.traces.run_directory import status
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -34,10 +34,12 @@ class Gained:
         tables: the new rows by table, in order of steps; a table without new rows is left out.
         cut_back: the step from which the run is recorded anew, where it was resumed at an earlier step than was read:
             what was read of that step and later ones no longer holds. None where nothing was cut.
+        damaged: by table that can't be read, why; only where the follower passes over damage.
     """
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     cut_back: int | None = None
+    damaged: Mapping[str, TraceError] = field(default_factory=dict)
 
 
 class Follower:
@@ -47,6 +49,8 @@ class Follower:
         path: the run directory.
         columns: the columns wanted, by table; ``step`` is always read.
         most_rows: rows of a table that the first look reads at most, beside those of its last part: the newest ones.
+        passes_over_damage: whether a look tells of damaged tables (`Gained.damaged`) and reads the others; if not, it
+            raises.
 
     Attributes:
         path: the run directory.
@@ -56,18 +60,29 @@ class Follower:
         RunDirectoryError: there is no run, or its manifest can't be read.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, Sequence[str]], *, most_rows: int = MOST_ROWS) -> None:
-        self.path, self._most_rows = path, most_rows
+    def __init__(
+        self,
+        path: Path,
+        columns: Mapping[str, Sequence[str]],
+        *,
+        most_rows: int = MOST_ROWS,
+        passes_over_damage: bool = False,
+    ) -> None:
+        self.path, self._most_rows, self._passes = path, most_rows, passes_over_damage
         self._columns = {table: [*dict.fromkeys(("step", *names))] for table, names in columns.items()}
         self.manifest = Manifest.load(path)
         self._changed = self._change()
         self._segments = len(self.manifest.segments)
         self._read: dict[str, set[str]] = {}
         self._last_step: dict[str, int] = {}
+        self._damaged: dict[str, tuple[set[str], TraceError]] = {}
 
     @property
     def status(self) -> str:
-        """The run's status now: running, completed, diverged, interrupted, failed or killed."""
+        """The run's status by the last look's manifest: running, completed, diverged, interrupted, failed or killed.
+
+        A run that ends after the look is killed by this manifest: look again before you believe it.
+        """
         return status(self.path, self.manifest)
 
     def look(self) -> Gained:
@@ -78,12 +93,18 @@ class Follower:
             TraceError: a part is damaged, or its columns are no table's.
         """
         cut_back = self._renew_manifest()
-        tables = {}
+        tables, damaged = {}, {}
         for table in self._columns:
-            rows = self._new_rows(table)
+            try:
+                rows = self._new_rows(table)
+            except TraceError as error:
+                if not self._passes:
+                    raise
+                damaged[table] = error
+                continue
             if rows is not None and len(rows):
                 tables[table] = rows
-        return Gained(tables, cut_back)
+        return Gained(tables, cut_back, damaged)
 
     def _change(self) -> tuple[int, int]:
         about = (self.path / FILE_NAME).stat()
@@ -97,7 +118,13 @@ class Follower:
             changed = (0, 0)  # loading it tells what is wrong
         if changed == self._changed:
             return None
+        before = self.manifest.run_id
         self.manifest, self._changed = Manifest.load(self.path), changed
+        if self.manifest.run_id != before:  # somebody has put another run in its place
+            self._segments = len(self.manifest.segments)
+            self._read.clear()
+            self._last_step.clear()
+            return 0
         # A resumed run has another segment, which begins where the rows were cut.
         later = self.manifest.segments[self._segments :]
         self._segments = len(self.manifest.segments)
@@ -109,43 +136,67 @@ class Follower:
         return first
 
     def _new_rows(self, table: str) -> pa.Table | None:
-        import pyarrow as pa
-
         folder = self.path / "trace" / table
         for attempt in range(_ATTEMPTS):
-            parts = [part for part in list_parts(folder) if part.path.name not in self._read.get(table, ())]
+            parts = self._unread(table, folder)
+            names = {part.path.name for part in parts}
+            # What is damaged stays so until it is set aside: it isn't read again and again.
+            if table in self._damaged and self._damaged[table][0] == names:
+                raise self._damaged[table][1]
             try:
-                found = [*self._rows_of(table, parts)]
+                rows = self._rows_of(table, parts)
                 break
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
                     raise TraceError(f"parts of the table {table} of {self.path} vanish while they are read") from None
-            except (pa.ArrowException, OSError, OverflowError) as error:
-                raise TraceError(damage(self.path, table, [part.path for part in parts], error)) from None
+            except TraceError as error:
+                self._damaged[table] = names, error
+                raise
+        self._damaged.pop(table, None)
         # Of a table whose parts were merged only the merged ones are there.
         self._read[table] = self._read.get(table, set()) | {part.path.name for part in parts}
         if parts:
             self._last_step[table] = max(self._last_step.get(table, -1), *(part.last_step for part in parts))
-        return pa.concat_tables(found).unify_dictionaries() if found else None
+        return rows
 
-    def _rows_of(self, table: str, parts: Sequence[Part]) -> Iterator[pa.Table]:
-        """The rows of these parts that weren't read before."""
+    def _unread(self, table: str, folder: Path) -> list[Part]:
+        try:
+            return [part for part in list_parts(folder) if part.path.name not in self._read.get(table, ())]
+        except FileNotFoundError:  # the folder has vanished since it was asked for
+            return []
+        except OSError as error:
+            raise UnreadableError(f"{folder} can't be read: {error.strerror or error}") from None
+
+    def _rows_of(self, table: str, parts: Sequence[Part]) -> pa.Table | None:
+        """The rows of these parts that weren't read before; None where no part has any.
+
+        Raises:
+            FileNotFoundError: a part has vanished.
+            TraceError: a part is damaged.
+        """
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         last, schema = self._last_step.get(table), schema_of(table).arrow_schema()
-        if last is None:
-            parts = self._newest(table, parts)
+        # Parts that end before the last step were merged from parts that were read.
+        parts = self._newest(table, parts) if last is None else [part for part in parts if part.last_step > last]
+        if not parts:
+            return None
         for part in parts:
-            if last is not None and part.last_step <= last:
-                continue  # merged from parts that were read
             check_footer(part.path, table, self.manifest.run_id)
-            beyond = None if last is None or part.first_step > last else pc.field("step") > last
-            rows = dataset_of([part.path], schema).to_table(columns=self._columns[table], filter=beyond)
-            refuse_damaged(table, rows, [part.path])
-            yield by_step(rows) if table == "layers" else rows
+        paths = [part.path for part in parts]
+        beyond = None if last is None or parts[0].first_step > last else pc.field("step") > last
+        try:
+            rows = dataset_of(paths, schema).to_table(columns=self._columns[table], filter=beyond).unify_dictionaries()
+            refuse_damaged(table, rows, paths)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, OverflowError) as error:
+            raise TraceError(damage(self.path, table, paths, error)) from None
+        return by_step(rows) if table == "layers" else rows
 
     def _newest(self, table: str, parts: Sequence[Part]) -> Sequence[Part]:
-        """The last parts, with at most `MOST_ROWS` rows, or the last one alone."""
+        """The last parts, with at most as many rows as the first look reads, or the last one alone."""
         rows, first = 0, len(parts)
         for index in range(len(parts) - 1, -1, -1):
             rows += check_footer(parts[index].path, table, self.manifest.run_id).num_rows
