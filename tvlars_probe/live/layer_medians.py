@@ -8,6 +8,7 @@ import numpy as np
 
 from tvlars_probe.live.own_medians import LENGTH, OwnMedians, as_matrices
 from tvlars_probe.live.state import QUANTITIES, Furthest
+from tvlars_probe.traces.arrays import numbers
 from tvlars_probe.traces.datasets import distinct
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LayerMedians:
         if began != self._began:
             self._began = began
             self._forget()
-        steps = rows["step"].to_numpy()
+        steps, _ = numbers(rows["step"])
         last = distinct(steps)[-LENGTH:]
         rows = rows.slice(int(np.searchsorted(steps, max(began, int(last[0])))))
         if not len(rows):

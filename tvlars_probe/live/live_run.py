@@ -16,6 +16,7 @@ from tvlars_probe.live.layer_medians import COLUMNS, LayerMedians
 from tvlars_probe.live.loss_curve import LossCurve
 from tvlars_probe.live.pace import Pace
 from tvlars_probe.live.state import DAMAGED, GONE, LiveState, TopEigenvalue
+from tvlars_probe.traces.arrays import numbers
 from tvlars_probe.traces.following import Follower
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.schema import EPOCHS
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from tvlars_probe.traces.manifest import Manifest
 
@@ -159,35 +159,31 @@ class LiveRun:
         self._findings = [finding for finding in self._findings if finding.step < step]
 
     def _take_steps(self, rows: pa.Table) -> None:
-        import pyarrow as pa
-
-        steps = rows["step"].to_numpy()
+        steps, _ = numbers(rows["step"])
         self._last_step = int(steps[-1])
         for phase, first, end in _stretches(rows["phase"]):
             if not self._curves or phase != self._phase:
                 self._phase, self._phase_began = phase, int(steps[first])
             # The last curve is that of the last phase.
             self._curves[phase] = self._curves.pop(phase, LossCurve())
-            told, losses = _told(rows["loss"].slice(first, end - first))
-            self._curves[phase].add(steps[first:end][told], losses)
+            losses, told = numbers(rows["loss"].slice(first, end - first))
+            self._curves[phase].add(steps[first:end][told], losses[told])
         for old in [*self._curves][:-_PHASES_HELD]:
             del self._curves[old]
         for name in ("loss", "lr", "grad_norm"):
-            told, values = _told(rows[name])
-            if len(values):
-                self._last[name] = int(steps[told][-1]), float(values[-1])
-        timed = rows["time"].is_valid().to_numpy()
-        self._pace.add(steps[timed], rows["time"].drop_null().cast(pa.int64()).to_numpy())
+            values, told = numbers(rows[name])
+            if told.any():
+                self._last[name] = int(steps[told][-1]), float(values[told][-1])
+        times, told = numbers(rows["time"])
+        self._pace.add(steps[told], times[told])
 
     def _take_epochs(self, rows: pa.Table) -> None:
         self._epochs = (self._epochs + rows.slice(max(0, len(rows) - _EPOCHS_HELD)).to_pylist())[-_EPOCHS_HELD:]
 
     def _take_curvature(self, rows: pa.Table) -> None:
-        import pyarrow.compute as pc
-
-        top = (pc.field("measure") == "eigenvalue") & (pc.field("rank") == 1) & pc.field("value").is_valid()
-        for row in rows.filter(top).to_pylist():
-            if row["scope_kind"] in (None, "all"):
+        for row in rows.to_pylist():
+            is_top = row["measure"] == "eigenvalue" and row["rank"] == 1 and row["value"] is not None
+            if is_top and row["scope_kind"] in (None, "all"):
                 given = {name: row[name] for name in ("step", "value", "error", "limit")}
                 operator = row["operator"] or "hessian"
                 self._eigenvalues[operator] = TopEigenvalue(
@@ -257,16 +253,11 @@ class LiveRun:
 def _stretches(phases: pa.ChunkedArray[Any]) -> Iterator[tuple[str | None, int, int]]:
     """Each stretch of rows of one phase: the phase, its first row, and the row after its last."""
     encoded: Any = phases.combine_chunks()
-    index = encoded.indices.fill_null(-1).to_numpy()
+    index, there = numbers(encoded.indices)
+    index = np.where(there, index, -1)
     edges = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
     for first, end in itertools.pairwise(edges):
         yield encoded[first].as_py(), first, end
-
-
-def _told(column: pa.ChunkedArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Which rows have a value, and the values; NaN is one."""
-    there = column.is_valid().to_numpy()
-    return there, column.to_numpy()[there]
 
 
 def _utc(microseconds: int | None) -> datetime | None:

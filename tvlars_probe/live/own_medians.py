@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvlars_probe.traces.arrays import numbers, with_nan
 from tvlars_probe.traces.datasets import distinct
 
 if TYPE_CHECKING:
@@ -118,16 +119,16 @@ def as_matrices(layers: pa.Table, columns: list[str]) -> tuple[NDArray[np.int64]
     Returns:
         the steps, the tensors' names, and by column a matrix (steps, tensors), NaN where there is no row or no figure.
     """
-    in_rows = layers["step"].to_numpy()
+    in_rows, _ = numbers(layers["step"])
     steps = distinct(in_rows)
     at_step = np.searchsorted(steps, in_rows)
     encoded: Any = layers["parameter"].combine_chunks()
     encoded = encoded if hasattr(encoded, "dictionary") else encoded.dictionary_encode()
     names: list[str] = encoded.dictionary.to_pylist()
-    at_name = encoded.indices.to_numpy()
+    at_name, _ = numbers(encoded.indices)
     matrices: dict[str, Any] = {}
     for column in columns:
         matrix = np.full((len(steps), len(names)), np.nan)
-        matrix[at_step, at_name] = layers[column].to_numpy()
+        matrix[at_step, at_name] = with_nan(layers[column])
         matrices[column] = matrix
     return steps, names, matrices

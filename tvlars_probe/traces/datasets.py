@@ -120,10 +120,12 @@ def by_step(rows: pa.Table) -> pa.Table:
     """The rows in order of steps; in the parts of a finished run they are in order of parameters."""
     import numpy as np
 
-    steps = rows["step"].to_numpy()
+    from tvlars_probe.traces.arrays import numbers, rows_at
+
+    steps, _ = numbers(rows["step"])
     if (steps[1:] >= steps[:-1]).all():
         return rows
-    return rows.take(np.argsort(steps, kind="stable"))  # stable: within a step the parameters keep their order
+    return rows_at(np.argsort(steps, kind="stable"), rows)  # stable: within a step the parameters keep their order
 
 
 def distinct(steps: NDArray[np.int64]) -> NDArray[np.int64]:

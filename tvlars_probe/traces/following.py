@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.errors import TraceError, UnreadableError
-from tvlars_probe.traces.datasets import by_step, damage, dataset_of, refuse_damaged
+from tvlars_probe.traces.datasets import by_step, damage, refuse_damaged
 from tvlars_probe.traces.footers import check_footer
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.parts import Part, list_parts
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MOST_ROWS = 1 << 20
 """Rows of a table that the first look reads at most, beside those of its last part."""
@@ -182,17 +184,20 @@ class Follower:
         parts = self._newest(table, parts) if last is None else [part for part in parts if part.last_step > last]
         if not parts:
             return None
-        for part in parts:
-            check_footer(part.path, table, self.manifest.run_id)
+        footers = [check_footer(part.path, table, self.manifest.run_id) for part in parts]
         paths = [part.path for part in parts]
-        beyond = None if last is None or parts[0].first_step > last else pc.field("step") > last
         try:
-            rows = dataset_of(paths, schema).to_table(columns=self._columns[table], filter=beyond).unify_dictionaries()
+            pieces = [
+                _read(path, footer, self._columns[table], schema) for path, footer in zip(paths, footers, strict=True)
+            ]
+            rows = pa.concat_tables(pieces).unify_dictionaries()
             refuse_damaged(table, rows, paths)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, OverflowError) as error:
             raise TraceError(damage(self.path, table, paths, error)) from None
+        if last is not None and parts[0].first_step <= last:
+            rows = rows.filter(pc.field("step") > last)
         return by_step(rows) if table == "layers" else rows
 
     def _newest(self, table: str, parts: Sequence[Part]) -> Sequence[Part]:
@@ -204,3 +209,19 @@ class Follower:
                 break
             first = index
         return parts[first:]
+
+
+def _read(path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """These columns of a part; those that an older part lacks are null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # No dataset: to import that imports pandas, which takes longer than all that a look does.
+    there = {*footer.schema.to_arrow_schema().names}
+    with open_arrow(path) as source, pq.ParquetFile(source, metadata=footer) as file:
+        rows = file.read(columns=[name for name in columns if name in there])
+    for name in columns:
+        if name not in there:
+            field = schema.field(name)
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(list(columns))

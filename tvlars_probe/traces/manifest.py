@@ -227,8 +227,10 @@ class Manifest:
             raise RunDirectoryError(f"{path} is damaged: its {', its '.join(wrong)}; {_REMEDY}")
         known = {f.name for f in dataclasses.fields(cls)}
         # Paths stay as they are, to be opened; names and notes are shown, and joined with tables, which are UTF-8.
+        # Bytes in UTF-8 hold what can't be encoded only as an escape: the values of most manifests need no second look.
+        is_encodable = isinstance(text, bytes) and b"\\ud" not in text.lower()
         values = {
-            name: value if name in _WITH_PATHS else encodable_values(value)
+            name: value if is_encodable or name in _WITH_PATHS else encodable_values(value)
             for name, value in content.items()
             if name in known
         }
