@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return text.translate(_UNPRINTABLE)
 
 
+def one_line(text: str) -> str:
+    """``text`` as `printable` gives it, with line ends and tabs spelt out, too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, its control characters spelt out."""
     click.echo(printable(text), err=err)

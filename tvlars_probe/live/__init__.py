@@ -1,1 +1,1 @@
-"""What is said of a run while it trains, made of the rows that came last. No torch, no files, no display."""
+"""What is said of a run while it trains, made of the rows that came last. No torch, no display."""

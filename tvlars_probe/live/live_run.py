@@ -17,7 +17,7 @@ from tvlars_probe.live.loss_curve import LossCurve
 from tvlars_probe.live.pace import Pace
 from tvlars_probe.live.state import DAMAGED, GONE, LiveState, TopEigenvalue
 from tvlars_probe.traces.arrays import numbers
-from tvlars_probe.traces.following import Follower
+from tvlars_probe.traces.following import MOST_ROWS, Follower
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.schema import EPOCHS
 
@@ -42,9 +42,6 @@ _READ = {
     "findings": ("rule", "parameter", "value", "threshold", "text"),
 }
 
-SHORT = ("steps", "epochs", "findings")
-"""The tables of which one line of a list is made."""
-
 
 class LiveRun:
     """A run in any state, followed.
@@ -53,10 +50,13 @@ class LiveRun:
         path: the run directory. Nothing need be there: the state says so.
         tables: the tables to read; all that a state is made of by default.
         furthest: how many tensors furthest from their own median a state holds, of each quantity.
+        most_rows: as for `Follower`.
     """
 
-    def __init__(self, path: Path, *, tables: Sequence[str] = tuple(_READ), furthest: int = 5) -> None:
-        self.path, self._tables, self._furthest = path, tables, furthest
+    def __init__(
+        self, path: Path, *, tables: Sequence[str] = tuple(_READ), furthest: int = 5, most_rows: int = MOST_ROWS
+    ) -> None:
+        self.path, self._tables, self._furthest, self._most_rows = path, tables, furthest, most_rows
         self._name = encodable(path.absolute().name)
         self._follower: Follower | None = None
         self._refused: tuple[int, int] | None = None
@@ -89,7 +89,7 @@ class LiveRun:
             if self._follower is None:
                 self._begin()
                 columns = {table: _READ[table] for table in self._tables}
-                self._follower = Follower(self.path, columns, passes_over_damage=True)
+                self._follower = Follower(self.path, columns, most_rows=self._most_rows, passes_over_damage=True)
             news = self._look(self._follower)
             if (status := self._follower.status) == "killed":
                 # Its last words may have come after the look: the manifest is saved before the lock is freed.

@@ -1,0 +1,232 @@
+"""``tvlars-probe watch``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.text import one_line, say
+from tvlars_probe.errors import RunDirectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from rich.text import Text
+
+    from tvlars_probe.commands.terminal import Terminal
+    from tvlars_probe.live.state import LiveState
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+
+@click.command(cls=Command, name="watch")
+@click.argument("run_or_folder", type=FilePath())
+@option("--once", section="Output", is_flag=True, help="Print the state once and end.")
+@option("--json", "as_json", section="Output", is_flag=True, help="With --once: for machines.")
+def command(run_or_folder: Path, once: bool, as_json: bool) -> None:
+    """Follow a run while it trains: progress, loss, the tensors furthest from their own median, sharpness, findings.
+
+    Of a folder of runs it shows a line each, the one that was written last first. It only reads, ends when the run
+    ends, and can be ended with Ctrl-C.
+    """
+    from tvlars_probe.traces.manifest import FILE_NAME
+
+    if as_json and not once:
+        raise click.UsageError("--json prints the state once: give --once with it")
+    path = run_or_folder
+    # A folder may hold runs only later, but it must be there.
+    if not path.is_dir():
+        raise RunDirectoryError(f"there is no run or folder {path}: 'tvlars-probe runs' lists the runs below a folder")
+    if (path / FILE_NAME).exists():
+        _print_run(path, as_json) if once else _follow_run(path)
+    else:
+        _print_folder(path, as_json) if once else _follow_folder(path)
+
+
+def _print_run(path: Path, as_json: bool) -> None:
+    from tvlars_probe.live.live_run import LiveRun
+
+    state = LiveRun(path).renew()
+    _refuse_unreadable(state)
+    if as_json:
+        click.echo(json.dumps(state.as_plain(), indent=1, allow_nan=False))
+        return
+    from tvlars_probe.commands.watch_lines import run_lines
+
+    console, plain = _console()
+    _print(console, run_lines(state, _now(), console.width, plain=plain))
+
+
+def _print_folder(path: Path, as_json: bool) -> None:
+    from tvlars_probe.live.live_runs import LiveRuns
+
+    runs = LiveRuns(path)
+    if as_json:
+        keys = {"losses", "furthest", "sharpness"}  # what a list doesn't read, or not for every run
+        rows = [{key: value for key, value in s.as_plain().items() if key not in keys} for s in runs.renew()]
+        click.echo(json.dumps(rows, indent=1, allow_nan=False))
+        return
+    from tvlars_probe.commands.watch_lines import list_lines
+
+    console, plain = _console()
+    states = runs.renew(_rows_that_fit(console) if console.is_terminal else None)
+    if not states:
+        say(f"No runs below {path}")
+        return
+    _print(console, list_lines(states, runs.count, _now(), console.width, plain=plain))
+
+
+def _follow_run(path: Path) -> None:
+    """Show a run until it ends."""
+    from tvlars_probe.commands.watch_lines import run_lines, summary
+    from tvlars_probe.live.live_run import LiveRun
+
+    console, plain = _console()
+    run = LiveRun(path)
+    _refuse_unreadable(run.renew())
+
+    def lines(height: int | None) -> list[Text]:
+        return run_lines(run.state, _now(), console.width, height, plain=plain)
+
+    told: set[Any] = set()
+
+    def news() -> Iterator[str]:
+        """What is new, in lines that are printed one after another where nothing can be renewed."""
+        for finding in run.state.findings:
+            if finding not in told:
+                told.add(finding)
+                yield one_line(str(finding))
+        now = (run.state.status, run.state.steps_done, run.state.trouble)
+        if now not in told:
+            told.add(now)
+            yield summary(run.state, plain=plain) + (f"  {one_line(run.state.trouble)}" if run.state.trouble else "")
+
+    with _ended_by_hand(lambda: summary(run.state, plain=plain)):
+        _renew(console, lines, news, lambda: run.renew().may_go_on)
+        _print(console, lines(None if _is_log(console) else console.height - 1))
+    if run.state.status == "gone":
+        raise RunDirectoryError(f"{path} has vanished while it was watched: nothing was changed by watching it")
+
+
+def _follow_folder(path: Path) -> None:
+    """Show a line for each run until somebody ends it."""
+    from rich.text import Text
+
+    from tvlars_probe.commands.watch_lines import list_lines, summary
+    from tvlars_probe.live.live_runs import LiveRuns
+
+    console, plain = _console()
+    runs = LiveRuns(path)
+    states: list[LiveState] = []
+
+    def look() -> bool:
+        states[:] = runs.renew(_rows_that_fit(console))
+        return True
+
+    def lines(height: int | None) -> list[Text]:
+        none = [Text(one_line(f"No runs below {path}"), no_wrap=True)]
+        return list_lines(states, runs.count, _now(), console.width, plain=plain)[:height] if states else none
+
+    told: dict[str, tuple[Any, ...]] = {}
+
+    def news() -> Iterator[str]:
+        for state in states:
+            now = (state.status, state.steps_done)
+            if told.get(state.path) != now:
+                told[state.path] = now
+                yield summary(state, plain=plain)
+
+    with _ended_by_hand(lambda: f"{one_line(str(path))}: {runs.count} runs"):
+        look()
+        _renew(console, lines, news, look)
+
+
+def _renew(
+    console: Terminal,
+    lines: Callable[[int | None], list[Text]],
+    news: Callable[[], Iterator[str]],
+    look: Callable[[], bool],
+) -> None:
+    """Show the lines, or on what is no terminal the news, until ``look`` says that nothing more will come."""
+    if _is_log(console):
+        while True:
+            for line in news():
+                click.echo(line)
+            if not look():
+                return
+            time.sleep(INTERVAL)
+    from rich.console import Group
+    from rich.live import Live
+
+    # The other screen: what is on this one stays, and no resizing leaves anything behind.
+    with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        shown: Any = None
+        while True:
+            goes_on, now = look(), lines(console.height)
+            key = console.size, [line.plain for line in now]
+            if key != shown:
+                live.update(Group(*now), refresh=True)
+                shown = key
+            if not goes_on:
+                return
+            time.sleep(INTERVAL)
+
+
+@contextlib.contextmanager
+def _ended_by_hand(last: Callable[[], str]) -> Iterator[None]:
+    """End on Ctrl-C with one line and code 130, and on SIGTERM with the terminal as it was."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(last())
+        click.get_current_context().exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _refuse_unreadable(state: LiveState) -> None:
+    from tvlars_probe.live.state import DAMAGED, GONE
+
+    if state.status in (DAMAGED, GONE):
+        raise RunDirectoryError(state.trouble or f"{state.path} can't be read")
+
+
+def _console() -> tuple[Terminal, bool]:
+    """The terminal, and whether it takes ASCII alone."""
+    from tvlars_probe.commands.terminal import Terminal
+
+    console = Terminal()
+    return console, not console.encoding.lower().startswith("utf")
+
+
+def _is_log(console: Terminal) -> bool:
+    """Whether lines can only follow one another."""
+    return not console.is_terminal or console.is_dumb_terminal
+
+
+def _rows_that_fit(console: Terminal) -> int | None:
+    """Runs for which there is room beside the heading and the line about others."""
+    return max(1, console.height - 2)
+
+
+def _print(console: Terminal, lines: list[Text]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
