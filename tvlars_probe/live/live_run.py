@@ -59,7 +59,7 @@ class LiveRun:
         self.path, self._tables, self._furthest, self._most_rows = path, tables, furthest, most_rows
         self._name = encodable(path.absolute().name)
         self._follower: Follower | None = None
-        self._refused: tuple[int, int] | None = None
+        self._refused: tuple[int, int, int] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -103,14 +103,14 @@ class LiveRun:
             self.state = self._made(status, self._follower.manifest)
         return self.state
 
-    def _change(self) -> tuple[int, int] | None:
+    def _change(self) -> tuple[int, int, int] | None:
         try:
             about = (self.path / FILE_NAME).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            return (0, 0)
-        return about.st_mtime_ns, about.st_ino
+            return (0, 0, 0)
+        return about.st_mtime_ns, about.st_ino, about.st_size
 
     def _troubled(self, status: str, why: str) -> LiveState:
         """What was read before, with what is wrong now."""

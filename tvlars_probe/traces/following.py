@@ -108,16 +108,17 @@ class Follower:
                 tables[table] = rows
         return Gained(tables, cut_back, damaged)
 
-    def _change(self) -> tuple[int, int]:
+    def _change(self) -> tuple[int, int, int]:
+        # A file's number may be given again, and two saves may fall into one tick of the clock.
         about = (self.path / FILE_NAME).stat()
-        return about.st_mtime_ns, about.st_ino
+        return about.st_mtime_ns, about.st_ino, about.st_size
 
     def _renew_manifest(self) -> int | None:
         """Read the manifest again if it was replaced. Returns the step to which the run was cut back, if it was."""
         try:
-            changed: tuple[int, int] = self._change()
+            changed = self._change()
         except OSError:
-            changed = (0, 0)  # loading it tells what is wrong
+            changed = (0, 0, 0)  # loading it tells what is wrong
         if changed == self._changed:
             return None
         before = self.manifest.run_id
