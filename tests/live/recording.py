@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
 
@@ -19,7 +20,7 @@ BEGAN = 1_700_000_000_000_000
 
 
 def begin(path: Path, **facts: Any) -> Journal:
-    journal = Journal.create(path, Manifest(run_id=f"{path.name}.id", **facts))
+    journal = Journal.create(path, Manifest(run_id=f"{encodable(path.name)}.id", **facts))
     journal.begin_segment(0)
     return journal
 

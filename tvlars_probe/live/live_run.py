@@ -152,6 +152,8 @@ class LiveRun:
             self._phase = next(reversed(self._curves), None)
             self._phase_began = self._curves[self._phase].points[0][0] if self._curves else 0
         self._last = {name: (at, value) for name, (at, value) in self._last.items() if at < step}
+        if self._curves and "loss" not in self._last:
+            self._last["loss"] = self._curves[next(reversed(self._curves))].points[-1]
         self._pace.cut(step)
         self._layers.cut(step)
         self._epochs = [row for row in self._epochs if row["step"] < step]
