@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 INTERVAL = 1.0
 """Seconds between two looks."""
 
+_LONGEST = 500
+"""Characters of a finding that are printed: its text may be a stranger's."""
+
 
 @click.command(cls=Command, name="watch")
 @click.argument("run_or_folder", type=FilePath())
@@ -104,7 +107,7 @@ def _follow_run(path: Path) -> None:
         for finding in run.state.findings:
             if finding not in told:
                 told.add(finding)
-                yield one_line(str(finding))
+                yield one_line(str(finding))[:_LONGEST]
         now = (run.state.status, run.state.steps_done, run.state.trouble)
         if now not in told:
             told.add(now)

@@ -25,7 +25,7 @@ _LABELS = dict(zip(QUANTITIES, ("trust ratio", "‖g‖", "‖Δw‖/‖w‖"), 
 
 _STYLES = {RUNNING: "green", "completed": "bold green", "interrupted": "yellow", DAMAGED: "yellow"}
 
-_PLAIN = str.maketrans(dict(zip("▁▂▃▄▅▆▇█‖Δ×…━─", ".:-=+*%#|d!~=-", strict=True)))
+_PLAIN = str.maketrans(dict(zip("▁▂▃▄▅▆▇█‖Δ×…━─", ".:-=+*%#|dx~=-", strict=True)))
 """Stand-ins where the terminal's encoding lacks these signs."""
 
 _TENSORS, _LEAST_FINDINGS, _MOST_FINDINGS = 5, 3, 20
@@ -73,8 +73,8 @@ def list_lines(
     # All but the first and the last column are as wide as their widest cell.
     widths = [max(map(cell_len, cells)) for cells in zip(headings, *rows, strict=True)]
     rest = width - sum(widths[1:-1]) - 2 * (len(widths) - 1)
-    widths[-1] = min(widths[-1], max(rest // 3, len(headings[-1])))
-    widths[0] = max(8, min(widths[0], rest - widths[-1]))
+    widths[0] = max(8, min(widths[0], max(rest // 2, rest - widths[-1])))
+    widths[-1] = max(4, rest - widths[0])
     names = shortened([row[0] for row in rows], widths[0], cell_len)
     lines = [Text(_cells(headings, widths), "dim")]
     for state, row in zip(states, rows, strict=True):
@@ -161,14 +161,14 @@ def _speed(state: LiveState) -> list[str]:
 
 
 def _sharpness(state: LiveState) -> Text:
-    line = Text("sharpness")
+    line, last = Text("sharpness"), max(one.step for one in state.sharpness)
     for one in state.sharpness:
         beyond = one.limit is not None and one.value > one.limit
-        limit = "" if one.limit is None else f" {'beyond its' if beyond else 'below its'} limit {one.limit:.4g}"
-        about = "" if one.converged else ", not converged"
-        text = f"   {one_line(one.operator)} {one.value:.4g}{limit}{about} (step {one.step:,})"
+        text = f"  {one_line(one.operator)} {one.value:.4g}"
+        text += "" if one.limit is None else f" {'>' if beyond else '<'} limit {one.limit:.4g}"
+        text += ("" if one.converged else ", not converged") + ("" if one.step == last else f" in step {one.step:,}")
         line.append(text, "bold red" if beyond else "")
-    return line
+    return line.append(f"  (step {last:,})")
 
 
 def _epoch(state: LiveState) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _tables(state: LiveState, width: int, most: int) -> Iterator[Text]:
     if not steps:
         yield Text("No figures of layers on record", "dim")
         return
-    room = width - _LABEL - 2 * _NUMBER - _FACTOR
+    room = max(_LABEL, width - _LABEL - 2 * _NUMBER - _FACTOR)  # where it is narrower, the last columns are cut
     head = f"{'':<{_LABEL}}{_cut(f'far from own median, step {max(steps):,}', room):<{room}}"
     yield Text(f"{head}{'value':>{_NUMBER}}{'median':>{_NUMBER}}{'factor':>{_FACTOR}}", "dim")
     for quantity in QUANTITIES:
@@ -246,6 +246,8 @@ def _fit(line: Text, width: int, plain: bool) -> Text:
     """The line, cut where it is too wide, in signs that the terminal has."""
     line.truncate(width, overflow="ellipsis")
     if plain:
-        line.plain = line.plain.translate(_PLAIN)
+        # Names in other scripts are spelt out; what is too long then is cut again.
+        line.plain = line.plain.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+        line.truncate(width, overflow="crop")
     line.no_wrap = True
     return line
