@@ -59,6 +59,9 @@ ENTRIES = {
         whole=("--rows", "1e6", "--rows", "1e7"), smoke=("--rows", "1e4", "--rounds", "1", "--runs", "2")
     ),
     "commands": Entry(whole=(), smoke=("--rounds", "1", "--count", "2")),
+    "watching": Entry(
+        whole=(), smoke=("--tensors", "20", "--seconds", "2", "--large", "50", "--count", "3", "--rounds", "1")
+    ),
     "training": Entry(whole=("--rounds", "21"), smoke=("--batch-size", "4", "--rounds", "1")),
     "curvature": Entry(
         whole=("--rounds", "2", "--batch-size", "32"),

@@ -8,14 +8,15 @@ import numpy as np
 
 from tvlars_probe.live.own_medians import LENGTH, OwnMedians, as_matrices
 from tvlars_probe.live.state import QUANTITIES, Furthest
-from tvlars_probe.traces.arrays import numbers
-from tvlars_probe.traces.datasets import distinct
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("parameter", "trust_ratio", "grad_norm", "update_norm", "weight_norm")
 """What is read of the table ``layers``."""
+
+MOST_TENSORS = 1 << 17
+"""Tensors beyond which nothing is taken in: memory would have to hold some figures of each."""
 
 
 class LayerMedians:
@@ -27,7 +28,7 @@ class LayerMedians:
         self._began = 0
 
     def add(self, rows: pa.Table, began: int) -> None:
-        """Take in rows in order of steps.
+        """Take in rows of later steps, in any order.
 
         Args:
             rows: of the table ``layers``.
@@ -36,19 +37,19 @@ class LayerMedians:
         if began != self._began:
             self._began = began
             self._forget()
-        steps, _ = numbers(rows["step"])
-        last = distinct(steps)[-LENGTH:]
-        rows = rows.slice(int(np.searchsorted(steps, max(began, int(last[0])))))
-        if not len(rows):
+        names: Any = rows["parameter"].chunk(0)
+        if len(names.dictionary) > MOST_TENSORS:
             return
-        in_rows, names, figures = as_matrices(rows, list(COLUMNS[1:]))
+        in_rows, tensors, figures = as_matrices(rows, list(COLUMNS[1:]), since=began, last=LENGTH)
+        if not len(in_rows):
+            return
         with np.errstate(divide="ignore", invalid="ignore"):
             figures["relative_update"] = figures["update_norm"] / figures["weight_norm"]
         for name in QUANTITIES:
             # Of a large model ‖Δw‖ is there in one recorded step of ten: the others tell nothing of it.
             there: Any = np.flatnonzero(~np.isnan(figures[name]).all(axis=1))
             if len(there):
-                self._medians[name].add(names, figures[name][there])
+                self._medians[name].add(tensors, figures[name][there])
                 self._steps[name] = int(in_rows[there[-1]])
 
     def cut(self, step: int) -> None:

@@ -109,26 +109,51 @@ def _medians(figures: NDArray[np.float64]) -> NDArray[np.float64]:
     return middle
 
 
-def as_matrices(layers: pa.Table, columns: list[str]) -> tuple[NDArray[np.int64], list[str], dict[str, Any]]:
-    """Rows of the table ``layers`` as matrices of steps and tensors.
+def as_matrices(
+    layers: pa.Table, columns: list[str], *, since: int | None = None, last: int | None = None
+) -> tuple[NDArray[np.int64], list[str], dict[str, Any]]:
+    """Rows of the table ``layers``, in any order, as matrices of steps and tensors.
 
     Args:
         layers: with ``step``, ``parameter`` and ``columns``.
         columns: the figures wanted.
+        since: the first step wanted, by default that of the table.
+        last: how many steps are wanted, the last ones; all by default.
 
     Returns:
         the steps, the tensors' names, and by column a matrix (steps, tensors), NaN where there is no row or no figure.
     """
     in_rows, _ = numbers(layers["step"])
-    steps = distinct(in_rows)
-    at_step = np.searchsorted(steps, in_rows)
+    steps = _distinct(in_rows)
+    steps = steps[steps >= since] if since is not None else steps
+    steps = steps[-last:] if last is not None else steps
     encoded: Any = layers["parameter"].combine_chunks()
     encoded = encoded if hasattr(encoded, "dictionary") else encoded.dictionary_encode()
     names: list[str] = encoded.dictionary.to_pylist()
-    at_name, _ = numbers(encoded.indices)
+    wanted: Any = slice(None)
+    if len(steps) and steps[0] > in_rows.min():
+        wanted = np.flatnonzero(in_rows >= steps[0])
+    at_step = np.searchsorted(steps, in_rows[wanted]) if len(steps) else np.empty(0, np.int64)
+    places = at_step * len(names) + numbers(encoded.indices)[0][wanted] if len(steps) else at_step
     matrices: dict[str, Any] = {}
-    for column in columns:
-        matrix = np.full((len(steps), len(names)), np.nan)
-        matrix[at_step, at_name] = with_nan(layers[column])
-        matrices[column] = matrix
+    for column in columns if len(steps) else ():
+        matrix = np.full(len(steps) * len(names), np.nan)
+        matrix[places] = with_nan(layers[column])[wanted]
+        matrices[column] = matrix.reshape(len(steps), len(names))
     return steps, names, matrices
+
+
+_NARROW = 1 << 24
+"""Steps between the first and the last up to which they are counted off and not sorted."""
+
+
+def _distinct(steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each step once, ascending."""
+    if not len(steps):
+        return steps
+    first, last = int(steps.min()), int(steps.max())
+    if last - first >= _NARROW:
+        return distinct(steps)
+    there = np.zeros(last - first + 1, np.bool_)
+    there[steps - first] = True
+    return np.flatnonzero(there) + first

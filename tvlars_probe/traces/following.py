@@ -33,7 +33,7 @@ class Gained:
     """What a look has found.
 
     Attributes:
-        tables: the new rows by table, in order of steps; a table without new rows is left out.
+        tables: the new rows by table, in order of steps (see `Follower`); a table without new rows is left out.
         cut_back: the step from which the run is recorded anew, where it was resumed at an earlier step than was read:
             what was read of that step and later ones no longer holds. None where nothing was cut.
         damaged: by table that can't be read, why; only where the follower passes over damage.
@@ -53,6 +53,8 @@ class Follower:
         most_rows: rows of a table that the first look reads at most, beside those of its last part: the newest ones.
         passes_over_damage: whether a look tells of damaged tables (`Gained.damaged`) and reads the others; if not, it
             raises.
+        in_order: whether rows of ``layers`` are put in order of steps. Those of a finished run's parts are in order of
+            parameters, and to sort a million of them takes longer than to read them.
 
     Attributes:
         path: the run directory.
@@ -69,8 +71,9 @@ class Follower:
         *,
         most_rows: int = MOST_ROWS,
         passes_over_damage: bool = False,
+        in_order: bool = True,
     ) -> None:
-        self.path, self._most_rows, self._passes = path, most_rows, passes_over_damage
+        self.path, self._most_rows, self._passes, self._in_order = path, most_rows, passes_over_damage, in_order
         self._columns = {table: [*dict.fromkeys(("step", *names))] for table, names in columns.items()}
         self.manifest = Manifest.load(path)
         self._changed = self._change()
@@ -178,7 +181,6 @@ class Follower:
             TraceError: a part is damaged.
         """
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         last, schema = self._last_step.get(table), schema_of(table).arrow_schema()
         # Parts that end before the last step were merged from parts that were read.
@@ -198,8 +200,10 @@ class Follower:
         except (pa.ArrowException, OSError, OverflowError) as error:
             raise TraceError(damage(self.path, table, paths, error)) from None
         if last is not None and parts[0].first_step <= last:
+            import pyarrow.compute as pc  # takes a tenth of a second, and is seldom needed
+
             rows = rows.filter(pc.field("step") > last)
-        return by_step(rows) if table == "layers" else rows
+        return by_step(rows) if table == "layers" and self._in_order else rows
 
     def _newest(self, table: str, parts: Sequence[Part]) -> Sequence[Part]:
         """The last parts, with at most as many rows as the first look reads, or the last one alone."""
@@ -220,7 +224,8 @@ def _read(path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: p
     # No dataset: to import that imports pandas, which takes longer than all that a look does.
     there = {*footer.schema.to_arrow_schema().names}
     with open_arrow(path) as source, pq.ParquetFile(source, metadata=footer) as file:
-        rows = file.read(columns=[name for name in columns if name in there])
+        # In one thread: several take half as much time again of the processor, which the training may need.
+        rows = file.read(columns=[name for name in columns if name in there], use_threads=False)
     for name in columns:
         if name not in there:
             field = schema.field(name)
