@@ -81,7 +81,7 @@ def _print_folder(path: Path, as_json: bool) -> None:
     from tvlars_probe.commands.watch_lines import list_lines
 
     console, plain = _console()
-    states = runs.renew(_rows_that_fit(console) if console.is_terminal else None)
+    states = runs.renew(_rows_that_fit(console))
     if not states:
         say(f"No runs below {path}")
         return
@@ -221,8 +221,8 @@ def _is_log(console: Terminal) -> bool:
     return not console.is_terminal or console.is_dumb_terminal
 
 
-def _rows_that_fit(console: Terminal) -> int | None:
-    """Runs for which there is room beside the heading and the line about others."""
+def _rows_that_fit(console: Terminal) -> int:
+    """Runs for which there is room beside the heading and the line about others; in a pipe as on 25 lines."""
     return max(1, console.height - 2)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.errors import TraceError, UnreadableError
@@ -184,10 +184,11 @@ class Follower:
 
         last, schema = self._last_step.get(table), schema_of(table).arrow_schema()
         # Parts that end before the last step were merged from parts that were read.
-        parts = self._newest(table, parts) if last is None else [part for part in parts if part.last_step > last]
+        left = parts if last is None else [part for part in parts if part.last_step > last]
+        footers = self._footers(table, left, self._most_rows if last is None else None)
+        parts = left[len(left) - len(footers) :]
         if not parts:
             return None
-        footers = [check_footer(part.path, table, self.manifest.run_id) for part in parts]
         paths = [part.path for part in parts]
         try:
             pieces = [
@@ -205,15 +206,16 @@ class Follower:
             rows = rows.filter(pc.field("step") > last)
         return by_step(rows) if table == "layers" and self._in_order else rows
 
-    def _newest(self, table: str, parts: Sequence[Part]) -> Sequence[Part]:
-        """The last parts, with at most as many rows as the first look reads, or the last one alone."""
-        rows, first = 0, len(parts)
-        for index in range(len(parts) - 1, -1, -1):
-            rows += check_footer(parts[index].path, table, self.manifest.run_id).num_rows
-            if rows > self._most_rows and first < len(parts):
+    def _footers(self, table: str, parts: Sequence[Part], most_rows: int | None) -> list[pq.FileMetaData]:
+        """The footers of the last parts: of all, or of those with at most so many rows, but of one at least."""
+        rows, footers = 0, list[Any]()
+        for part in reversed(parts):
+            footer = check_footer(part.path, table, self.manifest.run_id)
+            rows += footer.num_rows
+            if most_rows is not None and rows > most_rows and footers:
                 break
-            first = index
-        return parts[first:]
+            footers.append(footer)
+        return footers[::-1]
 
 
 def _read(path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
