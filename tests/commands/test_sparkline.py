@@ -27,7 +27,7 @@ def test_a_spike_among_many_steps_is_seen() -> None:
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_marked_and_no_part_of_the_scale(odd: float) -> None:
     assert line([1.0, odd, 2.0], 3) == ("▁×█", "1 to 2")
-    assert line([1.0, odd, 2.0], 1) == ("×", "1 to 2")
+    assert line([1.0, odd, 2.0], 1) == ("×", "")
     assert line([odd, odd], 2) == ("××", "")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tvlars_probe
-from tvlars_probe.commands.text import printable
+from tvlars_probe.commands.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,3 +55,7 @@ def test_an_error_that_quotes_a_long_text_is_cut(cli: Any) -> None:
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
     assert len(done.err) < 3000
+
+
+def test_a_line_stays_one_line() -> None:
+    assert one_line("a\nb\tc\x1b[0m") == "a\\nb\\tc\\x1b[0m"

@@ -88,6 +88,15 @@ def test_all_that_is_known_of_a_run_fits_80_columns_and_24_lines() -> None:
     assert plain(run_lines(replace(FULL, findings=(), finding_count=0), NOW, 80, 24))[-1] == "0 findings"
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_range_of_the_losses_is_that_of_the_blocks(width: int) -> None:
+    losses = tuple((step, 100.0 if step == 700 else 1 + step % 7) for step in range(1000))
+    line = next(text for text in plain(run_lines(replace(FULL, losses=losses), NOW, width)) if text.startswith("loss"))
+    assert line.endswith("7 to 100")
+    assert line.count("█") == 1
+    assert line.count("▁") == len(line) - len("loss 2.3456      7 to 100") - 1
+
+
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 @pytest.mark.parametrize("height", [1, 5, 12, 24, 60])
 @pytest.mark.parametrize("hostile", [False, True], ids=["usual names", "hostile names"])

@@ -26,12 +26,13 @@ def sparkline(points: Sequence[tuple[int, float]], width: int) -> tuple[str, str
         width: characters of the line.
 
     Returns:
-        the line, and "0.12 to 2.3", with ", log" where its scale is logarithmic; both empty where there is no point.
+        the line, and from the lowest to the highest block "0.12 to 2.3", with ", log" where its scale is logarithmic;
+        both empty where there is no point.
     """
     if not points or width < 1:
         return "", ""
     highest = _highest(points, width)
-    values = [value for _, value in points if math.isfinite(value)]
+    values = [value for value in highest if value is not None and math.isfinite(value)]
     if not values:
         return "".join(" " if value is None else NOT_FINITE for value in highest), ""
     low, high = min(values), max(values)

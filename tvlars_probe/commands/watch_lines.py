@@ -32,6 +32,9 @@ _TENSORS, _LEAST_FINDINGS, _MOST_FINDINGS = 5, 3, 20
 _LABEL, _NUMBER, _FACTOR = 13, 11, 9
 """Widths of a table's columns."""
 
+_SPAN = 24
+"""Characters of the longest range of losses."""
+
 _DAYS_FROM = 2 * 86400
 
 
@@ -117,8 +120,7 @@ def _head(state: LiveState, now: datetime, width: int) -> Iterator[Text]:
     yield Text("  ".join([*_progress(state, width), *_speed(state)]))
     if state.losses:
         told = "" if state.loss is None else f"{state.loss:.5g}"
-        _, span = sparkline(state.losses, 1)
-        line, _ = sparkline(state.losses, width - 17 - len(span))
+        line, span = _curve(state.losses, width - 17)
         yield Text.assemble(f"loss {told:<10}", (line, "cyan"), f"  {span}")
     figures = [f"‖g‖ {state.grad_norm:.4g}"] if state.grad_norm is not None else []
     figures += [f"lr {state.lr:.4g}"] if state.lr is not None else []
@@ -134,6 +136,14 @@ def _head(state: LiveState, now: datetime, width: int) -> Iterator[Text]:
         yield Text(one_line(state.trouble), "red")
     if state.status == "failed" and state.notes:
         yield Text(one_line(state.notes[-1]), "red")
+
+
+def _curve(losses: Sequence[tuple[int, float]], room: int) -> tuple[str, str]:
+    """The losses as blocks, and their range, which together take so much room."""
+    narrow = sparkline(losses, max(room - _SPAN, 1))
+    # The range is that of the blocks: of more of them it can be another one.
+    wide = sparkline(losses, max(room - len(narrow[1]), 1))
+    return wide if len(wide[0]) + len(wide[1]) <= room else narrow
 
 
 def _since(seconds: float) -> str:
@@ -162,10 +172,10 @@ def _speed(state: LiveState) -> list[str]:
 
 def _sharpness(state: LiveState) -> Text:
     line, last = Text("sharpness"), max(one.step for one in state.sharpness)
-    for one in state.sharpness:
+    for one in sorted(state.sharpness, key=lambda one: one.limit is None):  # first those that have a limit
         beyond = one.limit is not None and one.value > one.limit
-        text = f"  {one_line(one.operator)} {one.value:.4g}"
-        text += "" if one.limit is None else f" {'>' if beyond else '<'} limit {one.limit:.4g}"
+        text = f"  {one_line(one.operator)} {one.value:.3g}"
+        text += "" if one.limit is None else f" {'>' if beyond else '<'} limit {one.limit:.3g}"
         text += ("" if one.converged else ", not converged") + ("" if one.step == last else f" in step {one.step:,}")
         line.append(text, "bold red" if beyond else "")
     return line.append(f"  (step {last:,})")
@@ -217,7 +227,7 @@ def _table(there: Furthest, label: Sequence[str], room: int, most: int) -> Itera
 def _factor(factor: float) -> str:
     if factor < 1e3:
         return f"×{factor:.3g}"
-    return f"×{factor:,.0f}" if factor < 1e6 else f"×{factor:.0e}".replace("e+", "e")
+    return f"×{factor:,.0f}" if factor < 1e6 else f"×{factor:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def _findings(state: LiveState, width: int, room: int) -> Iterator[Text]:
