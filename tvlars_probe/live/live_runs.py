@@ -20,7 +20,7 @@ TABLES = ("steps", "epochs", "findings")
 _ROWS = 1 << 12
 """Rows of a table that are read at first, beside those of its last part."""
 
-_SHARE = 20
+_SHARE = 50
 """The folder is searched for runs in one part of so many of the time."""
 
 
