@@ -1,0 +1,179 @@
+"""Rules about single tensors: their trust ratios, and updates that are too large or too small for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvlars_probe.findings.memory import Episodes, OfTensors
+from tvlars_probe.findings.rule import FindingRule, first_of_each_step, with_others
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tvlars_probe.findings.finding import Finding
+    from tvlars_probe.findings.window import Flags, Floats, Window
+
+VANISHED = 1e-6
+"""Share of its own median below which a trust ratio has vanished."""
+
+BEFORE, FEWEST = 64, 16
+"""Recorded steps before a step of which that median is taken, and how many there must be."""
+
+
+class _TensorRule(FindingRule):
+    """Base of the rules that compare a figure of each tensor with a threshold of its own."""
+
+    sentence: str
+    """What is said of a tensor, from its ``name``, ``value`` and ``threshold``."""
+
+    def __init__(self) -> None:
+        self._episodes = Episodes()
+
+    def _report(
+        self, window: Window, broken: Flags, judged: Flags, value: Floats, threshold: Floats, *, below: bool
+    ) -> Iterator[Finding]:
+        """Yield a finding for each step in which tensors begin to break the rule, about the one furthest off."""
+        names = window.tensors.names
+        rows, tensors = self._episodes.begun(broken, judged, names)
+        if not len(rows):
+            return
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            severity = threshold / value if below else value / threshold
+        for row, worst, others in first_of_each_step(rows, tensors, severity):
+            a, b = float(value[row, worst]), float(threshold[row, worst])
+            text = with_others(self.sentence.format(name=names[worst], value=a, threshold=b), others, names)
+            yield self.finding(window.first_step + row, text, parameter=names[worst], value=a, threshold=b)
+
+    def state(self) -> dict[str, Any]:
+        return {"episodes": self._episodes.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._episodes.load(state["episodes"])
+
+
+class RatioClamped(_TensorRule):
+    """A trust ratio is bound by a clamp, and no longer the quotient of norms."""
+
+    name = "ratio_clamped"
+    about = "‖w‖, the divisor or the trust ratio of a tensor is at its clamp"
+    sentence = "the trust ratio of {name} is clamped: {value:.4g} is at or beyond its bound {threshold:.4g}"
+
+    def find(self, window: Window) -> Iterator[Finding]:
+        t = window.tensors
+        bounds = {"weight_norm": t.weight_cap, "direction_norm": t.divisor_cap, "trust_ratio": t.ratio_cap}
+        bounds = {name: cap for name, cap in bounds.items() if np.isfinite(cap).any()}
+        if not bounds:
+            return
+        judged = window.active & t.adapted
+        # A ratio of 1 that stands for a norm of zero is no clamp.
+        moves = (window.figures["weight_norm"] > 0) & (window.figures["grad_norm"] > 0)
+        # The figure furthest beyond its bound is the one that is told.
+        value, threshold = np.full(judged.shape, np.nan), np.full(judged.shape, np.inf)
+        excess = np.zeros(judged.shape)
+        for name, cap in bounds.items():
+            figure = window.figures[name]
+            beyond = np.where(moves & (figure >= cap), figure / cap, 0.0)
+            further = beyond > excess
+            value, threshold = np.where(further, figure, value), np.where(further, cap, threshold)
+            excess = np.maximum(excess, beyond)
+        yield from self._report(window, excess > 0, judged, value, threshold, below=False)
+
+
+class RatioVanished(_TensorRule):
+    """A trust ratio falls to a millionth of what it was, apart from φ.
+
+    The ratios of the steps before are no part of its state: they are 64 numbers a tensor. After a resume the rule waits
+    for `FEWEST` recorded steps.
+    """
+
+    name = "ratio_vanished"
+    about = f"a tensor's trust ratio, φ left out, is below {VANISHED:g} of its median over {BEFORE} recorded steps"
+    sentence = "the trust ratio of {name} is {value:.3g}, below {threshold:.3g}, a millionth of its own median"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before = OfTensors(np.full((BEFORE, 1), np.nan))
+
+    def find(self, window: Window) -> Iterator[Finding]:
+        if not window.tensors.adapted.any():
+            return
+        judged = window.active & window.tensors.adapted
+        ratio = window.figures["trust_ratio"]
+        if window.tensors.has_phi:
+            phi = window.figures["phi"]
+            ratio = np.where(phi > 0, ratio / np.where(phi > 0, phi, 1.0), ratio)
+        recorded = window.active.any(axis=1)
+        ratio = np.where(judged, ratio, np.nan)[recorded]
+        before = self._before.of(window.tensors.names)
+        series = np.concatenate([before, ratio])
+        self._before.values = series[-BEFORE:]
+        # A median is at most the maximum: where the ratio isn't below a millionth of that, no median is needed.
+        highest = np.fmax.accumulate(np.concatenate([np.fmax.reduce(before, axis=0)[None], ratio]), axis=0)[:-1]
+        low = np.argwhere(ratio < VANISHED * highest)
+        broken, threshold = np.zeros(judged.shape, dtype=bool), np.full(judged.shape, np.nan)
+        value = np.full(judged.shape, np.nan)
+        rows = np.flatnonzero(recorded)
+        for k, tensor in low.tolist():
+            past = series[k : k + BEFORE, tensor]
+            past = past[np.isfinite(past)]
+            if len(past) >= FEWEST:
+                row = rows[k]
+                threshold[row, tensor], value[row, tensor] = VANISHED * np.median(past), ratio[k, tensor]
+                broken[row, tensor] = value[row, tensor] < threshold[row, tensor]
+        yield from self._report(window, broken, judged, value, threshold, below=True)
+
+
+class ExcludedOverwritten(_TensorRule):
+    """A tensor that no trust ratio holds back is replaced by a single update."""
+
+    name = "excluded_overwritten"
+    about = (
+        "‖Δw‖ ≥ ‖w‖ for a tensor that is left out of the trust ratio; tensors that begin at zero are passed over, "
+        "since their first updates are all they are"
+    )
+    sentence = "one update overwrites {name}, which has no trust ratio: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first = OfTensors(np.full(1, np.nan))
+
+    def find(self, window: Window) -> Iterator[Finding]:
+        if not window.tensors.excluded.any():
+            return
+        judged = window.active & window.tensors.excluded
+        weight, update = window.figures["weight_norm"], window.figures["update_norm"]
+        first = self._first.of(window.tensors.names)
+        unknown = np.flatnonzero(np.isnan(first) & judged.any(axis=0))
+        if len(unknown):
+            first[unknown] = weight[judged[:, unknown].argmax(axis=0), unknown]
+        judged &= (first > 0) & ~np.isnan(update)
+        yield from self._report(window, (update >= weight) & (weight > 0), judged, update, weight, below=False)
+
+    def state(self) -> dict[str, Any]:
+        known = {name: value for name, value in self._first.by_name().items() if value == value}
+        return {**super().state(), "first": known}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self._first.remember(state["first"])
+
+
+class UpdateBelowRounding(_TensorRule):
+    """An update is lost when it is rounded into the weights."""
+
+    name = "update_below_rounding"
+    about = "‖Δw‖ is below u·‖w‖, u being the unit roundoff of the weights' type, though gradient and rate aren't zero"
+    sentence = "the update of {name} is lost in rounding: ‖Δw‖ {value:.3g} is below {threshold:.3g}, u·‖w‖"
+
+    def find(self, window: Window) -> Iterator[Finding]:
+        update = window.figures["update_norm"]
+        judged = window.active & ~np.isnan(update)
+        if not judged.any():
+            return
+        threshold = window.tensors.rounding * window.figures["weight_norm"]
+        broken = update < threshold
+        if broken.any():
+            broken &= (window.lr > 0) & (window.figures["grad_norm"] > 0)
+        yield from self._report(window, broken, judged, update, threshold, below=True)
