@@ -50,6 +50,11 @@ class Episodes:
     def __init__(self) -> None:
         self._open = OfTensors(np.zeros(1, dtype=bool))
 
+    @property
+    def any_open(self) -> bool:
+        """Whether any tensor breaks the rule, as far as is known."""
+        return bool(self._open.values.any())
+
     def begun(self, broken: Flags, judged: Flags, names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The steps and the tensors, as places in these arrays, in which episodes begin, in order of steps.
 

@@ -22,14 +22,25 @@ BEFORE, FEWEST = 64, 16
 """Recorded steps before a step of which that median is taken, and how many there must be."""
 
 
+NEGLIGIBLE = 1e-5
+"""Share of the largest ‖g‖ of any tensor below which a tensor's gradient may be rounding alone."""
+
+
 class _TensorRule(FindingRule):
-    """Base of the rules that compare a figure of each tensor with a threshold of its own."""
+    """Base of the rules that compare a figure of each tensor with a threshold of its own.
+
+    In most flushes no tensor breaks a rule, and none has before: a rule then returns after a pass or two.
+    """
 
     sentence: str
     """What is said of a tensor, from its ``name``, ``value`` and ``threshold``."""
 
     def __init__(self) -> None:
         self._episodes = Episodes()
+
+    def _is_quiet(self, broken: Flags) -> bool:
+        """Whether there is nothing to report, and no episode that may end."""
+        return not broken.any() and not self._episodes.any_open
 
     def _report(
         self, window: Window, broken: Flags, judged: Flags, value: Floats, threshold: Floats, *, below: bool
@@ -64,17 +75,18 @@ class RatioClamped(_TensorRule):
         t = window.tensors
         bounds = {"weight_norm": t.weight_cap, "direction_norm": t.divisor_cap, "trust_ratio": t.ratio_cap}
         bounds = {name: cap for name, cap in bounds.items() if np.isfinite(cap).any()}
-        if not bounds:
+        at_bound = {name: window.figures[name] >= cap for name, cap in bounds.items()}
+        if all(map(self._is_quiet, at_bound.values())):
             return
         judged = window.active & t.adapted
         # A ratio of 1 that stands for a norm of zero is no clamp.
-        moves = (window.figures["weight_norm"] > 0) & (window.figures["grad_norm"] > 0)
+        moves = judged & (window.figures["weight_norm"] > 0) & (window.figures["grad_norm"] > 0)
         # The figure furthest beyond its bound is the one that is told.
         value, threshold = np.full(judged.shape, np.nan), np.full(judged.shape, np.inf)
         excess = np.zeros(judged.shape)
         for name, cap in bounds.items():
             figure = window.figures[name]
-            beyond = np.where(moves & (figure >= cap), figure / cap, 0.0)
+            beyond = np.where(moves & at_bound[name], figure / cap, 0.0)
             further = beyond > excess
             value, threshold = np.where(further, figure, value), np.where(further, cap, threshold)
             excess = np.maximum(excess, beyond)
@@ -97,32 +109,37 @@ class RatioVanished(_TensorRule):
         self._before = OfTensors(np.full((BEFORE, 1), np.nan))
 
     def find(self, window: Window) -> Iterator[Finding]:
-        if not window.tensors.adapted.any():
+        t = window.tensors
+        rows = np.flatnonzero(window.active.any(axis=1)) if len(t.adapted_at) else ()
+        if not len(rows):
             return
-        judged = window.active & window.tensors.adapted
-        ratio = window.figures["trust_ratio"]
-        if window.tensors.has_phi:
-            phi = window.figures["phi"]
-            ratio = np.where(phi > 0, ratio / np.where(phi > 0, phi, 1.0), ratio)
-        recorded = window.active.any(axis=1)
-        ratio = np.where(judged, ratio, np.nan)[recorded]
-        before = self._before.of(window.tensors.names)
+        ratio = self._without_phi(window)[np.ix_(rows, t.adapted_at)]
+        before = self._before.of(t.adapted_names)
+        kept = before[min(len(rows), BEFORE) :]
+        self._before.values = np.concatenate([kept, ratio[-BEFORE:]])
+        # A median is at most the maximum: where no ratio is below a millionth of that, none is needed.
+        highest = np.fmax(np.fmax.reduce(before, axis=0), np.fmax.reduce(ratio, axis=0))
+        low = np.fmin.reduce(ratio, axis=0) < VANISHED * highest
+        if self._is_quiet(low):
+            return
+        value, threshold = np.full((2, *window.active.shape), np.nan)
         series = np.concatenate([before, ratio])
-        self._before.values = series[-BEFORE:]
-        # A median is at most the maximum: where the ratio isn't below a millionth of that, no median is needed.
-        highest = np.fmax.accumulate(np.concatenate([np.fmax.reduce(before, axis=0)[None], ratio]), axis=0)[:-1]
-        low = np.argwhere(ratio < VANISHED * highest)
-        broken, threshold = np.zeros(judged.shape, dtype=bool), np.full(judged.shape, np.nan)
-        value = np.full(judged.shape, np.nan)
-        rows = np.flatnonzero(recorded)
-        for k, tensor in low.tolist():
-            past = series[k : k + BEFORE, tensor]
-            past = past[np.isfinite(past)]
-            if len(past) >= FEWEST:
-                row = rows[k]
-                threshold[row, tensor], value[row, tensor] = VANISHED * np.median(past), ratio[k, tensor]
-                broken[row, tensor] = value[row, tensor] < threshold[row, tensor]
-        yield from self._report(window, broken, judged, value, threshold, below=True)
+        for column in np.flatnonzero(low).tolist():
+            for k in np.flatnonzero(ratio[:, column] < VANISHED * highest[column]).tolist():
+                past = series[k : k + BEFORE, column]
+                past = past[np.isfinite(past)]
+                if len(past) >= FEWEST:
+                    at = rows[k], t.adapted_at[column]
+                    value[at], threshold[at] = ratio[k, column], VANISHED * np.median(past)
+        judged = window.active & t.adapted
+        yield from self._report(window, value < threshold, judged, value, threshold, below=True)
+
+    @staticmethod
+    def _without_phi(window: Window) -> Floats:
+        ratio, phi = window.figures["trust_ratio"], window.figures["phi"]
+        if not window.tensors.has_phi:
+            return ratio
+        return np.where(phi > 0, ratio / np.where(phi > 0, phi, 1.0), ratio)
 
 
 class ExcludedOverwritten(_TensorRule):
@@ -140,16 +157,22 @@ class ExcludedOverwritten(_TensorRule):
         self._first = OfTensors(np.full(1, np.nan))
 
     def find(self, window: Window) -> Iterator[Finding]:
-        if not window.tensors.excluded.any():
+        excluded = window.tensors.excluded_at
+        if not len(excluded):
             return
-        judged = window.active & window.tensors.excluded
         weight, update = window.figures["weight_norm"], window.figures["update_norm"]
         first = self._first.of(window.tensors.names)
-        unknown = np.flatnonzero(np.isnan(first) & judged.any(axis=0))
-        if len(unknown):
-            first[unknown] = weight[judged[:, unknown].argmax(axis=0), unknown]
-        judged &= (first > 0) & ~np.isnan(update)
-        yield from self._report(window, (update >= weight) & (weight > 0), judged, update, weight, below=False)
+        unseen = excluded[np.isnan(first[excluded])]
+        unseen = unseen[window.active[:, unseen].any(axis=0)] if len(unseen) else unseen
+        if len(unseen):
+            first[unseen] = weight[window.active[:, unseen].argmax(axis=0), unseen]
+        over = update[:, excluded] >= weight[:, excluded]
+        if self._is_quiet(over):
+            return
+        broken = np.zeros(window.active.shape, dtype=bool)
+        broken[:, excluded] = over
+        judged = window.active & window.tensors.excluded & (first > 0) & ~np.isnan(update)
+        yield from self._report(window, broken & (weight > 0), judged, update, weight, below=False)
 
     def state(self) -> dict[str, Any]:
         known = {name: value for name, value in self._first.by_name().items() if value == value}
@@ -164,16 +187,20 @@ class UpdateBelowRounding(_TensorRule):
     """An update is lost when it is rounded into the weights."""
 
     name = "update_below_rounding"
-    about = "‖Δw‖ is below u·‖w‖, u being the unit roundoff of the weights' type, though gradient and rate aren't zero"
+    about = (
+        "‖Δw‖ is below u·‖w‖, u being the unit roundoff of the weights' type; passed over where the rate is zero, or "
+        f"‖g‖ below {NEGLIGIBLE:g} of the largest tensor's (that of a bias before BatchNorm is rounding alone)"
+    )
     sentence = "the update of {name} is lost in rounding: ‖Δw‖ {value:.3g} is below {threshold:.3g}, u·‖w‖"
 
     def find(self, window: Window) -> Iterator[Finding]:
         update = window.figures["update_norm"]
-        judged = window.active & ~np.isnan(update)
-        if not judged.any():
-            return
         threshold = window.tensors.rounding * window.figures["weight_norm"]
         broken = update < threshold
-        if broken.any():
-            broken &= (window.lr > 0) & (window.figures["grad_norm"] > 0)
+        if self._is_quiet(broken):
+            return
+        grad = window.figures["grad_norm"]
+        matters = grad > NEGLIGIBLE * np.fmax.reduce(grad, axis=1)[:, None]
+        broken &= matters & (window.lr > 0) & np.isfinite(threshold)
+        judged = window.active & ~np.isnan(update)
         yield from self._report(window, broken, judged, update, threshold, below=True)

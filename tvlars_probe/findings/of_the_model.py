@@ -71,11 +71,14 @@ class SpikeSeries:
 
 def _threshold(windows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean + 6σ of each window; of equal values, whose σ is rounding, a thousandth above the mean."""
-    # In units of the largest value, whose square may be beyond the range.
-    scale = np.maximum(np.abs(windows).max(axis=1), np.finfo(np.float64).tiny)[:, None]
-    mean = (windows / scale).mean(axis=1)
-    spread = np.maximum(SIGMAS * (windows / scale).std(axis=1), 1e-3 * np.abs(mean))
-    threshold: NDArray[np.float64] = scale[:, 0] * (mean + spread)
+    highest = max(float(windows.max()), -float(windows.min()))
+    # The squares of extreme values would be beyond the range.
+    scale = highest if highest > 1e150 or 0 < highest < 1e-150 else 1.0
+    scaled = windows / scale if scale != 1.0 else windows
+    mean = scaled.mean(axis=1)
+    apart = scaled - mean[:, None]
+    spread = np.sqrt(np.einsum("ij,ij->i", apart, apart) / windows.shape[1])
+    threshold: NDArray[np.float64] = scale * (mean + np.maximum(SIGMAS * spread, 1e-3 * np.abs(mean)))
     return threshold
 
 

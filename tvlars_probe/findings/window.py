@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -31,6 +31,9 @@ class Tensors:
         ratio_cap: where the trust ratio itself is clipped; infinite for no clip.
         rounding: unit roundoff of the weights' type, half the distance from 1 to the next number.
         has_phi: whether any trust ratio holds a φ.
+        adapted_at: the places of the adapted tensors.
+        adapted_names: their names.
+        excluded_at: the places of the excluded tensors.
     """
 
     names: Sequence[str]
@@ -41,6 +44,15 @@ class Tensors:
     ratio_cap: Floats
     rounding: Floats
     has_phi: bool = False
+    adapted_at: NDArray[np.intp] = field(init=False)
+    adapted_names: Sequence[str] = field(init=False)
+    excluded_at: NDArray[np.intp] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once, and not in each flush; rules tell tensors that have changed by the identity of the names.
+        object.__setattr__(self, "adapted_at", np.flatnonzero(self.adapted))
+        object.__setattr__(self, "adapted_names", [self.names[k] for k in self.adapted_at.tolist()])
+        object.__setattr__(self, "excluded_at", np.flatnonzero(self.excluded))
 
     @classmethod
     def of(

@@ -313,7 +313,9 @@ class Recorder:
         self._session.begin(self._leave)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool | None:  # of a plain bool a type checker would conclude that any exception may be taken
         is_stop = isinstance(error, StoppedOnFinding) and self._recording.wishes.finding_agreed
         if not self._session.is_forked:
             with children_may_wait():
