@@ -30,6 +30,7 @@ from tvlars_probe import open_run
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.findings.inspector import RULES, Inspector
 from tvlars_probe.findings.window import Tensors, Window
+from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.description_words import Scaling
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
@@ -55,13 +56,16 @@ SIZES = ((512, 40), (64, 15))
 SOUND = 90.0
 """Test accuracy, in %, from which a run is sound."""
 
+FIRST_SEED = 3
+"""Thresholds were chosen on runs with seeds 0 to 2: the rates are those of other runs."""
+
 MOST_FALSE = 0.05
 """Share of sound runs in which a rule may find something and still be on by default."""
 
 
 def grid(seeds: int) -> Iterator[tuple[str, TrainConfig]]:
     """The runs: a name and a configuration each."""
-    cases = itertools.product(OPTIMIZERS, SIZES, ("none", "cosine"), (0, 1), range(seeds))
+    cases = itertools.product(OPTIMIZERS, SIZES, ("none", "cosine"), (0, 1), range(FIRST_SEED, FIRST_SEED + seeds))
     for optimizer, (batch, epochs), schedule, which, seed in cases:
         rate = RATES[optimizer][which] * (0.5 if batch == 64 else 1.0)
         name = f"{optimizer}-bs{batch}-{schedule}-lr{rate:g}-seed{seed}"
@@ -69,6 +73,8 @@ def grid(seeds: int) -> Iterator[tuple[str, TrainConfig]]:
             name,
             TrainConfig(
                 data=DataConfig(name="digits"),
+                # Muon needs matrices between the first and the last layer, of which the cnn has none.
+                model=ModelConfig(name="mlp" if optimizer == "muon" else "cnn"),
                 optimizer=OptimizerConfig(name=optimizer, lr=rate),
                 schedule=ScheduleConfig(name=schedule),
                 place=PlaceConfig(devices=("cpu",), threads=1),

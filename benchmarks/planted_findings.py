@@ -31,6 +31,10 @@ def _lars(model: nn.Module) -> Optimizer:
     return tvlars_probe.LARS(model.parameters(), lr=0.2, lars_adaptation_filter=True)
 
 
+def _adamw(model: nn.Module) -> Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+
 def _nothing(model: nn.Module, optimizer: Optimizer) -> None:
     pass
 
@@ -45,6 +49,7 @@ class Planted:
         before_step: changes something before the update of the step, when its gradients are there.
         mislabelled: whether each label of the step's batch is another class's.
         step: the step in which the rule is broken.
+        dtype: of the weights.
     """
 
     about: str
@@ -52,6 +57,7 @@ class Planted:
     before_step: Callable[[nn.Module, Optimizer], None] = _nothing
     mislabelled: bool = False
     step: int = STEP
+    dtype: torch.dtype = torch.float32
 
 
 def _infinite_gradient(model: nn.Module, _: Optimizer) -> None:
@@ -65,11 +71,6 @@ def _large_weights(model: nn.Module, _: Optimizer) -> None:
 
 def _scaled_gradient(model: nn.Module, _: Optimizer) -> None:
     _gradients(model)[0].mul_(1e9)
-
-
-def _small_rate(_: nn.Module, optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-12
 
 
 def _large_rate(_: nn.Module, optimizer: Optimizer) -> None:
@@ -93,7 +94,7 @@ PLANTED = {
     # 0.1 + exp(0.5·t) is 1e4 of its first value, 0.1 + exp(0.5), at t = 19.55: the 20th update is step 19.
     "phi_dead": Planted("λ_φ of TVLARS is 0.5", _tvlars(0.5), step=19),
     "excluded_overwritten": Planted("the rate of LARS becomes 5e4", _lars, _large_rate),
-    "update_below_rounding": Planted("the rate of SGD becomes 1e-12", before_step=_small_rate),
+    "update_below_rounding": Planted("bfloat16 weights, AdamW at 1e-5", _adamw, step=0, dtype=torch.bfloat16),
 }
 """By rule."""
 
@@ -110,7 +111,7 @@ def plant(rule: str, path: Path) -> tuple[int, int | None]:
     data = DataConfig(name="digits").load(1).train
     images, labels = data.images.reshape(len(data.images), -1).float(), data.labels
     images /= images.max()
-    model = nn.Sequential(nn.Linear(images.shape[1], 32), nn.ReLU(), nn.Linear(32, 10))
+    model = nn.Sequential(nn.Linear(images.shape[1], 32), nn.ReLU(), nn.Linear(32, 10)).to(case.dtype)
     optimizer = case.optimizer(model)
     with tvlars_probe.record(model, optimizer, path, findings=(rule,)) as rec:
         for step in range(case.step + 1):
@@ -118,7 +119,7 @@ def plant(rule: str, path: Path) -> tuple[int, int | None]:
             faulty = step == case.step
             told = (labels[pick] + (faulty and case.mislabelled)) % 10
             optimizer.zero_grad()
-            loss = cross_entropy(model(images[pick]), told)
+            loss = cross_entropy(model(images[pick].to(case.dtype)), told)
             loss.backward()
             if faulty:
                 case.before_step(model, optimizer)

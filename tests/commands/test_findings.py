@@ -13,8 +13,8 @@ from tvlars_probe import open_run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WRONG = ("train", "--opt", "lars", "--lr", 500, "--limit", 192, "--bs", 8, "--epochs", 3, "--dv", "cpu")
-"""72 updates at a rate far too high."""
+WRONG = ("train", "--opt", "lars", "--lr", 500, "--limit", 192, "--bs", 8, "--epochs", 5, "--dv", "cpu")
+"""120 updates at a rate far too high."""
 
 
 @pytest.fixture

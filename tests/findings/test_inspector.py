@@ -35,8 +35,8 @@ def test_a_rule_falls_silent_and_says_so() -> None:
 
 
 def test_findings_come_in_order_of_steps_and_a_state_is_plain() -> None:
-    rows = rows_of(60)
-    rows[50].loss = 1e9
+    rows = rows_of(100)
+    rows[90].loss = 1e9
     rows[40].figures["conv.bias"]["update_norm"] = 1e9
     rows[45].figures["fc.weight"]["weight_norm"] = math.inf
     found = inspected(rows, tensors(), [*RULES])
@@ -63,9 +63,9 @@ def test_tensors_may_come_and_go() -> None:
 
 
 def test_a_new_phase_begins_anew() -> None:
-    inspector, rows = Inspector(["loss_spike"]), rows_of(80)
-    for row in rows[40:]:
+    inspector, rows = Inspector(["loss_spike"]), rows_of(160)
+    for row in rows[80:]:
         row.loss = 50.0  # another phase's loss is of another size
-    inspector.inspect(window_of(rows[:40], 0, tensors()))
+    inspector.inspect(window_of(rows[:80], 0, tensors()))
     inspector.begin_phase()
-    assert inspector.inspect(window_of(rows[40:], 40, tensors())) == []
+    assert inspector.inspect(window_of(rows[80:], 80, tensors())) == []

@@ -172,6 +172,7 @@ def test_an_update_below_the_rounding_of_its_type(rounding: float) -> None:
     rows[5].figures["fc.weight"] |= {"update_norm": 0.0, "lr": 0.0}
     rows[5].figures["conv.bias"] |= {"update_norm": 0.0, "grad_norm": 1e-8}  # of rounding alone
     rows[6].figures["fc.weight"]["update_norm"] = 0.0
+    rows[7].figures["conv.bias"] |= {"update_norm": 0.0, "lr": 1e-3}  # the end of a schedule
     about = tensors(rounding=rounding)
     found = inspected(rows, about, ["update_below_rounding"], [3, 5])
     assert [(one.step, one.parameter, one.threshold) for one in found] == [

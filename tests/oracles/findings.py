@@ -22,14 +22,14 @@ class Row:
 
 
 def spikes(values: list[float]) -> list[int]:
-    """Where values begin to be beyond mean + 6σ of the (up to) 128 finite ones before, of which there must be 32."""
+    """Where values begin to be beyond mean + 6σ of the (up to) 128 finite ones before, of which there must be 64."""
     before: list[float] = []
     found, open_ = [], False
     for place, value in enumerate(values):
         if not math.isfinite(value):
             continue
         is_spike = False
-        if len(before) >= 32:
+        if len(before) >= 64:
             last = before[-128:]
             mean = statistics.fmean(last)
             is_spike = value > mean + max(6 * statistics.pstdev(last), 1e-3 * abs(mean))

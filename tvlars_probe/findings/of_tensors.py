@@ -26,6 +26,10 @@ NEGLIGIBLE = 1e-5
 """Share of the largest ‖g‖ of any tensor below which a tensor's gradient may be rounding alone."""
 
 
+WANED = 1e-3
+"""Share of a tensor's highest rate so far at which a schedule has all but ended its training."""
+
+
 class _TensorRule(FindingRule):
     """Base of the rules that compare a figure of each tensor with a threshold of its own.
 
@@ -69,6 +73,7 @@ class RatioClamped(_TensorRule):
 
     name = "ratio_clamped"
     about = "‖w‖, the divisor or the trust ratio of a tensor is at its clamp"
+    is_default = False
     sentence = "the trust ratio of {name} is clamped: {value:.4g} is at or beyond its bound {threshold:.4g}"
 
     def find(self, window: Window) -> Iterator[Finding]:
@@ -150,6 +155,7 @@ class ExcludedOverwritten(_TensorRule):
         "‖Δw‖ ≥ ‖w‖ for a tensor that is left out of the trust ratio; tensors that begin at zero are passed over, "
         "since their first updates are all they are"
     )
+    is_default = False
     sentence = "one update overwrites {name}, which has no trust ratio: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}"
 
     def __init__(self) -> None:
@@ -184,23 +190,42 @@ class ExcludedOverwritten(_TensorRule):
 
 
 class UpdateBelowRounding(_TensorRule):
-    """An update is lost when it is rounded into the weights."""
+    """An update is lost when it is rounded into the weights.
+
+    A schedule that ends at zero makes the last updates as small in every run: those at a thousandth of the tensor's
+    highest rate are passed over.
+    """
 
     name = "update_below_rounding"
     about = (
-        "‖Δw‖ is below u·‖w‖, u being the unit roundoff of the weights' type; passed over where the rate is zero, or "
-        f"‖g‖ below {NEGLIGIBLE:g} of the largest tensor's (that of a bias before BatchNorm is rounding alone)"
+        "‖Δw‖ is below u·‖w‖, u being the unit roundoff of the weights' type; passed over where a schedule has taken "
+        f"the rate below {WANED:g} of its highest, or ‖g‖ is below {NEGLIGIBLE:g} of the largest tensor's (that of a "
+        "bias before BatchNorm is rounding alone)"
     )
     sentence = "the update of {name} is lost in rounding: ‖Δw‖ {value:.3g} is below {threshold:.3g}, u·‖w‖"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._highest = OfTensors(np.zeros(1))
+
     def find(self, window: Window) -> Iterator[Finding]:
         update = window.figures["update_norm"]
+        before = self._highest.of(window.tensors.names)
+        self._highest.values = np.fmax(before, np.fmax.reduce(window.lr, axis=0))
         threshold = window.tensors.rounding * window.figures["weight_norm"]
         broken = update < threshold
         if self._is_quiet(broken):
             return
         grad = window.figures["grad_norm"]
         matters = grad > NEGLIGIBLE * np.fmax.reduce(grad, axis=1)[:, None]
-        broken &= matters & (window.lr > 0) & np.isfinite(threshold)
+        highest = np.fmax.accumulate(np.concatenate([before[None], window.lr]), axis=0)[1:]
+        broken &= matters & (window.lr > WANED * highest) & np.isfinite(threshold)
         judged = window.active & ~np.isnan(update)
         yield from self._report(window, broken, judged, update, threshold, below=True)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "highest": self._highest.by_name()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self._highest.remember(state["highest"])

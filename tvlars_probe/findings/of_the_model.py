@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.findings.window import Window
 
-BEFORE, FEWEST = 128, 32
+BEFORE, FEWEST = 128, 64
 """Steps before a step with which it is compared, and how many there must be."""
 
 SIGMAS = 6.0

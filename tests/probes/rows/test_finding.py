@@ -166,7 +166,7 @@ def test_rules_leave_the_training_as_it_is(name: str, tmp_path: Path) -> None:
 
 
 def spiky(step_: int) -> float:
-    return 1.0 + 0.1 * math.sin(step_) + {40: 50.0, 41: 50.0, 60: 500.0}.get(step_, 0.0)
+    return 1.0 + 0.1 * math.sin(step_) + {80: 50.0, 81: 50.0, 100: 500.0}.get(step_, 0.0)
 
 
 def test_a_resumed_run_finds_what_one_in_one_piece_finds(tmp_path: Path) -> None:
@@ -180,17 +180,17 @@ def test_a_resumed_run_finds_what_one_in_one_piece_finds(tmp_path: Path) -> None
             rec.log(loss=spiky(index))
 
     with tvlars_probe.record(model, optimizer, tmp_path / "whole", findings=("all",)) as rec:
-        steps(rec, range(70))
+        steps(rec, range(110))
     with tvlars_probe.record(model, optimizer, tmp_path / "parts", findings=("all",)) as rec:
-        steps(rec, range(41))
+        steps(rec, range(81))
         state = rec.state_dict()
-        steps(rec, range(41, 50))
+        steps(rec, range(81, 90))
     with tvlars_probe.record(model, optimizer, tmp_path / "parts", findings=("all",), resume=state) as rec:
-        steps(rec, range(41, 70))
+        steps(rec, range(81, 110))
     whole, parts = (
         tvlars_probe.open_run(tmp_path / name).findings().query("rule == 'loss_spike'") for name in ("whole", "parts")
     )
-    assert whole["step"].tolist() == [40, 60]
+    assert whole["step"].tolist() == [80, 100]
     assert parts[["step", "value", "threshold"]].to_numpy().tolist() == pytest.approx(
         np.array(whole[["step", "value", "threshold"]])
     )
