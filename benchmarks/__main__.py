@@ -77,6 +77,7 @@ ENTRIES = {
         timed=False,
         smoke=("--size", "16", "--orders", "2", "--repetitions", "9", "--steps", "9"),
     ),
+    "findings": Entry(whole=("--seeds", "1"), timed=False, smoke=("--seeds", "1", "--runs", "2")),
     "augmentation": Entry(smoke=("--batch-size", "8", "--batches", "1", "--rounds", "1")),
     "scaling": Entry(smoke=("--size", "500000", "100")),
     "trainers": Entry(smoke=None),

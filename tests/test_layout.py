@@ -40,7 +40,7 @@ ALLOWED = {
     "exports": {"live", "traces"},
     "probes": {"curvature", "exports", "findings", "optimizers", "traces"},
     "integrations": {"probes"},
-    "runners": {"curvature", "data", "models", "optimizers", "probes", "traces"},
+    "runners": {"curvature", "data", "findings", "models", "optimizers", "probes", "traces"},
     "analyses": {"optimizers", "traces"},
     "charts": {"analyses", "optimizers"},
     "report": {"analyses", "charts"},
@@ -52,7 +52,7 @@ ALLOWED = {
     },
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"curvature", "optimizers", "probes", "runs"},
+    "__init__": {"curvature", "findings", "optimizers", "probes", "runs"},
 }  # fmt: skip
 OPEN = {
     "admission",

@@ -80,6 +80,13 @@ class RunFailedError(RuntimeError):
     """A run ended with an error of its own; what was recorded is kept."""
 
 
+class StoppedOnFinding(Exception):  # noqa: N818 (no error: the loop ends as its owner has asked)
+    """A rule of ``stop_on`` has found something: `Recorder.log` raises this on all ranks to leave the loop.
+
+    The recorder's ``with`` block takes it, and the program goes on after the block.
+    """
+
+
 class StorageError(RunFailedError, OSError):
     """The run's files can't be written any more; what was complete stays readable."""
 

@@ -48,6 +48,7 @@ def same(told: str, test: str, *trainers: str, **others: Cell) -> dict[str, Cell
 ALL = tuple(name for name in COLUMNS if name != "sharded")
 OTHERS = tuple(name for name in ALL if name != "plain")
 SHARDED = "tests.probes.rows.test_sharded."
+STOPPED = "test_all_ranks_stop_in_the_same_step_and_the_first_alone_is_told"
 SAME_AS_WHOLE = Cell("within 1e-5", f"{SHARDED}test_rows_of_sharded_tensors_are_those_of_whole_tensors")
 IS_MEASURE = Cell("it is the measure")
 REFUSED = Cell("refused by name", "tests.test_whole_tensors.test_a_dtensor_is_refused_where_whole_tensors_are_needed")
@@ -79,6 +80,12 @@ CONTRACT: dict[str, dict[str, Cell]] = {
             "trace whole but for `layers` since the last flush, status right",
             f"{SHARDED}test_a_shards_figures_are_never_written_as_the_whole_tensors",
         ),
+    ),
+    "a finding of `stop_on` ends the training": same(
+        "trace whole",
+        "test_contract.test_a_finding_ends_the_training",
+        *ALL,
+        sharded=Cell("tests/probes, by two ranks"),
     ),
     "SIGTERM": {
         "plain": Cell("rows up to the last flush; tested by killing `train`"),

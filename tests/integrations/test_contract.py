@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import tvlars_probe
-from tests.integrations.trainers import BATCH, STEPS, TRAINERS, Job
+from tests.integrations.trainers import BATCH, STEPS, TRAINERS, Items, Job
+from tvlars_probe.traces.writer import TraceWriter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +97,21 @@ def test_sharpness_is_measured_as_in_a_plain_loop(trainer: str, tmp_path: Path) 
         curves.append(tvlars_probe.open_run(tmp_path / one).curvature())
     assert [curve.step.tolist() for curve in curves] == [[0, 2, 4]] * 2
     np.testing.assert_allclose(curves[1].value, curves[0].value, rtol=1e-5)
+
+
+@each_trainer
+def test_a_finding_ends_the_training(trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps after the one whose loss is NaN: the next begins with the flush, and at its end all ranks know."""
+    monkeypatch.setattr(TraceWriter, "due", True)
+    items, told = Items(BATCH * STEPS, None), list[str]()
+    items.x[2 * BATCH + 3] = torch.nan
+    options = {"stop_on": ("non_finite",), "on_finding": lambda finding: told.append(f"{finding.rule} {finding.step}")}
+    TRAINERS[trainer](Job(path=tmp_path / "r", folder=tmp_path, data=items, options=options))
+    run = tvlars_probe.open_run(tmp_path / "r")
+    assert run.steps()["step"].tolist() == [0, 1, 2, 3]
+    assert told == ["non_finite 2"]
+    assert run.findings()["step"].tolist() == [2]
+    assert run.status == "diverged"
 
 
 class BrokenDataError(Exception):

@@ -43,3 +43,10 @@ def pairs(side: str) -> dict[str, str]:
         "peak_lr": "peak lr", "seed": "seed", f"{side}_without": "without", f"{side}_with": "with",
         "accuracy_without": "test acc (%)", "accuracy_with": "with warm-up (%)", "gain": "gain (points)",
     }  # fmt: skip
+
+
+FINDINGS = {
+    "run": "run", "rule": "rule", "findings": "findings", "first_step": "first step", "last_step": "last step",
+    "parameter": "tensor", "text": "first finding",
+}  # fmt: skip
+"""Headings of the table of findings by rule."""

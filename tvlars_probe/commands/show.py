@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from tvlars_probe.commands.terminal import Terminal
     from tvlars_probe.runs import Run
 
 EXTREMES = 5
@@ -57,6 +58,7 @@ def describe(run: Run) -> dict[str, Any]:
         "best": m.best,
         "best_test_acc1": m.best_test_acc1,
         "finding": m.finding,
+        "findings": _findings(run),
         "notes": m.notes,
         "trust_ratios": _extremes(run),
     }
@@ -74,6 +76,14 @@ def without_non_finite(value: Any) -> Any:
 def _steps_done(run: Run) -> int:
     # Rows are counted: they tell how far a run came, whichever way it ended.
     return len(run.steps(["step"]))
+
+
+def _findings(run: Run) -> list[dict[str, Any]]:
+    """What rules found while the run trained: a row per rule, see `tvlars_probe.analyses.findings`."""
+    from tvlars_probe.analyses.findings import findings_by_rule
+
+    rows = findings_by_rule(run.findings()).to_dict("records")
+    return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def _extremes(run: Run) -> dict[str, Any] | None:
@@ -120,6 +130,10 @@ def render(facts: dict[str, Any]) -> None:
 
     console = Terminal(piped=160)
     console.print(Text.assemble((facts["run"], "bold"), f"  {facts['status']}"))
+    if facts["findings"]:
+        console.print()
+        _print_findings(console, facts["findings"])
+        console.print()
     grid = Table.grid(padding=(0, 2))
     for name, value in _lines(facts):
         grid.add_row(Text(name, "dim"), Text(value))
@@ -141,6 +155,25 @@ def render(facts: dict[str, Any]) -> None:
     ]
     console.print()
     console.print(FittedTable(columns, title=f"Trust ratios in step {ratios['step']}"))
+
+
+def _print_findings(console: Terminal, findings: list[dict[str, Any]]) -> None:
+    """Print a line per rule: how often, when, and its first finding, which wraps."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for row in findings:
+        grid.add_row(Text(row["rule"], "yellow"), Text(occurrences(row)), Text(row["text"]))
+    console.print(Text("Findings", "bold"))
+    console.print(grid)
+
+
+def occurrences(row: dict[str, Any]) -> str:
+    """How often and when a rule found something: "step 12", or "3 times, steps 12 to 40"."""
+    if row["findings"] == 1:
+        return f"step {row['first_step']:,}"
+    return f"{row['findings']} times, steps {row['first_step']:,} to {row['last_step']:,}"
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -223,4 +256,6 @@ def summary_lines(run: Run) -> Iterator[str]:
         yield f"{run.status}: {', '.join(final)}{best}"
     else:
         yield run.status
+    for row in _findings(run):
+        yield f"Found {row['rule']} ({occurrences(row)}): {row['text']}"
     yield f"Run: {run.path}"

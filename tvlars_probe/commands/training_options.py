@@ -10,6 +10,7 @@ from tvlars_probe.commands.options import FilePath, option
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
+from tvlars_probe.findings.inspector import RULES, WORDS
 from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
 from tvlars_probe.models.initialization import INITIALIZATIONS
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
@@ -65,7 +66,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "record_every": "every",
             **_same(
                 "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
-                "train_eval_samples", "on_probe_error", "spectral_every",
+                "train_eval_samples", "on_probe_error", "spectral_every", "findings", "stop_on",
             ),
         },
     ),
@@ -215,6 +216,14 @@ _OPTIONS = (
     option(
         "--spectral-every", section=_RECORDING, type=int, show_default="never",
         help="Measure the spectral norms of weights and updates every so many steps.",
+    ),
+    option(
+        "--findings", section=_RECORDING, greedy=True, type=_choice((*WORDS, *RULES)), default=("default",),
+        help="Rules that look for what is wrong while the run trains.",
+    ),
+    option(
+        "--stop-on", section=_RECORDING, greedy=True, type=_choice(RULES), show_default="none",
+        help="End the run, with a checkpoint, when one of these rules finds something.",
     ),
     option(
         "--checkpoint-every", section=_RECORDING, type=int, default=1,

@@ -55,6 +55,7 @@ class Attachment:
             settings.pop("exists", None)  # the folder is to be there
             settings, path = {**settings, "resume": kept["recorder"]}, kept["path"]
         recorder = record(model, optimizers, path, **settings)
+        recorder.stop_by_flag()
         recorder.__enter__()
         # Only now: of a recorder that could not begin nothing has to be ended.
         self.recorder = recorder

@@ -121,6 +121,8 @@ class LightningProbe(Callback):
             samples=sum(counts) if len(counts) == len(samples) else None,
             epoch=trainer.current_epoch,
         )
+        if self.recorder.stop_agreed:
+            trainer.should_stop = True  # on all ranks in the same step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log_epoch()

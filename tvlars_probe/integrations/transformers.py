@@ -166,6 +166,8 @@ class TrainerProbe(TrainerCallback, ExportableState):
             tokens=seen.tokens,
             epoch=_epoch(state),
         )
+        if self.recorder.stop_agreed:
+            control.should_training_stop = True  # on all ranks in the same step
         if not control.should_log:  # what is logged belongs to this row, which the state would end
             self._keep(control.should_save)
         if control.should_save or control.should_evaluate:

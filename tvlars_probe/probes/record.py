@@ -32,6 +32,7 @@ from tvlars_probe.probes.events.agreement import Agreement
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.readers.told import count
 from tvlars_probe.probes.recorder import Recorder
+from tvlars_probe.probes.rows.finding import Finder
 from tvlars_probe.probes.rows.steps import Detail
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.plain_types import shown
@@ -40,10 +41,11 @@ from tvlars_probe.whole_tensors import is_dtensor
 from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch.optim import Optimizer
 
+    from tvlars_probe.findings.finding import Finding
     from tvlars_probe.probes.failures import Probe
 
 
@@ -63,6 +65,9 @@ def record(
     spectral_every: int | None = None,
     probes: Sequence[Probe] = (),
     on_probe_error: OnProbeError = "warn",
+    findings: Iterable[str] = ("default",),
+    on_finding: Callable[[Finding], object] | None = None,
+    stop_on: Iterable[str] = (),
     manifest: Manifest | None = None,
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
@@ -84,6 +89,11 @@ def record(
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
         on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
             the loop tells, with a warning and a note in the manifest; "raise" ends the run.
+        findings: ids of the rules that look at every flush (docs/findings.md), or "all", "none", or "default": those
+            that seldom find something in sound runs.
+        on_finding: called with each `Finding` on rank 0, at the flush that finds it. What it raises is told once.
+        stop_on: ids of rules, such as ("non_finite",), whose findings end the loop: the next ``rec.log`` leaves the
+            ``with`` block on all ranks, the trace is complete, and the run's status is interrupted.
         manifest: a manifest that holds further facts about the run.
         resume: a ``state_dict()`` of a recorder of this run: continue from there, later rows are set aside.
         distributed: with a `torch.distributed` process group, every rank calls ``record``, rank 0 writes and losses
@@ -129,6 +139,7 @@ def record(
             spectral_every=spectral_every,
             probes=probes,
             failures=ProbeFailures(on_probe_error),
+            finder=Finder(findings, on_finding, stop_on),
             resume=resume,
             ranks=ranks,
         )

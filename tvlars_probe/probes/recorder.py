@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import StoppedOnFinding, UserError
 from tvlars_probe.probes.events.signals import children_may_wait
 from tvlars_probe.probes.opening import open_journal
 from tvlars_probe.probes.readers.told import count, mean_loss, scalar, step_figures
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.collectives import Ranks
+    from tvlars_probe.findings.finding import Finding
     from tvlars_probe.probes.failures import Probe, ProbeFailures
+    from tvlars_probe.probes.rows.finding import Finder
     from tvlars_probe.probes.rows.steps import Detail
     from tvlars_probe.traces.journal import Journal
     from tvlars_probe.traces.manifest import Manifest
@@ -58,6 +61,7 @@ class Recorder:
         failures: ProbeFailures,
         resume: Mapping[str, Any] | None,
         ranks: Ranks,
+        finder: Finder,
     ) -> None:
         begun = resume or {"step": 0, "samples": 0, "tokens": 0, "phase": ONLY_PHASE, "rates": {}}
         self.path, self.manifest, self.interrupted = path, manifest, False
@@ -74,6 +78,7 @@ class Recorder:
             failures=failures,
             begun=begun,
             ranks=ranks,
+            finder=finder,
         )
 
     @property
@@ -102,13 +107,27 @@ class Recorder:
 
     @property
     def stop_agreed(self) -> bool:
-        """Whether all ranks have learned that one of them called `request_stop`."""
+        """Whether all ranks have learned that one of them called `request_stop`, or that a finding ends the run."""
         return self._recording.wishes.stop_agreed
 
     @property
     def checkpoint_agreed(self) -> bool:
         """Whether all ranks have learned of rank 0's `request_checkpoint`; false again after `state_dict`."""
         return self._recording.wishes.checkpoint_agreed
+
+    def stop_by_flag(self) -> None:
+        """Let a finding of ``stop_on`` set `stop_agreed` alone, without raising: for trainers, which read it."""
+        self._recording.raises = False
+
+    @property
+    def ended_by_finding(self) -> bool:
+        """Whether all ranks have learned that a finding of ``stop_on`` ends the run."""
+        return self._recording.wishes.finding_agreed
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What rules have found since the recorder was entered, as far as it is written; on rank 0."""
+        return tuple(self._recording.finder.found)
 
     def last_rates(self) -> dict[str, float]:
         """lr × trust_ratio of every parameter's last update, by name; NaN where the ratio isn't known."""
@@ -136,6 +155,7 @@ class Recorder:
 
         Raises:
             UserError: a value is no number or no count, or nothing is being recorded.
+            StoppedOnFinding: a rule of ``stop_on`` has found something; the ``with`` block ends, and takes it.
         """
         self._session.refuse_idle()
         loss = mean_loss(loss)
@@ -143,6 +163,7 @@ class Recorder:
             loss, step_figures(samples=samples, tokens=tokens, epoch=epoch, clip_scale=clip_scale)
         ):
             self._recording.agree(loss)
+        self._recording.end_on_finding()
 
     def clip_grad_norm_(
         self,
@@ -292,15 +313,24 @@ class Recorder:
         self._session.begin(self._leave)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool | None:  # of a plain bool a type checker would conclude that any exception may be taken
+        is_stop = isinstance(error, StoppedOnFinding) and self._recording.wishes.finding_agreed
         if not self._session.is_forked:
             with children_may_wait():
-                self._leave(kind, error)
+                self._leave(*((None, None) if is_stop else (kind, error)))
+        return is_stop
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         self._recording.detach()
         texts = self._recording.rows.misplaced_telling(self.step, in_order=kind is None)
         self.manifest.notes += texts
+        if self._recording.wishes.finding_agreed:
+            self.interrupted = True
+            self.manifest.notes.append(self._recording.stopping)
+            if self.journal is not None:
+                logging.getLogger("tvlars_probe").warning("%s: %s", self.path, self._recording.stopping)
         self._session.leave(kind, error, write=self._write_all, salvage=self._recording.salvage, texts=texts)
 
     def _write_all(self) -> str:

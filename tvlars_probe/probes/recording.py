@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.collectives import Ranks
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import StoppedOnFinding, UserError
 from tvlars_probe.optimizers.given import optimizers_in
 from tvlars_probe.probes.events.hooks import StepHooks
 from tvlars_probe.probes.events.signals import children_may_wait
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.curvature.scaling import Rates
     from tvlars_probe.probes.failures import Probe, ProbeFailures
+    from tvlars_probe.probes.rows.finding import Finder
     from tvlars_probe.probes.session import Session
     from tvlars_probe.traces.journal import Journal
     from tvlars_probe.traces.manifest import Manifest
@@ -50,6 +51,7 @@ class Recording:
         failures: applies the policy when a probe or the reading of norms raises.
         begun: a recorder's state, from which this one goes on.
         ranks: the ranks of the run.
+        finder: looks at the rows for what is wrong.
 
     Attributes:
         phase: name of the training phase.
@@ -59,6 +61,8 @@ class Recording:
         wishes: what the ranks have agreed to do.
         rows: the rows since the last flush.
         last_epoch: number of updates when the last epoch was logged; None before the first.
+        finder: looks at the rows for what is wrong.
+        raises: whether a finding that is to end the loop raises `StoppedOnFinding`.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Recording:
         failures: ProbeFailures,
         begun: Mapping[str, Any],
         ranks: Ranks,
+        finder: Finder,
     ) -> None:
         self.phase: str = begun["phase"]
         self.diverged = False
@@ -93,7 +98,9 @@ class Recording:
             rates=begun["rates"],
         )
         self._hooks = StepHooks(self, self.rows.clock)
-        self._crossing = Crossing(begun["step"], begun)
+        finder.load(begun.get("findings") or {})
+        self.finder, self.raises = finder, True
+        self._crossing = Crossing(begun["step"], begun, finder)
         self._probing = Probing(probes, failures)
         # Not strict: a resumed run may have other probes than its state.
         for probe, state in zip(probes, begun.get("probes", ()), strict=False):
@@ -147,6 +154,7 @@ class Recording:
             **self._crossing.seen,
             "phase": self.phase,
             "rates": self.rows.last_rates(),
+            "findings": self.finder.state(),
         }
         probes = self._probing.states(self.step, self.ranks)
         if probes is None:
@@ -168,6 +176,7 @@ class Recording:
         self._model, self._optimizers, self.phase = model, optimizers, phase
         self._probing.replace(probes)
         self.rows.begin_phase()
+        self.finder.begin_phase()
         self.attach()
 
     # The events of the loop: see `tvlars_probe.probes.loop.LoopEvents`.
@@ -189,8 +198,24 @@ class Recording:
             self.rows.note_rates(index)
         self.rows.after(index, started)
 
+    @property
+    def stopping(self) -> str:
+        """Why the loop ends, where a finding ends it. Rank 0 alone knows which one."""
+        finding = self.finder.stops_on
+        return "stopped on a finding (stop_on)" if finding is None else f"stopped on the finding of {finding} (stop_on)"
+
+    def end_on_finding(self) -> None:
+        """Leave the loop where all ranks have learned that a finding ends it.
+
+        Raises:
+            StoppedOnFinding: they have, and the loop isn't a trainer's.
+        """
+        if self.raises and self.wishes.finding_agreed:
+            raise StoppedOnFinding(self.stopping)
+
     def _begin_row(self) -> None:
         self._close_row()
+        self.end_on_finding()  # before the update, in a loop that doesn't call log()
         # Rows cross with the names of the layout that they were read by.
         if not self.rows.layout.is_current:
             with children_may_wait():
@@ -241,6 +266,7 @@ class Recording:
         last = self._crossing.cross(self.rows.drain(), self.ranks, self.rows.layout, self._journal)
         if last is not None:
             self.diverged = is_bad(last)
+        self.wishes.stop_on_finding = self.finder.stops_on is not None
 
     def note_parameters(self) -> None:
         """Put the parameters and their groups into the manifest."""

@@ -43,6 +43,7 @@ class RecorderState(TypedDict):
         run_id: the run's, None on ranks other than 0.
         last_epoch: number of updates when the last epoch was logged; None before the first.
         probes: the probes' states, in their order.
+        findings: what the rules remember, by rule; on ranks other than 0 they have seen nothing.
     """
 
     step: int
@@ -53,6 +54,7 @@ class RecorderState(TypedDict):
     last_epoch: NotRequired[int | None]
     tokens: NotRequired[int | None]
     probes: NotRequired[list[dict[str, Any]]]
+    findings: NotRequired[dict[str, Any]]
 
 
 def faults(state: Mapping[str, Any]) -> Iterator[str]:

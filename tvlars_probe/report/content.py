@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.analyses import headings
 from tvlars_probe.analyses.comparison import compare, run_row
 from tvlars_probe.analyses.correlation import correlate
+from tvlars_probe.analyses.findings import findings_by_rule
 from tvlars_probe.analyses.grid import norm_ratio
 from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of
 from tvlars_probe.analyses.rates import decompose
@@ -102,6 +103,7 @@ class _Gathered:
     rows: list[dict[str, object]] = field(default_factory=list)
     losses: list[tuple[RunFacts, pd.DataFrame]] = field(default_factory=list)
     epochs: list[tuple[RunFacts, pd.DataFrame]] = field(default_factory=list)
+    findings: list[pd.DataFrame] = field(default_factory=list)
     own: list[Section] = field(default_factory=list)
 
 
@@ -114,7 +116,7 @@ def gather(sources: Sequence[Source]) -> Report:
     found = _Gathered()
     for index, source in enumerate(sources):
         _analyse(source, found, detailed=index < MOST_DETAILED)
-    sections = [*_over_runs(found), *found.own]
+    sections = [*_findings(found), *_over_runs(found), *found.own]
     names: dict[str, None] = {}  # a set that keeps the order of the model
     for result, _ in found.warmups[:MOST_DETAILED]:
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
@@ -136,6 +138,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
     epochs = source.epochs()
     found.facts.append(facts)
     found.warmups.append((warmup, last_accuracy(epochs)))
+    found.findings.append(findings_by_rule(source.trace.findings()))
     found.rows.append(run_row(facts, epochs, metric="test_acc1", target=None))
     found.epochs.append((facts, epochs[["epoch", "test_acc1"]]))
     found.losses.append((facts, curves.loss_bins(steps)))
@@ -205,6 +208,16 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
         if len(slice_.plane):
             around.add(lambda: landscape.landscape_map(slice_))
         yield around.section(f"landscape-{number}", title, slice_.verdict)
+
+
+def _findings(found: _Gathered) -> Iterator[Section]:
+    """What rules found wrong while the runs trained, before all else; nothing where they found nothing."""
+    import pandas as pd
+
+    each = [rows.assign(run=f.name) for f, rows in zip(found.facts, found.findings, strict=True) if len(rows)]
+    if each:
+        table = ReportTable("By rule", pd.concat(each, ignore_index=True), headings.FINDINGS)
+        yield Section("findings", "Findings while training", tables=(table,))
 
 
 def _over_runs(found: _Gathered) -> Iterator[Section]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError, unknown
+from tvlars_probe.findings.inspector import known_rules
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
@@ -74,6 +75,8 @@ class RecordConfig:
             before; 0 keeps all.
         on_probe_error: "warn" goes on without the probes when one raises, "raise" ends the run.
         train_eval_samples: training samples evaluated at each epoch's end; 0 leaves this evaluation out.
+        findings: ids of the rules that look for what is wrong, or "default", "all" or "none".
+        stop_on: ids of rules whose findings end the run.
     """
 
     detail: str = "full"
@@ -85,6 +88,8 @@ class RecordConfig:
     keep_checkpoints: int = 1
     on_probe_error: str = "warn"
     train_eval_samples: int = 10_000
+    findings: tuple[str, ...] = ("default",)
+    stop_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.detail not in DETAILS:
@@ -108,6 +113,8 @@ class RecordConfig:
             raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is no time (allowed: above 0, finite)")
         if self.on_probe_error not in ON_PROBE_ERROR:
             raise unknown("--on-probe-error", self.on_probe_error, ON_PROBE_ERROR)
+        for name in ("findings", "stop_on"):
+            known_rules(getattr(self, name), f"--{name.replace('_', '-')}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,9 @@ class Silent:
     def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
         """Take note of an epoch that is finished and evaluated; ``figures`` are columns of the table ``epochs``."""
 
+    def finding(self, text: str) -> None:
+        """Take note of what a rule has found."""
+
 
 class _Speaking(Silent, ABC):
     """Base of the reporters that show something: it computes the figures.
@@ -107,6 +110,9 @@ class Lines(_Speaking):
         self._shown = time.monotonic()
         say(self.line(epoch, figures))
 
+    def finding(self, text: str) -> None:
+        say(f"finding in {text}")
+
 
 def say(line: str) -> None:
     """Print a line. Whoever closes the other end of the pipe (``| head``) silences the run, and doesn't end it."""
@@ -152,6 +158,9 @@ class Bar(_Speaking):
 
     def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
         self._progress.console.print(self.line(epoch, figures), highlight=False)
+
+    def finding(self, text: str) -> None:
+        self._progress.console.print(f"finding in {text}", style="yellow", highlight=False, markup=False)
 
 
 def reporter(*, speaks: bool, total_steps: int, epochs: int, first_step: int, label: str | None = None) -> Silent:

@@ -38,6 +38,7 @@ class Decision(NamedTuple):
         stop: end the run.
         bad_loss: a loss isn't finite.
         probe_failed: a probe has raised.
+        stop_on_finding: a finding ends the run.
     """
 
     flush: bool = False
@@ -45,6 +46,7 @@ class Decision(NamedTuple):
     stop: bool = False
     bad_loss: bool = False
     probe_failed: bool = False
+    stop_on_finding: bool = False
 
 
 @dataclass

@@ -19,16 +19,18 @@ class Wishes:
     Attributes:
         agreement: how the ranks learn of the wishes.
         stop: whether this process asks for a stop. Any rank's wish counts; a signal handler may set it.
+        stop_on_finding: whether a finding asks for a stop: rank 0 alone knows of findings.
         checkpoint: whether this process asks for a checkpoint. Rank 0's wish counts.
         flush_agreed: whether all ranks are to flush.
-        stop_agreed: whether all ranks have learned that they are to stop.
+        stop_agreed: whether all ranks have learned that they are to stop, for whichever reason.
+        finding_agreed: whether all ranks have learned that a finding ends the run.
         checkpoint_agreed: whether all ranks have learned that they are to checkpoint.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.agreement = Agreement(ranks)
-        self.stop = self.checkpoint = False
-        self.flush_agreed = self.stop_agreed = self.checkpoint_agreed = False
+        self.stop = self.checkpoint = self.stop_on_finding = False
+        self.flush_agreed = self.stop_agreed = self.checkpoint_agreed = self.finding_agreed = False
 
     def agree(self, step: int, *, flush: bool, bad_loss: bool, probe_failed: bool) -> Decision:
         """Learn what all ranks do after ``step``. Every rank calls it.
@@ -42,12 +44,18 @@ class Wishes:
         decision = self.agreement.decide(
             step,
             Decision(
-                flush=flush, checkpoint=self.checkpoint, stop=self.stop, bad_loss=bad_loss, probe_failed=probe_failed
+                flush=flush,
+                checkpoint=self.checkpoint,
+                stop=self.stop,
+                bad_loss=bad_loss,
+                probe_failed=probe_failed,
+                stop_on_finding=self.stop_on_finding,
             ),
         )
         # What was agreed stands until it is done: the decisions of later steps may say nothing.
         self.flush_agreed |= decision.flush
-        self.stop_agreed |= decision.stop
+        self.stop_agreed |= decision.stop or decision.stop_on_finding
+        self.finding_agreed |= decision.stop_on_finding
         self.checkpoint_agreed |= decision.checkpoint
         return decision
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tvlars_probe.findings.window import Tensors
 from tvlars_probe.optimizers.description import describe
 from tvlars_probe.optimizers.group_entries import to_entry
 from tvlars_probe.probes.readers.norms import NormReader
@@ -42,6 +43,7 @@ class Layout:
         readers: a reader of norms per optimizer.
         spectral: a reader of spectral norms per optimizer.
         nulls: per parameter, the columns that are null for it.
+        tensors: what the rules of `tvlars_probe.findings` ask of the parameters.
         is_sharded: whether any parameter is a DTensor. Then all ranks read, each its shards.
         is_wide: whether any parameter is one of float64, the squares of whose norms may leave that type's range.
         copies: per parameter, the number of ranks that hold each of its elements: see `tvlars_probe.shards`.
@@ -73,6 +75,12 @@ class Layout:
             SpectralReader(optimizer, some, updates=updates) for optimizer, some in zip(optimizers, names, strict=True)
         ]
         self.nulls = [columns for reader in self.readers for columns in reader.nulls]
+        self.tensors = Tensors.of(
+            self.names,
+            [description for reader in self.readers for description in reader.descriptions],
+            [p.ndim for p in params],
+            [torch.finfo(p.dtype).eps / 2 for p in params],
+        )
 
     @property
     def fingerprint(self) -> int:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+    from tvlars_probe.optimizers.group_description import GroupDescription
+
 SNAPSHOT_ELEMENTS = 1 << 20
 """Up to so many elements (4 MiB) every step copies the weights, at next to no cost; above it copies are sampled."""
 
@@ -105,12 +107,13 @@ class NormReader:
     def nulls(self) -> list[frozenset[str]]:
         """Per parameter, the columns that this optimizer doesn't fill."""
         without_updates = frozenset() if self.updates else frozenset({"update_norm"})
+        return [(OPTIMIZER_SPECIFIC - description.columns) | without_updates for description in self.descriptions]
+
+    @property
+    def descriptions(self) -> list[GroupDescription]:
+        """Per parameter, the description of its group."""
         groups = zip(self._description.groups, self.optimizer.param_groups, strict=True)
-        return [
-            (OPTIMIZER_SPECIFIC - description.columns) | without_updates
-            for description, group in groups
-            for _ in group["params"]
-        ]
+        return [description for description, group in groups for _ in group["params"]]
 
     def _sources(self) -> Iterator[tuple[list[Tensor], str]]:
         """Each group's parameters, and where their ‖Δw‖ is read: see `GroupDescription.update_norm`."""

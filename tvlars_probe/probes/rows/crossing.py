@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from tvlars_probe.probes.rows.findings import BEYOND_SINGLE, beyond_single, first_non_finite
+from tvlars_probe.findings.non_finite import first_non_finite
+from tvlars_probe.findings.window import Window
+from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.rows.beyond_single import BEYOND_SINGLE, beyond_single
 from tvlars_probe.probes.rows.sharded import leave_out_shards, make_whole
 from tvlars_probe.probes.rows.table_columns import layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvlars_probe.collectives import Ranks
+    from tvlars_probe.findings.window import Tensors
     from tvlars_probe.probes.readers.layout import Layout
     from tvlars_probe.probes.rows.buffer import Drained
+    from tvlars_probe.probes.rows.finding import Finder
     from tvlars_probe.traces.journal import Journal
 
 
@@ -36,6 +41,7 @@ class Crossing:
     Args:
         written: number of updates whose rows have crossed before.
         seen: samples and tokens seen in those updates, over all ranks; None where unknown.
+        finder: looks at the rows for what is wrong.
 
     Attributes:
         written: number of updates whose rows have crossed.
@@ -43,9 +49,10 @@ class Crossing:
         alone: whether the other ranks may be gone. Then figures over all ranks are null.
     """
 
-    def __init__(self, written: int, seen: Mapping[str, int | None]) -> None:
+    def __init__(self, written: int, seen: Mapping[str, int | None], finder: Finder) -> None:
         self.written, self.seen = written, {unit: seen.get(unit) for unit in UNITS}
         self.alone = False
+        self._finder = finder
 
     def cross(self, drained: Drained, ranks: Ranks, layout: Layout, journal: Journal | None) -> float | None:
         """Hand the rows to the journal, on the rank that has one. Every rank calls it, in the same step.
@@ -74,9 +81,10 @@ class Crossing:
         for row, is_told in zip(drained.rows, told.tolist(), strict=True):
             row.loss_told = is_told
         if journal is not None and drained.rows:
+            steps = step_columns(drained, first_step, found.seen, losses)
+            window = window_of(drained, first_step, losses, steps, layout.tensors)
             # The first finding stays: what isn't finite later may follow from it.
-            finding = first_non_finite(drained, losses, first_step, layout.names)
-            journal.manifest.finding = journal.manifest.finding or finding
+            journal.manifest.finding = journal.manifest.finding or first_non_finite(window)
             if not any(note.startswith(BEYOND_SINGLE) for note in journal.manifest.notes):
                 journal.manifest.notes += filter(None, [beyond_single(drained, first_step, layout.names)])
             if told.any():
@@ -85,9 +93,42 @@ class Crossing:
                 first, final = first_step + left_out[0], first_step + left_out[-1]
                 reason = "the tensors are sharded, and the ranks couldn't sum their norms any more"
                 journal.manifest.gaps.append(Gap("layers", first, final, reason))
-            journal.append("steps", step_columns(drained, first_step, found.seen, losses))
+            journal.append("steps", steps)
             journal.append("layers", layer_columns(drained, first_step, layout.names, layout.nulls))
+            self._finder.look(window, journal)
         return last
+
+
+def window_of(
+    drained: Drained, first_step: int, losses: NDArray[np.float64], steps: Mapping[str, Any], tensors: Tensors
+) -> Window:
+    """The drained rows as rules look at them.
+
+    Args:
+        drained: the rows.
+        first_step: index of the first.
+        losses: mean losses over all ranks.
+        steps: their columns of the table ``steps``.
+        tensors: what is known of the parameters.
+    """
+
+    def numbers(column: str) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = steps[column].to_numpy(zero_copy_only=False)
+        return values
+
+    before, used = numbers("grad_norm_before_clipping"), numbers("grad_norm")
+    shape = len(drained.rows), len(tensors.names)
+    return Window(
+        first_step=first_step,
+        losses=losses,
+        told=np.array([row.loss_told for row in drained.rows], dtype=bool),
+        grad_norms=np.where(np.isnan(before), used, before),
+        phi=numbers("phi"),
+        active=np.array([row.active & row.recorded for row in drained.rows], dtype=bool).reshape(shape),
+        lr=np.array([row.lr for row in drained.rows], dtype=np.float64).reshape(shape),
+        figures={name: drained.values[:, k] for k, name in enumerate(COLUMNS)},
+        tensors=tensors,
+    )
 
 
 def is_bad(loss: float | None) -> bool:

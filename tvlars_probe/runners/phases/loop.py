@@ -222,22 +222,28 @@ class Training:
         )
         return [probe]
 
-    def run(self, recorder: Recorder, *, label: str | None = None, quiet: bool = False) -> None:
-        """Train the phase's epochs from `position` on, until the end, a loss that isn't finite, or a signal.
+    def reporter(self, *, label: str | None = None, quiet: bool = False) -> Silent:
+        """What shows how far the phase is.
 
         Args:
-            recorder: the run's recorder.
             label: what each epoch's line begins with.
             quiet: whether to show no progress.
         """
-        done = self.position.epoch * self.plan.steps_per_epoch + self.position.batches
-        progress = reporter(
+        return reporter(
             speaks=self.ranks.is_first and not quiet,
             total_steps=self.schedule.total_steps,
             epochs=self.phase.epochs,
-            first_step=done,
+            first_step=self.position.epoch * self.plan.steps_per_epoch + self.position.batches,
             label=label,
         )
+
+    def run(self, recorder: Recorder, progress: Silent) -> None:
+        """Train the phase's epochs from `position` on, until the end, a loss that isn't finite, or a stop.
+
+        Args:
+            recorder: the run's recorder.
+            progress: shows how far the phase is.
+        """
         with progress:
             for epoch in range(self.position.epoch, self.phase.epochs):
                 self.epoch(epoch, recorder, progress)

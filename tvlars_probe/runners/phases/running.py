@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import DataError
@@ -10,6 +11,7 @@ from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.launching.stop_signals import StopSignals
 from tvlars_probe.runners.phases.loop import Training
 from tvlars_probe.runners.phases.phase import phases_of
+from tvlars_probe.runners.progress import Silent
 from tvlars_probe.traces.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.data.images import ImageData
+    from tvlars_probe.findings.finding import Finding
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.planning import Job
@@ -26,7 +29,7 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
     """Train the phases of the run that ``job`` describes. Every rank calls it.
 
     Returns:
-        the number of the signal that ended the run early; None where there was none.
+        the number of the signal that ended the run early; None where there was none, or a finding ended it.
 
     Raises:
         RunDirectoryError: the checkpoint doesn't fit, or the run directory can't be written.
@@ -41,7 +44,8 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
     if state:
         assert job.checkpoint is not None
         first.load_state_dict(state, job.checkpoint)
-    recorder = _recorder(job, state, first, trainings)
+    teller = Teller()
+    recorder = _recorder(job, state, first, trainings, teller)
     # Signals outermost: one that comes while the recorder writes its last rows doesn't cut it short.
     with StopSignals(recorder) as stop, recorder:
         _note_other_ranks(recorder, state, ranks)
@@ -53,11 +57,39 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
                 name, model, optimizer = training.phase.name, training.model, training.optimizer
                 recorder.begin_phase(name, model, optimizer, probes=training.probes())
             _note_unmeasured(recorder, training)
-            training.run(recorder, label=training.phase.name if len(trainings) > 1 else None, quiet=job.quiet)
+            label = training.phase.name if len(trainings) > 1 else None
+            training.run(recorder, teller.of_phase(training, label=label, quiet=job.quiet))
             if recorder.diverged or recorder.interrupted:
                 break
             before = training
-    return stop.number if recorder.interrupted else None
+    return stop.number if recorder.interrupted and not recorder.ended_by_finding else None
+
+
+_MOST_TOLD = 5
+"""Findings of one rule that are told while a run trains; all of them are in its trace."""
+
+
+class Teller:
+    """Tells of findings where the progress of the phase is shown: in one line each, on the rank that speaks.
+
+    A flush may come after a phase's end: what it finds is told as that phase would have.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Silent()
+        self._told: collections.Counter[str] = collections.Counter()
+
+    def of_phase(self, training: Training, *, label: str | None, quiet: bool) -> Silent:
+        """What shows how far a phase is, and tells of findings from now on."""
+        self._progress = training.reporter(label=label, quiet=quiet)
+        return self._progress
+
+    def finding(self, finding: Finding) -> None:
+        """Tell of a finding."""
+        self._told[finding.rule] += 1
+        if self._told[finding.rule] <= _MOST_TOLD:
+            last = self._told[finding.rule] == _MOST_TOLD
+            self._progress.finding(f"{finding}{' (more are recorded, and not told here)' if last else ''}")
 
 
 def _check_same_data(ranks: Ranks, data: ImageData) -> None:
@@ -77,7 +109,9 @@ def build_trainings(ranks: Ranks, config: TrainConfig, data: ImageData) -> list[
     return trainings
 
 
-def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, trainings: Sequence[Training]) -> Recorder:
+def _recorder(
+    job: Job, state: Mapping[str, Any] | None, training: Training, trainings: Sequence[Training], teller: Teller
+) -> Recorder:
     """The run's recorder, which begins with the phase of ``training``, or goes on in it."""
     recording = job.config.recording
     recorder = record(
@@ -91,9 +125,13 @@ def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, tra
         spectral_every=recording.spectral_every,
         probes=training.probes(),
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
+        findings=recording.findings,
+        on_finding=teller.finding,
+        stop_on=recording.stop_on,
         manifest=_manifest(job, trainings),
         resume=state["recorder"] if state else job.blank_state,
     )
+    recorder.stop_by_flag()
     recorder.phase = training.phase.name
     return recorder
 

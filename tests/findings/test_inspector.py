@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from tests.findings.windows import NAMES, inspected, rows_of, tensors, window_of
+from tvlars_probe.errors import UserError
+from tvlars_probe.findings.inspector import DEFAULT, MOST, RULES, Inspector, known_rules
+
+
+def test_ids_never_change() -> None:
+    assert [*RULES] == [
+        "non_finite", "loss_spike", "grad_spike", "ratio_clamped", "ratio_vanished", "phi_dead",
+        "excluded_overwritten", "update_below_rounding",
+    ]  # fmt: skip
+
+
+def test_rules_are_named_or_a_word_stands_for_several() -> None:
+    assert known_rules(["all"], "x") == tuple(RULES)
+    assert known_rules("none", "x") == ()
+    assert known_rules(["default", "phi_dead"], "x") == tuple(dict.fromkeys((*DEFAULT, "phi_dead")))
+    with pytest.raises(UserError, match=r"unknown rule in stop_on 'nan' \(known: non_finite, .*, default, all, none\)"):
+        known_rules(["nan"], "stop_on")
+
+
+def test_a_rule_falls_silent_and_says_so() -> None:
+    rows = rows_of(3 * MOST)
+    for row in rows[::2]:
+        row.figures["fc.weight"]["weight_norm"] = math.nan
+    found = inspected(rows, tensors(), ["non_finite"], [50, 120], resumes=True)
+    assert len(found) == MOST
+    assert [("says no more" in one.text) for one in found] == [False] * (MOST - 1) + [True]
+
+
+def test_findings_come_in_order_of_steps_and_a_state_is_plain() -> None:
+    rows = rows_of(100)
+    rows[90].loss = 1e9
+    rows[40].figures["conv.bias"]["update_norm"] = 1e9
+    rows[45].figures["fc.weight"]["weight_norm"] = math.inf
+    found = inspected(rows, tensors(), [*RULES])
+    assert [one.step for one in found] == sorted(one.step for one in found)
+    assert {one.rule for one in found} == {"loss_spike", "excluded_overwritten", "non_finite"}
+    inspector = Inspector(RULES)
+    inspector.inspect(window_of(rows, 0, tensors()))
+    state = inspector.state()
+    assert json.loads(json.dumps(state)) == state
+
+
+def test_tensors_may_come_and_go() -> None:
+    """An episode stays open while other tensors join, and the new ones begin their own."""
+    inspector, rows = Inspector(["update_below_rounding"]), rows_of(4)
+    for row in rows:
+        row.figures["fc.bias"]["update_norm"] = 1e-12
+    (first,) = inspector.inspect(window_of(rows[:2], 0, tensors()))
+    assert first.parameter == "fc.bias"
+    fewer = tensors()
+    object.__setattr__(fewer, "names", [*NAMES[:3], "new.bias"])
+    rows[2].figures["new.bias"] = rows[2].figures.pop("fc.bias")
+    (second,) = inspector.inspect(window_of(rows[2:3], 2, fewer))
+    assert (second.step, second.parameter) == (2, "new.bias")
+
+
+def test_a_new_phase_begins_anew() -> None:
+    inspector, rows = Inspector(["loss_spike"]), rows_of(160)
+    for row in rows[80:]:
+        row.loss = 50.0  # another phase's loss is of another size
+    inspector.inspect(window_of(rows[:80], 0, tensors()))
+    inspector.begin_phase()
+    assert inspector.inspect(window_of(rows[80:], 80, tensors())) == []

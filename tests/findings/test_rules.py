@@ -1,0 +1,196 @@
+"""Each rule against the oracle, wherever flushes and resumes part the steps, and against what it is told to spare."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.findings.windows import NAMES, SOUND, inspected, rows_of, tensors
+from tests.oracles import findings as oracle
+from tvlars_probe.findings.inspector import RULES
+
+if TYPE_CHECKING:
+    from tvlars_probe.findings.finding import Finding
+
+STEPS = 200
+
+edges = st.lists(st.integers(1, STEPS - 1), max_size=12)
+
+
+def steps_of(found: list[Finding]) -> list[int]:
+    return [one.step for one in found]
+
+
+def test_nothing_is_found_in_a_sound_run() -> None:
+    assert inspected(rows_of(STEPS), tensors(weight_cap=10.0, divisor_cap=10.0), [*RULES], [7, 90]) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    jumps=st.dictionaries(st.integers(0, STEPS - 1), st.sampled_from([1.05, 3.0, 50.0, 1e8, math.nan, math.inf])),
+    untold=st.sets(st.integers(0, STEPS - 1), max_size=20),
+    flushes=edges,
+    resumes=st.booleans(),
+)
+def test_spikes_are_those_of_the_oracle(
+    jumps: dict[int, float], untold: set[int], flushes: list[int], resumes: bool
+) -> None:
+    rows = rows_of(STEPS)
+    for step, factor in jumps.items():
+        rows[step].loss *= factor
+        rows[step].grad_norm *= factor
+    for step in untold:
+        rows[step].loss = None
+    losses = [math.nan if row.loss is None else row.loss for row in rows]
+    about = tensors()
+    assert steps_of(inspected(rows, about, ["loss_spike"], flushes, resumes)) == oracle.spikes(losses)
+    grads = oracle.spikes([row.grad_norm for row in rows])
+    assert steps_of(inspected(rows, about, ["grad_spike"], flushes, resumes)) == grads
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_a_spike_is_one_at_any_size(scale: float) -> None:
+    rows = rows_of(STEPS)
+    for row in rows:
+        row.grad_norm *= scale
+    rows[150].grad_norm *= 20
+    rows[150].figures["fc.weight"]["grad_norm"] = 19.0 * SOUND["grad_norm"]
+    (found,) = inspected(rows, tensors(), ["grad_spike"])
+    assert (found.step, found.parameter, found.value) == (150, "fc.weight", rows[150].grad_norm)
+    assert found.threshold is not None
+    assert found.threshold < rows[150].grad_norm
+    assert "99 % of ‖g‖² is that of fc.weight" in found.text
+
+
+def test_a_constant_loss_has_no_spikes_by_rounding() -> None:
+    rows = rows_of(STEPS)
+    for k, row in enumerate(rows):
+        row.loss = 0.1 + 1e-17 * k
+    assert inspected(rows, tensors(), ["loss_spike"]) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    drops=st.dictionaries(
+        st.tuples(st.integers(0, STEPS - 1), st.sampled_from(["conv.weight", "fc.weight"])),
+        st.sampled_from([1e-3, 1e-7, 1e-9, 0.0, 1e4]),
+    ),
+    unrecorded=st.sets(st.integers(0, STEPS - 1), max_size=30),
+    with_phi=st.booleans(),
+    flushes=edges,
+)
+def test_vanished_ratios_are_those_of_the_oracle(
+    drops: dict[tuple[int, str], float], unrecorded: set[int], with_phi: bool, flushes: list[int]
+) -> None:
+    rows = rows_of(STEPS)
+    for k, row in enumerate(rows):
+        for figures in row.figures.values():
+            figures["phi"] = math.exp(-k / 5) if with_phi else math.nan
+            figures["trust_ratio"] *= figures["phi"] if with_phi else 1.0
+    for (step, name), factor in drops.items():
+        rows[step].figures[name]["trust_ratio"] *= factor
+    for step in unrecorded:
+        rows[step].figures = {}
+    adapted = [oracle.Row(figures={n: f for n, f in row.figures.items() if n.endswith("weight")}) for row in rows]
+    expected = [*oracle.episodes(adapted, oracle.vanished)]
+    found = inspected(rows, tensors(phi=with_phi), ["ratio_vanished"], flushes)
+    assert steps_of(found) == sorted({step for step, _ in expected})
+    assert all((one.step, one.parameter) in expected for one in found)
+
+
+CLAMPS = [
+    ({"weight_cap": 10.0}, "weight_norm", 10.0),
+    ({"divisor_cap": 10.0}, "direction_norm", 12.0),
+    ({"clip": "one"}, "trust_ratio", 1.0),
+    ({"clip": "rate"}, "trust_ratio", 1.0),
+]
+
+
+@pytest.mark.parametrize(("scaling", "figure", "value"), CLAMPS)
+def test_a_clamp_is_found_where_it_begins_to_bind(scaling: dict[str, object], figure: str, value: float) -> None:
+    rows = rows_of(20)
+    for step in (5, 6, 9):
+        for name in NAMES:  # of which vectors are not adapted
+            rows[step].figures[name][figure] = value
+    rows[7].figures = {}  # not recorded: the episode goes on
+    for flushes in ([], [6], [7, 8], [*range(20)]):
+        found = inspected(rows, tensors(**scaling), ["ratio_clamped"], flushes)
+        assert [(one.step, one.parameter, one.value) for one in found] == [
+            (5, "conv.weight", value), (9, "conv.weight", value),
+        ]  # fmt: skip
+        assert "likewise 1 other: fc.weight" in found[0].text
+    assert inspected(rows, tensors(), ["ratio_clamped"]) == []
+
+
+def test_a_ratio_of_one_for_a_norm_of_zero_is_no_clamp() -> None:
+    rows = rows_of(3)
+    rows[0].figures["fc.weight"] |= {"trust_ratio": 1.0, "weight_norm": 0.0}
+    rows[1].figures["conv.weight"] |= {"trust_ratio": 1.0, "grad_norm": 0.0, "direction_norm": 0.0}
+    assert inspected(rows, tensors(clip="one"), ["ratio_clamped"]) == []
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_phi_dies_once(resumes: bool) -> None:
+    rows = rows_of(40)
+    for k, row in enumerate(rows):
+        row.phi = 0.9 * math.exp(-k / 2)
+    rows[30].phi = math.nan  # the first group's optimizer didn't step
+    expected = oracle.dead(rows)
+    assert len(expected) == 1
+    for flushes in ([], [3, 20, 21, 31]):
+        assert steps_of(inspected(rows, tensors(phi=True), ["phi_dead"], flushes, resumes)) == expected
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_an_excluded_tensor_is_overwritten(resumes: bool) -> None:
+    rows = rows_of(12)
+    rows[0].figures["fc.bias"]["weight_norm"] = 0.0  # begins at zero
+    rows[3].figures["fc.bias"]["update_norm"] = 5.0
+    rows[4].figures["fc.weight"]["update_norm"] = 5.0  # is adapted
+    rows[5].figures["conv.bias"]["update_norm"] = 2.0  # exactly its norm
+    rows[6].figures["conv.bias"]["update_norm"] = 7.0  # the same episode
+    rows[7].figures["conv.bias"]["update_norm"] = math.nan  # not measured: it goes on
+    rows[8].figures["conv.bias"]["update_norm"] = 7.0
+    rows[10].figures["conv.bias"]["update_norm"] = 7.0
+    for flushes in ([], [6], [1, 8]):
+        found = inspected(rows, tensors(), ["excluded_overwritten"], flushes, resumes)
+        assert [(one.step, one.parameter, one.value, one.threshold) for one in found] == [
+            (5, "conv.bias", 2.0, 2.0), (10, "conv.bias", 7.0, 2.0),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rounding", [2**-24, 2**-8])
+def test_an_update_below_the_rounding_of_its_type(rounding: float) -> None:
+    rows = rows_of(8)
+    rows[2].figures["fc.weight"]["update_norm"] = 0.9 * rounding * 2.0
+    rows[3].figures["fc.weight"]["update_norm"] = 1.1 * rounding * 2.0
+    rows[4].figures["fc.weight"] |= {"update_norm": 0.0, "grad_norm": 0.0}  # a dead unit has no update to lose
+    rows[5].figures["fc.weight"] |= {"update_norm": 0.0, "lr": 0.0}
+    rows[5].figures["conv.bias"] |= {"update_norm": 0.0, "grad_norm": 1e-8}  # of rounding alone
+    rows[6].figures["fc.weight"]["update_norm"] = 0.0
+    rows[7].figures["conv.bias"] |= {"update_norm": 0.0, "lr": 1e-3}  # the end of a schedule
+    about = tensors(rounding=rounding)
+    found = inspected(rows, about, ["update_below_rounding"], [3, 5])
+    assert [(one.step, one.parameter, one.threshold) for one in found] == [
+        (2, "fc.weight", rounding * 2.0), (6, "fc.weight", rounding * 2.0),
+    ]  # fmt: skip
+
+
+def test_what_is_not_finite_is_one_finding_until_it_is_finite_again() -> None:
+    rows = rows_of(12)
+    for step in (3, 4):
+        rows[step].figures["fc.weight"]["grad_norm"] = math.inf
+        rows[step].figures["fc.bias"]["weight_norm"] = math.nan
+    rows[7].loss = math.nan
+    rows[9].figures = {}
+    rows[9].loss = None  # nothing is known of this step
+    rows[10].loss = math.inf
+    for resumes in (False, True):
+        found = inspected(rows, tensors(), ["non_finite"], [4, 8, 10], resumes)
+        assert [(one.step, one.parameter) for one in found] == [(3, "fc.bias"), (7, None), (10, None)]
+        assert found[0].text == f"the weights of fc.bias aren't finite; the loss is {rows[3].loss:.4g}"
+        assert found[2].value == math.inf

@@ -1,0 +1,106 @@
+"""Lets all rules look at each flush, and keeps what they find within bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import unknown
+from tvlars_probe.findings.non_finite import NonFinite
+from tvlars_probe.findings.of_tensors import ExcludedOverwritten, RatioClamped, RatioVanished, UpdateBelowRounding
+from tvlars_probe.findings.of_the_model import GradSpike, LossSpike, PhiDead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from tvlars_probe.findings.finding import Finding
+    from tvlars_probe.findings.rule import FindingRule
+    from tvlars_probe.findings.window import Window
+
+RULES: dict[str, type[FindingRule]] = {
+    rule.name: rule
+    for rule in (
+        NonFinite,
+        LossSpike,
+        GradSpike,
+        RatioClamped,
+        RatioVanished,
+        PhiDead,
+        ExcludedOverwritten,
+        UpdateBelowRounding,
+    )
+}
+"""The rules by their ids."""
+
+DEFAULT = tuple(name for name, rule in RULES.items() if rule.is_default)
+"""The ids of the rules that are on unless asked otherwise."""
+
+MOST = 100
+"""Findings of one rule in a run; with the last of them the rule falls silent."""
+
+
+WORDS = {"default": DEFAULT, "all": tuple(RULES), "none": ()}
+"""Words that stand for several rules."""
+
+
+def known_rules(names: Iterable[str], what: str) -> tuple[str, ...]:
+    """The ids of the rules that are named, once each.
+
+    Args:
+        names: ids of rules, or one of `WORDS`.
+        what: the name of the argument or option that gave them.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    found: list[str] = []
+    for name in [names] if isinstance(names, str) else names:
+        if name not in RULES and name not in WORDS:
+            raise unknown(f"rule in {what}", str(name), (*RULES, *WORDS))
+        found += WORDS.get(name, (name,))
+    return tuple(dict.fromkeys(found))
+
+
+class Inspector:
+    """Looks at the steps of a run, flush by flush.
+
+    Args:
+        rules: ids of the rules to apply.
+    """
+
+    def __init__(self, rules: Iterable[str] = DEFAULT) -> None:
+        self._rules = [RULES[name]() for name in rules]
+        self._counts = {rule.name: 0 for rule in self._rules}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids of the rules."""
+        return tuple(self._counts)
+
+    def inspect(self, window: Window) -> list[Finding]:
+        """The findings of these steps, in order of steps. The windows of a run come in order."""
+        found = [finding for rule in self._rules for finding in self._bounded(rule, window)]
+        return sorted(found, key=lambda finding: finding.step)
+
+    def _bounded(self, rule: FindingRule, window: Window) -> Iterator[Finding]:
+        for finding in rule.find(window):
+            self._counts[rule.name] += 1
+            if self._counts[rule.name] < MOST:
+                yield finding
+            elif self._counts[rule.name] == MOST:
+                yield dataclasses.replace(finding, text=f"{finding.text}; the rule says no more after {MOST} findings")
+
+    def begin_phase(self) -> None:
+        """Another model and other optimizers follow."""
+        self._rules = [type(rule)() for rule in self._rules]
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes: plain values."""
+        return {rule.name: {"count": self._counts[rule.name], **rule.state()} for rule in self._rules}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; a rule that it doesn't know begins anew."""
+        for rule in self._rules:
+            if rule.name in state:
+                self._counts[rule.name] = state[rule.name]["count"]
+                rule.load(state[rule.name])
