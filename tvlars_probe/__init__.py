@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.sharpness import sharpness
+    from tvlars_probe.exports.settings import Export
     from tvlars_probe.optimizers.description import describe
     from tvlars_probe.optimizers.description_words import Decay, Momentum, Phi, Preconditioner, Scaling
     from tvlars_probe.optimizers.group_description import GroupDescription
@@ -33,6 +34,7 @@ _HOMES = {
     **dict.fromkeys(
         ("Decay", "Momentum", "Phi", "Preconditioner", "Scaling"), "tvlars_probe.optimizers.description_words"
     ),
+    "Export": "tvlars_probe.exports.settings",
     "GroupDescription": "tvlars_probe.optimizers.group_description",
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
@@ -55,6 +57,7 @@ __all__ = [
     "NLAMB",
     "TVLARS",
     "Decay",
+    "Export",
     "GroupDescription",
     "Momentum",
     "Phi",

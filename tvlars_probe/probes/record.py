@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
+from tvlars_probe.exports.live import LiveExports
 from tvlars_probe.optimizers.given import optimizers_in, tensors_of
 from tvlars_probe.probes import state
 from tvlars_probe.probes.events.agreement import Agreement
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+    from tvlars_probe.exports.exporter import Exporter
+    from tvlars_probe.exports.settings import Export
     from tvlars_probe.probes.failures import Probe
 
 
@@ -67,6 +70,7 @@ def record(
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
     exists: Exists = "error",
+    export: Sequence[str | Export | Exporter] = (),
 ) -> Recorder:
     """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
 
@@ -90,6 +94,8 @@ def record(
             are averaged over ranks, as the figures of DTensors are summed; False records this process alone.
         exists: what to do where ``path`` holds something already. "error" refuses, "new" takes the first of
             ``path-2``, ``path-3``, ... that is free: so a notebook's cell can run twice. ``rec.path`` tells it.
+        export: trackers that are sent the run while it trains: "tensorboard", "wandb", "trackio", "mlflow", or
+            `tvlars_probe.Export` for more settings. One that fails or hangs never reaches the loop.
 
     Returns:
         a recorder, which records from entering its ``with`` block to leaving it.
@@ -97,7 +103,8 @@ def record(
     Raises:
         RunDirectoryError: on entering, if the folder holds something already or can't be written.
         UserError: a setting is outside its range, no optimizer is given, a tensor can't be read here (spread over
-            ranks otherwise than as a DTensor of all of them, without elements), or ``resume`` is no recorder's state.
+            ranks otherwise than as a DTensor of all of them, without elements), a tracker is unknown or its package
+            is missing, or ``resume`` is no recorder's state.
             Where one rank refuses, all do, and nothing has been made.
     """
     ranks = _ranks(model, optimizer, distributed)
@@ -105,6 +112,7 @@ def record(
     with Agreement(ranks).together():
         _refuse_settings(config, resume, exists)
         _refuse_cadence(detail, every, spectral_every)
+        exports = LiveExports(export, opens=ranks.is_first)
         optimizers = optimizers_in(optimizer, model, ranks=ranks)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
@@ -131,6 +139,7 @@ def record(
             failures=ProbeFailures(on_probe_error),
             resume=resume,
             ranks=ranks,
+            exports=exports,
         )
 
 

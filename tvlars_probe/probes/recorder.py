@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.collectives import Ranks
+    from tvlars_probe.exports.live import LiveExports
     from tvlars_probe.probes.failures import Probe, ProbeFailures
     from tvlars_probe.probes.rows.steps import Detail
     from tvlars_probe.traces.journal import Journal
@@ -58,10 +59,11 @@ class Recorder:
         failures: ProbeFailures,
         resume: Mapping[str, Any] | None,
         ranks: Ranks,
+        exports: LiveExports,
     ) -> None:
         begun = resume or {"step": 0, "samples": 0, "tokens": 0, "phase": ONLY_PHASE, "rates": {}}
         self.path, self.manifest, self.interrupted = path, manifest, False
-        self._resume, self._session = resume, Session(path)
+        self._resume, self._session = resume, Session(path, exports)
         self._recording = Recording(
             model,
             optimizers,
