@@ -14,6 +14,7 @@ from tvlars_probe.exports.names import LAYERS, RATIO, STEPS
 from tvlars_probe.exports.selection import Selection
 from tvlars_probe.live.own_medians import LENGTH
 from tvlars_probe.traces.datasets import by_step, distinct
+from tvlars_probe.traces.run_directory import is_led_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,8 @@ def export_trace(trace: Trace, export: Export, progress: Callable[[int, int], No
     """
     exporter, sent = export.open(), 0
     facts = facts_of(export, trace.path, trace.manifest, suffix=SUFFIX)
+    if export.folder is None and is_led_out(trace.path, facts.folder):
+        raise UserError(f"{facts.folder} is, or lies below, a link that leads out of the run: remove it, or give --out")
     if isinstance(exporter, RefusesExisting):
         exporter.refuse_existing(facts)
     windows = _windows(trace)
@@ -72,7 +75,7 @@ def export_trace(trace: Trace, export: Export, progress: Callable[[int, int], No
         if (left_out := selection.left_out) is not None:
             exporter.note(left_out)
         exporter.end(trace.status)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
@@ -83,7 +86,9 @@ def export_trace(trace: Trace, export: Export, progress: Callable[[int, int], No
 def _windows(trace: Trace) -> list[tuple[int, int]]:
     """The first and the last step of each window. The last one has no end: an epoch's row comes after its updates."""
     steps = _distinct_steps(trace, "steps")
-    parts = np.array_split(steps, min(MOST_WINDOWS, len(steps))) if len(steps) else []
+    if not len(steps):
+        return []
+    parts = np.array_split(steps, min(MOST_WINDOWS, len(steps)))
     starts = [int(part[0]) for part in parts]
     return [*zip(starts, [*(start - 1 for start in starts[1:]), 1 << 62], strict=True)]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
+class ExportedRun:
     """What a tracker is told of a run when its export begins.
 
     Attributes:
@@ -60,7 +60,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class StepScalars:
     """The values of one step.
 
     Attributes:
@@ -81,11 +81,11 @@ class Exporter(Protocol):
     All methods are called in one thread, which isn't the training's; what they raise switches the export off.
     """
 
-    def begin(self, run: RunFacts) -> None:
+    def begin(self, run: ExportedRun) -> None:
         """Begin, or go on with, the run of that id."""
         ...
 
-    def scalars(self, point: Point) -> None:
+    def scalars(self, point: StepScalars) -> None:
         """Take values of a step; steps come in ascending order, and one step may come more than once."""
         ...
 
@@ -106,7 +106,7 @@ class Exporter(Protocol):
 class RefusesExisting(Protocol):
     """An exporter that can tell whether a run is there already; all of our own can."""
 
-    def refuse_existing(self, run: RunFacts) -> None:
+    def refuse_existing(self, run: ExportedRun) -> None:
         """Refuse to write what is there.
 
         Raises:

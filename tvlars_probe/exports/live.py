@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.exports.exporter import RunFacts
-from tvlars_probe.exports.outlet import Outlet
+from tvlars_probe.admission.names import encodable
+from tvlars_probe.exports.exporter import ExportedRun
+from tvlars_probe.exports.outlet import Outlet, remedy
 from tvlars_probe.exports.selection import Selection
 from tvlars_probe.exports.settings import exports_of
 
@@ -71,18 +72,17 @@ class LiveExports:
             outlet.close(status)
         for outlet in self._outlets:
             ended = outlet.join(deadline - time.monotonic())
-            remedy = f"'tvlars-probe export RUN --to {outlet.name}' sends what the trace holds"
             if outlet.failure is not None:
                 self._note(outlet.failure)
             elif not ended:
                 texts.append(
                     f"{outlet.name} was still at work {END_SECONDS:g} s after the run's end: of {outlet.given} flushes "
-                    f"{outlet.unsent} weren't sent whole; {remedy}"
+                    f"{outlet.unsent} weren't sent whole; {remedy(outlet.name)}"
                 )
             elif outlet.dropped:
                 texts.append(
                     f"{outlet.name} was slower than the run: of {outlet.given} flushes {outlet.dropped} weren't sent; "
-                    f"{remedy}"
+                    f"{remedy(outlet.name)}"
                 )
             elif (left_out := outlet.left_out) is not None:
                 self._note(f"export to {outlet.name}: {left_out}")
@@ -103,7 +103,7 @@ class LiveExports:
             self._manifest.notes.append(text)
 
 
-def facts_of(export: Export, path: Path, manifest: Manifest, *, first_step: int = 0, suffix: str = "") -> RunFacts:
+def facts_of(export: Export, path: Path, manifest: Manifest, *, first_step: int = 0, suffix: str = "") -> ExportedRun:
     """What a tracker is told of a run.
 
     Args:
@@ -113,16 +113,13 @@ def facts_of(export: Export, path: Path, manifest: Manifest, *, first_step: int 
         first_step: the step from which values come.
         suffix: what an export that is made afterwards has behind the run's id and its folder.
     """
-    from tvlars_probe import __version__
-    from tvlars_probe.admission.names import encodable
-
     known: dict[str, Any] = {
         "run_id": manifest.run_id,
         "config_id": manifest.config_id,
-        "version": __version__,
+        "version": manifest.segments[-1].get("tvlars_probe") if manifest.segments else None,
         "created": manifest.created,
     }
-    return RunFacts(
+    return ExportedRun(
         run_id=f"{manifest.run_id}{suffix}",
         name=encodable(path.absolute().name),
         folder=export.folder or path / "exports" / f"{export.name}{suffix}",

@@ -16,7 +16,7 @@ from tvlars_probe.exports.names import flat
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tvlars_probe.exports.exporter import Alert, Point, RunFacts
+    from tvlars_probe.exports.exporter import Alert, ExportedRun, StepScalars
 
 _MOST_METRICS, _MOST_PARAMS, _LONGEST = 1000, 100, 250
 """What MLflow takes in one call, and the characters of a name."""
@@ -30,7 +30,7 @@ _TAG = "tvlars_probe.export"
 class MlflowExporter:
     """Writes a run of MLflow: settings as parameters, findings as tags and in the artifact findings.txt."""
 
-    def refuse_existing(self, run: RunFacts) -> None:
+    def refuse_existing(self, run: ExportedRun) -> None:
         if not os.environ.get("MLFLOW_TRACKING_URI") and not (run.folder / _STORE).exists():
             return
         uri = store_in(run.folder)
@@ -40,7 +40,7 @@ class MlflowExporter:
                 f"another --project or --out"
             )
 
-    def begin(self, run: RunFacts) -> None:
+    def begin(self, run: ExportedRun) -> None:
         uri = store_in(run.folder)
         self._client = MlflowClient(tracking_uri=uri)
         self._waiting: list[Metric] = []
@@ -58,13 +58,13 @@ class MlflowExporter:
             self._client.update_run(found, status="RUNNING")
         self._run = found
 
-    def _new_experiment(self, run: RunFacts, uri: str) -> str:
+    def _new_experiment(self, run: ExportedRun, uri: str) -> str:
         # Without this MLflow would put artifacts into the working directory.
         place = (run.folder / "artifacts").absolute().as_uri() if uri.startswith("sqlite:") else None
         created: str = self._client.create_experiment(run.project, artifact_location=place)
         return created
 
-    def scalars(self, point: Point) -> None:
+    def scalars(self, point: StepScalars) -> None:
         moment = int(1000 * (time.time() if point.time is None else point.time))
         self._waiting += [Metric(_allowed(name), value, moment, point.step) for name, value in point.values.items()]
         if len(self._waiting) >= _MOST_METRICS:

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING
 
+from tvlars_probe.exports.budget import TRACKERS
 from tvlars_probe.exports.exporter import Alert
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tvlars_probe.exports.exporter import Exporter, RunFacts
+    from tvlars_probe.exports.exporter import ExportedRun, Exporter
     from tvlars_probe.exports.selection import Selection
 
     Tables = Mapping[str, pa.Table]
@@ -26,6 +27,12 @@ MOST_WAITING = 16
 
 MOST_BYTES = 64 << 20
 """Bytes of the rows that wait for a tracker, beside those of the latest flush."""
+
+
+def remedy(name: str) -> str:
+    """How a tracker gets what it lacks."""
+    command = f"'tvlars-probe export RUN --to {name}' sends it from the trace"
+    return command if name in TRACKERS else "it is in the trace"
 
 
 class Outlet:
@@ -45,7 +52,7 @@ class Outlet:
         given: flushes that were offered.
     """
 
-    def __init__(self, name: str, exporter: Exporter, selection: Selection, facts: RunFacts) -> None:
+    def __init__(self, name: str, exporter: Exporter, selection: Selection, facts: ExportedRun) -> None:
         self.name = name
         self.failure: str | None = None
         self.dropped = self.given = self._taken = 0
@@ -68,7 +75,7 @@ class Outlet:
     def offer(self, tables: Tables) -> None:
         """Hand over a flush's rows."""
         with self._change:
-            if self.failure or self._status is not None:
+            if not tables or self.failure is not None or self._status is not None:
                 return
             self.given += 1
             self._waiting.append(tables)
@@ -133,10 +140,7 @@ class Outlet:
 
     def _fail(self, error: BaseException) -> None:
         reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
-        text = (
-            f"the export to {self.name} failed: {reason}; the run goes on without it; "
-            f"'tvlars-probe export RUN --to {self.name}' sends what the trace holds"
-        )
+        text = f"the export to {self.name} failed: {reason}; the run goes on without it; {remedy(self.name)}"
         with self._change:
             self.failure = text
             self._waiting.clear()

@@ -11,7 +11,7 @@ import numpy as np
 
 from tvlars_probe.exports import names
 from tvlars_probe.exports.budget import BUDGET
-from tvlars_probe.exports.exporter import Alert, Point
+from tvlars_probe.exports.exporter import Alert, StepScalars
 from tvlars_probe.exports.members import MOST_AT_ONCE, Members
 from tvlars_probe.live.own_medians import LENGTH, OwnMedians, as_matrices
 from tvlars_probe.traces.schema import EPOCHS
@@ -45,12 +45,11 @@ class Selection:
     def __init__(self, layers: Sequence[str] = (), budget: int = BUDGET) -> None:
         self._patterns, self._budget = tuple(layers), budget
         self._matched: dict[str, bool] = {}
-        self._sent_layers: set[str] = set()
         self._members = Members(min(MOST_AT_ONCE, budget // 10))
         self._medians = {quantity: OwnMedians() for quantity in names.QUANTITIES}
         self._steps = self._sent_steps = self._lost = self._unsent_alerts = 0
 
-    def choose(self, tables: Mapping[str, pa.Table]) -> list[Point | Alert]:
+    def choose(self, tables: Mapping[str, pa.Table]) -> list[StepScalars | Alert]:
         """What is sent of a flush, in order of steps.
 
         Args:
@@ -68,7 +67,7 @@ class Selection:
             self._add_layers(chosen, tables["layers"])
         self._sent_steps += chosen.add_whole(steps.others())
         self._steps += len(steps)
-        points = [Point(step, values, clock.at(step)) for step, values in chosen.values.items()]
+        points = [StepScalars(step, values, clock.at(step)) for step, values in chosen.values.items()]
         alerts = self._alerts(tables.get("findings"), clock)
         # A finding after the values of its step: a tracker's own step has come there by then.
         return sorted([*points, *alerts], key=lambda item: (item.step, isinstance(item, Alert)))
@@ -77,7 +76,8 @@ class Selection:
     def left_out(self) -> str | None:
         """What wasn't sent, and what sends it, in a sentence; None where all of it was."""
         parts = []
-        if apart := len(self._matched) - len(self._sent_layers):
+        followed = {*self._members.names, *(name for name, asked in self._matched.items() if asked)}
+        if apart := len(self._matched) - len(followed):
             parts.append(f"the figures of {apart:,} of {len(self._matched):,} tensors (--layers GLOB sends them)")
         if self._steps > self._sent_steps:
             told = f"the totals of {self._steps - self._sent_steps:,} of {self._steps:,} steps"
@@ -95,7 +95,6 @@ class Selection:
         asked = [name for name, matched in self._matched.items() if matched]
         if asked:
             chosen.add_beyond(_all_figures(layers, asked))
-            self._sent_layers |= {*asked}
         found = _figures_of_layers(_newest(layers))
         far: dict[str, float] = {}
         for quantity, (parameters, figures, _, _) in found.items():
@@ -104,14 +103,14 @@ class Selection:
                 far[one.parameter] = max(one.factor, far.get(one.parameter, 1.0))
         for quantity, (_, figures, _, step) in found.items():
             chosen.add((step, name, value) for name, value in _quantiles(quantity, figures[-1]))
-        self._members.renew([*self._matched], far)
+        others = [name for name, matched in self._matched.items() if not matched]
+        self._members.renew(others, {name: factor for name, factor in far.items() if not self._matched[name]})
         for quantity, (parameters, figures, there, step) in found.items():
             places = {name: place for place, name in enumerate(parameters)}
             for name in self._members.names:
                 place = places.get(name)
                 if place is not None and there[place]:
                     chosen.add([(step, names.of_layer(quantity, name), float(figures[-1, place]))])
-                    self._sent_layers.add(name)
 
     def _alerts(self, findings: pa.Table | None, clock: _Clock) -> list[Alert]:
         if findings is None:

@@ -15,22 +15,22 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tvlars_probe.exports.exporter import refuse_folder
 
 if TYPE_CHECKING:
-    from tvlars_probe.exports.exporter import Alert, Point, RunFacts
+    from tvlars_probe.exports.exporter import Alert, ExportedRun, StepScalars
 
 
 class TensorBoardExporter:
     """Writes scalars, and findings as texts."""
 
-    def refuse_existing(self, run: RunFacts) -> None:
+    def refuse_existing(self, run: ExportedRun) -> None:
         refuse_folder(run.folder)
 
-    def begin(self, run: RunFacts) -> None:
+    def begin(self, run: ExportedRun) -> None:
         self._writer = EventFileWriter(str(run.folder))
         if run.first_step:
             # TensorBoard then drops what it has read of this step and later ones.
             self._add(run.first_step, None, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, point: Point) -> None:
+    def scalars(self, point: StepScalars) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
         self._add(point.step, point.time, summary=Summary(value=values))
 

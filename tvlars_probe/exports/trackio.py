@@ -12,7 +12,7 @@ from tvlars_probe.errors import UserError
 from tvlars_probe.exports.names import flat
 
 if TYPE_CHECKING:
-    from tvlars_probe.exports.exporter import Alert, Point, RunFacts
+    from tvlars_probe.exports.exporter import Alert, ExportedRun, StepScalars
 
 _MOST_WAITING = 50
 """Steps that are written at once: each time takes the database's lock."""
@@ -24,20 +24,20 @@ class TrackioExporter:
     trackio's own `Run` isn't used: it asks the Hugging Face hub who the user is, prints, and has no times of steps.
     """
 
-    def refuse_existing(self, run: RunFacts) -> None:
+    def refuse_existing(self, run: ExportedRun) -> None:
         if any(record["id"] == run.run_id for record in SQLiteStorage.get_run_records(run.project)):
             raise UserError(
                 f"trackio's project {run.project} holds {run.run_id} already: delete that run in trackio, or give "
                 f"another --project"
             )
 
-    def begin(self, run: RunFacts) -> None:
+    def begin(self, run: ExportedRun) -> None:
         SQLiteStorage.validate_project_name(run.project)
         self._where = {"project": run.project, "run": run.name, "run_id": run.run_id}
         self._config: dict[str, Any] | None = {**flat(run.config), **run.tags, "_Created": _text(None)}
-        self._waiting: list[Point] = []
+        self._waiting: list[StepScalars] = []
 
-    def scalars(self, point: Point) -> None:
+    def scalars(self, point: StepScalars) -> None:
         self._waiting.append(point)
         if len(self._waiting) >= _MOST_WAITING:
             self._write()

@@ -11,16 +11,16 @@ import wandb
 from tvlars_probe.exports.exporter import refuse_folder
 
 if TYPE_CHECKING:
-    from tvlars_probe.exports.exporter import Alert, Point, RunFacts
+    from tvlars_probe.exports.exporter import Alert, ExportedRun, StepScalars
 
 
 class WandbExporter:
     """Writes a run of W&B with the trace's steps, findings as alerts and in the summary."""
 
-    def refuse_existing(self, run: RunFacts) -> None:
+    def refuse_existing(self, run: ExportedRun) -> None:
         refuse_folder(run.folder)
 
-    def begin(self, run: RunFacts) -> None:
+    def begin(self, run: ExportedRun) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._findings: list[str] = []
@@ -39,7 +39,7 @@ class WandbExporter:
             ),
         )
 
-    def scalars(self, point: Point) -> None:
+    def scalars(self, point: StepScalars) -> None:
         when = {} if point.time is None else {"_timestamp": point.time}
         self._run.log({**point.values, **when}, step=point.step)
 

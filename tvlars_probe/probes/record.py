@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
 from tvlars_probe.exports.live import LiveExports
+from tvlars_probe.exports.settings import Export
 from tvlars_probe.optimizers.given import optimizers_in, tensors_of
 from tvlars_probe.probes import state
 from tvlars_probe.probes.events.agreement import Agreement
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.exports.exporter import Exporter
-    from tvlars_probe.exports.settings import Export
     from tvlars_probe.probes.failures import Probe
 
 
@@ -141,6 +141,15 @@ def record(
             ranks=ranks,
             exports=exports,
         )
+
+
+def exports_named(trackers: Sequence[str], layers: Sequence[str]) -> list[Export]:
+    """Exports to trackers, each with the same ``layers``.
+
+    Raises:
+        UserError: there is no such tracker.
+    """
+    return [Export(name, layers=layers) for name in trackers]
 
 
 def _refuse_settings(config: Mapping[str, Any] | None, resume: Mapping[str, Any] | None, exists: str) -> None:

@@ -127,8 +127,8 @@ class Session:
                 unsent = self._exports.end(status)
             finally:
                 self._finish(status, error)
-        for text in [*texts, *unsent]:
-            warnings.warn(text, stacklevel=4)  # at the end, for a warning may be an error
+        for text, kind_of_warning in [*((t, UserWarning) for t in texts), *((t, RuntimeWarning) for t in unsent)]:
+            warnings.warn(text, kind_of_warning, stacklevel=4)  # at the end, for a warning may be an error
 
     def _finish(self, status: str, error: BaseException | None) -> None:
         """Save the status. If that fails while an error is on its way, that error is the one that is raised."""

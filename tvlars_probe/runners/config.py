@@ -74,6 +74,8 @@ class RecordConfig:
             before; 0 keeps all.
         on_probe_error: "warn" goes on without the probes when one raises, "raise" ends the run.
         train_eval_samples: training samples evaluated at each epoch's end; 0 leaves this evaluation out.
+        export: names of the trackers that are sent the run while it trains.
+        export_layers: patterns of the tensors of which they get all figures.
     """
 
     detail: str = "full"
@@ -85,6 +87,8 @@ class RecordConfig:
     keep_checkpoints: int = 1
     on_probe_error: str = "warn"
     train_eval_samples: int = 10_000
+    export: tuple[str, ...] = ()
+    export_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.detail not in DETAILS:
@@ -106,6 +110,8 @@ class RecordConfig:
             raise UserError(f"--checkpoint-steps {self.checkpoint_steps} is too few (allowed: 1 or more)")
         if self.checkpoint_minutes is not None and not 0 < self.checkpoint_minutes < math.inf:
             raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is no time (allowed: above 0, finite)")
+        if self.export_layers and not self.export:
+            raise UserError("--export-layers says what trackers get: name them by --export")
         if self.on_probe_error not in ON_PROBE_ERROR:
             raise unknown("--on-probe-error", self.on_probe_error, ON_PROBE_ERROR)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import DataError
-from tvlars_probe.probes.record import record
+from tvlars_probe.probes.record import exports_named, record
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.launching.stop_signals import StopSignals
 from tvlars_probe.runners.phases.loop import Training
@@ -93,6 +93,7 @@ def _recorder(job: Job, state: Mapping[str, Any] | None, training: Training, tra
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
         manifest=_manifest(job, trainings),
         resume=state["recorder"] if state else job.blank_state,
+        export=exports_named(recording.export, recording.export_layers),
     )
     recorder.phase = training.phase.name
     return recorder
