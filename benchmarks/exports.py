@@ -1,0 +1,141 @@
+"""What an export costs on top of recording: recorded steps with an export, over recorded ones without.
+
+    python -m benchmarks.exports --rounds 12
+
+Two recorders of one model and batch, the export on one of them, take turns. A turn is the steps of 5 seconds, the
+shortest time between two flushes, and a flush. With an export it ends when the tracker has all of the flush: whatever
+the export's thread takes from the training, or would take where no core is free, is in it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import torch
+
+from benchmarks.figures import Figure, interleaved, milliseconds, paired, save
+from benchmarks.recording import KINDS, MODELS, step
+from tvlars_probe import Export, record
+from tvlars_probe.traces.writer import FIRST_FLUSH_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from benchmarks.recording import Batch
+    from tvlars_probe.exports.exporter import Alert, ExportedRun, Exporter, StepScalars
+
+AIM = 1.01
+FLOOR = "a flush takes some tens of milliseconds in a thread of its own, counted here as if the training waited"
+
+
+class Null:
+    """Takes everything and does nothing with it: what remains is the queue, the thread and the selection."""
+
+    def begin(self, run: ExportedRun) -> None: ...
+
+    def scalars(self, point: StepScalars) -> None: ...
+
+    def alert(self, alert: Alert) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self, status: str) -> None: ...
+
+
+class Told:
+    """Hands everything on, and tells when a step has arrived."""
+
+    def __init__(self, inner: Exporter) -> None:
+        self._inner = inner
+        self.begin, self.alert, self.note, self.end = inner.begin, inner.alert, inner.note, inner.end
+        self._last, self._arrived = -1, threading.Condition()
+
+    def scalars(self, point: StepScalars) -> None:
+        self._inner.scalars(point)
+        with self._arrived:
+            self._last = point.step
+            self._arrived.notify()
+
+    def wait_for(self, step: int) -> None:
+        """Wait until a step has arrived, which is the last of a flush."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: self._last >= step, timeout=60)
+
+
+def null() -> Exporter:
+    """The exporter that does nothing."""
+    return Null()
+
+
+def tensorboard() -> Exporter:
+    """TensorBoard's own writer."""
+    return Export("tensorboard").open()
+
+
+def steps_in(seconds: float, model: nn.Module, batch: Batch) -> int:
+    """How many steps take so long."""
+    optimizer = KINDS["LARS"](model.parameters())
+    taken = interleaved({"step": lambda: step(model, optimizer, batch)}, 3)["step"]
+    return math.ceil(seconds / statistics.median(taken))
+
+
+def figure_of(
+    model_name: str, name: str, make: Callable[[], Exporter], batch_size: int, length: float, rounds: int
+) -> Figure:
+    """The row of one exporter on one model."""
+    torch.manual_seed(0)
+    model, batch = MODELS[model_name](batch_size)
+    exporter, steps = Told(make()), steps_in(length, model, batch)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        jobs: dict[str, Callable[[], None]] = {}
+        for label, export in (("recorded", []), ("exported", [exporter])):
+            optimizer = KINDS["LARS"](model.parameters())
+            rec = stack.enter_context(record(model, optimizer, Path(folder, label), export=export))
+
+            def turn(rec=rec, optimizer=optimizer, export=export) -> None:  # type: ignore[no-untyped-def]
+                for _ in range(steps):
+                    step(model, optimizer, batch)
+                    rec.log(loss=1.0, samples=batch_size, epoch=0)
+                rec.flush()
+                for one in export:
+                    one.wait_for(rec.step - 1)
+
+            jobs[label] = turn
+        seconds = interleaved(jobs, rounds)
+    ratios = [a / b for a, b in zip(seconds["exported"], seconds["recorded"], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    extra = statistics.median(a - b for a, b in zip(seconds["exported"], seconds["recorded"], strict=True))
+    return Figure(
+        what=f"{steps} recorded steps of {model_name} with an export over those without, {name}",
+        value=paired(seconds, "exported", "recorded"),
+        aim=AIM,
+        floor=f"{FLOOR}; beside noise from {low:.3f} to {high:.3f} between the quartiles",
+        note=f"{1e3 * extra:+.1f} ms a flush; {milliseconds(seconds, 'recorded')}; quartiles {low:.3f} to {high:.3f}",
+    )
+
+
+@click.command()
+@click.option("--model", type=click.Choice(list(MODELS)), multiple=True, default=list(MODELS), show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--seconds", default=FIRST_FLUSH_SECONDS, show_default=True, help="From flush to flush.")
+@click.option("--rounds", default=12, show_default=True, help="Pairs of turns.")
+def main(model: tuple[str, ...], batch_size: int, seconds: float, rounds: int) -> None:
+    """Print the paired ratios."""
+    exporters = {"an exporter that does nothing": null, "TensorBoard": tensorboard}
+    rows = [
+        figure_of(kind, name, make, batch_size, seconds, rounds) for kind in model for name, make in exporters.items()
+    ]
+    save("exports", rows)
+
+
+if __name__ == "__main__":
+    main()
