@@ -10,11 +10,15 @@ import tvlars_probe
 from tests.exports.test_live import train
 from tests.integrations.test_exports_live import TRACKERS, expected, quiet_places, same  # noqa: F401 (a fixture)
 from tests.integrations.tracker_readers import READERS
+from tests.test_docs import ROOT, blocks, run_line
+from tvlars_probe.exports.names import LAYERS, STEPS
 from tvlars_probe.runners.checkpoints.checking import check_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+PAGE = ROOT / "docs" / "trackers.md"
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
@@ -46,6 +50,26 @@ def test_several_runs_and_a_check_of_them(tracker: str, tmp_path: Path, cli: Cal
         assert check_run(rec.path).faults == []
         if tracker in ("tensorboard", "wandb"):
             assert [*(rec.path / "exports" / f"{tracker}-export").iterdir()]
+
+
+def test_the_pages_blocks_run(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    names: dict[str, Any] = {"__name__": "docs"}
+    for kind, text in blocks(PAGE):
+        if kind == "python":
+            exec(compile(text, PAGE.name, "exec"), names)
+        else:
+            assert kind == "console"
+            for line in text.splitlines():
+                run_line(line, cli, tmp_path)
+    assert len(READERS["tensorboard"](tmp_path / "runs/mine/exports", "").scalars) > 100
+
+
+def test_every_name_that_is_sent_stands_on_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name in STEPS.values():
+        assert f"`{name}`" in page
+    for column, name in LAYERS.items():
+        assert f"`{name}/LAYER`" in page or "error" in column
 
 
 def test_trackio_has_one_folder(tmp_path: Path, cli: Callable[..., Any]) -> None:
