@@ -13,6 +13,7 @@ import math
 import statistics
 import tempfile
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class Null:
 
     def alert(self, alert: Alert) -> None: ...
 
+    def flush(self) -> None: ...
+
     def note(self, text: str) -> None: ...
 
     def end(self, status: str) -> None: ...
@@ -57,18 +60,22 @@ class Told:
     def __init__(self, inner: Exporter) -> None:
         self._inner = inner
         self.begin, self.alert, self.note, self.end = inner.begin, inner.alert, inner.note, inner.end
-        self._last, self._arrived = -1, threading.Condition()
+        self._last, self._flushed, self._arrived = -1, -1, threading.Condition()
 
     def scalars(self, point: StepScalars) -> None:
         self._inner.scalars(point)
+        self._last = point.step
+
+    def flush(self) -> None:
+        self._inner.flush()
         with self._arrived:
-            self._last = point.step
+            self._flushed = self._last
             self._arrived.notify()
 
     def wait_for(self, step: int) -> None:
         """Wait until a step has arrived, which is the last of a flush."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: self._last >= step, timeout=60)
+            assert self._arrived.wait_for(lambda: self._flushed >= step, timeout=60)
 
 
 def null() -> Exporter:
@@ -88,53 +95,63 @@ def steps_in(seconds: float, model: nn.Module, batch: Batch) -> int:
     return math.ceil(seconds / statistics.median(taken))
 
 
-def figure_of(
+def figures_of(
     model_name: str, name: str, make: Callable[[], Exporter], batch_size: int, length: float, rounds: int
-) -> Figure:
-    """The row of one exporter on one model."""
+) -> list[Figure]:
+    """The rows of one exporter on one model: of the clock, and of the processor."""
     torch.manual_seed(0)
     model, batch = MODELS[model_name](batch_size)
     exporter, steps = Told(make()), steps_in(length, model, batch)
+    cpu: dict[str, list[float]] = {"recorded": [], "exported": []}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         jobs: dict[str, Callable[[], None]] = {}
         for label, export in (("recorded", []), ("exported", [exporter])):
             optimizer = KINDS["LARS"](model.parameters())
             rec = stack.enter_context(record(model, optimizer, Path(folder, label), export=export))
 
-            def turn(rec=rec, optimizer=optimizer, export=export) -> None:  # type: ignore[no-untyped-def]
+            def turn(label=label, rec=rec, optimizer=optimizer, export=export) -> None:  # type: ignore[no-untyped-def]
+                begun = time.process_time()
                 for _ in range(steps):
                     step(model, optimizer, batch)
                     rec.log(loss=1.0, samples=batch_size, epoch=0)
                 rec.flush()
                 for one in export:
                     one.wait_for(rec.step - 1)
+                cpu[label].append(time.process_time() - begun)
 
             jobs[label] = turn
         seconds = interleaved(jobs, rounds)
-    ratios = [a / b for a, b in zip(seconds["exported"], seconds["recorded"], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    extra = statistics.median(a - b for a, b in zip(seconds["exported"], seconds["recorded"], strict=True))
+    cpu = {label: values[-rounds:] for label, values in cpu.items()}
+    return [
+        figure(f"{what} of {steps} recorded steps of {model_name} with an export over that without, {name}", spent)
+        for what, spent in (("time", seconds), ("processor time", cpu))
+    ]
+
+
+def figure(what: str, spent: dict[str, list[float]]) -> Figure:
+    """The row of one measure."""
+    pairs = [*zip(spent["exported"], spent["recorded"], strict=True)]
+    low, _, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    extra = 1e3 * statistics.median(a - b for a, b in pairs)
     return Figure(
-        what=f"{steps} recorded steps of {model_name} with an export over those without, {name}",
-        value=paired(seconds, "exported", "recorded"),
+        what=what,
+        value=paired(spent, "exported", "recorded"),
         aim=AIM,
         floor=f"{FLOOR}; beside noise from {low:.3f} to {high:.3f} between the quartiles",
-        note=f"{1e3 * extra:+.1f} ms a flush; {milliseconds(seconds, 'recorded')}; quartiles {low:.3f} to {high:.3f}",
+        note=f"{extra:+.1f} ms a flush; {milliseconds(spent, 'recorded')}; quartiles {low:.3f} to {high:.3f}",
     )
 
 
 @click.command()
 @click.option("--model", type=click.Choice(list(MODELS)), multiple=True, default=list(MODELS), show_default=True)
-@click.option("--batch-size", default=32, show_default=True)
+@click.option("--batch-size", default=16, show_default=True)
 @click.option("--seconds", default=FIRST_FLUSH_SECONDS, show_default=True, help="From flush to flush.")
 @click.option("--rounds", default=12, show_default=True, help="Pairs of turns.")
 def main(model: tuple[str, ...], batch_size: int, seconds: float, rounds: int) -> None:
     """Print the paired ratios."""
     exporters = {"an exporter that does nothing": null, "TensorBoard": tensorboard}
-    rows = [
-        figure_of(kind, name, make, batch_size, seconds, rounds) for kind in model for name, make in exporters.items()
-    ]
-    save("exports", rows)
+    cases = [(kind, name, make) for kind in model for name, make in exporters.items()]
+    save("exports", [row for case in cases for row in figures_of(*case, batch_size, seconds, rounds)])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Kept:
         self.runs: list[ExportedRun] = []
         self.points: list[StepScalars] = []
         self.alerts: list[Alert] = []
+        self.flushes = 0
         self.notes: list[str] = []
         self.ended: list[str] = []
 
@@ -34,6 +35,9 @@ class Kept:
 
     def alert(self, alert: Alert) -> None:
         self.alerts.append(alert)
+
+    def flush(self) -> None:
+        self.flushes += 1
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -37,6 +37,9 @@ def tensorboard(folder: Path, run_id: str) -> Found:
 
 def wandb(folder: Path, run_id: str) -> Found:
     """W&B's reader of offline files is its compiled core; its records are read by its own protocol buffers."""
+    from wandb import teardown
+
+    teardown()  # else its service, another process, may still be writing
     found = Found()
     for path in sorted((folder / "wandb" / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
         for record in _records(path.read_bytes()):

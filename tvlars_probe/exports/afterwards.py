@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.errors import UserError
-from tvlars_probe.exports.exporter import Alert, RefusesExisting
+from tvlars_probe.exports.exporter import Alert, PreparesStore, RefusesExisting
 from tvlars_probe.exports.live import facts_of
 from tvlars_probe.exports.names import LAYERS, RATIO, STEPS
 from tvlars_probe.exports.selection import Selection
@@ -63,6 +63,8 @@ def export_trace(trace: Trace, export: Export, progress: Callable[[int, int], No
         raise UserError(f"{trace.path} holds no step yet: there is nothing to export")
     selection = Selection(export.layers, export.budget)
     try:
+        if isinstance(exporter, PreparesStore):
+            exporter.prepare(facts)
         exporter.begin(facts)
         for index, tables in enumerate(_tables(trace, windows, export)):
             for item in selection.choose(tables):
@@ -71,6 +73,7 @@ def export_trace(trace: Trace, export: Export, progress: Callable[[int, int], No
                 else:
                     exporter.scalars(item)
                     sent += len(item.values)
+            exporter.flush()
             progress(index + 1, len(windows))
         if (left_out := selection.left_out) is not None:
             exporter.note(left_out)

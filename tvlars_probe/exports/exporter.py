@@ -93,12 +93,25 @@ class Exporter(Protocol):
         """Take a finding."""
         ...
 
+    def flush(self) -> None:
+        """Let people see what was taken so far: the values of a flush are complete."""
+        ...
+
     def note(self, text: str) -> None:
         """Take a text about the export: what was left out of it. Called once, before `end`."""
         ...
 
     def end(self, status: str) -> None:
         """Write what is still held back. ``status`` is the run's, one of `tvlars_probe.traces.manifest.STATUSES`."""
+        ...
+
+
+@runtime_checkable
+class PreparesStore(Protocol):
+    """An exporter that has to make a store before it can begin, which mustn't be cut short by the end of a run."""
+
+    def prepare(self, run: ExportedRun) -> None:
+        """Make the store, if it is a local one and isn't there; called before the training."""
         ...
 
 

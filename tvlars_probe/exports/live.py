@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.admission.names import encodable
-from tvlars_probe.exports.exporter import ExportedRun
+from tvlars_probe.exports.exporter import ExportedRun, PreparesStore
 from tvlars_probe.exports.outlet import Outlet, remedy
 from tvlars_probe.exports.selection import Selection
 from tvlars_probe.exports.settings import exports_of
@@ -53,9 +53,12 @@ class LiveExports:
             )
             outlet = Outlet(export.name, exporter, Selection(export.layers, export.budget), facts)
             try:
+                if isinstance(exporter, PreparesStore):
+                    exporter.prepare(facts)
                 outlet.start()
-            except RuntimeError as error:  # no thread is to be had
-                self._note(f"the export to {export.name} failed: {error}")
+            except Exception as error:  # the tracker's own, or no thread is to be had
+                outlet.fail(error)
+                self._note(str(outlet.failure))
                 continue
             self._outlets.append(outlet)
         if self._outlets:

@@ -40,6 +40,16 @@ class MlflowExporter:
                 f"another --project or --out"
             )
 
+    def prepare(self, run: ExportedRun) -> None:
+        if os.environ.get("MLFLOW_TRACKING_URI") or (run.folder / _STORE).exists():
+            return
+        run.folder.mkdir(parents=True, exist_ok=True)
+        # MLflow makes its tables in some seconds and hundreds of steps, between which a kill would leave a database
+        # that it refuses from then on.
+        new = run.folder / f"{_STORE}.{os.getpid()}.new"
+        MlflowClient(tracking_uri=f"sqlite:///{new.absolute()}").search_experiments()
+        new.replace(run.folder / _STORE)
+
     def begin(self, run: ExportedRun) -> None:
         uri = store_in(run.folder)
         self._client = MlflowClient(tracking_uri=uri)
@@ -67,12 +77,13 @@ class MlflowExporter:
     def scalars(self, point: StepScalars) -> None:
         moment = int(1000 * (time.time() if point.time is None else point.time))
         self._waiting += [Metric(_allowed(name), value, moment, point.step) for name, value in point.values.items()]
-        if len(self._waiting) >= _MOST_METRICS:
-            self._write()
 
     def alert(self, alert: Alert) -> None:
         self._findings.append(f"step {alert.step}: {alert.rule}: {alert.text}")
         self._client.log_batch(self._run, tags=[RunTag(f"finding.{_allowed(alert.rule)}", self._findings[-1])])
+
+    def flush(self) -> None:
+        self._write()
 
     def note(self, text: str) -> None:
         self._client.set_tag(self._run, "tvlars_probe.note", text)
@@ -92,14 +103,13 @@ class MlflowExporter:
 
 
 def store_in(folder: Path) -> str:
-    """The address of the store: what MLFLOW_TRACKING_URI says, or the file mlflow.db of the folder, which is made.
+    """The address of the store: what MLFLOW_TRACKING_URI says, or the file mlflow.db of the folder.
 
     MLflow's own default would be a file of the working directory. Its store of plain files has ended: since version 3
     MLflow refuses it unless MLFLOW_ALLOW_FILE_STORE is set.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder.absolute() / _STORE}"
 
 

@@ -129,16 +129,18 @@ class Outlet:
                     self._exporter.note(text)
                 self._exporter.end(self._status or "interrupted")
         except BaseException as error:  # a tracker may even ask the interpreter to exit
-            self._fail(error)
+            self.fail(error)
 
     def _send(self, tables: Tables) -> None:
         for item in self._selection.choose(tables):
             if self._abandoned:
                 return
             self._exporter.alert(item) if isinstance(item, Alert) else self._exporter.scalars(item)
+        self._exporter.flush()
         self._taken += 1
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Switch the export off, and warn of it."""
         reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
         text = f"the export to {self.name} failed: {reason}; the run goes on without it; {remedy(self.name)}"
         with self._change:

@@ -46,7 +46,7 @@ class Export:
         elif isinstance(to, type) or not isinstance(to, Exporter):
             raise UserError(
                 f"export= takes names of trackers ({', '.join(TRACKERS)}) and objects with the methods begin, scalars, "
-                f"alert, note and end, got {to!r:.60}"
+                f"alert, flush, note and end, got {to!r:.60}"
             )
         if isinstance(layers, str) or not all(isinstance(pattern, str) for pattern in layers):
             raise UserError(f"layers={layers!r:.60}: give a list of patterns, such as ['*.weight']")

@@ -37,6 +37,9 @@ class TensorBoardExporter:
     def alert(self, alert: Alert) -> None:
         self._text(f"findings/{alert.rule}", alert.text, alert.step, alert.time)
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def note(self, text: str) -> None:
         self._text("export", text, 0, None)
 

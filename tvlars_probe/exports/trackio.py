@@ -14,9 +14,6 @@ from tvlars_probe.exports.names import flat
 if TYPE_CHECKING:
     from tvlars_probe.exports.exporter import Alert, ExportedRun, StepScalars
 
-_MOST_WAITING = 50
-"""Steps that are written at once: each time takes the database's lock."""
-
 
 class TrackioExporter:
     """Writes a run of trackio, and findings as its alerts.
@@ -39,11 +36,8 @@ class TrackioExporter:
 
     def scalars(self, point: StepScalars) -> None:
         self._waiting.append(point)
-        if len(self._waiting) >= _MOST_WAITING:
-            self._write()
 
     def alert(self, alert: Alert) -> None:
-        self._write()
         SQLiteStorage.bulk_alert(
             **self._where,
             titles=[alert.rule],
@@ -53,6 +47,9 @@ class TrackioExporter:
             timestamps=[_text(alert.time)],
             alert_ids=[uuid.uuid4().hex],
         )
+
+    def flush(self) -> None:
+        self._write()
 
     def note(self, text: str) -> None:
         self._config = {**(self._config or {}), "export": text}

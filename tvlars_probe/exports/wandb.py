@@ -48,6 +48,9 @@ class WandbExporter:
         self._findings.append(f"step {alert.step}: {alert.rule}: {alert.text}")
         self._run.summary["findings"] = self._findings
 
+    def flush(self) -> None:
+        """W&B's own service writes."""
+
     def note(self, text: str) -> None:
         self._run.summary["export"] = text
 
