@@ -51,6 +51,7 @@ def test_values_sent_are_the_traces(tmp_path: Path) -> None:
     run = tvlars_probe.open_run(rec.path)
     steps, layers = run.steps().set_index("step"), run.layers().set_index(["step", "parameter"])
     assert kept.ended == ["completed"]
+    assert kept.flushes >= 3
     for step in range(30):
         assert kept.values[step, "loss/train"] == steps.loss[step]
         assert kept.values[step, "l2_norm/grad/global"] == steps.grad_norm[step]
@@ -76,6 +77,18 @@ def test_a_tracker_that_raises_is_switched_off(where: str, tmp_path: Path) -> No
     assert_same(tmp_path / "with", tmp_path / "without")
     (note,) = tvlars_probe.open_run(rec.path).manifest.notes
     assert note.endswith("the run goes on without it; it is in the trace")
+
+
+def test_a_store_that_cannot_be_made_is_told_before_the_training(tmp_path: Path) -> None:
+    class Preparing(Kept):
+        def prepare(self, run: Any) -> None:
+            raise PermissionError("the disk is read-only")
+
+    kept = Preparing()
+    with pytest.warns(RuntimeWarning, match="the export to Preparing failed: PermissionError: the disk is read-only"):
+        _, rec = train(tmp_path / "r", [kept])
+    assert not kept.runs
+    assert len(tvlars_probe.open_run(rec.path).manifest.notes) == 1
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])

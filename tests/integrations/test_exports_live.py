@@ -138,3 +138,17 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(tracker: str, tmp_
     assert there.keys() - {12, 13} == {*trace.index}
     assert ({12, 13} <= there.keys()) is (tracker != "tensorboard")
     assert all(same(tracker, there[step], trace[step]) for step in trace.index)
+
+
+@pytest.mark.parametrize("trainer", ["transformers", "lightning"])
+def test_a_trainers_callback_takes_exports_too(trainer: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train_by(trainer, Job(path=path, folder=tmp_path, options={"export": ["tensorboard"]}))
+    run = tvlars_probe.open_run(path)
+    found = READERS["tensorboard"](path / "exports", run.manifest.run_id).scalars
+    steps = run.steps().set_index("step")
+    assert len(steps)
+    assert all(same("tensorboard", found[step, "loss/train"], steps.loss[step]) for step in steps.index)
+    layers = run.layers()
+    for row in layers[layers.step == layers.step.max()].itertuples():
+        assert same("tensorboard", found[row.step, f"l2_norm/grad/{row.parameter}"], row.grad_norm)
