@@ -13,6 +13,7 @@ import torch
 import tvlars_probe
 from tests.exports.test_live import assert_same, train
 from tests.integrations.tracker_readers import READERS
+from tests.integrations.trainers import TRAINERS, Job
 from tests.probes.small_loop import OPTIMIZERS, loop, net
 from tvlars_probe.exports import live
 
@@ -143,7 +144,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(tracker: str, tmp_
 @pytest.mark.parametrize("trainer", ["transformers", "lightning"])
 def test_a_trainers_callback_takes_exports_too(trainer: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    train_by(trainer, Job(path=path, folder=tmp_path, options={"export": ["tensorboard"]}))
+    TRAINERS[trainer](Job(path=path, folder=tmp_path, options={"export": ["tensorboard"]}))
     run = tvlars_probe.open_run(path)
     found = READERS["tensorboard"](path / "exports", run.manifest.run_id).scalars
     steps = run.steps().set_index("step")
