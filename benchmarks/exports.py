@@ -103,7 +103,7 @@ def steps_in(seconds: float, model: nn.Module, batch: Batch) -> int:
 def figures_of(
     model_name: str, name: str, make: Callable[[], Exporter], batch_size: int, length: float, rounds: int
 ) -> list[Figure]:
-    """The rows of one exporter on one model: of the clock, and of the processor where the clock is beside other work."""
+    """The rows of one exporter on one model: by the clock, and by the processor, which other work leaves alone."""
     torch.manual_seed(0)
     model, batch = MODELS[model_name](batch_size)
     exporter, steps = Told(make()), steps_in(length, model, batch)
