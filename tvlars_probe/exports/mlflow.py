@@ -118,8 +118,8 @@ def _find(client: MlflowClient, project: str, run_id: str) -> str | None:
     experiment = client.get_experiment_by_name(project)
     if experiment is None:
         return None
-    quoted = run_id.replace("'", "")  # a run_id is the name of a folder, which may hold one
-    found: Any = client.search_runs([experiment.experiment_id], f"tags.`{_TAG}` = '{quoted}'")
+    quote = '"' if "'" in run_id else "'"  # a run_id begins with the name of a folder, which may hold either
+    found: Any = client.search_runs([experiment.experiment_id], f"tags.`{_TAG}` = {quote}{run_id}{quote}")
     return found[0].info.run_id if found else None
 
 
