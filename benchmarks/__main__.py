@@ -54,6 +54,7 @@ class Entry:
 ENTRIES = {
     "steps": Entry(whole=(), smoke=("--rounds", "1", "--model", "ResNet-18")),
     "recording": Entry(whole=("--rounds", "12"), smoke=("--batch-size", "2", "--rounds", "2")),
+    "exports": Entry(whole=("--rounds", "8"), smoke=("--batch-size", "2", "--seconds", "0.1", "--rounds", "2")),
     "storage": Entry(whole=(), smoke=("--rows", "500000")),
     "analyses": Entry(
         whole=("--rows", "1e6", "--rows", "1e7"), smoke=("--rows", "1e4", "--rounds", "1", "--runs", "2")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.sharpness import sharpness
+    from tvlars_probe.exports.settings import Export
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.optimizers.description import describe
     from tvlars_probe.optimizers.description_words import Decay, Momentum, Phi, Preconditioner, Scaling
@@ -35,6 +36,7 @@ _HOMES = {
         ("Decay", "Momentum", "Phi", "Preconditioner", "Scaling"), "tvlars_probe.optimizers.description_words"
     ),
     "Finding": "tvlars_probe.findings.finding",
+    "Export": "tvlars_probe.exports.settings",
     "GroupDescription": "tvlars_probe.optimizers.group_description",
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
@@ -57,6 +59,7 @@ __all__ = [
     "NLAMB",
     "TVLARS",
     "Decay",
+    "Export",
     "Finding",
     "GroupDescription",
     "Momentum",

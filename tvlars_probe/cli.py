@@ -28,6 +28,7 @@ COMMANDS = {
     "replay": ("replay", "Trust ratios that another variant would have given."),
     "landscape": ("landscape", "The loss around a minimum, or between two."),
     "chart": ("chart", "Draw a chart of runs into a file."),
+    "export": ("export", "Send runs to TensorBoard, W&B, trackio or MLflow."),
     "report": ("report", "Write verdicts, charts and tables into one HTML page."),
 }
 

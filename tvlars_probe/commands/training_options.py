@@ -10,6 +10,7 @@ from tvlars_probe.commands.options import FilePath, option
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
+from tvlars_probe.exports.budget import TRACKERS
 from tvlars_probe.findings.inspector import RULES, WORDS
 from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
 from tvlars_probe.models.initialization import INITIALIZATIONS
@@ -66,7 +67,8 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "record_every": "every",
             **_same(
                 "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
-                "train_eval_samples", "on_probe_error", "spectral_every", "findings", "stop_on",
+                "train_eval_samples", "on_probe_error", "spectral_every", "findings", "stop_on", "export",
+                "export_layers",
             ),
         },
     ),
@@ -248,6 +250,14 @@ _OPTIONS = (
     option(
         "--train-eval-samples", section=_RECORDING, type=int, default=10_000,
         help="Training samples evaluated at each epoch's end; 0 for none.",
+    ),
+    option(
+        "--export", section=_RECORDING, greedy=True, type=_choice(TRACKERS), show_default="none",
+        help="Trackers that are sent the run while it trains.",
+    ),
+    option(
+        "--export-layers", section=_RECORDING, greedy=True, metavar="GLOB...", show_default="none",
+        help="Tensors of which they get all figures, by patterns of their names.",
     ),
     option(
         "--sharpness-every", section=_SHARPNESS,

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.errors import UserError
+from tvlars_probe.exports.live import LiveExports
+from tvlars_probe.exports.settings import Export
 from tvlars_probe.optimizers.given import optimizers_in, tensors_of
 from tvlars_probe.probes import state
 from tvlars_probe.probes.events.agreement import Agreement
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+    from tvlars_probe.exports.exporter import Exporter
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.probes.failures import Probe
 
@@ -72,6 +75,7 @@ def record(
     resume: Mapping[str, Any] | None = None,
     distributed: bool | None = None,
     exists: Exists = "error",
+    export: Sequence[str | Export | Exporter] = (),
 ) -> Recorder:
     """Record a training loop of any kind into the run directory ``path``. Use it as a context manager.
 
@@ -100,6 +104,8 @@ def record(
             are averaged over ranks, as the figures of DTensors are summed; False records this process alone.
         exists: what to do where ``path`` holds something already. "error" refuses, "new" takes the first of
             ``path-2``, ``path-3``, ... that is free: so a notebook's cell can run twice. ``rec.path`` tells it.
+        export: trackers that are sent the run while it trains: "tensorboard", "wandb", "trackio", "mlflow", or
+            `tvlars_probe.Export` for more settings. One that fails or hangs never reaches the loop.
 
     Returns:
         a recorder, which records from entering its ``with`` block to leaving it.
@@ -107,7 +113,8 @@ def record(
     Raises:
         RunDirectoryError: on entering, if the folder holds something already or can't be written.
         UserError: a setting is outside its range, no optimizer is given, a tensor can't be read here (spread over
-            ranks otherwise than as a DTensor of all of them, without elements), or ``resume`` is no recorder's state.
+            ranks otherwise than as a DTensor of all of them, without elements), a tracker is unknown or its package
+            is missing, or ``resume`` is no recorder's state.
             Where one rank refuses, all do, and nothing has been made.
     """
     ranks = _ranks(model, optimizer, distributed)
@@ -115,6 +122,7 @@ def record(
     with Agreement(ranks).together():
         _refuse_settings(config, resume, exists)
         _refuse_cadence(detail, every, spectral_every)
+        exports = LiveExports(export, opens=ranks.is_first)
         optimizers = optimizers_in(optimizer, model, ranks=ranks)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
@@ -142,7 +150,17 @@ def record(
             finder=Finder(findings, on_finding, stop_on),
             resume=resume,
             ranks=ranks,
+            exports=exports,
         )
+
+
+def exports_named(trackers: Sequence[str], layers: Sequence[str]) -> list[Export]:
+    """Exports to trackers, each with the same ``layers``.
+
+    Raises:
+        UserError: there is no such tracker.
+    """
+    return [Export(name, layers=layers) for name in trackers]
 
 
 def _refuse_settings(config: Mapping[str, Any] | None, resume: Mapping[str, Any] | None, exists: str) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.collectives import Ranks
+    from tvlars_probe.exports.live import LiveExports
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.probes.failures import Probe, ProbeFailures
     from tvlars_probe.probes.rows.finding import Finder
@@ -62,10 +63,11 @@ class Recorder:
         resume: Mapping[str, Any] | None,
         ranks: Ranks,
         finder: Finder,
+        exports: LiveExports,
     ) -> None:
         begun = resume or {"step": 0, "samples": 0, "tokens": 0, "phase": ONLY_PHASE, "rates": {}}
         self.path, self.manifest, self.interrupted = path, manifest, False
-        self._resume, self._session = resume, Session(path)
+        self._resume, self._session = resume, Session(path, exports)
         self._recording = Recording(
             model,
             optimizers,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from tvlars_probe.exports.live import LiveExports
     from tvlars_probe.probes.events.agreement import Agreement
     from tvlars_probe.traces.journal import Journal
 
@@ -26,13 +27,14 @@ class Session:
 
     Args:
         path: the run directory.
+        exports: what trackers are sent of the run.
 
     Attributes:
         journal: the run's journal on rank 0; None on other ranks, and before `enter`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, exports: LiveExports) -> None:
+        self.path, self._exports = path, exports
         self.journal: Journal | None = None
         self._is_recording, self._pid = False, os.getpid()
 
@@ -68,6 +70,8 @@ class Session:
                 self.journal.abandon() if is_new else self.journal.release()
                 self.journal = None
             raise
+        if self.journal is not None:
+            self._exports.begin(self.journal)
 
     def begin(self, leave: Callable[[type[BaseException] | None, BaseException | None], None]) -> None:
         """Record from now on. If the block is never left, ``leave`` is called when the interpreter ends."""
@@ -117,9 +121,14 @@ class Session:
             raise
         finally:
             self._is_recording = False
-            self._finish(status, error)
-        for text in texts:
-            warnings.warn(text, stacklevel=4)  # at the end, for a warning may be an error
+            # Before the last word is written into the manifest: it tells what trackers lack.
+            unsent: list[str] = []
+            try:
+                unsent = self._exports.end(status)
+            finally:
+                self._finish(status, error)
+        for text, kind_of_warning in [*((t, UserWarning) for t in texts), *((t, RuntimeWarning) for t in unsent)]:
+            warnings.warn(text, kind_of_warning, stacklevel=4)  # at the end, for a warning may be an error
 
     def _finish(self, status: str, error: BaseException | None) -> None:
         """Save the status. If that fails while an error is on its way, that error is the one that is raised."""

@@ -77,6 +77,8 @@ class RecordConfig:
         train_eval_samples: training samples evaluated at each epoch's end; 0 leaves this evaluation out.
         findings: ids of the rules that look for what is wrong, or "default", "all" or "none".
         stop_on: ids of rules whose findings end the run.
+        export: names of the trackers that are sent the run while it trains.
+        export_layers: patterns of the tensors of which they get all figures.
     """
 
     detail: str = "full"
@@ -90,6 +92,8 @@ class RecordConfig:
     train_eval_samples: int = 10_000
     findings: tuple[str, ...] = ("default",)
     stop_on: tuple[str, ...] = ()
+    export: tuple[str, ...] = ()
+    export_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.detail not in DETAILS:
@@ -111,6 +115,8 @@ class RecordConfig:
             raise UserError(f"--checkpoint-steps {self.checkpoint_steps} is too few (allowed: 1 or more)")
         if self.checkpoint_minutes is not None and not 0 < self.checkpoint_minutes < math.inf:
             raise UserError(f"--checkpoint-minutes {self.checkpoint_minutes:g} is no time (allowed: above 0, finite)")
+        if self.export_layers and not self.export:
+            raise UserError("--export-layers says what trackers get: name them by --export")
         if self.on_probe_error not in ON_PROBE_ERROR:
             raise unknown("--on-probe-error", self.on_probe_error, ON_PROBE_ERROR)
         for name in ("findings", "stop_on"):

@@ -6,7 +6,7 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import DataError
-from tvlars_probe.probes.record import record
+from tvlars_probe.probes.record import exports_named, record
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.launching.stop_signals import StopSignals
 from tvlars_probe.runners.phases.loop import Training
@@ -130,6 +130,7 @@ def _recorder(
         stop_on=recording.stop_on,
         manifest=_manifest(job, trainings),
         resume=state["recorder"] if state else job.blank_state,
+        export=exports_named(recording.export, recording.export_layers),
     )
     recorder.stop_by_flag()
     recorder.phase = training.phase.name
