@@ -144,7 +144,7 @@ def main(tensors: int, seconds: float, large: int, count: int, rounds: int) -> N
             Figure(what=f"a core's share that watch takes, {tensors:,} tensors", value=used / followed, aim=0.05,
                    note=f"processor {used:.2f} s in {followed:.0f} s and {steps:,} steps"),
             Figure(what=f"watch --once, {size}, finished", value=medians["finished"], aim=1, unit="s",
-                   note=notes["finished"], floor="other work on the machine, where the processor's time is less"),
+                   note=notes["finished"], floor="half a second of imports, and a million rows"),
             Figure(what=f"watch --once, {size}, unfinished", value=medians["unfinished"], aim=1, unit="s",
                    note=notes["unfinished"]),
             Figure(what=f"watch --once, a folder of {count} runs", value=medians["runs"], aim=1, unit="s",
