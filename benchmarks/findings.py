@@ -28,6 +28,7 @@ from benchmarks.figures import Figure, save
 from benchmarks.planted_findings import PLANTED, plant
 from tvlars_probe import open_run
 from tvlars_probe.data.registry import DataConfig
+from tvlars_probe.findings.ids import DEFAULT
 from tvlars_probe.findings.inspector import RULES, Inspector
 from tvlars_probe.findings.window import Tensors, Window
 from tvlars_probe.models.backbones import ModelConfig
@@ -136,7 +137,7 @@ def table(sound: int, wrong: dict[str, list[str]], planted: dict[str, tuple[int,
         share = f"{count} of {sound} ({100 * interval.low:.1f} to {100 * interval.high:.1f} %)"
         lines.append(
             f"| `{name}` | {rule.about} | {PLANTED[name].about}, step {step} | "
-            f"{'not found' if found is None else found} | {share} | {'on' if rule.is_default else 'off'} |"
+            f"{'not found' if found is None else found} | {share} | {'on' if name in DEFAULT else 'off'} |"
         )
     return "\n".join(lines)
 
@@ -166,7 +167,6 @@ def main(seeds: int, runs: int | None, folder: Path | None, writes: bool) -> Non
         print(f"{name}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
     if writes:
         write(text)
-    on = [name for name, rule in RULES.items() if rule.is_default]
     costs: list[Any] = [(rows, flush_milliseconds(rows)) for rows in (1, 50)]
     figures = [
         Figure(
@@ -175,7 +175,7 @@ def main(seeds: int, runs: int | None, folder: Path | None, writes: bool) -> Non
         ),
         Figure(
             what="highest rate of false alarms of a rule that is on by default",
-            value=max(len(wrong.get(name, ())) for name in on) / max(sound, 1), aim=MOST_FALSE,
+            value=max(len(wrong.get(name, ())) for name in DEFAULT) / max(sound, 1), aim=MOST_FALSE,
             note=f"{sound} sound runs",
         ),
         *(

@@ -7,11 +7,14 @@ import pytest
 
 from tests.findings.windows import NAMES, inspected, rows_of, tensors, window_of
 from tvlars_probe.errors import UserError
-from tvlars_probe.findings.inspector import DEFAULT, MOST, RULES, Inspector, known_rules
+from tvlars_probe.findings.ids import DEFAULT, IDS, OFF, known_rules
+from tvlars_probe.findings.inspector import MOST, RULES, Inspector
 
 
 def test_ids_never_change() -> None:
-    assert [*RULES] == [
+    assert tuple(RULES) == IDS
+    assert {*OFF} < {*IDS}
+    assert [*IDS] == [
         "non_finite", "loss_spike", "grad_spike", "ratio_clamped", "ratio_vanished", "phi_dead",
         "excluded_overwritten", "update_below_rounding",
     ]  # fmt: skip

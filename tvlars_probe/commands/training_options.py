@@ -11,7 +11,7 @@ from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
 from tvlars_probe.exports.budget import TRACKERS
-from tvlars_probe.findings.inspector import RULES, WORDS
+from tvlars_probe.findings.ids import IDS, WORDS
 from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
 from tvlars_probe.models.initialization import INITIALIZATIONS
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
@@ -220,11 +220,11 @@ _OPTIONS = (
         help="Measure the spectral norms of weights and updates every so many steps.",
     ),
     option(
-        "--findings", section=_RECORDING, greedy=True, type=_choice((*WORDS, *RULES)), default=("default",),
+        "--findings", section=_RECORDING, greedy=True, type=_choice((*WORDS, *IDS)), default=("default",),
         help="Rules that look for what is wrong while the run trains.",
     ),
     option(
-        "--stop-on", section=_RECORDING, greedy=True, type=_choice(RULES), show_default="none",
+        "--stop-on", section=_RECORDING, greedy=True, type=_choice(IDS), show_default="none",
         help="End the run, with a checkpoint, when one of these rules finds something.",
     ),
     option(

@@ -15,7 +15,7 @@ class Finding:
 
     Attributes:
         step: the step in which it begins.
-        rule: id of the rule, one of `tvlars_probe.findings.inspector.RULES`.
+        rule: id of the rule, one of `tvlars_probe.findings.ids.IDS`.
         parameter: name of the tensor it is about; None where it is about the whole model.
         value: what the rule compares.
         threshold: what it compares the value with; None for a rule without one.

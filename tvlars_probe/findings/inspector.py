@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import unknown
+from tvlars_probe.findings.ids import DEFAULT
 from tvlars_probe.findings.non_finite import NonFinite
 from tvlars_probe.findings.of_tensors import ExcludedOverwritten, RatioClamped, RatioVanished, UpdateBelowRounding
 from tvlars_probe.findings.of_the_model import GradSpike, LossSpike, PhiDead
@@ -32,33 +32,8 @@ RULES: dict[str, type[FindingRule]] = {
 }
 """The rules by their ids."""
 
-DEFAULT = tuple(name for name, rule in RULES.items() if rule.is_default)
-"""The ids of the rules that are on unless asked otherwise."""
-
 MOST = 100
 """Findings of one rule in a run; with the last of them the rule falls silent."""
-
-
-WORDS = {"default": DEFAULT, "all": tuple(RULES), "none": ()}
-"""Words that stand for several rules."""
-
-
-def known_rules(names: Iterable[str], what: str) -> tuple[str, ...]:
-    """The ids of the rules that are named, once each.
-
-    Args:
-        names: ids of rules, or one of `WORDS`.
-        what: the name of the argument or option that gave them.
-
-    Raises:
-        UserError: there is no such rule.
-    """
-    found: list[str] = []
-    for name in [names] if isinstance(names, str) else names:
-        if name not in RULES and name not in WORDS:
-            raise unknown(f"rule in {what}", str(name), (*RULES, *WORDS))
-        found += WORDS.get(name, (name,))
-    return tuple(dict.fromkeys(found))
 
 
 class Inspector:

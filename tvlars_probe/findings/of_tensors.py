@@ -73,7 +73,6 @@ class RatioClamped(_TensorRule):
 
     name = "ratio_clamped"
     about = "‖w‖, the divisor or the trust ratio of a tensor is at its clamp"
-    is_default = False
     sentence = "the trust ratio of {name} is clamped: {value:.4g} is at or beyond its bound {threshold:.4g}"
 
     def find(self, window: Window) -> Iterator[Finding]:
@@ -155,7 +154,6 @@ class ExcludedOverwritten(_TensorRule):
         "‖Δw‖ ≥ ‖w‖ for a tensor that is left out of the trust ratio; tensors that begin at zero are passed over, "
         "since their first updates are all they are"
     )
-    is_default = False
     sentence = "one update overwrites {name}, which has no trust ratio: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}"
 
     def __init__(self) -> None:

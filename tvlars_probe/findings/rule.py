@@ -26,12 +26,10 @@ class FindingRule(ABC):
     Attributes:
         name: its id, which never changes.
         about: what it finds, in half a sentence.
-        is_default: whether it is on unless asked otherwise. Rules that more than 5 % of sound runs break are off.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
-    is_default: ClassVar[bool] = True
 
     @abstractmethod
     def find(self, window: Window) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError, unknown
-from tvlars_probe.findings.inspector import known_rules
+from tvlars_probe.findings.ids import known_rules
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import UserError
 from tvlars_probe.findings.finding import finding_columns
-from tvlars_probe.findings.inspector import Inspector, known_rules
+from tvlars_probe.findings.ids import known_rules
+from tvlars_probe.findings.inspector import Inspector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
