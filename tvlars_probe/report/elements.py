@@ -88,8 +88,14 @@ def _is_told(figure: Figure) -> bool:
     return figure.value is not None and math.isfinite(figure.value)
 
 
-def section_of(section: Section, specs: dict[str, Any]) -> str:
-    """A section with its charts' places; their specifications are added to ``specs``, by the names of the places."""
+def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart") -> str:
+    """A section with its charts' places; their specifications are added to ``specs``, by the names of the places.
+
+    Args:
+        section: the section.
+        specs: specifications by name.
+        places: what the names begin with.
+    """
     parts = [f'<section id="{section.anchor}">']
     if section.verdict is None:
         parts.append(f"<h2>{escape(section.title)}</h2>")
@@ -101,7 +107,7 @@ def section_of(section: Section, specs: dict[str, Any]) -> str:
             f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}</p>"
         )
     for spec in section.specs:
-        name = f"chart-{len(specs)}"
+        name = f"{places}-{len(specs)}"
         heading = spec.get("title") or {}
         seen, of = (escape(str(heading.get(part, ""))) for part in ("text", "subtitle"))
         # The caption shows the title, as text that wraps to the width of the page.
