@@ -80,6 +80,6 @@ def page(kind: str, title: str, bar: str, main: str, **data: str) -> str:
         '<link rel="stylesheet" href="page.css"><link rel="stylesheet" href="board.css">\n'
         f'{drawing}<script src="board.js" defer></script>\n</head>\n<body{attributes}>\n'
         f'<header><h1>{text(title)}</h1><div class="bar">{bar}</div></header>\n'
-        f'<p id="lost" role="alert" hidden>The board can\'t be reached: it was closed, or the connection was lost.</p>\n'
+        '<p id="lost" role="alert" hidden>The board can\'t be reached: it was closed, or the connection was lost.</p>\n'
         f"<main>\n{main}</main>\n</body>\n</html>\n"
     )

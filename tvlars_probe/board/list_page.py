@@ -32,7 +32,7 @@ def list_page(folder: Path) -> str:
     )
     heads = "".join(f'<th role="columnheader" scope="col">{name}</th>' for name in ("compare", *COLUMNS))
     main = (
-        f'<p class="hint">Runs below {text(folder)}</p><p id="count" role="status">Reading …</p>\n'
+        f'<p class="quiet">Runs below {text(folder)}</p><p id="count" role="status">Reading …</p>\n'
         '<table class="runs" role="table" aria-label="Runs"><thead role="rowgroup">'
         f'<tr role="row">{heads}</tr></thead><tbody id="rows" role="rowgroup"></tbody></table>\n'
     )
@@ -62,4 +62,5 @@ def _row(run: ListedRun) -> str:
     inner = "".join(
         f'<td role="cell" data-of="{name}"{"" if cell else " class=empty"}>{cell}</td>' for name, cell in cells
     )
-    return f'<tr role="row" data-key="{run.key}" data-status="{run.status}" data-words="{attribute(words, 1000)}">{inner}</tr>'
+    told = f'data-key="{run.key}" data-status="{run.status}" data-words="{attribute(words, 1000)}"'
+    return f'<tr role="row" {told}>{inner}</tr>'

@@ -19,7 +19,7 @@ MOST_FINDINGS = 50
 
 QUANTITIES = {"trust_ratio": "trust ratio", "grad_norm": "‖g‖", "relative_update": "‖Δw‖/‖w‖"}
 
-_WAITING = '<p class="hint waiting">Reading …</p>'
+_WAITING = '<p class="quiet">Reading …</p>'
 
 _OPERATORS = {"hessian": "sharpness", "effective": "effective sharpness", "relative": "relative sharpness"}
 
@@ -60,7 +60,7 @@ def compare_page(keys: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _heavy(what: str) -> str:
-    return f'<p class="hint waiting">Verdicts and charts of {what} are being made …</p>'
+    return f'<p class="quiet">Verdicts and charts of {what} are being made …</p>'
 
 
 def parts(state: LiveState) -> dict[str, str]:
@@ -80,19 +80,19 @@ def said(state: LiveState) -> str:
 
 
 def _none(what: str) -> str:
-    return f'<p class="hint">No {what} is on record.</p>'
+    return f'<p class="quiet">No {what} is on record.</p>'
 
 
 def _findings(state: LiveState) -> str:
     if not state.findings:
-        return '<p class="hint">None on record.</p>'
+        return '<p class="quiet">None on record.</p>'
     newest = state.findings[::-1][:MOST_FINDINGS]
     rows = "".join(
         f'<li><b>step {one.step:,}</b> <span class="rule">{text(one.rule, 60)}</span> {text(one.text, 600)}</li>'
         for one in newest
     )
     more = state.finding_count - len(newest)
-    note = f'<p class="hint">… and {counted(more, "earlier finding")}</p>' if more > 0 else ""
+    note = f'<p class="quiet">… and {counted(more, "earlier finding")}</p>' if more > 0 else ""
     return f'<ol class="findings">{rows}</ol>{note}'
 
 
@@ -140,7 +140,7 @@ def _furthest(quantity: str, furthest: Furthest) -> str:
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("tensor", quantity, "its median", "factor"))
     title = f"{quantity}, step {furthest.step:,}"
     if not rows:
-        return f'<p class="hint">{escape(title)}: every tensor is at its median.</p>'
+        return f'<p class="quiet">{escape(title)}: every tensor is at its median.</p>'
     return (
         f'<div class="scroll"><table><caption>{escape(title)}</caption><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
