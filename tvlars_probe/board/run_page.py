@@ -6,6 +6,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.names import drawable
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.board.elements import attribute, duration, number, page, progress, status_badge, text
 
@@ -101,7 +102,7 @@ def _state(state: LiveState) -> str:
     notes = "".join(f"<li>{text(note, 400)}</li>" for note in state.notes[-3:])
     listed = f'<ul class="notes">{notes}</ul>' if notes else ""
     cards = "".join(
-        f'<div class="figure"><dt>{escape(name)}</dt><dd>{shown}</dd></div>' for name, shown in _figures(state)
+        f'<div class="figure"><dt>{attribute(name)}</dt><dd>{shown}</dd></div>' for name, shown in _figures(state)
     )
     return (
         f'<p class="now">{status_badge(state.status)} {progress(state.steps_done, state.steps_total)}</p>{trouble}'
@@ -133,8 +134,10 @@ def _furthest(quantity: str, furthest: Furthest) -> str:
     if furthest.step is None:
         return ""
     rows = "".join(
-        f'<tr data-layer="{escape(one.parameter)}"><td>{text(one.parameter)}</td><td class=n>{number(one.value)}</td>'
-        f"<td class=n>{number(one.median)}</td><td class=n>{number(one.factor, '.3g')}</td></tr>"
+        # As charts have the name: a click on the row selects the tensor there.
+        f'<tr data-layer="{escape(drawable(one.parameter))}"><td>{text(one.parameter)}</td>'
+        f"<td class=n>{number(one.value)}</td><td class=n>{number(one.median)}</td>"
+        f"<td class=n>{number(one.factor, '.3g')}</td></tr>"
         for one in furthest.tensors
     )
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("tensor", quantity, "its median", "factor"))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import uvicorn
+
 HOST, PORT = "127.0.0.1", 8765
 
 
@@ -26,16 +28,21 @@ def listening(port: int | None) -> socket.socket:
     """
     wanted = PORT if port is None else port
     try:
-        return _bound(wanted)
+        return bound_to(wanted)
     except OSError as error:
         if port is not None:
             raise UserError(
                 f"--port {port} can't be had: {error.strerror or error}; leave it out to have a free one chosen"
             ) from None
-    return _bound(0)
+    return bound_to(0)
 
 
-def _bound(port: int) -> socket.socket:
+def bound_to(port: int) -> socket.socket:
+    """A socket that listens at a port of this machine's own address; 0 is any free one.
+
+    Raises:
+        OSError: the port can't be had.
+    """
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,12 +59,12 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def serve(folder: Path, listener: socket.socket, token: str, begun: Callable[[str], None]) -> None:
-    """Answer until a signal comes.
+def server_of(folder: Path, listener: socket.socket, token: str, begun: Callable[[str], None]) -> uvicorn.Server:
+    """A server that answers on a socket once it is run with it.
 
     Args:
         folder: the folder of runs.
-        listener: the socket, which is closed at the end.
+        listener: the socket.
         token: the token that every address begins with.
         begun: called once with the address, when it is answered.
     """
@@ -79,12 +86,15 @@ def serve(folder: Path, listener: socket.socket, token: str, begun: Callable[[st
     )
 
     class Server(uvicorn.Server):
-        """A server that says when it answers."""
-
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             if self.started:
                 begun(f"http://{HOST}:{port}/{token}/")
 
+    return Server(config)
+
+
+def serve(folder: Path, listener: socket.socket, token: str, begun: Callable[[str], None]) -> None:
+    """Answer until a signal comes. The arguments are those of `server_of`; the socket is closed at the end."""
     with listener:
-        Server(config).run(sockets=[listener])
+        server_of(folder, listener, token, begun).run(sockets=[listener])

@@ -8,6 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.admission.names import printable
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts.export import vega_lite_version
 from tvlars_probe.charts.names import shortened
@@ -44,12 +45,17 @@ def resource(name: str) -> str:
     return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def plain(text: str) -> str:
+    """A text of a run for a page: control characters and marks of writing direction spelt out, and escaped."""
+    return escape(printable(text))
+
+
 def layer_picker(report: Report) -> str:
     """The list that selects a layer; empty where there are no layers."""
     if not report.layers:
         return ""
     labels = shortened(report.layers, _OPTION, len)
-    options = "".join(f'<option value="{escape(name)}">{escape(labels[name])}</option>' for name in report.layers)
+    options = "".join(f'<option value="{escape(name)}">{plain(labels[name])}</option>' for name in report.layers)
     return f'<label>Layer <select id="layer"><option value="">all</option>{options}</select></label>'
 
 
@@ -68,9 +74,9 @@ def _card(section: Section) -> str:
     verdict = section.verdict
     assert verdict is not None
     return (
-        f'<a class="card {_tone(verdict)}" href="#{section.anchor}"><span class="of">{escape(section.title)}</span>'
-        f'<span class="question">{escape(verdict.question)}</span><strong>{escape(verdict.answer)}</strong>'
-        f'<span class="number">{escape(_number(verdict))}</span></a>'
+        f'<a class="card {_tone(verdict)}" href="#{section.anchor}"><span class="of">{plain(section.title)}</span>'
+        f'<span class="question">{plain(verdict.question)}</span><strong>{plain(verdict.answer)}</strong>'
+        f'<span class="number">{plain(_number(verdict))}</span></a>'
     )
 
 
@@ -98,25 +104,25 @@ def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart"
     """
     parts = [f'<section id="{section.anchor}">']
     if section.verdict is None:
-        parts.append(f"<h2>{escape(section.title)}</h2>")
+        parts.append(f"<h2>{plain(section.title)}</h2>")
     else:
         v = section.verdict
         parts.append(
-            f"<h2><span>{escape(section.title)}</span> {escape(v.question)} "
-            f'<em class="{_tone(v)}">{escape(v.answer)}</em></h2>'
-            f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}</p>"
+            f"<h2><span>{plain(section.title)}</span> {plain(v.question)} "
+            f'<em class="{_tone(v)}">{plain(v.answer)}</em></h2>'
+            f"<p>{plain(v.reason[:1].upper() + v.reason[1:])}</p>"
         )
     for spec in section.specs:
         name = f"{places}-{len(specs)}"
         heading = spec.get("title") or {}
-        seen, of = (escape(str(heading.get(part, ""))) for part in ("text", "subtitle"))
+        seen, of = (plain(str(heading.get(part, ""))) for part in ("text", "subtitle"))
         # The caption shows the title, as text that wraps to the width of the page.
         specs[name] = {key: value for key, value in spec.items() if key != "title"}
         parts.append(
             f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
             f'<div class="chart" id="{name}" role="img" aria-label="{seen}"></div></figure>'
         )
-    parts += [f"<p>{escape(note)}</p>" for note in section.notes]
+    parts += [f"<p>{plain(note)}</p>" for note in section.notes]
     if section.verdict is not None and section.verdict.figures:
         parts.append(_figures(section.verdict))
     parts += [table_of(table, folded=len(table.frame) > 12) for table in section.tables]
@@ -126,8 +132,8 @@ def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart"
 def _figures(verdict: Verdict) -> str:
     """The known figures of a verdict, folded."""
     rows = "".join(
-        f"<tr><td>{escape(f.name.replace('_', ' '))}</td><td class=n>{escape(f.text)}</td>"
-        f"<td>{escape(f.meaning)}</td></tr>"
+        f"<tr><td>{plain(f.name.replace('_', ' '))}</td><td class=n>{plain(f.text)}</td>"
+        f"<td>{plain(f.meaning)}</td></tr>"
         for f in verdict.figures
         if _is_told(f)
     )
@@ -138,14 +144,14 @@ def _figures(verdict: Verdict) -> str:
 
 def table_of(table: ReportTable, *, folded: bool = False) -> str:
     """A table with its title, which can be folded; of its rows at most `MOST_TABLE_ROWS`."""
-    heads = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings.values())
+    heads = "".join(f"<th>{plain(heading)}</th>" for heading in table.headings.values())
     shown = table.frame.head(MOST_TABLE_ROWS)
     rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))
     more = len(table.frame) - len(shown)
     note = f"<p>… and {counted(more, 'more row')}</p>" if more else ""
     body = f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
     state = "" if folded else " open"
-    return f"<details{state}><summary>{escape(table.title)} ({len(table.frame)})</summary>{body}</details>"
+    return f"<details{state}><summary>{plain(table.title)} ({len(table.frame)})</summary>{body}</details>"
 
 
 def _row(row: dict[Any, Any], headings: dict[str, str]) -> str:
@@ -164,4 +170,4 @@ def _cell(name: str, value: Any) -> str:
         # `value % 1` is 0 for a whole number; for infinity it is NaN, which counts as true.
         text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
         return f"<td class=n>{text}</td>"
-    return f"<td>{escape(str(value))}</td>"
+    return f"<td>{plain(str(value))}</td>"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.charts.export import TOOLTIP, script_text
 from tvlars_probe.report.definitions import DEFINITIONS
-from tvlars_probe.report.elements import layer_picker, resource, section_of, vega_bundle, verdict_cards
+from tvlars_probe.report.elements import layer_picker, plain, resource, section_of, vega_bundle, verdict_cards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +27,7 @@ def render(report: Report) -> str:
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-            f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n',
+            f'<title>{plain(title)}</title>\n<link rel="icon" href="data:,">\n',
             f"<style>\n{resource('page.css')}{TOOLTIP}\n</style>\n</head>\n<body>\n",
             _header(title, report),
             f"<main>\n{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
@@ -42,7 +41,7 @@ def render(report: Report) -> str:
 def _header(title: str, report: Report) -> str:
     """The bar at the top, with the list that selects a layer where there are any."""
     return (
-        f'<header><h1>{escape(title)}</h1><div class="bar">{layer_picker(report)}'
+        f'<header><h1>{plain(title)}</h1><div class="bar">{layer_picker(report)}'
         '<span class="hint">A click on a layer selects it in every chart and table.</span>'
         '<button id="print" type="button">Print</button></div></header>\n'
     )
@@ -51,7 +50,7 @@ def _header(title: str, report: Report) -> str:
 def _environment(report: Report) -> str:
     """Configuration and environment of each run, folded."""
     blocks = "".join(
-        f"<details><summary>{escape(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
+        f"<details><summary>{plain(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
         for name, facts in report.manifests.items()
     )
     return f'<section id="environment"><h2>Configuration and environment</h2>{blocks}</section>\n'
@@ -67,9 +66,9 @@ def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[str]:
             for index, item in enumerate(value):
                 yield from _entries(item, f"{label} {index + 1} › ")
         elif value not in (None, "", [], ()):
-            yield f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+            yield f"<dt>{plain(label)}</dt><dd>{plain(str(value))}</dd>"
 
 
 def _definitions() -> str:
-    entries = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS.items())
+    entries = "".join(f"<dt>{plain(term)}</dt><dd>{plain(text)}</dd>" for term, text in DEFINITIONS.items())
     return f'<section id="definitions"><h2>Definitions</h2><dl>{entries}</dl></section>\n'
