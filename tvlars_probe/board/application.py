@@ -46,7 +46,8 @@ class Board:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._list = RunList(folder)
-        self._maker = Maker()
+        # What is quick doesn't wait for what is slow.
+        self._maker, self._quick = Maker(), Maker()
         self.following = Following(folder, self._due)
         self._rows: tuple[str, bytes] = ("", b"")
 
@@ -68,19 +69,26 @@ class Board:
 
     @contextlib.asynccontextmanager
     async def _life(self, _: Any) -> AsyncIterator[None]:
-        # What the first page would wait for: Vega's libraries, and those that charts and verdicts are made with.
-        warming = asyncio.gather(self._file_content("vega.js"), asyncio.to_thread(contents.warm_up))
+        warming = asyncio.create_task(self._warm_up())
         yield
         warming.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await warming
         self.following.close()
-        self._maker.close()
+        for maker in (self._maker, self._quick):
+            maker.close()
+
+    async def _warm_up(self) -> None:
+        """Do what the first page would wait for: load Vega, and what charts and verdicts are made with."""
+        await self._file_content("vega.js")
+        await self._maker.call(contents.warm_up)
 
     async def _list_page(self, _: Request) -> Response:
         return HTMLResponse(list_page.list_page(self.folder))
 
     async def _list_rows(self, request: Request) -> Response:
         """The rows as JSON, or nothing where the page has them already (``known``)."""
-        made = await self._maker.get("rows", object, self._made_rows, at_least=0.5)
+        made = await self._quick.get("rows", object, self._made_rows, at_least=0.5)
         known, content = made.value
         return Response(status_code=204) if request.query_params.get("known") == known else _json(content)
 
@@ -106,7 +114,7 @@ class Board:
         if followed is None:
             raise HTTPException(404, "Nobody follows this run: its page asks for its charts.")
         make = partial(contents.charts, self.folder, path, followed.state)
-        made = await self._maker.get(("charts", key), partial(contents.stamp, [path]), make)
+        made = await self._quick.get(("charts", key), partial(contents.stamp, [path]), make)
         return _json(made.value)
 
     async def _sections(self, request: Request) -> Response:
@@ -120,8 +128,9 @@ class Board:
         return _json(contents.with_cost(made.value, made.seconds, again))
 
     def _due(self, key: str, name: str) -> float:
-        least = following.CHARTS_AT_LEAST if name == "charts" else following.SECTIONS_AT_LEAST
-        return self._maker.due((name, key), least)
+        if name == "charts":
+            return self._quick.due((name, key), following.CHARTS_AT_LEAST)
+        return self._maker.due((name, key), following.SECTIONS_AT_LEAST)
 
     async def _report(self, request: Request) -> Response:
         found = await self._several(request)
