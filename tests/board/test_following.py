@@ -26,6 +26,13 @@ def never(_: str) -> float:
     return float("inf")
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time need pass between two renewals."""
+    monkeypatch.setattr(following, "AT_LEAST", {"charts": 0.0, "sections": 0.0})
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_the_first_look_tells_everything_and_the_next_what_has_changed(tmp_path: Path) -> None:
     run = TrainedRun(tmp_path / "a").train(10)
     followed = Followed(tmp_path, run.path, at_once)
@@ -46,6 +53,7 @@ def test_the_first_look_tells_everything_and_the_next_what_has_changed(tmp_path:
     assert "killed" in followed.look()["state"]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_slow_parts_wait_until_they_are_due(tmp_path: Path) -> None:
     run = TrainedRun(tmp_path / "a").train(10)
     due: list[float] = [0.0]
@@ -58,6 +66,20 @@ def test_slow_parts_wait_until_they_are_due(tmp_path: Path) -> None:
     assert followed.look() == {"charts": 2, "sections": 2}  # no row has come since
     assert followed.look() == {}
     run.end()
+
+
+def test_slow_parts_are_told_of_at_intervals_and_once_more_when_the_run_has_ended(tmp_path: Path) -> None:
+    run = TrainedRun(tmp_path / "a").train(10)
+    due: list[float] = [0.0]
+    followed = Followed(tmp_path, run.path, lambda _: due[0])
+    assert followed.look()["sections"] == 1
+    run.train(1)
+    assert "sections" not in followed.look()  # it was told of a moment ago
+    run.end()
+    due[0] = float("inf")  # an earlier state of it is being made
+    assert "sections" not in followed.look()
+    due[0] = 1e12
+    assert followed.look() == {"charts": 2, "sections": 2}
 
 
 def test_a_page_that_is_opened_later_is_told_what_is_known(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.board.runs import HOSTILE, TrainedRun, damage, everything_below
+from tvlars_probe.board import listing
 from tvlars_probe.board.listing import RunList, refuse_leading_out
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.manifest import Manifest
@@ -62,6 +63,19 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a" / "run.json").write_text(json.dumps({**manifest, "best_test_acc1": 50.0}))
     assert {run.name: run.accuracy for run in runs.runs()} == {"a": 50.0, "b": None}
     assert read == [tmp_path / "a"]
+
+
+def test_losses_that_there_is_no_time_to_read_are_told_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainedRun(tmp_path / "a").train(4)
+    runs = RunList(tmp_path)
+    monkeypatch.setattr(listing, "READING_SECONDS", -1.0)
+    assert (runs.runs()[0].done, runs.runs()[0].loss, runs.is_behind) == (4, None, True)
+    monkeypatch.setattr(listing, "READING_SECONDS", 60.0)
+    assert (runs.runs()[0].loss, runs.is_behind) == (0.5, False)
+    monkeypatch.setattr(listing, "READING_SECONDS", -1.0)
+    assert (runs.runs()[0].loss, runs.is_behind) == (0.5, False)
+    run.train(4).end()
+    assert (runs.runs()[0].loss, runs.is_behind) == (0.5, True)
 
 
 def test_a_damaged_run_is_listed_as_damaged(tmp_path: Path) -> None:

@@ -78,11 +78,14 @@ def test_the_command_prints_an_address_answers_and_ends(tmp_path: Path, end: sig
         assert address is not None
         with contextlib.closing(http.client.HTTPConnection(HOST, int(address[1]), timeout=60)) as page:
             page.request("GET", f"{address[2]}rows")
-            assert b"one" in page.getresponse().read()
-            # A page that is open listens without end.
-            page.request("GET", f"{address[2]}events?run=0")
-            assert page.getresponse().status == 404
-        board.send_signal(end)
+            rows = page.getresponse().read().decode()
+            key = re.search(r"data-key=..(\w+)", rows)
+            assert key is not None
+            page.request("GET", f"{address[2]}events?run={key[1]}")
+            answer = page.getresponse()
+            assert next(line for line in iter(answer.readline, b"") if b"completed" in line)
+            board.send_signal(end)  # while a page listens
+            answer.read()
         assert board.stderr is not None
         out, err = board.stdout.read(), board.stderr.read()
     assert board.returncode == (0 if end is signal.SIGINT else -end)

@@ -49,7 +49,7 @@ class Board:
         # What is quick doesn't wait for what is slow.
         self._maker, self._quick = Maker(), Maker()
         self.following = Following(folder, self._due)
-        self._rows: tuple[str, bytes] = ("", b"")
+        self._is_ending = False
 
     def application(self, *, token: str, port: int) -> Guard:
         """The whole as an ASGI application, for a server at that port."""
@@ -67,6 +67,11 @@ class Board:
         errors: dict[Any, Any] = {HTTPException: _not_answered}
         return Guard(Starlette(routes=routes, exception_handlers=errors, lifespan=self._life), token=token, port=port)
 
+    def hang_up(self) -> None:
+        """End what pages listen to, which has no end of its own: the server waits for it when it is to end."""
+        self._is_ending = True
+        self.following.wake()
+
     @contextlib.asynccontextmanager
     async def _life(self, _: Any) -> AsyncIterator[None]:
         warming = asyncio.create_task(self._warm_up())
@@ -79,7 +84,8 @@ class Board:
             maker.close()
 
     async def _warm_up(self) -> None:
-        """Do what the first page would wait for: load Vega, and what charts and verdicts are made with."""
+        """Do what the first pages would wait for: list the runs, load Vega and what verdicts are made with."""
+        await self._quick.get("rows", object, self._made_rows, at_least=0.5)
         await self._file_content("vega.js")
         await self._maker.call(contents.warm_up)
 
@@ -97,7 +103,7 @@ class Board:
         html = list_page.rows(runs)
         known = str(hash(html))
         more = max(len(runs) - list_page.MOST_RUNS, 0)
-        content = {"known": known, "html": html, "left_out": more}
+        content = {"known": known, "html": html, "left_out": more, "is_behind": self._list.is_behind}
         return known, json.dumps(content).encode()
 
     async def _run_page(self, request: Request) -> Response:
@@ -121,16 +127,18 @@ class Board:
         found = await self._several(request)
         paths = [*found.values()]
         key = ("sections", *found)
-        made = await self._maker.get(
-            key, partial(contents.stamp, paths), partial(contents.sections, self.folder, paths)
-        )
-        again = max(following.SECTIONS_AT_LEAST, SHARE * made.seconds)
+        followed = self.following.get(next(iter(found)))
+        # Of a run that trains many pages may be open: they share what was made for the first.
+        goes_on = len(paths) == 1 and followed is not None and followed.state.may_go_on
+        at_least = following.AT_LEAST["sections"] if goes_on else None
+        make = partial(contents.sections, self.folder, paths)
+        made = await self._maker.get(key, partial(contents.stamp, paths), make, at_least=at_least)
+        again = max(following.AT_LEAST["sections"], SHARE * made.seconds)
         return _json(contents.with_cost(made.value, made.seconds, again))
 
     def _due(self, key: str, name: str) -> float:
-        if name == "charts":
-            return self._quick.due((name, key), following.CHARTS_AT_LEAST)
-        return self._maker.due((name, key), following.SECTIONS_AT_LEAST)
+        maker = self._quick if name == "charts" else self._maker
+        return maker.due((name, key), following.AT_LEAST[name])
 
     async def _report(self, request: Request) -> Response:
         found = await self._several(request)
@@ -167,13 +175,14 @@ class Board:
         async def stream() -> AsyncIterator[str]:
             try:
                 yield ": begun\n\n"
-                while not await request.is_disconnected():
+                while not self._is_ending and not await request.is_disconnected():
                     try:
                         await asyncio.wait_for(listener.changed.wait(), HEARTBEAT)
                     except TimeoutError:
                         yield ": alive\n\n"
                         continue
-                    yield f"data: {json.dumps(listener.take())}\n\n"
+                    if news := listener.take():
+                        yield f"data: {json.dumps(news)}\n\n"
             finally:
                 followed.leave(listener)
 

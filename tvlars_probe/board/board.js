@@ -36,6 +36,7 @@
     const ticked = new Set();
     let known = "";
     let leftOut = 0;
+    let behind = false;
 
     function choose() {
       const words = place("search").value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -62,6 +63,7 @@
       const focused = document.activeElement && document.activeElement.value;
       known = content.known;
       leftOut = content.left_out;
+      behind = content.is_behind;
       place("rows").innerHTML = content.html;
       const there = new Set();
       for (const tick of place("rows").querySelectorAll("input")) {
@@ -97,7 +99,7 @@
       location.assign(`compare?${[...ticked].map((key) => `run=${key}`).join("&")}`);
     });
     document.addEventListener("visibilitychange", renew);
-    const again = () => renew().then(() => setTimeout(again, AGAIN));
+    const again = () => renew().then(() => setTimeout(again, behind ? AGAIN / 10 : AGAIN));
     again();
   }
 

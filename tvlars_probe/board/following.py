@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ INTERVAL = 1.0
 IDLE_INTERVAL = 3.0
 """The same for a run that doesn't: it may be continued."""
 
-CHARTS_AT_LEAST, SECTIONS_AT_LEAST = 5.0, 30.0
+AT_LEAST = {"charts": 5.0, "sections": 30.0}
 """Seconds between two renewals of the charts of loss and accuracy, and of the verdicts with their charts."""
 
 MOST_FOLLOWED = 16
@@ -77,6 +78,7 @@ class Followed:
         self._parts: dict[str, str] = {}
         self._numbers = {"charts": 0, "sections": 0}
         self._is_behind = dict.fromkeys(self._numbers, False)
+        self._told_at = dict.fromkeys(self._numbers, -math.inf)
 
     @property
     def state(self) -> LiveState:
@@ -119,9 +121,14 @@ class Followed:
                 self._is_behind = dict.fromkeys(self._is_behind, True)
         now = time.monotonic()
         for name, is_behind in self._is_behind.items():
-            if is_behind and now >= self._due(name):
+            due = self._due(name)
+            if state.may_go_on:  # pages don't ask at once for what they are told of
+                due = max(due, self._told_at[name] + AT_LEAST[name])
+            elif due < math.inf:  # the last renewal waits only while an earlier one is being made
+                due = now
+            if is_behind and now >= due:
                 self._numbers[name] += 1
-                self._is_behind[name] = False
+                self._is_behind[name], self._told_at[name] = False, now
                 told[name] = self._numbers[name]
         return self._numbers | told if before is None else told
 
@@ -130,6 +137,11 @@ class Followed:
         why = str(error) if isinstance(error, UserError) else repr(error)
         told = f'<p class="trouble" role="alert">This run can\'t be followed: {text(why, 600)}</p>'
         return {"state": told, **dict.fromkeys(("findings", "furthest", "sharpness"), ""), **self._numbers}
+
+    def wake(self) -> None:
+        """Have all pages look whether there is something to send."""
+        for listener in self._listeners:
+            listener.changed.set()
 
     def tell(self, news: dict[str, Any]) -> None:
         """Tell all pages."""
@@ -185,6 +197,11 @@ class Following:
                 await asyncio.sleep(INTERVAL if followed.state.may_go_on else IDLE_INTERVAL)
         finally:
             del self._followed[key]
+
+    def wake(self) -> None:
+        """Have all pages of all runs look whether there is something to send."""
+        for followed in self._followed.values():
+            followed.wake()
 
     def close(self) -> None:
         """Follow no run any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import find_runs, is_led_out, status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _MOST_ROWS_READ = 1 << 20
@@ -59,20 +61,30 @@ class ListedRun:
     findings: int = 0
 
 
+READING_SECONDS = 0.25
+"""How long parts are read for one list. Of runs whose turn comes later the last loss is told by a later list."""
+
+
 class RunList:
     """Lists the runs below a folder. What hasn't changed since the last time isn't read again.
 
     Args:
         folder: the folder; it may be a run itself.
+
+    Attributes:
+        is_behind: whether the last list lacks losses that are on record: the next ones read them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: dict[tuple[Path, str], tuple[Any, dict[str, Any]]] = {}
         self._paths: dict[str, Path] = {}
+        self._until = 0.0
+        self.is_behind = False
 
     def runs(self) -> list[ListedRun]:
         """All runs now, those that began last first."""
+        self.is_behind, self._until = False, time.monotonic() + READING_SECONDS
         listed = [self._listed(path) for path in find_runs(self.folder)]
         self._paths = {run.key: run.path for run in listed}
         there = {*self._paths.values()}
@@ -101,22 +113,28 @@ class RunList:
         try:
             refuse_leading_out(self.folder, path, whole=False)
             facts = self._once(path, FILE_NAME, self._of_manifest)
-            told = self._once(path, "trace/steps", _of_steps) | self._once(path, "trace/findings", _of_findings)
+            told = self._once(path, "trace/steps", _done) | self._once(path, "trace/findings", _of_findings)
+            told |= self._loss(path)
         except (UserError, OSError) as error:
             return replace(run, error=str(error))
         # Runs without that table have one finding in the manifest at most.
         findings = max(facts["findings"], told.get("findings", 0))
         return replace(run, **facts | told | {"status": status_of(path, facts["status"]), "findings": findings})
 
-    def _once(self, path: Path, name: str, read: Any) -> dict[str, Any]:
+    def _loss(self, path: Path) -> dict[str, Any]:
+        """The last loss; that of the last time while there is no time to read parts."""
+        if time.monotonic() < self._until:
+            return self._once(path, "trace/steps", _last_loss)
+        held = self._read.get((path, _last_loss.__name__))
+        self.is_behind |= held is None or held[0] != _change(path / "trace" / "steps")
+        return {} if held is None else held[1]
+
+    def _once(self, path: Path, name: str, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """What ``read`` makes of a file or folder of a run, as long as that is the same one."""
-        try:
-            about = (path / name).stat()
-        except OSError:
+        if (change := _change(path / name)) is None:
             return {}
-        change = (about.st_mtime_ns, about.st_ino, about.st_size)
-        if (held := self._read.get((path, name))) is None or held[0] != change:
-            held = self._read[path, name] = (change, read(path))
+        if (held := self._read.get((path, read.__name__))) is None or held[0] != change:
+            held = self._read[path, read.__name__] = (change, read(path))
         return held[1]
 
     @staticmethod
@@ -158,14 +176,28 @@ def _is_linked(folder: Path, path: Path) -> bool:
     return path != folder and is_led_out(folder, path)
 
 
-def _of_steps(path: Path) -> dict[str, Any]:
+def _change(place: Path) -> tuple[int, int, int] | None:
+    """What changes when a file or folder is written; None where there is none."""
+    try:
+        about = place.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_ino, about.st_size
+
+
+def _done(path: Path) -> dict[str, Any]:
+    """Steps on record, by the names of the parts."""
     parts = list_parts(path / "trace" / "steps")
-    if not parts:
-        return {}
-    return {"done": parts[-1].last_step + 1, "loss": _last_loss(parts[-1].path)}
+    return {"done": parts[-1].last_step + 1} if parts else {}
 
 
-def _last_loss(part: Path) -> float | None:
+def _last_loss(path: Path) -> dict[str, Any]:
+    """The last loss on record."""
+    parts = list_parts(path / "trace" / "steps")
+    return {"loss": _last_loss_of(parts[-1].path)} if parts else {}
+
+
+def _last_loss_of(part: Path) -> float | None:
     """The last loss of a part of ``steps``; None where it can't be had."""
     import pyarrow as pa
     import pyarrow.parquet as pq

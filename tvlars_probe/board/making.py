@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,8 @@ THREADS = 2
 MOST_KEPT = 16
 """Results that are kept, the ones asked for last."""
 
-SHARE = 25
-"""A thing is made again at the earliest after so many times what it took: that is 4 % of a core."""
+SHARE = 60
+"""A thing is made again at the earliest after so many times what it took: that is at most 1.7 % of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Maker:
         self, key: Hashable, stamp: Callable[[], Hashable], make: Callable[[], Any], at_least: float | None
     ) -> Made:
         kept = self._kept.get(key)
-        if kept is not None and at_least is not None and time.monotonic() < self.due(key, at_least):
+        if kept is not None and at_least is not None and time.monotonic() < _due(kept, at_least):
             return kept
 
         def work() -> Made:
@@ -89,9 +90,11 @@ class Maker:
         return made
 
     def due(self, key: Hashable, at_least: float) -> float:
-        """When, by `time.monotonic`, a thing may be made again."""
+        """When, by `time.monotonic`, a thing may be made again; infinite while it is being made."""
+        if key in self._being_made:
+            return math.inf
         kept = self._kept.get(key)
-        return 0.0 if kept is None else kept.at + max(at_least, SHARE * kept.seconds)
+        return 0.0 if kept is None else _due(kept, at_least)
 
     async def call(self, make: Callable[[], Any]) -> Any:
         """Make something that isn't kept."""
@@ -100,3 +103,7 @@ class Maker:
     def close(self) -> None:
         """Wait for nothing that hasn't begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _due(kept: Made, at_least: float) -> float:
+    return kept.at + max(at_least, SHARE * kept.seconds)

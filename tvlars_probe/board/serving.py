@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from tvlars_probe.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import FrameType
 
     import uvicorn
 
@@ -73,8 +75,9 @@ def server_of(folder: Path, listener: socket.socket, token: str, begun: Callable
     from tvlars_probe.board.application import Board
 
     port = listener.getsockname()[1]
+    board = Board(folder)
     config = uvicorn.Config(
-        Board(folder).application(token=token, port=port),
+        board.application(token=token, port=port),
         # The log of requests would hold the token.
         access_log=False,
         log_level="error",
@@ -82,14 +85,19 @@ def server_of(folder: Path, listener: socket.socket, token: str, begun: Callable
         ws="none",
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=1,  # pages that are open listen on without end
+        timeout_graceful_shutdown=5,
     )
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
+            self._loop = asyncio.get_running_loop()
             if self.started:
                 begun(f"http://{HOST}:{port}/{token}/")
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self._loop.call_soon_threadsafe(board.hang_up)
+            super().handle_exit(sig, frame)
 
     return Server(config)
 
