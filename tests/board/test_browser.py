@@ -74,6 +74,13 @@ def until(browser: Any, script: str) -> Any:
 DRAWN = "['charts', 'sections'].every(id => document.getElementById(id).dataset.drawn > 0)"
 
 
+def until_drawn(browser: Any) -> None:
+    """Scroll to the verdicts, for which they are made, and wait for them and the other charts."""
+    until(browser, "document.getElementById('charts').dataset.drawn > 0")
+    browser.execute_script("document.getElementById('sections').scrollIntoView()")
+    until(browser, DRAWN)
+
+
 def text_of(browser: Any, element: str) -> str:
     return str(browser.execute_script(f"return document.getElementById('{element}').textContent"))
 
@@ -114,7 +121,7 @@ def test_a_run_started_below_it_appears_moves_and_shows_as_killed(
     steps = "Number(document.querySelector('.steps').textContent.split(' of ')[0].replaceAll(',', ''))"
     first = until(silent, steps)
     until(silent, f"{steps} > {first}")
-    until(silent, DRAWN)
+    until_drawn(silent)
     until(silent, "document.getElementById('charts').dataset.drawn > 1")  # the chart of the loss moves, too
     process.send_signal(signal.SIGKILL)
     until(silent, "document.querySelector('#part-state .badge').textContent === 'killed'")
@@ -148,7 +155,7 @@ def test_hostile_names_are_inert(silent: Any, tmp_path: Path, serve: Callable[[P
         assert silent.execute_script("return document.documentElement.scrollWidth") == width
         for key in board.keys().values():
             show(silent, f"{board.address}run?run={key}", width=width)
-            until(silent, DRAWN)
+            until_drawn(silent)
             assert silent.execute_script("return document.documentElement.scrollWidth") == width
             assert silent.execute_script("return board.charts.errors") == []
             assert silent.execute_script("return document.querySelectorAll('script').length") == 3
@@ -162,7 +169,7 @@ def test_a_real_run_is_drawn_at_any_width(
 ) -> None:
     board = serve(recorded[0].parent)
     show(silent, f"{board.address}run?run={board.keys()[recorded[0].name]}", width=width, scheme=scheme)
-    until(silent, DRAWN)
+    until_drawn(silent)
     drawn = silent.execute_script(
         "return [...document.querySelectorAll('.chart')].map(e => e.querySelector('svg').getBoundingClientRect().width)"
     )
@@ -176,7 +183,7 @@ def test_a_real_run_is_drawn_at_any_width(
 def test_a_layer_is_selected_everywhere(silent: Any, recorded: list[Path], serve: Callable[[Path], Served]) -> None:
     board = serve(recorded[0].parent)
     show(silent, f"{board.address}run?run={board.keys()[recorded[0].name]}")
-    until(silent, DRAWN)
+    until_drawn(silent)
     silent.execute_script("document.querySelector('#part-furthest tr[data-layer]').click()")
     layer = until(silent, "board.charts.layer()")
     assert silent.execute_script("return document.getElementById('layer').value") == layer

@@ -150,11 +150,27 @@
     const key = document.body.dataset.run;
     const seen = {};
     let source = null;
+    let isNear = false;
+
+    // What is slow is made for those who want to see it.
+    function renewSections() {
+      if (!isNear || seen.sections === undefined || seen.sections === drawn.number) return;
+      drawn.number = seen.sections;
+      place("sections").setAttribute("aria-busy", "true");
+      renewPart("sections", `run=${key}`).then(() => place("sections").removeAttribute("aria-busy"));
+    }
+    new IntersectionObserver((entries) => {
+      isNear = entries[entries.length - 1].isIntersecting;
+      renewSections();
+    }, { rootMargin: "100px" }).observe(place("sections"));
 
     function take(news) {
       for (const [name, value] of Object.entries(news)) {
         if (name === "said") place("said").textContent = value;
-        else if (name === "charts" || name === "sections") {
+        else if (name === "sections") {
+          seen[name] = value;
+          renewSections();
+        } else if (name === "charts") {
           if (seen[name] !== value) renewPart(name, `run=${key}`);
           seen[name] = value;
         } else place(`part-${name}`).innerHTML = value;

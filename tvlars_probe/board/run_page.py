@@ -22,6 +22,8 @@ QUANTITIES = {"trust_ratio": "trust ratio", "grad_norm": "‖g‖", "relative_up
 
 _WAITING = '<p class="quiet">Reading …</p>'
 
+_HEAVY = '<h2>Verdicts</h2><p class="quiet">Verdicts and their charts are being made …</p>'
+
 _OPERATORS = {"hessian": "sharpness", "effective": "effective sharpness", "relative": "relative sharpness"}
 
 
@@ -42,7 +44,7 @@ def run_page(key: str, name: str) -> str:
         "Save the report (one file to share)</a>"
     )
     said = '<p id="said" class="unseen" role="status" aria-live="polite"></p>\n'
-    main = f'{said}{parts}<div id="charts">{_WAITING}</div>\n{further}<div id="sections">{_heavy("this run")}</div>\n'
+    main = f'{said}{parts}<div id="charts">{_WAITING}</div>\n{further}<div id="sections">{_HEAVY}</div>\n'
     return page("run", name, bar, main, run=key)
 
 
@@ -56,12 +58,8 @@ def compare_page(keys: Sequence[str], names: Sequence[str]) -> str:
     listed = "".join(
         f'<li><a href="run?run={key}">{text(name)}</a></li>' for key, name in zip(keys, names, strict=True)
     )
-    main = f'<ul class="compared">{listed}</ul><div id="sections">{_heavy("these runs")}</div>\n'
+    main = f'<ul class="compared">{listed}</ul><div id="sections">{_HEAVY}</div>\n'
     return page("compare", f"{counted(len(keys), 'run')} compared", bar, main, run=" ".join(keys))
-
-
-def _heavy(what: str) -> str:
-    return f'<p class="quiet">Verdicts and charts of {what} are being made …</p>'
 
 
 def parts(state: LiveState) -> dict[str, str]:
