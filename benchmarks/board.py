@@ -173,9 +173,8 @@ def main(count: int, large: int, tensors: int, seconds: float, rounds: int) -> N
     figures = [
         Figure(what=f"first list of {count} runs", value=statistics.median(first), aim=1, unit="s",
                note=f"later ones {1000 * statistics.median(later):.0f} ms"),
-        Figure(what=f"page of a run, {size}", value=took["page"], aim=1, unit="s"),
-        Figure(what="its figures", value=took["figures"], aim=1, unit="s"),
-        Figure(what="its loss and accuracy", value=took["charts"], aim=1, unit="s"),
+        Figure(what=f"page of a run, {size}", value=took["page"], aim=1, unit="s",
+               note=f"its figures come after {took['figures']:.1f} s more, its loss after {took['charts']:.1f} s more"),
         Figure(what="the list while its verdicts are made", value=took["list"], aim=1, unit="s",
                note=f"the verdicts and their charts took {took['verdicts']:.1f} s"),
         Figure(what=f"a core's share while a run of {tensors:,} tensors is followed", value=spent / followed, aim=0.05,

@@ -169,11 +169,18 @@ def test_events_tell_of_a_run_that_trains_and_is_killed(tmp_path: Path, serve: C
     assert "killed" in next(news for news in events if "killed" in news.get("state", ""))["state"]
 
 
-def test_charts_are_only_of_runs_that_are_followed(board: Served, recorded: list[Path]) -> None:
-    key = board.keys()[recorded[1].name]
-    assert board.get(f"charts?run={key}").status == 404
-    next(board.events(key))
-    assert board.get(f"charts?run={key}").status == 200
+def test_charts_are_those_of_the_report(board: Served, recorded: list[Path]) -> None:
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.report.content import gather
+    from tvlars_probe.runs import open_run
+
+    content = board.get(f"charts?run={board.keys()[recorded[1].name]}").json
+    report = gather([Source(open_run(recorded[1]))])
+    (curves,) = (section for section in report.sections if section.anchor == "curves")
+    titles = [spec["title"] for spec in curves.specs]
+    plain = [{key: value for key, value in spec.items() if key != "title"} for spec in curves.specs]
+    assert [*content["specs"].values()] == json.loads(json.dumps(plain))
+    assert all(title["text"] in content["html"] for title in titles)
 
 
 def test_beyond_some_runs_no_more_are_followed(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.live.state import LiveState
 
 _TABLES = ("trace", "sharpness", ".")
 
@@ -62,19 +61,17 @@ def opened(folder: Path, runs: Sequence[Path]) -> list[Source]:
     return [Source(run) for run in open_runs([glob.escape(str(run)) for run in runs])]
 
 
-def charts(folder: Path, run: Path, state: LiveState) -> bytes:
+def charts(folder: Path, run: Path) -> bytes:
     """The charts of loss and accuracy, as JSON: ``html``, and ``specs`` by the names of the places in it."""
 
     def make() -> dict[str, Any]:
-        import pandas as pd
-
         from tvlars_probe.charts.curves import loss_bins
         from tvlars_probe.report.content import loss_and_accuracy
         from tvlars_probe.report.elements import section_of
 
         (source,) = opened(folder, [run])
-        # The losses that are followed are few, with the extremes among them: the table isn't read again.
-        losses = pd.DataFrame(list(state.losses), columns=["step", "loss"]).astype({"step": "int64", "loss": float})
+        # Not the losses that are followed: they are few, at uneven distances, which a chart shows as gaps.
+        losses = source.steps(["step", "loss"])
         epochs = source.epochs(["epoch", "test_acc1"])
         specs: dict[str, Any] = {}
         section = loss_and_accuracy([(source.facts, loss_bins(losses))], [(source.facts, epochs)])
