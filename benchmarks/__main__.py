@@ -63,6 +63,10 @@ ENTRIES = {
     "watching": Entry(
         whole=(), smoke=("--tensors", "20", "--seconds", "2", "--large", "50", "--count", "3", "--rounds", "1")
     ),
+    "board": Entry(
+        whole=(),
+        smoke=("--count", "3", "--large", "50", "--tensors", "20", "--seconds", "5", "--rounds", "1"),
+    ),
     "training": Entry(whole=("--rounds", "21"), smoke=("--batch-size", "4", "--rounds", "1")),
     "curvature": Entry(
         whole=("--rounds", "2", "--batch-size", "32"),

@@ -22,6 +22,7 @@ COMMANDS = {
     "check": ("check", "Is a run whole? Set aside what is broken."),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
     "watch": ("watch", "Follow a run while it trains, or a folder of runs."),
+    "board": ("board", "Show runs in a browser, while they train and after."),
     "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
     "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
     "compare": ("compare", "Optimizers, batch sizes and schedules side by side."),

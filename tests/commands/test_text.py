@@ -7,24 +7,11 @@ import pytest
 import torch
 
 import tvlars_probe
-from tvlars_probe.commands.text import one_line, printable
+from tvlars_probe.commands.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain, ‖w‖ and 日本語\n\tas well", "plain, ‖w‖ and 日本語\n\tas well"),
-        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
-        ("line\rover", "line\\x0dover"),
-        ("\u202egnp.exe\x9b2J", "\\u202egnp.exe\\x9b2J"),
-    ],
-)
-def test_control_characters_are_spelt_out(text: str, shown: str) -> None:
-    assert printable(text) == shown
 
 
 @pytest.mark.parametrize("command", ["show", "runs", "check", "warmup", "minimizer", "compare", "replay", "nothing"])

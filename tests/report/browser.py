@@ -23,13 +23,19 @@ def why_not() -> str | None:
 
 
 @contextlib.contextmanager
-def chromium(profile: Path) -> Iterator[Any]:
-    """A browser with a fresh profile and networking off, whose console is kept."""
+def chromium(profile: Path, *, host: str | None = None) -> Iterator[Any]:
+    """A browser with a fresh profile, whose console is kept.
+
+    Args:
+        profile: folder of the profile.
+        host: the one host that it reaches; without one networking is off.
+    """
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    only = () if host is None else (f"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE {host}",)
+    for flag in (*FLAGS, *only, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
@@ -37,7 +43,7 @@ def chromium(profile: Path) -> Iterator[Any]:
         driver.set_page_load_timeout(300)
         driver.set_script_timeout(300)
         driver.execute_cdp_cmd("Network.enable", {})
-        offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        offline = {"offline": host is None, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
         yield driver
     finally:

@@ -13,6 +13,7 @@ import pytest
 from tvlars_probe.analyses.source import Source
 from tvlars_probe.report.content import MOST_DETAILED, gather
 from tvlars_probe.report.definitions import DEFINITIONS
+from tvlars_probe.report.elements import plain
 from tvlars_probe.report.page import render
 from tvlars_probe.runs import open_run
 
@@ -192,6 +193,10 @@ def test_the_list_of_layers_tells_long_names_apart_and_chooses_by_the_whole_name
     assert {*names} <= {*options}
     assert len({options[name] for name in names}) == 2
     assert all(len(label) <= 44 for label in options.values())
+
+
+def test_control_characters_and_marks_of_direction_are_spelt_out() -> None:
+    assert plain("\u202e<b>\x1b[2J") == "\\u202e&lt;b&gt;\\x1b[2J"
 
 
 def test_tooltips_show_names_whole(recorded: list[Path]) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.table import Table
 
+from tvlars_probe.admission.names import printable
 from tvlars_probe.charts.names import shortened
-from tvlars_probe.commands.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -107,25 +107,26 @@ class _Gathered:
     own: list[Section] = field(default_factory=list)
 
 
-def gather(sources: Sequence[Source]) -> Report:
+def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> Report:
     """Analyse the runs one after the other and collect what the page shows.
 
     Args:
-        sources: the runs, one phase of each. The first `MOST_DETAILED` have charts of their own.
+        sources: the runs, one phase of each.
+        most_detailed: of so many runs, the first ones, there are charts of their own.
     """
     found = _Gathered()
     for index, source in enumerate(sources):
-        _analyse(source, found, detailed=index < MOST_DETAILED)
+        _analyse(source, found, detailed=index < most_detailed)
     sections = [*_findings(found), *_over_runs(found), *found.own]
     names: dict[str, None] = {}  # a set that keeps the order of the model
-    for result, _ in found.warmups[:MOST_DETAILED]:
+    for result, _ in found.warmups[:most_detailed]:
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
     return Report(
         runs=_run_table(found),
         sections=tuple(sections),
         manifests={source.facts.name: _environment(source) for source in sources},
         layers=tuple(names),
-        left_out=max(len(sources) - MOST_DETAILED, 0),
+        left_out=max(len(sources) - most_detailed, 0),
     )
 
 
@@ -220,17 +221,26 @@ def _findings(found: _Gathered) -> Iterator[Section]:
         yield Section("findings", "Findings while training", tables=(table,))
 
 
+def loss_and_accuracy(
+    losses: Sequence[tuple[RunFacts, pd.DataFrame]], epochs: Sequence[tuple[RunFacts, pd.DataFrame]]
+) -> Section:
+    """The section of runs' losses, as `curves.loss_bins` gives them, and of their accuracies by epoch."""
+    drawn = _Drawn()
+    drawn.add(lambda: curves.loss_curves(losses))
+    drawn.add(lambda: curves.accuracy_curves(epochs))
+    return drawn.section("curves", "Loss and accuracy", None)
+
+
 def _over_runs(found: _Gathered) -> Iterator[Section]:
     """The sections on all runs together. Of one run these are its loss and accuracy alone."""
     plain = _Drawn()
     comparison = compare(found.rows) if len(found.facts) > 1 else None
-    if comparison is not None:
-        plain.add(lambda: comparisons.comparison_chart(comparison))
+    if comparison is None:
+        yield loss_and_accuracy(found.losses, found.epochs)
+        return
+    plain.add(lambda: comparisons.comparison_chart(comparison))
     plain.add(lambda: curves.loss_curves(found.losses))
     plain.add(lambda: curves.accuracy_curves(found.epochs))
-    if comparison is None:
-        yield plain.section("curves", "Loss and accuracy", None)
-        return
     cells = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)}
     settings = ReportTable("Settings", comparison.table, cells | COMPARISON)
     yield plain.section("comparison", "All runs", comparison.verdict, (settings,))

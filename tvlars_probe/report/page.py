@@ -2,193 +2,55 @@
 
 from __future__ import annotations
 
-import math
-from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.analyses.wording import counted
-from tvlars_probe.charts.export import TOOLTIP, script_text, vega_lite_version
-from tvlars_probe.charts.names import shortened
+from tvlars_probe.charts.export import TOOLTIP, script_text
 from tvlars_probe.report.definitions import DEFINITIONS
+from tvlars_probe.report.elements import layer_picker, plain, resource, section_of, vega_bundle, verdict_cards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tvlars_probe.analyses.verdict import Figure, Verdict
-    from tvlars_probe.report.content import Report, ReportTable, Section
-
-MOST_TABLE_ROWS = 400
-"""Most rows of a table on the page; the commands export all."""
-
-_OPTION = 44
-"""Most letters of a layer in the list of layers: as many as a narrow screen holds."""
-
-TONES = {
-    "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
-    "escaped": "good", "helps": "good", "one basin": "good", "can't tell": "open",
-}  # fmt: skip
-"""By a verdict's answer, the class that gives it its colour in page.css."""
+    from tvlars_probe.report.content import Report
 
 
 def render(report: Report) -> str:
     """The report as the text of an HTML page."""
-    import vl_convert
-
-    # As in `tvlars_probe.charts.export`: page.js finds vegaEmbed through window, and no "</script" ends the element.
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
+    # "<\/script" is the same string to JavaScript, and doesn't end the element.
+    bundle = vega_bundle().replace("</script", "<\\/script")
     names = [str(name) for name in report.runs.frame["run"]]
     title = f"tvlars-probe: {names[0]}" if len(names) == 1 else f"tvlars-probe: {len(names)} runs"
-    # Filled by `_section`: the sections must be made before the script element that holds the specifications.
+    # Filled by `section_of`: the sections must be made before the script element that holds the specifications.
     specs: dict[str, Any] = {}
-    sections = "".join(_section(section, specs) for section in report.sections)
+    sections = "".join(section_of(section, specs) for section in report.sections)
     return "".join(
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-            f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n',
-            f"<style>\n{_resource('page.css')}{TOOLTIP}\n</style>\n</head>\n<body>\n",
+            f'<title>{plain(title)}</title>\n<link rel="icon" href="data:,">\n',
+            f"<style>\n{resource('page.css')}{TOOLTIP}\n</style>\n</head>\n<body>\n",
             _header(title, report),
-            f"<main>\n{_verdicts(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
+            f"<main>\n{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
             f'<script type="application/json" id="specs">{script_text(specs)}</script>\n',
             "<script>", bundle.replace("</script", "<\\/script"), "</script>\n",
-            f"<script>\n{_resource('page.js')}</script>\n</body>\n</html>\n",
+            f"<script>\n{resource('drawing.js')}{resource('page.js')}</script>\n</body>\n</html>\n",
         )
     )  # fmt: skip
 
 
-def _resource(name: str) -> str:
-    """The text of a file in this folder."""
-    return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
-
-
 def _header(title: str, report: Report) -> str:
     """The bar at the top, with the list that selects a layer where there are any."""
-    labels = shortened(report.layers, _OPTION, len)
-    options = "".join(f'<option value="{escape(name)}">{escape(labels[name])}</option>' for name in report.layers)
-    picker = (
-        '<label>Layer <select id="layer"><option value="">all</option>' + options + "</select></label>"
-        if report.layers
-        else ""
-    )
     return (
-        f'<header><h1>{escape(title)}</h1><div class="bar">{picker}'
+        f'<header><h1>{plain(title)}</h1><div class="bar">{layer_picker(report)}'
         '<span class="hint">A click on a layer selects it in every chart and table.</span>'
         '<button id="print" type="button">Print</button></div></header>\n'
     )
 
 
-def _verdicts(report: Report) -> str:
-    """A card for each verdict, and the table of runs."""
-    cards = [_card(section) for section in report.sections if section.verdict is not None]
-    further = "1 further run stands" if report.left_out == 1 else f"{report.left_out} further runs stand"
-    note = f"<p>{further} in the tables and the charts over all runs only.</p>" if report.left_out else ""
-    return (
-        f'<section id="verdicts"><h2>Verdicts</h2><div class="cards">{"".join(cards)}</div>'
-        f"{note}{_table(report.runs)}</section>\n"
-    )
-
-
-def _card(section: Section) -> str:
-    verdict = section.verdict
-    assert verdict is not None
-    return (
-        f'<a class="card {_tone(verdict)}" href="#{section.anchor}"><span class="of">{escape(section.title)}</span>'
-        f'<span class="question">{escape(verdict.question)}</span><strong>{escape(verdict.answer)}</strong>'
-        f'<span class="number">{escape(_number(verdict))}</span></a>'
-    )
-
-
-def _tone(verdict: Verdict) -> str:
-    return TONES.get(verdict.answer, "plain")
-
-
-def _number(verdict: Verdict) -> str:
-    """The figure to show beside the answer: the first that is known, with its meaning."""
-    told = [f for f in verdict.figures if _is_told(f)]
-    return f"{told[0].text}: {told[0].meaning}" if told else ""
-
-
-def _is_told(figure: Figure) -> bool:
-    return figure.value is not None and math.isfinite(figure.value)
-
-
-def _section(section: Section, specs: dict[str, Any]) -> str:
-    """A section with its charts' places; their specifications are added to ``specs``, by the names of the places."""
-    parts = [f'<section id="{section.anchor}">']
-    if section.verdict is None:
-        parts.append(f"<h2>{escape(section.title)}</h2>")
-    else:
-        v = section.verdict
-        parts.append(
-            f"<h2><span>{escape(section.title)}</span> {escape(v.question)} "
-            f'<em class="{_tone(v)}">{escape(v.answer)}</em></h2>'
-            f"<p>{escape(v.reason[:1].upper() + v.reason[1:])}</p>"
-        )
-    for spec in section.specs:
-        name = f"chart-{len(specs)}"
-        heading = spec.get("title") or {}
-        seen, of = (escape(str(heading.get(part, ""))) for part in ("text", "subtitle"))
-        # The caption shows the title, as text that wraps to the width of the page.
-        specs[name] = {key: value for key, value in spec.items() if key != "title"}
-        parts.append(
-            f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
-            f'<div class="chart" id="{name}" role="img" aria-label="{seen}"></div></figure>'
-        )
-    parts += [f"<p>{escape(note)}</p>" for note in section.notes]
-    if section.verdict is not None and section.verdict.figures:
-        parts.append(_figures(section.verdict))
-    parts += [_table(table, folded=len(table.frame) > 12) for table in section.tables]
-    return "".join([*parts, "</section>\n"])
-
-
-def _figures(verdict: Verdict) -> str:
-    """The known figures of a verdict, folded."""
-    rows = "".join(
-        f"<tr><td>{escape(f.name.replace('_', ' '))}</td><td class=n>{escape(f.text)}</td>"
-        f"<td>{escape(f.meaning)}</td></tr>"
-        for f in verdict.figures
-        if _is_told(f)
-    )
-    return (
-        f"<details><summary>What the verdict rests on</summary><div class=scroll><table>{rows}</table></div></details>"
-    )
-
-
-def _table(table: ReportTable, *, folded: bool = False) -> str:
-    heads = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings.values())
-    shown = table.frame.head(MOST_TABLE_ROWS)
-    rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))
-    more = len(table.frame) - len(shown)
-    note = f"<p>… and {counted(more, 'more row')}</p>" if more else ""
-    body = f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
-    state = "" if folded else " open"
-    return f"<details{state}><summary>{escape(table.title)} ({len(table.frame)})</summary>{body}</details>"
-
-
-def _row(row: dict[Any, Any], headings: dict[str, str]) -> str:
-    """A row of a table; ``data-layer`` lets page.js find the rows of the selected layer."""
-    layer = row.get("parameter")
-    mark = f' data-layer="{escape(str(layer))}"' if layer is not None else ""
-    return f"<tr{mark}>" + "".join(_cell(name, row.get(name)) for name in headings) + "</tr>"
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None or value != value:  # NaN differs from itself
-        return "<td></td>"
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
-        return f"<td>{'yes' if value else 'no'}</td>"
-    if isinstance(value, int | float):
-        # `value % 1` is 0 for a whole number; for infinity it is NaN, which counts as true.
-        text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
-        return f"<td class=n>{text}</td>"
-    return f"<td>{escape(str(value))}</td>"
-
-
 def _environment(report: Report) -> str:
     """Configuration and environment of each run, folded."""
     blocks = "".join(
-        f"<details><summary>{escape(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
+        f"<details><summary>{plain(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
         for name, facts in report.manifests.items()
     )
     return f'<section id="environment"><h2>Configuration and environment</h2>{blocks}</section>\n'
@@ -204,9 +66,9 @@ def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[str]:
             for index, item in enumerate(value):
                 yield from _entries(item, f"{label} {index + 1} › ")
         elif value not in (None, "", [], ()):
-            yield f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+            yield f"<dt>{plain(label)}</dt><dd>{plain(str(value))}</dd>"
 
 
 def _definitions() -> str:
-    entries = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS.items())
+    entries = "".join(f"<dt>{plain(term)}</dt><dd>{plain(text)}</dd>" for term, text in DEFINITIONS.items())
     return f'<section id="definitions"><h2>Definitions</h2><dl>{entries}</dl></section>\n'

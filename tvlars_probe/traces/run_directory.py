@@ -252,9 +252,12 @@ def is_held(path: Path) -> bool:
 
 def status(path: Path, manifest: Manifest) -> str:
     """The manifest's status; killed if it says running and no process holds the run."""
-    if manifest.status == "running" and not is_held(path):
-        return "killed"
-    return manifest.status
+    return status_of(path, manifest.status)
+
+
+def status_of(path: Path, noted: str) -> str:
+    """The status of the run at ``path`` whose manifest has the status ``noted``."""
+    return "killed" if noted == "running" and not is_held(path) else noted
 
 
 def note_failure(path: Path, error: BaseException) -> None:

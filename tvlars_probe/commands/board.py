@@ -1,0 +1,55 @@
+"""``tvlars-probe board``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from pathlib import Path
+
+import click
+
+from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.text import say
+from tvlars_probe.errors import RunDirectoryError, UserError
+
+PACKAGES = ("starlette", "uvicorn")
+
+
+@click.command(cls=Command, name="board")
+@click.argument("runs", type=FilePath(), default=Path("runs"))
+@option(
+    "--port",
+    section="Server",
+    type=click.IntRange(1, 65535),
+    show_default=False,
+    help="Port on 127.0.0.1. [default: 8765, or a free one]",
+)
+@option("--open/--no-open", "opens", section="Server", default=False, help="Open the address in a browser.")
+def command(runs: Path, port: int | None, opens: bool) -> None:
+    """Show the runs below a folder (runs/ by default) in a browser, while they train and after.
+
+    It answers on this machine alone, and only who has the address that it prints, which holds a new token each time.
+    It writes nothing. Ctrl-C ends it.
+    """
+    if not runs.is_dir():
+        raise RunDirectoryError(f"there is no folder {runs}: 'tvlars-probe train' makes runs under runs/")
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"the board needs {' and '.join(missing)}: pip install 'tvlars-probe[board]'")
+    from tvlars_probe.board.serving import PORT, listening, new_token, serve
+
+    listener = listening(port)
+    given = listener.getsockname()[1]
+    if port is None and given != PORT:
+        say(f"Port {PORT} is taken: {given} was chosen")
+
+    def begun(address: str) -> None:
+        say(f"Board of {runs}: {address}\nCtrl-C ends it")
+        if opens:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    # uvicorn ends in order at a signal, and then raises it again.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(runs.absolute(), listener, new_token(), begun)
+    say("Closed")

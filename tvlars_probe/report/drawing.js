@@ -1,0 +1,142 @@
+"use strict";
+// Draws the charts of a page into the places that have their names, and selects one layer in all charts and tables.
+// specs: by name of the place, the chart's specification; more may be added and drawn later.
+// settings: of vegaEmbed, beside those that all pages share.
+window.drawing = (specs, settings = {}) => {
+  const views = {};
+  let picked = "";
+  const state = { views, errors: [], layer: () => picked, ready: null };
+
+  // The inner width of a plain or layered chart, or of a facet's panels.
+  function setWidth(spec, width) {
+    const inner = spec.spec || spec;
+    if (typeof inner.width === "number") inner.width = Math.max(60, Math.min(width, inner.square ? 420 : width));
+    return typeof inner.width === "number";
+  }
+
+  // Legends of names stand in one column on a narrow screen: side by side they are wider than it.
+  function stack(part) {
+    if (part === null || typeof part !== "object") return;
+    if (part.legend && part.legend.columns) part.legend.columns = 1;
+    for (const inner of Object.values(part)) stack(inner);
+  }
+
+  function fitted(name, room, width) {
+    const spec = structuredClone(specs[name]);
+    setWidth(spec, width);
+    if (room < 600) {
+      spec.config.axisY = { titleLimit: 230 };
+      spec.config.legend = { ...spec.config.legend, columns: 2, gradientLength: 160 };
+      spec.config.axisX = { labelOverlap: true, tickCount: 5 };
+      for (const part of [spec, ...(spec.layer || []), ...((spec.spec || {}).layer || [])]) stack(part.encoding);
+    }
+    return spec;
+  }
+
+  async function embed(name) {
+    const place = document.getElementById(name);
+    const room = place.clientWidth;
+    const options = { renderer: "svg", actions: false, ...settings };
+    let width = room - 90;
+    for (let attempt = 0; attempt < 3; attempt++) {
+      if (views[name]) views[name].finalize();
+      const result = await vegaEmbed(place, fitted(name, room, width), options);
+      views[name] = result.view;
+      const drawn = place.querySelector("svg").getBoundingClientRect().width;
+      const natural = Number(place.querySelector("svg").getAttribute("width"));
+      const over = Math.max(drawn, natural) - room;
+      if (over <= 0 && over > -6) break;
+      width = Math.floor(width - over - 2);
+    }
+    const view = views[name];
+    view.addEventListener("click", (event, item) => {
+      const datum = item && item.datum && (item.datum.datum || item.datum);
+      if (datum && datum.parameter) pick(datum.parameter === picked ? "" : datum.parameter);
+    });
+    if (picked) await show(name);
+  }
+
+  function hasPicked(view) {
+    return Object.prototype.hasOwnProperty.call(view.getState({ signals: (name) => name === "picked" }).signals, "picked");
+  }
+
+  // A heat map of many layers has rows of several; other charts may show only some layers.
+  const groups = {};
+  const within = (name) => groups[name] || [name];
+
+  function same(a, b) {
+    return a === b || a.startsWith(b + ".") || b.startsWith(a + ".");
+  }
+
+  // What stands for the selected layer besides its own name: the rows that it is in, or the layers of a row.
+  function standIns(name) {
+    if (name === "") return [];
+    const members = within(name);
+    const modules = members.flatMap((m) => m.split(".").map((_, i, parts) => parts.slice(0, i + 1).join(".")));
+    const rows = Object.keys(groups).filter((g) => groups[g].some((m) => members.some((other) => same(m, other))));
+    return [...modules, ...rows];
+  }
+
+  async function show(name) {
+    const view = views[name];
+    if (!hasPicked(view)) return;
+    const only = (specs[name].usermeta || {}).only;
+    const told = !only || only.some((layer) => within(picked).some((other) => same(layer, other)));
+    await view.signal("picked", told ? picked : "").signal("chosen", told ? standIns(picked) : []).runAsync();
+  }
+
+  async function pick(name) {
+    picked = name;
+    const select = document.getElementById("layer");
+    if (select) select.value = [...select.options].some((o) => o.value === name) ? name : "";
+    for (const row of document.querySelectorAll("tr[data-layer]")) {
+      row.classList.toggle("picked", name !== "" && within(name).some((other) => same(row.dataset.layer, other)));
+    }
+    await Promise.all(Object.keys(views).map(show));
+  }
+  state.pick = pick;
+
+  async function draw(names) {
+    for (const name of names) Object.assign(groups, ((specs[name] || {}).usermeta || {}).groups);
+    for (const name of names) {
+      if (!specs[name]) continue; // forgotten meanwhile
+      try {
+        await embed(name);
+      } catch (error) {
+        state.errors.push(`${name}: ${error}`);
+        document.getElementById(name).textContent = `This chart could not be drawn: ${error}`;
+      }
+    }
+  }
+
+  // One drawing after another: two at a time would fit charts into the room that the other leaves.
+  state.draw = (names) => (state.ready = (state.ready || Promise.resolve()).then(() => draw(names)));
+
+  // Charts whose places are gone.
+  state.forget = (names) => {
+    for (const name of names) {
+      if (views[name]) views[name].finalize();
+      delete views[name];
+      delete specs[name];
+    }
+  };
+
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "layer") pick(event.target.value);
+  });
+  document.addEventListener("click", (event) => {
+    const row = event.target.closest("tr[data-layer]");
+    if (row) pick(row.dataset.layer === picked ? "" : row.dataset.layer);
+  });
+  let room = document.documentElement.clientWidth;
+  let waiting;
+  window.addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      if (document.documentElement.clientWidth === room) return;
+      room = document.documentElement.clientWidth;
+      state.draw(Object.keys(specs));
+    }, 200);
+  });
+  return state;
+};

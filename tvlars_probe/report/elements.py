@@ -1,0 +1,173 @@
+"""What pages are made of: cards of verdicts, sections of charts and tables. All text of a run is escaped."""
+
+from __future__ import annotations
+
+import functools
+import math
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.admission.names import printable
+from tvlars_probe.analyses.wording import counted
+from tvlars_probe.charts.export import vega_lite_version
+from tvlars_probe.charts.names import shortened
+
+if TYPE_CHECKING:
+    from tvlars_probe.analyses.verdict import Figure, Verdict
+    from tvlars_probe.report.content import Report, ReportTable, Section
+
+MOST_TABLE_ROWS = 400
+"""Most rows of a table on the page; the commands export all."""
+
+_OPTION = 44
+"""Most letters of a layer in the list of layers: as many as a narrow screen holds."""
+
+TONES = {
+    "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
+    "escaped": "good", "helps": "good", "one basin": "good", "can't tell": "open",
+}  # fmt: skip
+"""By a verdict's answer, the class that gives it its colour in page.css."""
+
+
+@functools.cache
+def vega_bundle() -> str:
+    """Vega's libraries as one script, which gives pages ``window.vegaEmbed``. No network is needed for it."""
+    import vl_convert
+
+    # Names within the bundle are local to it: scripts after it find vegaEmbed through window.
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
+    return bundle
+
+
+def resource(name: str) -> str:
+    """The text of a file in this folder: page.css, drawing.js or page.js."""
+    return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def plain(text: str) -> str:
+    """A text of a run for a page: control characters and marks of writing direction spelt out, and escaped."""
+    return escape(printable(text))
+
+
+def layer_picker(report: Report) -> str:
+    """The list that selects a layer; empty where there are no layers."""
+    if not report.layers:
+        return ""
+    labels = shortened(report.layers, _OPTION, len)
+    options = "".join(f'<option value="{escape(name)}">{plain(labels[name])}</option>' for name in report.layers)
+    return f'<label>Layer <select id="layer"><option value="">all</option>{options}</select></label>'
+
+
+def verdict_cards(report: Report) -> str:
+    """A card for each verdict, and the table of runs."""
+    cards = [_card(section) for section in report.sections if section.verdict is not None]
+    further = "1 further run stands" if report.left_out == 1 else f"{report.left_out} further runs stand"
+    note = f"<p>{further} in the tables and the charts over all runs only.</p>" if report.left_out else ""
+    return (
+        f'<section id="verdicts"><h2>Verdicts</h2><div class="cards">{"".join(cards)}</div>'
+        f"{note}{table_of(report.runs)}</section>\n"
+    )
+
+
+def _card(section: Section) -> str:
+    verdict = section.verdict
+    assert verdict is not None
+    return (
+        f'<a class="card {_tone(verdict)}" href="#{section.anchor}"><span class="of">{plain(section.title)}</span>'
+        f'<span class="question">{plain(verdict.question)}</span><strong>{plain(verdict.answer)}</strong>'
+        f'<span class="number">{plain(_number(verdict))}</span></a>'
+    )
+
+
+def _tone(verdict: Verdict) -> str:
+    return TONES.get(verdict.answer, "plain")
+
+
+def _number(verdict: Verdict) -> str:
+    """The figure to show beside the answer: the first that is known, with its meaning."""
+    told = [f for f in verdict.figures if _is_told(f)]
+    return f"{told[0].text}: {told[0].meaning}" if told else ""
+
+
+def _is_told(figure: Figure) -> bool:
+    return figure.value is not None and math.isfinite(figure.value)
+
+
+def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart") -> str:
+    """A section with its charts' places; their specifications are added to ``specs``, by the names of the places.
+
+    Args:
+        section: the section.
+        specs: specifications by name.
+        places: what the names begin with.
+    """
+    parts = [f'<section id="{section.anchor}">']
+    if section.verdict is None:
+        parts.append(f"<h2>{plain(section.title)}</h2>")
+    else:
+        v = section.verdict
+        parts.append(
+            f"<h2><span>{plain(section.title)}</span> {plain(v.question)} "
+            f'<em class="{_tone(v)}">{plain(v.answer)}</em></h2>'
+            f"<p>{plain(v.reason[:1].upper() + v.reason[1:])}</p>"
+        )
+    for spec in section.specs:
+        name = f"{places}-{len(specs)}"
+        heading = spec.get("title") or {}
+        seen, of = (plain(str(heading.get(part, ""))) for part in ("text", "subtitle"))
+        # The caption shows the title, as text that wraps to the width of the page.
+        specs[name] = {key: value for key, value in spec.items() if key != "title"}
+        parts.append(
+            f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
+            f'<div class="chart" id="{name}" role="img" aria-label="{seen}"></div></figure>'
+        )
+    parts += [f"<p>{plain(note)}</p>" for note in section.notes]
+    if section.verdict is not None and section.verdict.figures:
+        parts.append(_figures(section.verdict))
+    parts += [table_of(table, folded=len(table.frame) > 12) for table in section.tables]
+    return "".join([*parts, "</section>\n"])
+
+
+def _figures(verdict: Verdict) -> str:
+    """The known figures of a verdict, folded."""
+    rows = "".join(
+        f"<tr><td>{plain(f.name.replace('_', ' '))}</td><td class=n>{plain(f.text)}</td>"
+        f"<td>{plain(f.meaning)}</td></tr>"
+        for f in verdict.figures
+        if _is_told(f)
+    )
+    return (
+        f"<details><summary>What the verdict rests on</summary><div class=scroll><table>{rows}</table></div></details>"
+    )
+
+
+def table_of(table: ReportTable, *, folded: bool = False) -> str:
+    """A table with its title, which can be folded; of its rows at most `MOST_TABLE_ROWS`."""
+    heads = "".join(f"<th>{plain(heading)}</th>" for heading in table.headings.values())
+    shown = table.frame.head(MOST_TABLE_ROWS)
+    rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))
+    more = len(table.frame) - len(shown)
+    note = f"<p>… and {counted(more, 'more row')}</p>" if more else ""
+    body = f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    state = "" if folded else " open"
+    return f"<details{state}><summary>{plain(table.title)} ({len(table.frame)})</summary>{body}</details>"
+
+
+def _row(row: dict[Any, Any], headings: dict[str, str]) -> str:
+    """A row of a table; ``data-layer`` lets page.js find the rows of the selected layer."""
+    layer = row.get("parameter")
+    mark = f' data-layer="{escape(str(layer))}"' if layer is not None else ""
+    return f"<tr{mark}>" + "".join(_cell(name, row.get(name)) for name in headings) + "</tr>"
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None or value != value:  # NaN differs from itself
+        return "<td></td>"
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return f"<td>{'yes' if value else 'no'}</td>"
+    if isinstance(value, int | float):
+        # `value % 1` is 0 for a whole number; for infinity it is NaN, which counts as true.
+        text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
+        return f"<td class=n>{text}</td>"
+    return f"<td>{plain(str(value))}</td>"
