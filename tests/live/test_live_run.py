@@ -259,6 +259,17 @@ def test_a_manifest_that_is_damaged_and_mended(run: LiveRun, journal: Journal, m
     assert (state.status, state.trouble) == ("running", None)
 
 
+def test_a_manifest_that_can_be_read_again(journal: Journal) -> None:
+    path = journal.path / FILE_NAME
+    whole, about = path.read_bytes(), path.stat()
+    path.write_bytes(b"?" * len(whole))
+    run = LiveRun(journal.path)
+    assert run.renew().status == "damaged"
+    path.write_bytes(whole)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))  # as after a change of rights alone
+    assert run.renew().status == "running"
+
+
 def test_a_damaged_part_is_named_and_the_rest_shown(run: LiveRun, journal: Journal) -> None:
     steps(journal, 0, 4)
     layers(journal, 3, ["a"])

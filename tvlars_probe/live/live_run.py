@@ -17,7 +17,7 @@ from tvlars_probe.live.loss_curve import LossCurve
 from tvlars_probe.live.pace import Pace
 from tvlars_probe.live.state import DAMAGED, GONE, LiveState, TopEigenvalue
 from tvlars_probe.traces.arrays import numbers
-from tvlars_probe.traces.following import MOST_ROWS, Follower
+from tvlars_probe.traces.following import MOST_ROWS, Follower, version
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.schema import EPOCHS
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from tvlars_probe.traces.following import Version
     from tvlars_probe.traces.manifest import Manifest
 
 MOST_FINDINGS = 1000
@@ -59,7 +60,7 @@ class LiveRun:
         self.path, self._tables, self._furthest, self._most_rows = path, tables, furthest, most_rows
         self._name = encodable(path.absolute().name)
         self._follower: Follower | None = None
-        self._refused: tuple[int, int, int] | None = None
+        self._refused: Version | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -103,14 +104,13 @@ class LiveRun:
             self.state = self._made(status, self._follower.manifest)
         return self.state
 
-    def _change(self) -> tuple[int, int, int] | None:
+    def _change(self) -> Version | None:
         try:
-            about = (self.path / FILE_NAME).stat()
+            return version(self.path / FILE_NAME)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            return (0, 0, 0)
-        return about.st_mtime_ns, about.st_ino, about.st_size
+            return (0, 0, 0, 0)
 
     def _troubled(self, status: str, why: str) -> LiveState:
         """What was read before, with what is wrong now."""
