@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
+import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -224,3 +227,17 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"wandb isn't installed: pip install 'tvlars-probe\[wandb\]'"):
         live.LiveExports(["wandb"], opens=True)
     live.LiveExports(["wandb"], opens=False)  # another rank needs none
+
+
+def test_a_tracker_that_draws_while_it_is_imported_changes_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(_: str) -> Any:
+        random.random(), np.random.random()
+        return types.SimpleNamespace(TrackioExporter=Kept)
+
+    monkeypatch.setattr("tvlars_probe.exports.settings.find_spec", lambda _: True)
+    monkeypatch.setattr("tvlars_probe.exports.settings.import_module", draw)
+    random.seed(1), np.random.seed(1)
+    expected = random.random(), np.random.random()
+    random.seed(1), np.random.seed(1)
+    live.LiveExports(["trackio"], opens=True)
+    assert (random.random(), np.random.random()) == expected

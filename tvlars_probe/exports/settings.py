@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ from tvlars_probe.exports.exporter import Exporter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class Export:
@@ -73,13 +75,27 @@ class Export:
         if find_spec(self.to) is None:
             raise UserError(missing)
         try:
-            module = import_module(f"tvlars_probe.exports.{self.to}")
+            with _random_state_kept():
+                module = import_module(f"tvlars_probe.exports.{self.to}")
         except ImportError as error:
             raise UserError(
                 f"{self.to} can't be imported: {error}; {missing.partition(': ')[2]} installs it"
             ) from error
         exporter: Exporter = getattr(module, TRACKERS[self.to])()
         return exporter
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put Python's and NumPy's random generators back: trackio draws while it is imported."""
+    import numpy as np  # here, since settings are needed before it is
+
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
 
 
 def exports_of(given: Sequence[str | Export | Exporter] | str | Export) -> list[Export]:
