@@ -189,6 +189,12 @@ def test_findings_are_kept_the_newest_last_and_counted(
         run.renew()
     assert [one.step for one in run.state.findings] == [2, 3, 4]
     assert run.state.finding_count == 5
+    journal.release()
+    again = resume(journal.path, 1)  # of five findings the first alone stays, and that is no longer held
+    again.flush(1)
+    state = run.renew()
+    assert (state.findings, state.finding_count) == ((), 1)
+    again.release()
 
 
 def test_the_first_step_that_was_not_finite_is_a_finding_of_older_runs_too(run: LiveRun, journal: Journal) -> None:
