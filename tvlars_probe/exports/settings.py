@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,11 +51,12 @@ class Export:
                 f"export= takes names of trackers ({', '.join(TRACKERS)}) and objects with the methods begin, scalars, "
                 f"alert, flush, note and end, got {to!r:.60}"
             )
-        if isinstance(layers, str) or not all(isinstance(pattern, str) for pattern in layers):
+        patterns = None if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+        if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
             raise UserError(f"layers={layers!r:.60}: give a list of patterns, such as ['*.weight']")
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
             raise UserError(f"a budget of {budget!r:.20} scalars a flush isn't possible (allowed: 1 or more)")
-        self.to, self.layers, self.budget = to, tuple(layers), budget
+        self.to, self.layers, self.budget = to, patterns, budget
         self.folder = None if folder is None else Path(folder).expanduser()
         self.project = project
 
@@ -104,7 +106,7 @@ def exports_of(given: Sequence[str | Export | Exporter] | str | Export) -> list[
     Raises:
         UserError: no such tracker, no exporter, or a tracker is given twice.
     """
-    listed = [given] if isinstance(given, str | Export | Exporter) else [*given]
+    listed = [given] if isinstance(given, str | Export | Exporter) or not isinstance(given, Iterable) else [*given]
     exports = [one if isinstance(one, Export) else Export(one) for one in listed]
     named = [one.to for one in exports if isinstance(one.to, str)]
     if twice := next((name for name in named if named.count(name) > 1), None):
