@@ -97,9 +97,10 @@ class MlflowExporter:
         self._write()
         if self._findings:
             self._client.log_text(self._run, "\n".join(self._findings), "findings.txt")
-        ended = {"completed": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED"}
+        ended = {"completed": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}
         self._client.set_tag(self._run, "tvlars_probe.status", status)
-        self._client.set_terminated(self._run, ended.get(status, "FAILED"))
+        if status != "running":  # a run that still trains was exported: in MLflow it stays a running one
+            self._client.set_terminated(self._run, ended.get(status, "FAILED"))
 
     def _write(self) -> None:
         for start in range(0, len(self._waiting), _MOST_METRICS):
