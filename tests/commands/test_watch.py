@@ -20,7 +20,7 @@ import pytest
 from rich.cells import cell_len
 
 from tests.conftest import run_cli
-from tests.live.recording import begin, finding, layers, steps
+from tests.live.recording import begin, finding, layers, resume, steps
 from tvlars_probe.commands import watch
 from tvlars_probe.commands.watch_lines import list_lines, run_lines, summary
 from tvlars_probe.findings.finding import Finding
@@ -97,7 +97,7 @@ def test_the_range_of_the_losses_is_that_of_the_blocks(width: int) -> None:
     assert line.count("▁") == len(line) - len("loss 2.3456      7 to 100") - 1
 
 
-@pytest.mark.parametrize("width", [20, 40, 80, 200])
+@pytest.mark.parametrize("width", [1, 5, 20, 40, 80, 200])
 @pytest.mark.parametrize("height", [1, 5, 12, 24, 60])
 @pytest.mark.parametrize("hostile", [False, True], ids=["usual names", "hostile names"])
 @pytest.mark.parametrize("is_plain", [False, True], ids=["UTF-8", "ASCII"])
@@ -250,6 +250,34 @@ def test_ctrl_c_ends_it_in_one_line(
         done = cli("watch", path)
         assert (done.code, done.err) == (130, "")
         assert done.out.splitlines()[-1].startswith(last)
+        assert not done.out.endswith("1 runs\n")
+
+
+def test_a_pipe_is_told_again_of_steps_that_a_resumed_run_comes_to_again(
+    cli: Callable[..., Outcome], journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = iter(range(9))
+
+    def train(_: float) -> None:
+        turn = next(turns)
+        if turn == 0:
+            steps(journal, 20, 30)
+            journal.flush(30)
+        elif turn in (1, 2):
+            held[-1].release()
+            again = resume(journal.path, 10 * turn)
+            steps(again, 10 * turn, 10 * turn + 10)
+            again.flush(10 * turn + 10)
+            held.append(again)
+        else:
+            held[-1].finish("completed")
+
+    held = [journal]
+    monkeypatch.setattr(watch.time, "sleep", train)
+    done = cli("watch", journal.path)
+    assert done.code == 0
+    told = [line.split()[3] for line in done.out.splitlines() if line.startswith("r  running")]
+    assert told == ["20", "30", "20", "30"]
 
 
 def in_terminal(*words: str, until: bytes, then: int | None, **environment: str) -> tuple[int, bytes]:

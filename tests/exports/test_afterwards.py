@@ -15,6 +15,7 @@ from tvlars_probe.exports import afterwards
 from tvlars_probe.exports.afterwards import export_trace
 from tvlars_probe.traces.journal import Journal
 from tvlars_probe.traces.manifest import Manifest
+from tvlars_probe.traces.parts import list_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +84,14 @@ def test_a_window_stays_in_its_budget(tmp_path: Path) -> None:
     kept, told, _ = exported(tmp_path / "r", budget=9)
     assert len(kept.values) <= 9 * len(told)
     assert all((step, "loss/train") in kept.values for step in range(3, 400, 4))  # the last of each window
+
+
+def test_what_is_on_record_from_before_the_first_step_that_is_left_is_sent(tmp_path: Path) -> None:
+    grad = written(tmp_path / "r", 100, 2, finishes=False)
+    first, _ = list_parts(tmp_path / "r" / "trace" / "steps")
+    first.path.unlink()  # steps 0 to 49
+    kept, _, _ = exported(tmp_path / "r", layers=["layer0001"])
+    assert [kept.values[step, "l2_norm/grad/layer0001"] for step in range(100)] == grad[:, 1].tolist()
 
 
 def test_a_run_without_steps_is_refused(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
+import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -201,10 +204,11 @@ def test_a_forked_child_sends_nothing(tmp_path: Path) -> None:
     [
         (["aim"], r"unknown tracker 'aim' \(known: tensorboard, wandb, trackio, mlflow\)"),
         ([3], "takes names of trackers .* got 3"),
+        (None, "takes names of trackers .* got None"),
         ([Kept], "takes names of trackers"),
         (["tensorboard", "tensorboard"], "names tensorboard twice"),
     ],
-    ids=["unknown", "no exporter", "a class", "twice"],
+    ids=["unknown", "no exporter", "none", "a class", "twice"],
 )
 def test_what_is_no_tracker_is_refused_before_anything_is_made(given: Any, message: str, tmp_path: Path) -> None:
     model = net()
@@ -213,10 +217,17 @@ def test_what_is_no_tracker_is_refused_before_anything_is_made(given: Any, messa
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("settings", [{"budget": 0}, {"budget": True}, {"layers": "fc"}, {"layers": [1]}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"budget": 0}, {"budget": True}, {"layers": "fc"}, {"layers": [1]}, {"layers": None}], ids=str
+)
 def test_settings_outside_their_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"budget of|give a list of patterns"):
         tvlars_probe.Export("tensorboard", **settings)
+
+
+def test_patterns_may_come_from_any_iterable() -> None:
+    patterns: Any = (name for name in ("0.*", "2.*"))
+    assert tvlars_probe.Export("tensorboard", layers=patterns).layers == ("0.*", "2.*")
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,3 +235,17 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"wandb isn't installed: pip install 'tvlars-probe\[wandb\]'"):
         live.LiveExports(["wandb"], opens=True)
     live.LiveExports(["wandb"], opens=False)  # another rank needs none
+
+
+def test_a_tracker_that_draws_while_it_is_imported_changes_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(_: str) -> Any:
+        random.random(), np.random.random()
+        return types.SimpleNamespace(TrackioExporter=Kept)
+
+    monkeypatch.setattr("tvlars_probe.exports.settings.find_spec", lambda _: True)
+    monkeypatch.setattr("tvlars_probe.exports.settings.import_module", draw)
+    random.seed(1), np.random.seed(1)
+    expected = random.random(), np.random.random()
+    random.seed(1), np.random.seed(1)
+    live.LiveExports(["trackio"], opens=True)
+    assert (random.random(), np.random.random()) == expected

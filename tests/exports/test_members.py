@@ -36,3 +36,12 @@ def test_the_number_of_layers_ever_followed_is_bounded_and_old_ones_may_come_bac
     assert len(seen) == MOST_EVER
     members.renew(MANY, {"layer0": 9.0})
     assert "layer0" in members.names
+
+
+def test_layers_that_are_gone_give_way() -> None:
+    members = Members(2)
+    members.renew(MANY, {"layer1": 9.0, "layer2": 9.0})
+    members.renew(MANY[3:], {"layer3": 1.1})
+    assert {*members.names} == {"layer2", "layer3"}
+    members.renew(["head"], {})
+    assert [*members.names] == ["head"]

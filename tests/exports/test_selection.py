@@ -186,3 +186,36 @@ def test_a_tensor_that_is_named_like_a_total_has_another_name() -> None:
     found = values(Selection().choose({"steps": steps(0, 1, grad_norm=[7.0]), "layers": renamed}))
     assert found[0, "l2_norm/grad/global"] == 7
     assert found[0, "l2_norm/grad/global (tensor)"] == 2
+
+
+def test_what_a_small_budget_leaves_out_is_told_as_what_it_is() -> None:
+    selection = Selection(budget=1)
+    assert values(selection.choose({"steps": steps(0, 1, lr=[0.1])})) == {(0, "loss/train"): 1}
+    assert selection.left_out == "left out: the totals of 1 of 1 steps (a higher --budget sends more)"
+
+
+def test_quantiles_and_layers_for_which_there_is_no_room_are_told() -> None:
+    selection = Selection(budget=20)  # the loss, and 19 of 28 quantiles; both layers would be followed
+    found = values(selection.choose({"steps": steps(0, 1), "layers": layers([0], 2)}))
+    assert len(found) == 20
+    assert not [name for _, name in found if "layer" in name]
+    assert selection.left_out == (
+        "left out: the figures of 2 of 2 tensors (--layers GLOB sends them); "
+        "9 quantiles over layers (a higher --budget sends them)"
+    )
+
+
+def test_the_layers_of_a_later_phase_get_curves() -> None:
+    random, selection = np.random.default_rng(0), Selection()
+    selection.choose({"steps": steps(0, 5), "layers": layers(range(5), 30, grad_norm=random.lognormal(size=(5, 30)))})
+    later = layers(range(5, 10), 2)
+    place = later.schema.get_field_index("parameter")
+    names = pa.array(["head.weight", "head.bias"] * 5).dictionary_encode().cast(later.schema.field(place).type)
+    later = later.set_column(place, later.schema.field(place), names)
+    found = values(selection.choose({"steps": steps(5, 5), "layers": later}))
+    assert found[9, "l2_norm/grad/head.weight"] == found[9, "l2_norm/grad/head.bias"] == 2
+
+
+def test_a_finding_without_a_text_is_an_alert_with_an_empty_one() -> None:
+    (alert,) = Selection().choose({"findings": rows("findings", {"step": [3], "rule": ["loss_spike"]})})
+    assert alert == Alert(3, "loss_spike", None, None, None, "")

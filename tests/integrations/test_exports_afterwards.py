@@ -10,6 +10,7 @@ import tvlars_probe
 from tests.exports.test_live import train
 from tests.integrations.test_exports_live import TRACKERS, expected, quiet_places, same  # noqa: F401 (a fixture)
 from tests.integrations.tracker_readers import READERS
+from tests.live.recording import begin, steps
 from tests.test_docs import ROOT, blocks, run_line
 from tvlars_probe.exports.names import LAYERS, STEPS
 from tvlars_probe.runners.checkpoints.checking import check_run
@@ -77,3 +78,12 @@ def test_trackio_has_one_folder(tmp_path: Path, cli: Callable[..., Any]) -> None
     done = cli("export", tmp_path / "r", "--to", "trackio", "--out", tmp_path / "out")
     assert done.code == 2
     assert "TRACKIO_DIR" in done.err
+
+
+def test_a_run_that_still_trains_has_not_failed_in_wandb(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    journal = begin(tmp_path / "r")
+    steps(journal, 0, 3)
+    journal.flush(3)
+    assert cli("export", journal.path, "--to", "wandb", "--out", tmp_path / "out" / "wandb").code == 0
+    assert READERS["wandb"](tmp_path / "out", f"{journal.manifest.run_id}-export").status == "0"
+    journal.release()

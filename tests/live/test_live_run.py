@@ -189,6 +189,12 @@ def test_findings_are_kept_the_newest_last_and_counted(
         run.renew()
     assert [one.step for one in run.state.findings] == [2, 3, 4]
     assert run.state.finding_count == 5
+    journal.release()
+    again = resume(journal.path, 1)  # of five findings the first alone stays, and that is no longer held
+    again.flush(1)
+    state = run.renew()
+    assert (state.findings, state.finding_count) == ((), 1)
+    again.release()
 
 
 def test_the_first_step_that_was_not_finite_is_a_finding_of_older_runs_too(run: LiveRun, journal: Journal) -> None:
@@ -257,6 +263,17 @@ def test_a_manifest_that_is_damaged_and_mended(run: LiveRun, journal: Journal, m
     journal.flush(4)
     state = run.renew()
     assert (state.status, state.trouble) == ("running", None)
+
+
+def test_a_manifest_that_can_be_read_again(journal: Journal) -> None:
+    path = journal.path / FILE_NAME
+    whole, about = path.read_bytes(), path.stat()
+    path.write_bytes(b"?" * len(whole))
+    run = LiveRun(journal.path)
+    assert run.renew().status == "damaged"
+    path.write_bytes(whole)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))  # as after a change of rights alone
+    assert run.renew().status == "running"
 
 
 def test_a_damaged_part_is_named_and_the_rest_shown(run: LiveRun, journal: Journal) -> None:

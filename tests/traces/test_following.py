@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tests.live.recording import begin, layers, resume, steps
 from tvlars_probe.errors import RunDirectoryError, TraceError
 from tvlars_probe.traces import following
 from tvlars_probe.traces.following import Follower
+from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.reader import Trace
 
@@ -211,6 +213,55 @@ def test_damage_is_named_and_the_other_tables_are_read(tmp_path: Path, damage: s
     assert mended.tables["layers"]["step"].to_pylist() == [3, 3, 3]
     for each in (journal, other):
         each.release()
+
+
+def test_a_damaged_part_that_is_mended_in_place_is_read(tmp_path: Path) -> None:
+    journal = begin(tmp_path / "r")
+    write(journal, 0, 3, 0)
+    part = list_parts(tmp_path / "r" / "trace" / "steps")[0].path
+    whole, about = part.read_bytes(), part.stat()
+    part.write_bytes(b"PAR1" + bytes(len(whole) - 4))
+    follower = Follower(tmp_path / "r", COLUMNS, passes_over_damage=True)
+    assert [*follower.look().damaged] == ["steps"]
+    part.write_bytes(whole)
+    os.utime(part, ns=(about.st_atime_ns, about.st_mtime_ns))  # as a backup's copy, or a change of rights alone
+    gained = follower.look()
+    assert gained.damaged == {}
+    assert gained.tables["steps"]["step"].to_pylist() == [0, 1, 2]
+    journal.release()
+
+
+def test_a_manifest_that_is_saved_while_following_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, load = begin(tmp_path / "r"), Manifest.load
+
+    def load_then_save(path: Path) -> Manifest:
+        loaded = load(path)
+        journal.manifest.notes.append("the last words")
+        journal.manifest.save(path)
+        return loaded
+
+    monkeypatch.setattr(Manifest, "load", load_then_save)
+    follower = Follower(tmp_path / "r", COLUMNS)
+    monkeypatch.undo()
+    follower.look()
+    assert follower.manifest.notes == ["the last words"]
+    journal.release()
+
+
+def test_a_run_that_vanishes_while_following_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, load = begin(tmp_path / "r"), Manifest.load
+
+    def load_then_vanish(path: Path) -> Manifest:
+        loaded = load(path)
+        shutil.rmtree(path)
+        return loaded
+
+    monkeypatch.setattr(Manifest, "load", load_then_vanish)
+    follower = Follower(tmp_path / "r", COLUMNS)
+    monkeypatch.undo()
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
+        follower.look()
+    journal.release()
 
 
 def test_columns_that_an_older_run_lacks_are_null(tmp_path: Path) -> None:

@@ -101,16 +101,18 @@ def _follow_run(path: Path) -> None:
         return run_lines(run.state, _now(), console.width, height, plain=plain)
 
     told: set[Any] = set()
+    last: Any = None
 
     def news() -> Iterator[str]:
         """What is new, in lines that are printed one after another where nothing can be renewed."""
+        nonlocal last
         for finding in run.state.findings:
             if finding not in told:
                 told.add(finding)
                 yield one_line(str(finding))[:_LONGEST]
         now = (run.state.status, run.state.steps_done, run.state.trouble)
-        if now not in told:
-            told.add(now)
+        if now != last:  # a run that is resumed comes to the same steps again
+            last = now
             yield summary(run.state, plain=plain) + (f"  {one_line(run.state.trouble)}" if run.state.trouble else "")
 
     with _ended_by_hand(lambda: summary(run.state, plain=plain)):
@@ -124,6 +126,7 @@ def _follow_folder(path: Path) -> None:
     """Show a line for each run until somebody ends it."""
     from rich.text import Text
 
+    from tvlars_probe.analyses.wording import counted
     from tvlars_probe.commands.watch_lines import list_lines, summary
     from tvlars_probe.live.live_runs import LiveRuns
 
@@ -148,7 +151,7 @@ def _follow_folder(path: Path) -> None:
                 told[state.path] = now
                 yield summary(state, plain=plain)
 
-    with _ended_by_hand(lambda: f"{one_line(str(path))}: {runs.count} runs"):
+    with _ended_by_hand(lambda: f"{one_line(str(path))}: {counted(runs.count, 'run')}"):
         look()
         _renew(console, lines, news, look)
 

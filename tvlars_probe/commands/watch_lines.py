@@ -32,6 +32,9 @@ _TENSORS, _LEAST_FINDINGS, _MOST_FINDINGS = 5, 3, 20
 _LABEL, _NUMBER, _FACTOR = 13, 11, 9
 """Widths of a table's columns."""
 
+_NARROWEST = 10
+"""Characters in which a finding is wrapped at least: in fewer there is no room for the sign that it goes on."""
+
 _SPAN = 24
 """Characters of the longest range of losses."""
 
@@ -235,7 +238,8 @@ def _findings(state: LiveState, width: int, room: int) -> Iterator[Text]:
     count = state.finding_count
     yield Text(f"{counted(count, 'finding')}, newest first" if count > 1 else counted(count, "finding"), "dim")
     for finding in reversed(state.findings):
-        lines = textwrap.wrap(one_line(str(finding))[: 4 * width], width, subsequent_indent="  ", max_lines=2)
+        text = one_line(str(finding))[: 4 * width]
+        lines = textwrap.wrap(text, max(width, _NARROWEST), subsequent_indent="  ", max_lines=2)
         for line in lines[: max(room, 0)]:
             yield Text(line, "yellow")
         room -= len(lines)

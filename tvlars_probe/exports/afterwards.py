@@ -87,12 +87,14 @@ def export_trace(trace: Trace, export: Export, progress: Callable[[int, int], No
 
 
 def _windows(trace: Trace) -> list[tuple[int, int]]:
-    """The first and the last step of each window. The last one has no end: an epoch's row comes after its updates."""
+    """The first and the last step of each window. The last one has no end: an epoch's row comes after its updates. The
+    first one begins with step 0: where parts of ``steps`` were lost, the other tables have rows of earlier steps.
+    """
     steps = _distinct_steps(trace, "steps")
     if not len(steps):
         return []
     parts = np.array_split(steps, min(MOST_WINDOWS, len(steps)))
-    starts = [int(part[0]) for part in parts]
+    starts = [0, *(int(part[0]) for part in parts[1:])]
     return [*zip(starts, [*(start - 1 for start in starts[1:]), 1 << 62], strict=True)]
 
 

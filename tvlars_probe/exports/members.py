@@ -22,7 +22,8 @@ class Members:
 
     Noise alone would put other layers furthest out in each flush. So the first ones stay, and a layer takes the place
     of another only where it is off its own median by a factor of 2 or more and the other isn't among the furthest; it
-    is the one that hasn't been for the longest time that goes.
+    is the one that hasn't been for the longest time that goes. A layer that isn't there any more, as those of an
+    earlier phase of training, gives way to any other.
 
     Args:
         at_once: how many are followed at a time.
@@ -43,12 +44,13 @@ class Members:
         """Take in what is far out now.
 
         Args:
-            everybody: names of all layers; where these are few enough, all are followed.
+            everybody: names of all layers that are there; where these are few enough, all are followed.
             far: of the layers furthest from their own median, the factor.
         """
         self._turn += 1
+        there = {*everybody}
         if len(everybody) <= self._at_once:
-            self._last_far |= dict.fromkeys(everybody, self._turn)
+            self._last_far = dict.fromkeys(everybody, self._turn)
             self._ever |= {*everybody}
             return
         self._last_far |= {name: self._turn for name in far if name in self._last_far}
@@ -56,8 +58,10 @@ class Members:
             if name in self._last_far or (name not in self._ever and len(self._ever) >= MOST_EVER):
                 continue
             if len(self._last_far) >= self._at_once:
-                oldest = min(self._last_far, key=self._last_far.__getitem__, default=None)
-                if oldest is None or far[name] < _FAR or self._last_far[oldest] == self._turn:
+                oldest = min(self._last_far, key=lambda one: (one in there, self._last_far[one]), default=None)
+                if oldest is None:
+                    continue
+                if oldest in there and (far[name] < _FAR or self._last_far[oldest] == self._turn):
                     continue
                 del self._last_far[oldest]
             self._last_far[name] = self._turn

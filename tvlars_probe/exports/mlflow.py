@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -55,13 +56,15 @@ class MlflowExporter:
         self._client = MlflowClient(tracking_uri=uri)
         self._waiting: list[Metric] = []
         self._findings: list[str] = []
+        self._names = _Names()
         found = _find(self._client, run.project, run.run_id)
         if found is None:
             experiment = self._client.get_experiment_by_name(run.project)
             where = experiment.experiment_id if experiment is not None else self._new_experiment(run, uri)
             tags = {_TAG: run.run_id, **{f"tvlars_probe.{name}": value for name, value in run.tags.items()}}
             found = self._client.create_run(where, run_name=run.name, tags=tags).info.run_id
-            params = [Param(_allowed(name), str(value)) for name, value in flat(run.config).items()]
+            names = _Names()
+            params = [Param(names.of(name), str(value)) for name, value in flat(run.config).items()]
             for start in range(0, len(params), _MOST_PARAMS):
                 self._client.log_batch(found, params=params[start : start + _MOST_PARAMS])
         else:
@@ -76,7 +79,9 @@ class MlflowExporter:
 
     def scalars(self, point: StepScalars) -> None:
         moment = int(1000 * (time.time() if point.time is None else point.time))
-        self._waiting += [Metric(_allowed(name), value, moment, point.step) for name, value in point.values.items()]
+        self._waiting += [
+            Metric(self._names.of(name), value, moment, point.step) for name, value in point.values.items()
+        ]
 
     def alert(self, alert: Alert) -> None:
         self._findings.append(f"step {alert.step}: {alert.rule}: {alert.text}")
@@ -92,9 +97,10 @@ class MlflowExporter:
         self._write()
         if self._findings:
             self._client.log_text(self._run, "\n".join(self._findings), "findings.txt")
-        ended = {"completed": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED"}
+        ended = {"completed": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}
         self._client.set_tag(self._run, "tvlars_probe.status", status)
-        self._client.set_terminated(self._run, ended.get(status, "FAILED"))
+        if status != "running":  # a run that still trains was exported: in MLflow it stays a running one
+            self._client.set_terminated(self._run, ended.get(status, "FAILED"))
 
     def _write(self) -> None:
         for start in range(0, len(self._waiting), _MOST_METRICS):
@@ -118,13 +124,37 @@ def _find(client: MlflowClient, project: str, run_id: str) -> str | None:
     experiment = client.get_experiment_by_name(project)
     if experiment is None:
         return None
-    quote = '"' if "'" in run_id else "'"  # a run_id begins with the name of a folder, which may hold either
-    found: Any = client.search_runs([experiment.experiment_id], f"tags.`{_TAG}` = {quote}{run_id}{quote}")
-    return found[0].info.run_id if found else None
+    # A run_id begins with the name of a folder, which may hold signs that end a text there: % stands for any.
+    pattern = re.sub(r"[^\w.-]", "%", run_id)
+    found: Any = client.search_runs([experiment.experiment_id], f"tags.`{_TAG}` LIKE '{pattern}'")
+    return next((one.info.run_id for one in found if one.data.tags[_TAG] == run_id), None)
+
+
+class _Names:
+    """Names in the characters that MLflow takes, no longer than it takes them, and never one for two."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def of(self, name: str) -> str:
+        """The name under which ``name`` is sent; always the same."""
+        if name not in self._given:
+            plain = _allowed(name)
+            if len(plain) > _LONGEST or plain in self._taken:
+                # What the figure is stands in front, which tensor's it is at the end.
+                plain = f"{plain[:100].rstrip('/')}_{_hash(name)}_{plain[100:][-140:].lstrip('/')}".rstrip("_")
+            self._given[name] = plain
+            self._taken.add(plain)
+        return self._given[name]
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
 
 
 def _allowed(name: str) -> str:
     """The name in the characters that MLflow takes."""
     plain = re.sub(r"[^\w./: -]", "_", name, flags=re.ASCII)
     parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[-_LONGEST:].lstrip("/")
+    return "/".join(parts) or "_"

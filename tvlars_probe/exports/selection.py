@@ -47,7 +47,9 @@ class Selection:
         self._matched: dict[str, bool] = {}
         self._members = Members(min(MOST_AT_ONCE, budget // 10))
         self._medians = {quantity: OwnMedians() for quantity in names.QUANTITIES}
-        self._steps = self._sent_steps = self._lost = self._unsent_alerts = 0
+        self._apart: dict[str, bool] = {}  # by tensor: whether its figures were left out when it was there last
+        self._short: set[str] = set()  # tensors for whose figures the budget was too small
+        self._steps = self._sent_steps = self._lost = self._lost_quantiles = self._unsent_alerts = 0
 
     def choose(self, tables: Mapping[str, pa.Table]) -> list[StepScalars | Alert]:
         """What is sent of a flush, in order of steps.
@@ -61,8 +63,7 @@ class Selection:
         chosen.add(steps.last)
         for table, figures in (("epochs", _epoch_figures), ("curvature", _curvature_figures)):
             if table in tables:
-                chosen.add(figures(tables[table]))
-        self._lost += chosen.refused
+                self._lost += chosen.add(figures(tables[table]))
         if "layers" in tables:
             self._add_layers(chosen, tables["layers"])
         self._sent_steps += chosen.add_whole(steps.others())
@@ -76,20 +77,22 @@ class Selection:
     def left_out(self) -> str | None:
         """What wasn't sent, and what sends it, in a sentence; None where all of it was."""
         parts = []
-        followed = {*self._members.names, *(name for name, asked in self._matched.items() if asked)}
-        if apart := len(self._matched) - len(followed):
+        if apart := len({name for name, is_apart in self._apart.items() if is_apart} | self._short):
             parts.append(f"the figures of {apart:,} of {len(self._matched):,} tensors (--layers GLOB sends them)")
         if self._steps > self._sent_steps:
             told = f"the totals of {self._steps - self._sent_steps:,} of {self._steps:,} steps"
             parts.append(f"{told} (a higher --budget sends more)")
         if self._lost:
             parts.append(f"{self._lost:,} figures of epochs and of the curvature (a higher --budget sends them)")
+        if self._lost_quantiles:
+            parts.append(f"{self._lost_quantiles:,} quantiles over layers (a higher --budget sends them)")
         if self._unsent_alerts:
             parts.append(f"{self._unsent_alerts:,} findings (they are in the trace)")
         return f"left out: {'; '.join(parts)}" if parts else None
 
     def _add_layers(self, chosen: _Chosen, layers: pa.Table) -> None:
-        for name in map(str, layers["parameter"].unique().to_pylist()):
+        present = [*map(str, layers["parameter"].unique().to_pylist())]
+        for name in present:
             if name not in self._matched:
                 self._matched[name] = any(fnmatchcase(name, pattern) for pattern in self._patterns)
         asked = [name for name, matched in self._matched.items() if matched]
@@ -102,15 +105,19 @@ class Selection:
             for one in self._medians[quantity].furthest(_FURTHEST):
                 far[one.parameter] = max(one.factor, far.get(one.parameter, 1.0))
         for quantity, (_, figures, _, step) in found.items():
-            chosen.add((step, name, value) for name, value in _quantiles(quantity, figures[-1]))
-        others = [name for name, matched in self._matched.items() if not matched]
+            quantiles = _quantiles(quantity, figures[-1])
+            self._lost_quantiles += chosen.add((step, name, value) for name, value in quantiles)
+        others = [name for name in present if not self._matched[name]]
         self._members.renew(others, {name: factor for name, factor in far.items() if not self._matched[name]})
         for quantity, (parameters, figures, there, step) in found.items():
             places = {name: place for place, name in enumerate(parameters)}
             for name in self._members.names:
                 place = places.get(name)
                 if place is not None and there[place]:
-                    chosen.add([(step, names.of_layer(quantity, name), float(figures[-1, place]))])
+                    figure = step, names.of_layer(quantity, name), float(figures[-1, place])
+                    self._short |= {name} if chosen.add([figure]) else set()
+        followed = {*self._members.names}
+        self._apart |= {name: name not in followed for name in others}
 
     def _alerts(self, findings: pa.Table | None, clock: _Clock) -> list[Alert]:
         if findings is None:
@@ -118,7 +125,7 @@ class Selection:
         self._unsent_alerts += max(0, len(findings) - MOST_ALERTS)
         fields = ("step", "rule", "parameter", "value", "threshold", "text")
         rows = findings.slice(0, MOST_ALERTS).select(fields).to_pylist()
-        return [Alert(**row, time=clock.at(row["step"])) for row in rows]
+        return [Alert(**row | {"text": row["text"] or ""}, time=clock.at(row["step"])) for row in rows]
 
 
 class _Chosen:
@@ -126,9 +133,11 @@ class _Chosen:
 
     def __init__(self, budget: int) -> None:
         self.values: dict[int, dict[str, float]] = collections.defaultdict(dict)
-        self.room, self.refused = budget, 0
+        self.room = budget
 
-    def add(self, figures: Iterator[tuple[int, str, float]] | Sequence[tuple[int, str, float]]) -> None:
+    def add(self, figures: Iterator[tuple[int, str, float]] | Sequence[tuple[int, str, float]]) -> int:
+        """Add figures as long as there is room. Returns how many were refused."""
+        refused = 0
         for step, name, value in figures:
             if name in self.values[step]:
                 self.values[step][name] = value
@@ -136,14 +145,15 @@ class _Chosen:
                 self.values[step][name] = value
                 self.room -= 1
             else:
-                self.refused += 1
+                refused += 1
         self._drop_empty()
+        return refused
 
     def add_whole(self, groups: Iterator[list[tuple[int, str, float]]]) -> int:
         """Add groups as long as the next one still has room as a whole. Returns how many were there or were added."""
         added = 0
         for group in groups:
-            if len(group) > self.room and group[0][1] not in self.values.get(group[0][0], ()):
+            if sum(name not in self.values.get(step, ()) for step, name, _ in group) > self.room:
                 break
             self.add(group)
             added += 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +16,7 @@ from tvlars_probe.exports.exporter import Exporter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class Export:
@@ -48,11 +51,12 @@ class Export:
                 f"export= takes names of trackers ({', '.join(TRACKERS)}) and objects with the methods begin, scalars, "
                 f"alert, flush, note and end, got {to!r:.60}"
             )
-        if isinstance(layers, str) or not all(isinstance(pattern, str) for pattern in layers):
+        patterns = None if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+        if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
             raise UserError(f"layers={layers!r:.60}: give a list of patterns, such as ['*.weight']")
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
             raise UserError(f"a budget of {budget!r:.20} scalars a flush isn't possible (allowed: 1 or more)")
-        self.to, self.layers, self.budget = to, tuple(layers), budget
+        self.to, self.layers, self.budget = to, patterns, budget
         self.folder = None if folder is None else Path(folder).expanduser()
         self.project = project
 
@@ -73,7 +77,8 @@ class Export:
         if find_spec(self.to) is None:
             raise UserError(missing)
         try:
-            module = import_module(f"tvlars_probe.exports.{self.to}")
+            with _random_state_kept():
+                module = import_module(f"tvlars_probe.exports.{self.to}")
         except ImportError as error:
             raise UserError(
                 f"{self.to} can't be imported: {error}; {missing.partition(': ')[2]} installs it"
@@ -82,13 +87,26 @@ class Export:
         return exporter
 
 
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put Python's and NumPy's random generators back: trackio draws while it is imported."""
+    import numpy as np  # here, since settings are needed before it is
+
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
 def exports_of(given: Sequence[str | Export | Exporter] | str | Export) -> list[Export]:
     """What ``export=`` of `tvlars_probe.record` stands for.
 
     Raises:
         UserError: no such tracker, no exporter, or a tracker is given twice.
     """
-    listed = [given] if isinstance(given, str | Export | Exporter) else [*given]
+    listed = [given] if isinstance(given, str | Export | Exporter) or not isinstance(given, Iterable) else [*given]
     exports = [one if isinstance(one, Export) else Export(one) for one in listed]
     named = [one.to for one in exports if isinstance(one.to, str)]
     if twice := next((name for name in named if named.count(name) > 1), None):

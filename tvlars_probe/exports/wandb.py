@@ -56,4 +56,5 @@ class WandbExporter:
 
     def end(self, status: str) -> None:
         self._run.summary["status"] = status
-        self._run.finish(exit_code=0 if status in ("completed", "diverged") else 1)
+        # One that still trains was exported whole, as far as it has come.
+        self._run.finish(exit_code=0 if status in ("completed", "diverged", "running") else 1)

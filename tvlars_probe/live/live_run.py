@@ -17,7 +17,7 @@ from tvlars_probe.live.loss_curve import LossCurve
 from tvlars_probe.live.pace import Pace
 from tvlars_probe.live.state import DAMAGED, GONE, LiveState, TopEigenvalue
 from tvlars_probe.traces.arrays import numbers
-from tvlars_probe.traces.following import MOST_ROWS, Follower
+from tvlars_probe.traces.following import MOST_ROWS, Follower, version
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.schema import EPOCHS
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
+    from tvlars_probe.traces.following import Version
     from tvlars_probe.traces.manifest import Manifest
 
 MOST_FINDINGS = 1000
@@ -59,7 +61,7 @@ class LiveRun:
         self.path, self._tables, self._furthest, self._most_rows = path, tables, furthest, most_rows
         self._name = encodable(path.absolute().name)
         self._follower: Follower | None = None
-        self._refused: tuple[int, int, int] | None = None
+        self._refused: Version | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -73,7 +75,7 @@ class LiveRun:
         self._epochs: list[dict[str, Any]] = []
         self._eigenvalues: dict[str, TopEigenvalue] = {}
         self._findings: list[Finding] = []
-        self._dropped = 0
+        self._dropped: NDArray[np.int64] = np.empty(0, np.int64)  # steps of findings that are no longer held
         self._damage: str | None = None
         self.state = LiveState(name=self._name, path=str(self.path), status=GONE)
 
@@ -103,14 +105,13 @@ class LiveRun:
             self.state = self._made(status, self._follower.manifest)
         return self.state
 
-    def _change(self) -> tuple[int, int, int] | None:
+    def _change(self) -> Version | None:
         try:
-            about = (self.path / FILE_NAME).stat()
+            return version(self.path / FILE_NAME)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            return (0, 0, 0)
-        return about.st_mtime_ns, about.st_ino, about.st_size
+            return (0, 0, 0, 0)
 
     def _troubled(self, status: str, why: str) -> LiveState:
         """What was read before, with what is wrong now."""
@@ -159,6 +160,7 @@ class LiveRun:
         self._epochs = [row for row in self._epochs if row["step"] < step]
         self._eigenvalues = {name: one for name, one in self._eigenvalues.items() if one.step < step}
         self._findings = [finding for finding in self._findings if finding.step < step]
+        self._dropped = self._dropped[self._dropped < step]
 
     def _take_steps(self, rows: pa.Table) -> None:
         steps, _ = numbers(rows["step"])
@@ -193,7 +195,9 @@ class LiveRun:
                 )
 
     def _take_findings(self, rows: pa.Table) -> None:
-        self._dropped += max(0, len(self._findings) + len(rows) - MOST_FINDINGS)
+        earlier = [finding.step for finding in self._findings]
+        all_steps = np.concatenate([np.array(earlier, np.int64), numbers(rows["step"])[0]])
+        self._dropped = np.concatenate([self._dropped, all_steps[: max(0, len(all_steps) - MOST_FINDINGS)]])
         for row in rows.slice(max(0, len(rows) - MOST_FINDINGS)).to_pylist():
             self._findings.append(Finding(**row | {"text": row["text"] or ""}))
         del self._findings[: max(0, len(self._findings) - MOST_FINDINGS)]
@@ -222,7 +226,7 @@ class LiveRun:
             furthest=self._layers.furthest(self._furthest) if "layers" in self._tables else {},
             sharpness=tuple(self._eigenvalues.values()),
             findings=findings,
-            finding_count=self._dropped + len(findings),
+            finding_count=len(self._dropped) + len(findings),
             epoch={name: value for name, value in (self._epochs or [{}])[-1].items() if value is not None},
             last_time=_utc(self._pace.last_time),
         )

@@ -28,6 +28,21 @@ _ATTEMPTS = 5
 """How often parts are listed at most: one that is listed may be merged into another before it is opened."""
 
 
+Version = tuple[int, int, int, int]
+"""What tells one content of a file, and one set of rights to it, from another."""
+
+
+def version(path: Path) -> Version:
+    """The version of a file.
+
+    Raises:
+        OSError: there is none, or nothing of it can be told.
+    """
+    # A file's number may be given again, and two saves may fall into one tick of the clock.
+    about = path.stat()
+    return about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_size
+
+
 @dataclass(frozen=True)
 class Gained:
     """What a look has found.
@@ -75,12 +90,13 @@ class Follower:
     ) -> None:
         self.path, self._most_rows, self._passes, self._in_order = path, most_rows, passes_over_damage, in_order
         self._columns = {table: [*dict.fromkeys(("step", *names))] for table, names in columns.items()}
-        self.manifest = Manifest.load(path)
+        # Before the manifest is read: one that is saved meanwhile is read at the first look.
         self._changed = self._change()
+        self.manifest = Manifest.load(path)
         self._segments = len(self.manifest.segments)
         self._read: dict[str, set[str]] = {}
         self._last_step: dict[str, int] = {}
-        self._damaged: dict[str, tuple[set[str], TraceError]] = {}
+        self._damaged: dict[str, tuple[set[tuple[Path, Version | None]], TraceError]] = {}
 
     @property
     def status(self) -> str:
@@ -111,18 +127,16 @@ class Follower:
                 tables[table] = rows
         return Gained(tables, cut_back, damaged)
 
-    def _change(self) -> tuple[int, int, int]:
-        # A file's number may be given again, and two saves may fall into one tick of the clock.
-        about = (self.path / FILE_NAME).stat()
-        return about.st_mtime_ns, about.st_ino, about.st_size
+    def _change(self) -> Version | None:
+        try:
+            return version(self.path / FILE_NAME)
+        except OSError:  # to load it tells what is wrong
+            return None
 
     def _renew_manifest(self) -> int | None:
         """Read the manifest again if it was replaced. Returns the step to which the run was cut back, if it was."""
-        try:
-            changed = self._change()
-        except OSError:
-            changed = (0, 0, 0)  # loading it tells what is wrong
-        if changed == self._changed:
+        changed = self._change()
+        if changed is not None and changed == self._changed:
             return None
         before = self.manifest.run_id
         self.manifest, self._changed = Manifest.load(self.path), changed
@@ -145,9 +159,9 @@ class Follower:
         folder = self.path / "trace" / table
         for attempt in range(_ATTEMPTS):
             parts = self._unread(table, folder)
-            names = {part.path.name for part in parts}
-            # What is damaged stays so until it is set aside: it isn't read again and again.
-            if table in self._damaged and self._damaged[table][0] == names:
+            versions = _versions(parts)
+            # What is damaged stays so until somebody changes it: it isn't read again and again.
+            if table in self._damaged and self._damaged[table][0] == versions:
                 raise self._damaged[table][1]
             try:
                 rows = self._rows_of(table, parts)
@@ -156,7 +170,7 @@ class Follower:
                 if attempt == _ATTEMPTS - 1:
                     raise TraceError(f"parts of the table {table} of {self.path} vanish while they are read") from None
             except TraceError as error:
-                self._damaged[table] = names, error
+                self._damaged[table] = versions, error
                 raise
         self._damaged.pop(table, None)
         # Of a table whose parts were merged only the merged ones are there.
@@ -216,6 +230,16 @@ class Follower:
                 break
             footers.append(footer)
         return footers[::-1]
+
+
+def _versions(parts: Sequence[Part]) -> set[tuple[Path, Version | None]]:
+    found: set[tuple[Path, Version | None]] = set()
+    for part in parts:
+        try:
+            found.add((part.path, version(part.path)))
+        except OSError:
+            found.add((part.path, None))
+    return found
 
 
 def _read(path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
