@@ -217,7 +217,7 @@ def test_a_pipe_gets_a_line_for_each_change_and_the_whole_at_the_end(
         elif turn == 3:
             journal.finish("completed")
 
-    monkeypatch.setattr(watch.time, "sleep", train)
+    monkeypatch.setattr(watch.ByHand, "within", lambda _, seconds: train(seconds))
     done = cli("watch", journal.path)
     assert done.code == 0
     assert done.out.splitlines()[:4] == [
@@ -233,7 +233,7 @@ def test_a_pipe_gets_a_line_for_each_change_and_the_whole_at_the_end(
 def test_a_run_that_vanishes_ends_it(
     cli: Callable[..., Outcome], journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch.time, "sleep", lambda _: shutil.rmtree(journal.path))
+    monkeypatch.setattr(watch.ByHand, "within", lambda *_: shutil.rmtree(journal.path))
     done = cli("watch", journal.path)
     assert done.code == 2
     assert "has vanished while it was watched" in done.err
@@ -242,10 +242,13 @@ def test_a_run_that_vanishes_ends_it(
 def test_ctrl_c_ends_it_in_one_line(
     cli: Callable[..., Outcome], journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: float) -> None:
-        raise KeyboardInterrupt
+    wait = watch.ByHand.within
 
-    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    def interrupt(ended: watch.ByHand, seconds: float) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return wait(ended, seconds)
+
+    monkeypatch.setattr(watch.ByHand, "within", interrupt)
     for path, last in ((journal.path, "r  running  step 20"), (journal.path.parent, f"{journal.path.parent}: 1 run")):
         done = cli("watch", path)
         assert (done.code, done.err) == (130, "")
@@ -273,7 +276,7 @@ def test_a_pipe_is_told_again_of_steps_that_a_resumed_run_comes_to_again(
             held[-1].finish("completed")
 
     held = [journal]
-    monkeypatch.setattr(watch.time, "sleep", train)
+    monkeypatch.setattr(watch.ByHand, "within", lambda _, seconds: train(seconds))
     done = cli("watch", journal.path)
     assert done.code == 0
     told = [line.split()[3] for line in done.out.splitlines() if line.startswith("r  running")]

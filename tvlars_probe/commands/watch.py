@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import time
+import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -115,9 +114,10 @@ def _follow_run(path: Path) -> None:
             last = now
             yield summary(run.state, plain=plain) + (f"  {one_line(run.state.trouble)}" if run.state.trouble else "")
 
-    with _ended_by_hand(lambda: summary(run.state, plain=plain)):
-        _renew(console, lines, news, lambda: run.renew().may_go_on)
-        _print(console, lines(None if _is_log(console) else console.height - 1))
+    with ByHand() as ended:
+        _renew(console, lines, news, lambda: run.renew().may_go_on, ended)
+    ended.leave(lambda: summary(run.state, plain=plain))
+    _print(console, lines(None if _is_log(console) else console.height - 1))
     if run.state.status == "gone":
         raise RunDirectoryError(f"{path} has vanished while it was watched: nothing was changed by watching it")
 
@@ -151,9 +151,10 @@ def _follow_folder(path: Path) -> None:
                 told[state.path] = now
                 yield summary(state, plain=plain)
 
-    with _ended_by_hand(lambda: f"{one_line(str(path))}: {counted(runs.count, 'run')}"):
+    with ByHand() as ended:
         look()
-        _renew(console, lines, news, look)
+        _renew(console, lines, news, look, ended)
+    ended.leave(lambda: f"{one_line(str(path))}: {counted(runs.count, 'run')}")
 
 
 def _renew(
@@ -161,15 +162,15 @@ def _renew(
     lines: Callable[[int | None], list[Text]],
     news: Callable[[], Iterator[str]],
     look: Callable[[], bool],
+    ended: ByHand,
 ) -> None:
     """Show the lines, or on what is no terminal the news, until ``look`` says that nothing more will come."""
     if _is_log(console):
         while True:
             for line in news():
                 click.echo(line)
-            if not look():
+            if not look() or ended.within(INTERVAL):
                 return
-            time.sleep(INTERVAL)
     from rich.console import Group
     from rich.live import Live
 
@@ -182,26 +183,47 @@ def _renew(
             if key != shown:
                 live.update(Group(*now), refresh=True)
                 shown = key
-            if not goes_on:
+            if not goes_on or ended.within(INTERVAL):
                 return
-            time.sleep(INTERVAL)
 
 
-@contextlib.contextmanager
-def _ended_by_hand(last: Callable[[], str]) -> Iterator[None]:
-    """End on Ctrl-C with one line and code 130, and on SIGTERM with the terminal as it was."""
+class ByHand:
+    """A context in which Ctrl-C and SIGTERM end the watching once the look that is being made is over.
 
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+    An exception, as Python makes of Ctrl-C, could come anywhere, and be lost in what the libraries do at that moment.
+    A second signal acts at once. Outside the main thread the signals are left as they are.
+    """
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(last())
-        click.get_current_context().exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._came = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end(self, number: int, _: object) -> None:
+        self._number = number
+        self._came.set()
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def within(self, seconds: float) -> bool:
+        """Wait for so long; whether somebody has ended it."""
+        return self._came.wait(seconds)
+
+    def leave(self, last: Callable[[], str]) -> None:
+        """End the program if a signal has ended the watching: after Ctrl-C with one line."""
+        if self._number == signal.SIGINT:
+            click.echo(last())
+        if self._number is not None:
+            click.get_current_context().exit(128 + self._number)
 
 
 def _refuse_unreadable(state: LiveState) -> None:
