@@ -66,6 +66,18 @@ def test_a_spike_is_one_at_any_size(scale: float) -> None:
     assert "99 % of ‖g‖² is that of fc.weight" in found.text
 
 
+@pytest.mark.parametrize("factor", [1e200, 1e160, 1e-200])
+def test_a_value_of_another_size_changes_no_threshold_before_it(factor: float) -> None:
+    """Whether it stands in the same flush as the steps before it or not: of these none is a spike."""
+    rows = rows_of(STEPS)
+    for row in rows[150:]:
+        row.loss *= factor
+    spikes = oracle.spikes([row.loss for row in rows])
+    assert spikes == ([150] if factor > 1 else [])
+    for flushes in ((), (149,), (150,), range(1, STEPS)):
+        assert steps_of(inspected(rows, tensors(), ["loss_spike"], flushes)) == spikes
+
+
 def test_a_constant_loss_has_no_spikes_by_rounding() -> None:
     rows = rows_of(STEPS)
     for k, row in enumerate(rows):

@@ -71,10 +71,12 @@ class SpikeSeries:
 
 def _threshold(windows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean + 6σ of each window; of equal values, whose σ is rounding, a thousandth above the mean."""
-    highest = max(float(windows.max()), -float(windows.min()))
-    # The squares of extreme values would be beyond the range.
-    scale = highest if highest > 1e150 or 0 < highest < 1e-150 else 1.0
-    scaled = windows / scale if scale != 1.0 else windows
+    # The squares of extreme values would be beyond the range. Each window has a scale of its own: which others are
+    # looked at with it is a matter of flushes.
+    highest = np.maximum(windows.max(axis=1), -windows.min(axis=1))
+    extreme = (highest > 1e150) | ((highest > 0) & (highest < 1e-150))
+    scale = np.where(extreme, highest, 1.0)
+    scaled = windows / scale[:, None] if extreme.any() else windows
     mean = scaled.mean(axis=1)
     apart = scaled - mean[:, None]
     spread = np.sqrt(np.einsum("ij,ij->i", apart, apart) / windows.shape[1])
