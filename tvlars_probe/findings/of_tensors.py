@@ -54,8 +54,7 @@ class _TensorRule(FindingRule):
         rows, tensors = self._episodes.begun(broken, judged, names)
         if not len(rows):
             return
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            severity = threshold / value if below else value / threshold
+        severity = threshold / value if below else value / threshold
         for row, worst, others in first_of_each_step(rows, tensors, severity):
             a, b = float(value[row, worst]), float(threshold[row, worst])
             text = with_others(self.sentence.format(name=names[worst], value=a, threshold=b), others, names)
