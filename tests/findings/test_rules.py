@@ -14,6 +14,8 @@ from tests.oracles import findings as oracle
 from tvlars_probe.findings.inspector import RULES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tvlars_probe.findings.finding import Finding
 
 STEPS = 200
@@ -76,6 +78,22 @@ def test_a_value_of_another_size_changes_no_threshold_before_it(factor: float) -
     assert spikes == ([150] if factor > 1 else [])
     for flushes in ((), (149,), (150,), range(1, STEPS)):
         assert steps_of(inspected(rows, tensors(), ["loss_spike"], flushes)) == spikes
+
+
+@pytest.mark.parametrize("flushes", [(), range(1, 1000, 7)])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_norms_before_clipping_are_no_spikes_among_clipped_ones(flushes: Sequence[int], resumes: bool) -> None:
+    """As under a trainer that clips at 1, and tells the norm before in each tenth step alone."""
+    rows = rows_of(1000)
+    for k, row in enumerate(rows):
+        row.before_clipping = k % 10 == 9
+        row.grad_norm = 30 + math.cos(k) if row.before_clipping else 1.0
+    assert inspected(rows, tensors(), ["grad_spike"], flushes, resumes) == []
+    rows[949].grad_norm, rows[951].grad_norm = 100.0, 2.0
+    found = inspected(rows, tensors(), ["grad_spike"], flushes, resumes)
+    assert [(one.step, one.value) for one in found] == [(949, 100.0), (951, 2.0)]
+    # σ of a cosine is 1/√2; that of a constant is none, and a thousandth stands for it.
+    assert [one.threshold for one in found] == [pytest.approx(30 + 6 / math.sqrt(2), abs=0.1), pytest.approx(1.001)]
 
 
 def test_a_constant_loss_has_no_spikes_by_rounding() -> None:

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Row:
-    """One step: its loss (None where not told), its ‖g‖, its φ, and by tensor the figures that were recorded."""
+    """One step: its loss (None where not told), its ‖g‖, its φ, and by tensor the figures that were recorded.
+
+    ``before_clipping`` says whether that ‖g‖ is one before clipping.
+    """
 
     loss: float | None = None
     grad_norm: float = math.nan
+    before_clipping: bool = False
     phi: float = math.nan
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 

@@ -108,16 +108,23 @@ class LossSpike(FindingRule):
 
 
 class GradSpike(FindingRule):
-    """The gradient's norm jumps beyond its mean + 6σ."""
+    """The gradient's norm jumps beyond its mean + 6σ.
+
+    Norms before clipping are compared with norms before clipping, the others with the others: a trainer that tells the
+    first in some steps alone would make a spike of each of them.
+    """
 
     name = "grad_spike"
     about = f"‖g‖ of all tensors is beyond mean + {SIGMAS:g}σ of the last {BEFORE} recorded steps (of {FEWEST} or more)"
 
     def __init__(self) -> None:
-        self._series = SpikeSeries()
+        self._used, self._before_clipping = SpikeSeries(), SpikeSeries()
 
     def find(self, window: Window) -> Iterator[Finding]:
-        for row, threshold, steps in self._series.spikes(window.grad_norms):
+        before = window.before_clipping
+        spikes = self._used.spikes(np.where(before, np.nan, window.grad_norms))
+        spikes += self._before_clipping.spikes(np.where(before, window.grad_norms, np.nan))
+        for row, threshold, steps in sorted(spikes):
             value, tensor, share = float(window.grad_norms[row]), None, ""
             norms = np.where(window.active[row], window.figures["grad_norm"][row], -np.inf)
             if len(norms) and (largest := norms.max()) > 0:
@@ -128,10 +135,11 @@ class GradSpike(FindingRule):
             yield self.finding(window.first_step + row, text, parameter=tensor, value=value, threshold=threshold)
 
     def state(self) -> dict[str, Any]:
-        return self._series.state()
+        return {"used": self._used.state(), "before_clipping": self._before_clipping.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self._series.load(state)
+        self._used.load(state["used"])
+        self._before_clipping.load(state["before_clipping"])
 
 
 class PhiDead(FindingRule):
