@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,6 +131,17 @@ def test_vanished_ratios_are_those_of_the_oracle(
     found = inspected(rows, tensors(phi=with_phi), ["ratio_vanished"], flushes)
     assert steps_of(found) == sorted({step for step, _ in expected})
     assert all((one.step, one.parameter) in expected for one in found)
+
+
+def test_a_ratio_that_phi_takes_to_zero_has_not_vanished() -> None:
+    """The norms stay as they are: a float32 holds no ratio any more from step 20 on, a float64 no φ from step 150."""
+    rows = rows_of(STEPS)
+    for k, row in enumerate(rows):
+        for figures in row.figures.values():
+            figures["phi"] = math.exp(-5 * k)
+            figures["trust_ratio"] = float(np.float32(figures["trust_ratio"] * figures["phi"]))
+    assert rows[-1].figures["fc.weight"]["phi"] == 0
+    assert inspected(rows, tensors(phi=True), ["ratio_vanished"]) == []
 
 
 CLAMPS = [

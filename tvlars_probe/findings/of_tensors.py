@@ -22,6 +22,10 @@ BEFORE, FEWEST = 64, 16
 """Recorded steps before a step of which that median is taken, and how many there must be."""
 
 
+LEAST_PHI = 1e-30
+"""φ below which a trust ratio isn't known without it; `PhiDead` has told of it long before."""
+
+
 NEGLIGIBLE = 1e-5
 """Share of the largest ‖g‖ of any tensor below which a tensor's gradient may be rounding alone."""
 
@@ -142,7 +146,9 @@ class RatioVanished(_TensorRule):
         ratio, phi = window.figures["trust_ratio"], window.figures["phi"]
         if not window.tensors.has_phi:
             return ratio
-        return np.where(phi > 0, ratio / np.where(phi > 0, phi, 1.0), ratio)
+        # Where φ is all but zero, rounding has taken the ratio to zero with it: what it was without φ is lost.
+        lost = phi < LEAST_PHI
+        return np.where(np.isnan(phi), ratio, np.where(lost, np.nan, ratio / np.where(lost, 1.0, phi)))
 
 
 class ExcludedOverwritten(_TensorRule):
