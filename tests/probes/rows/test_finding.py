@@ -140,6 +140,9 @@ def test_a_rule_that_fails_ends_findings_and_nothing_else(tmp_path: Path, monkey
     [
         ({"findings": ("nan",)}, r"unknown rule in findings 'nan' \(known: non_finite, "),
         ({"stop_on": "loss_spikes"}, "unknown rule in stop_on 'loss_spikes'"),
+        ({"findings": None}, r"findings takes ids of rules, such as \('non_finite',\), got None"),
+        ({"stop_on": True}, r"stop_on takes ids of rules, such as \('non_finite',\), got True"),
+        ({"stop_on": [["non_finite"]]}, r"unknown rule in stop_on \"\['non_finite'\]\""),
         ({"on_finding": "mail"}, "on_finding= takes a function of a finding, got 'mail'"),
     ],
 )
