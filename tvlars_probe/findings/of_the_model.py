@@ -167,4 +167,5 @@ class PhiDead(FindingRule):
 
     def load(self, state: dict[str, Any]) -> None:
         self._highest, self._is_open = state["highest"], state["is_open"]
-        assert math.isfinite(self._highest)
+        if not math.isfinite(self._highest):
+            raise ValueError(f"the highest φ is {self._highest}")

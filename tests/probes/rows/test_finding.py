@@ -205,7 +205,16 @@ def test_a_state_of_another_version_is_no_obstacle(tmp_path: Path) -> None:
     with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
         loop(model, optimizer, range(3), rec)
         state = rec.state_dict()
-    for odd in ({"loss_spike": {"count": 1}}, {"non_finite": 3}, {"later_rule": {}}, None):
+    spikes = {"count": 0, "before": [10**400], "is_open": False}
+    dead = {"count": 0, "highest": math.inf, "is_open": False}
+    odds = (
+        {"loss_spike": {"count": 1}},
+        {"non_finite": 3},
+        {"later_rule": {}},
+        {"phi_dead": dead},
+        {"loss_spike": spikes},
+    )
+    for odd in (*odds, None):
         state["findings"] = odd
         if odd is None:
             del state["findings"]  # of an older version
