@@ -145,15 +145,17 @@ def test_a_ratio_that_phi_takes_to_zero_has_not_vanished() -> None:
 
 
 CLAMPS = [
-    ({"weight_cap": 10.0}, "weight_norm", 10.0),
-    ({"divisor_cap": 10.0}, "direction_norm", 12.0),
-    ({"clip": "one"}, "trust_ratio", 1.0),
-    ({"clip": "rate"}, "trust_ratio", 1.0),
+    ({"weight_cap": 10.0}, "weight_norm", 10.0, "‖w‖ 10 is at or beyond the bound 10;"),
+    ({"divisor_cap": 10.0}, "direction_norm", 12.0, "its divisor 12 is at or beyond the bound 10;"),
+    ({"clip": "one"}, "trust_ratio", 1.0, "its value 1 is at or beyond the bound 1;"),
+    ({"clip": "rate"}, "trust_ratio", 1.0, "its value 1 is at or beyond the bound 1;"),
 ]
 
 
-@pytest.mark.parametrize(("scaling", "figure", "value"), CLAMPS)
-def test_a_clamp_is_found_where_it_begins_to_bind(scaling: dict[str, object], figure: str, value: float) -> None:
+@pytest.mark.parametrize(("scaling", "figure", "value", "told"), CLAMPS)
+def test_a_clamp_is_found_where_it_begins_to_bind(
+    scaling: dict[str, object], figure: str, value: float, told: str
+) -> None:
     rows = rows_of(20)
     for step in (5, 6, 9):
         for name in NAMES:  # of which vectors are not adapted
@@ -164,7 +166,7 @@ def test_a_clamp_is_found_where_it_begins_to_bind(scaling: dict[str, object], fi
         assert [(one.step, one.parameter, one.value) for one in found] == [
             (5, "conv.weight", value), (9, "conv.weight", value),
         ]  # fmt: skip
-        assert "likewise 1 other: fc.weight" in found[0].text
+        assert found[0].text == f"the trust ratio of conv.weight is clamped: {told} likewise 1 other: fc.weight"
     assert inspected(rows, tensors(), ["ratio_clamped"]) == []
 
 
