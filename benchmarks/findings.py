@@ -129,8 +129,8 @@ def flush_milliseconds(rows: int, tensors: int = 1000, rounds: int = 31) -> floa
         made = {name: rng.uniform(0.5, 2, (rows, tensors)) for name in figures}
         made |= {"update_norm": rng.uniform(0.005, 0.02, (rows, tensors)), "phi": np.full((rows, tensors), np.nan)}
         window = Window(
-            turn * rows, rng.uniform(1, 2, rows), np.ones(rows, bool), rng.uniform(1, 2, rows), np.full(rows, np.nan),
-            np.ones((rows, tensors), bool), np.ones((rows, tensors)), made, about,
+            turn * rows, rng.uniform(1, 2, rows), np.ones(rows, bool), rng.uniform(1, 2, rows), np.zeros(rows, bool),
+            np.full(rows, np.nan), np.ones((rows, tensors), bool), np.ones((rows, tensors)), made, about,
         )  # fmt: skip
         start = time.perf_counter()
         inspector.inspect(window)

@@ -37,6 +37,20 @@ def test_a_rule_falls_silent_and_says_so() -> None:
     assert [("says no more" in one.text) for one in found] == [False] * (MOST - 1) + [True]
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e308, 0.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_figure_makes_a_rule_fail_where_warnings_are_errors(wrong: float, name: str) -> None:
+    """Under TVLARS, whose trust ratios have all clamps; the loss is told, and all others of the tensor are finite."""
+    rows = rows_of(100)
+    for figure in rows[90].figures[name]:
+        rows[90].figures[name][figure] = wrong
+    rows[91].figures[name]["weight_norm"] = wrong
+    rows[92].figures["conv.bias"]["weight_norm"] = rows[92].figures[name]["weight_norm"] = wrong
+    found = inspected(rows, tensors(phi=True, weight_cap=10.0, divisor_cap=10.0, clip="one"), IDS, [91])
+    bad = [one.step for one in found if one.rule == "non_finite"]
+    assert bad == ([] if math.isfinite(wrong) else [90])
+
+
 def test_findings_come_in_order_of_steps_and_a_state_is_plain() -> None:
     rows = rows_of(100)
     rows[90].loss = 1e9

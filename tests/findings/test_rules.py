@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from tests.oracles import findings as oracle
 from tvlars_probe.findings.inspector import RULES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tvlars_probe.findings.finding import Finding
 
 STEPS = 200
@@ -66,6 +69,34 @@ def test_a_spike_is_one_at_any_size(scale: float) -> None:
     assert "99 % of ‖g‖² is that of fc.weight" in found.text
 
 
+@pytest.mark.parametrize("factor", [1e200, 1e160, 1e-200])
+def test_a_value_of_another_size_changes_no_threshold_before_it(factor: float) -> None:
+    """Whether it stands in the same flush as the steps before it or not: of these none is a spike."""
+    rows = rows_of(STEPS)
+    for row in rows[150:]:
+        row.loss *= factor
+    spikes = oracle.spikes([row.loss for row in rows])
+    assert spikes == ([150] if factor > 1 else [])
+    for flushes in ((), (149,), (150,), range(1, STEPS)):
+        assert steps_of(inspected(rows, tensors(), ["loss_spike"], flushes)) == spikes
+
+
+@pytest.mark.parametrize("flushes", [(), range(1, 1000, 7)])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_norms_before_clipping_are_no_spikes_among_clipped_ones(flushes: Sequence[int], resumes: bool) -> None:
+    """As under a trainer that clips at 1, and tells the norm before in each tenth step alone."""
+    rows = rows_of(1000)
+    for k, row in enumerate(rows):
+        row.before_clipping = k % 10 == 9
+        row.grad_norm = 30 + math.cos(k) if row.before_clipping else 1.0
+    assert inspected(rows, tensors(), ["grad_spike"], flushes, resumes) == []
+    rows[949].grad_norm, rows[951].grad_norm = 100.0, 2.0
+    found = inspected(rows, tensors(), ["grad_spike"], flushes, resumes)
+    assert [(one.step, one.value) for one in found] == [(949, 100.0), (951, 2.0)]
+    # σ of a cosine is 1/√2; that of a constant is none, and a thousandth stands for it.
+    assert [one.threshold for one in found] == [pytest.approx(30 + 6 / math.sqrt(2), abs=0.1), pytest.approx(1.001)]
+
+
 def test_a_constant_loss_has_no_spikes_by_rounding() -> None:
     rows = rows_of(STEPS)
     for k, row in enumerate(rows):
@@ -102,16 +133,29 @@ def test_vanished_ratios_are_those_of_the_oracle(
     assert all((one.step, one.parameter) in expected for one in found)
 
 
+def test_a_ratio_that_phi_takes_to_zero_has_not_vanished() -> None:
+    """The norms stay as they are: a float32 holds no ratio any more from step 20 on, a float64 no φ from step 150."""
+    rows = rows_of(STEPS)
+    for k, row in enumerate(rows):
+        for figures in row.figures.values():
+            figures["phi"] = math.exp(-5 * k)
+            figures["trust_ratio"] = float(np.float32(figures["trust_ratio"] * figures["phi"]))
+    assert rows[-1].figures["fc.weight"]["phi"] == 0
+    assert inspected(rows, tensors(phi=True), ["ratio_vanished"]) == []
+
+
 CLAMPS = [
-    ({"weight_cap": 10.0}, "weight_norm", 10.0),
-    ({"divisor_cap": 10.0}, "direction_norm", 12.0),
-    ({"clip": "one"}, "trust_ratio", 1.0),
-    ({"clip": "rate"}, "trust_ratio", 1.0),
+    ({"weight_cap": 10.0}, "weight_norm", 10.0, "‖w‖ 10 is at or beyond the bound 10;"),
+    ({"divisor_cap": 10.0}, "direction_norm", 12.0, "its divisor 12 is at or beyond the bound 10;"),
+    ({"clip": "one"}, "trust_ratio", 1.0, "its value 1 is at or beyond the bound 1;"),
+    ({"clip": "rate"}, "trust_ratio", 1.0, "its value 1 is at or beyond the bound 1;"),
 ]
 
 
-@pytest.mark.parametrize(("scaling", "figure", "value"), CLAMPS)
-def test_a_clamp_is_found_where_it_begins_to_bind(scaling: dict[str, object], figure: str, value: float) -> None:
+@pytest.mark.parametrize(("scaling", "figure", "value", "told"), CLAMPS)
+def test_a_clamp_is_found_where_it_begins_to_bind(
+    scaling: dict[str, object], figure: str, value: float, told: str
+) -> None:
     rows = rows_of(20)
     for step in (5, 6, 9):
         for name in NAMES:  # of which vectors are not adapted
@@ -122,7 +166,7 @@ def test_a_clamp_is_found_where_it_begins_to_bind(scaling: dict[str, object], fi
         assert [(one.step, one.parameter, one.value) for one in found] == [
             (5, "conv.weight", value), (9, "conv.weight", value),
         ]  # fmt: skip
-        assert "likewise 1 other: fc.weight" in found[0].text
+        assert found[0].text == f"the trust ratio of conv.weight is clamped: {told} likewise 1 other: fc.weight"
     assert inspected(rows, tensors(), ["ratio_clamped"]) == []
 
 

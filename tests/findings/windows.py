@@ -61,6 +61,7 @@ def window_of(rows: Sequence[Row], first_step: int, about: Tensors) -> Window:
         losses=np.array([0.0 if row.loss is None else row.loss for row in rows]),
         told=np.array([row.loss is not None for row in rows], dtype=bool),
         grad_norms=np.array([row.grad_norm for row in rows]),
+        before_clipping=np.array([row.before_clipping for row in rows], dtype=bool),
         phi=np.array([row.phi for row in rows]),
         active=active,
         lr=figures.pop("lr"),

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Row:
-    """One step: its loss (None where not told), its ‖g‖, its φ, and by tensor the figures that were recorded."""
+    """One step: its loss (None where not told), its ‖g‖, its φ, and by tensor the figures that were recorded.
+
+    ``before_clipping`` says whether that ‖g‖ is one before clipping.
+    """
 
     loss: float | None = None
     grad_norm: float = math.nan
+    before_clipping: bool = False
     phi: float = math.nan
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -79,7 +83,9 @@ def vanished(figures: dict[str, float], past: list[dict[str, float]]) -> bool | 
     """Whether the ratio, divided by φ, is below a millionth of the median of the last 64, of which there are 16."""
 
     def plain(one: dict[str, float]) -> float:
-        return one["trust_ratio"] / one["phi"] if one["phi"] > 0 else one["trust_ratio"]
+        if math.isnan(one["phi"]):
+            return one["trust_ratio"]
+        return one["trust_ratio"] / one["phi"] if one["phi"] >= 1e-30 else math.nan
 
     last = [value for one in past[-64:] if math.isfinite(value := plain(one))]
     return len(last) >= 16 and plain(figures) < 1e-6 * statistics.median(last)

@@ -23,12 +23,10 @@ def findings_by_rule(findings: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for rule, found in findings.groupby("rule", sort=False, observed=True):
-        first = found.iloc[0]
-        rows.append((
-            str(rule), len(found), int(first["step"]), int(found["step"].max()), first["parameter"], first["value"],
-            first["threshold"], str(first["text"]),
-        ))  # fmt: skip
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.sort_values("first_step", kind="stable", ignore_index=True)
+    findings = findings.assign(rule=findings["rule"].astype(str))  # as a category it keeps rules without findings
+    first, steps = findings.drop_duplicates("rule"), findings.groupby("rule", sort=False)["step"]
+    told = {name: first[name].astype(object).to_numpy() for name in ("parameter", "value", "threshold", "text")}
+    counted = {"findings": steps.size().to_numpy(), "first_step": first["step"].to_numpy()}
+    table = pd.DataFrame({"rule": first["rule"].to_numpy(), **counted, "last_step": steps.max().to_numpy(), **told})
+    table["text"] = table["text"].where(table["text"].notna(), "")  # a stranger's table may lack it
+    return table[list(COLUMNS)].sort_values("first_step", kind="stable", ignore_index=True)

@@ -224,7 +224,7 @@ _OPTIONS = (
         help="Rules that look for what is wrong while the run trains.",
     ),
     option(
-        "--stop-on", section=_RECORDING, greedy=True, type=_choice(IDS), show_default="none",
+        "--stop-on", section=_RECORDING, greedy=True, type=_choice(("none", *IDS)), show_default="none",
         help="End the run, with a checkpoint, when one of these rules finds something.",
     ),
     option(

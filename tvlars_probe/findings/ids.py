@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvlars_probe.errors import unknown
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,11 +38,13 @@ def known_rules(names: Iterable[str], what: str) -> tuple[str, ...]:
         what: the name of the argument or option that gave them.
 
     Raises:
-        UserError: there is no such rule.
+        UserError: there is no such rule, or these are no names.
     """
+    if not hasattr(names, "__iter__"):
+        raise UserError(f"{what} takes ids of rules, such as ('non_finite',), got {names!r:.60}")
     found: list[str] = []
     for name in [names] if isinstance(names, str) else names:
-        if name not in IDS and name not in WORDS:
+        if not isinstance(name, str) or (name not in IDS and name not in WORDS):
             raise unknown(f"rule in {what}", str(name), (*IDS, *WORDS))
         found += WORDS.get(name, (name,))
     return tuple(dict.fromkeys(found))

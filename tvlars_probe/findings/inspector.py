@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tvlars_probe.findings.ids import DEFAULT
 from tvlars_probe.findings.non_finite import NonFinite
 from tvlars_probe.findings.of_tensors import ExcludedOverwritten, RatioClamped, RatioVanished, UpdateBelowRounding
@@ -54,7 +56,9 @@ class Inspector:
 
     def inspect(self, window: Window) -> list[Finding]:
         """The findings of these steps, in order of steps. The windows of a run come in order."""
-        found = [finding for rule in self._rules for finding in self._bounded(rule, window)]
+        # Rules compute with norms that aren't finite, too: a warning of that tells nothing, and may be an error.
+        with np.errstate(all="ignore"):
+            found = [finding for rule in self._rules for finding in self._bounded(rule, window)]
         return sorted(found, key=lambda finding: finding.step)
 
     def _bounded(self, rule: FindingRule, window: Window) -> Iterator[Finding]:

@@ -26,7 +26,8 @@ def bad_steps(window: Window) -> NDArray[np.bool_]:
     for quantity in _NORMS:
         figure = window.figures[quantity]
         # A sum shows in one pass whether any is: only rows without a finite sum are looked at.
-        rows = np.flatnonzero(~np.isfinite(figure.sum(axis=1)))
+        with np.errstate(over="ignore"):
+            rows = np.flatnonzero(~np.isfinite(figure.sum(axis=1)))
         if len(rows):
             bad[rows] |= (window.active[rows] & ~np.isfinite(figure[rows])).any(axis=1)
     return bad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from tvlars_probe.findings.rule import FindingRule, first_of_each_step, with_oth
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.findings.window import Flags, Floats, Window
 
@@ -20,6 +22,10 @@ VANISHED = 1e-6
 
 BEFORE, FEWEST = 64, 16
 """Recorded steps before a step of which that median is taken, and how many there must be."""
+
+
+LEAST_PHI = 1e-30
+"""φ below which a trust ratio isn't known without it; `PhiDead` has told of it long before."""
 
 
 NEGLIGIBLE = 1e-5
@@ -37,7 +43,7 @@ class _TensorRule(FindingRule):
     """
 
     sentence: str
-    """What is said of a tensor, from its ``name``, ``value`` and ``threshold``."""
+    """What is said of a tensor, from its ``name``, ``value`` and ``threshold``, and from ``what`` the value is."""
 
     def __init__(self) -> None:
         self._episodes = Episodes()
@@ -47,18 +53,31 @@ class _TensorRule(FindingRule):
         return not broken.any() and not self._episodes.any_open
 
     def _report(
-        self, window: Window, broken: Flags, judged: Flags, value: Floats, threshold: Floats, *, below: bool
+        self,
+        window: Window,
+        broken: Flags,
+        judged: Flags,
+        value: Floats,
+        threshold: Floats,
+        *,
+        below: bool,
+        what: NDArray[np.object_] | None = None,
     ) -> Iterator[Finding]:
         """Yield a finding for each step in which tensors begin to break the rule, about the one furthest off."""
         names = window.tensors.names
         rows, tensors = self._episodes.begun(broken, judged, names)
         if not len(rows):
             return
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            severity = threshold / value if below else value / threshold
+        severity = threshold / value if below else value / threshold
         for row, worst, others in first_of_each_step(rows, tensors, severity):
             a, b = float(value[row, worst]), float(threshold[row, worst])
-            text = with_others(self.sentence.format(name=names[worst], value=a, threshold=b), others, names)
+            told = {
+                "name": names[worst],
+                "value": a,
+                "threshold": b,
+                "what": None if what is None else what[row, worst],
+            }
+            text = with_others(self.sentence.format(**told), others, names)
             yield self.finding(window.first_step + row, text, parameter=names[worst], value=a, threshold=b)
 
     def state(self) -> dict[str, Any]:
@@ -73,7 +92,8 @@ class RatioClamped(_TensorRule):
 
     name = "ratio_clamped"
     about = "‖w‖, the divisor or the trust ratio of a tensor is at its clamp"
-    sentence = "the trust ratio of {name} is clamped: {value:.4g} is at or beyond its bound {threshold:.4g}"
+    sentence = "the trust ratio of {name} is clamped: {what} {value:.4g} is at or beyond the bound {threshold:.4g}"
+    _words: ClassVar = {"weight_norm": "‖w‖", "direction_norm": "its divisor", "trust_ratio": "its value"}
 
     def find(self, window: Window) -> Iterator[Finding]:
         t = window.tensors
@@ -87,14 +107,15 @@ class RatioClamped(_TensorRule):
         moves = judged & (window.figures["weight_norm"] > 0) & (window.figures["grad_norm"] > 0)
         # The figure furthest beyond its bound is the one that is told.
         value, threshold = np.full(judged.shape, np.nan), np.full(judged.shape, np.inf)
-        excess = np.zeros(judged.shape)
+        excess, what = np.zeros(judged.shape), np.full(judged.shape, "", dtype=object)
         for name, cap in bounds.items():
             figure = window.figures[name]
             beyond = np.where(moves & at_bound[name], figure / cap, 0.0)
             further = beyond > excess
             value, threshold = np.where(further, figure, value), np.where(further, cap, threshold)
+            what[further] = self._words[name]
             excess = np.maximum(excess, beyond)
-        yield from self._report(window, excess > 0, judged, value, threshold, below=False)
+        yield from self._report(window, excess > 0, judged, value, threshold, below=False, what=what)
 
 
 class RatioVanished(_TensorRule):
@@ -143,7 +164,9 @@ class RatioVanished(_TensorRule):
         ratio, phi = window.figures["trust_ratio"], window.figures["phi"]
         if not window.tensors.has_phi:
             return ratio
-        return np.where(phi > 0, ratio / np.where(phi > 0, phi, 1.0), ratio)
+        # Where φ is all but zero, rounding has taken the ratio to zero with it: what it was without φ is lost.
+        lost = phi < LEAST_PHI
+        return np.where(np.isnan(phi), ratio, np.where(lost, np.nan, ratio / np.where(lost, 1.0, phi)))
 
 
 class ExcludedOverwritten(_TensorRule):

@@ -71,10 +71,12 @@ class SpikeSeries:
 
 def _threshold(windows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean + 6σ of each window; of equal values, whose σ is rounding, a thousandth above the mean."""
-    highest = max(float(windows.max()), -float(windows.min()))
-    # The squares of extreme values would be beyond the range.
-    scale = highest if highest > 1e150 or 0 < highest < 1e-150 else 1.0
-    scaled = windows / scale if scale != 1.0 else windows
+    # The squares of extreme values would be beyond the range. Each window has a scale of its own: which others are
+    # looked at with it is a matter of flushes.
+    highest = np.maximum(windows.max(axis=1), -windows.min(axis=1))
+    extreme = (highest > 1e150) | ((highest > 0) & (highest < 1e-150))
+    scale = np.where(extreme, highest, 1.0)
+    scaled = windows / scale[:, None] if extreme.any() else windows
     mean = scaled.mean(axis=1)
     apart = scaled - mean[:, None]
     spread = np.sqrt(np.einsum("ij,ij->i", apart, apart) / windows.shape[1])
@@ -106,16 +108,23 @@ class LossSpike(FindingRule):
 
 
 class GradSpike(FindingRule):
-    """The gradient's norm jumps beyond its mean + 6σ."""
+    """The gradient's norm jumps beyond its mean + 6σ.
+
+    Norms before clipping are compared with norms before clipping, the others with the others: a trainer that tells the
+    first in some steps alone would make a spike of each of them.
+    """
 
     name = "grad_spike"
     about = f"‖g‖ of all tensors is beyond mean + {SIGMAS:g}σ of the last {BEFORE} recorded steps (of {FEWEST} or more)"
 
     def __init__(self) -> None:
-        self._series = SpikeSeries()
+        self._used, self._before_clipping = SpikeSeries(), SpikeSeries()
 
     def find(self, window: Window) -> Iterator[Finding]:
-        for row, threshold, steps in self._series.spikes(window.grad_norms):
+        before = window.before_clipping
+        spikes = self._used.spikes(np.where(before, np.nan, window.grad_norms))
+        spikes += self._before_clipping.spikes(np.where(before, window.grad_norms, np.nan))
+        for row, threshold, steps in sorted(spikes):
             value, tensor, share = float(window.grad_norms[row]), None, ""
             norms = np.where(window.active[row], window.figures["grad_norm"][row], -np.inf)
             if len(norms) and (largest := norms.max()) > 0:
@@ -126,10 +135,11 @@ class GradSpike(FindingRule):
             yield self.finding(window.first_step + row, text, parameter=tensor, value=value, threshold=threshold)
 
     def state(self) -> dict[str, Any]:
-        return self._series.state()
+        return {"used": self._used.state(), "before_clipping": self._before_clipping.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self._series.load(state)
+        self._used.load(state["used"])
+        self._before_clipping.load(state["before_clipping"])
 
 
 class PhiDead(FindingRule):
@@ -157,4 +167,5 @@ class PhiDead(FindingRule):
 
     def load(self, state: dict[str, Any]) -> None:
         self._highest, self._is_open = state["highest"], state["is_open"]
-        assert math.isfinite(self._highest)
+        if not math.isfinite(self._highest):
+            raise ValueError(f"the highest φ is {self._highest}")

@@ -90,6 +90,7 @@ class Window:
         losses: mean loss of each step, (steps,); what it holds where none was told says nothing.
         told: whether a loss was told, (steps,).
         grad_norms: ‖g‖ over all tensors, before clipping where that is known, (steps,); NaN where not recorded.
+        before_clipping: whether that norm is one before clipping, (steps,).
         phi: φ of the first parameter group, (steps,); NaN for optimizers without.
         active: whether a tensor's figures were recorded, (steps, tensors).
         lr: learning rates, (steps, tensors).
@@ -102,6 +103,7 @@ class Window:
     losses: Floats
     told: Flags
     grad_norms: Floats
+    before_clipping: Flags
     phi: Floats
     active: Flags
     lr: Floats

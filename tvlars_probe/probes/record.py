@@ -96,6 +96,8 @@ def record(
         findings: ids of the rules that look at every flush (docs/findings.md), or "all", "none", or "default": those
             that seldom find something in sound runs.
         on_finding: called with each `Finding` on rank 0, at the flush that finds it. What it raises is told once.
+            On several ranks it must not call what every rank calls (``flush``, ``state_dict``): rank 0 would wait for
+            the others.
         stop_on: ids of rules, such as ("non_finite",), whose findings end the loop: the next ``rec.log`` leaves the
             ``with`` block on all ranks, the trace is complete, and the run's status is interrupted.
         manifest: a manifest that holds further facts about the run.

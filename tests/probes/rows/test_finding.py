@@ -140,6 +140,9 @@ def test_a_rule_that_fails_ends_findings_and_nothing_else(tmp_path: Path, monkey
     [
         ({"findings": ("nan",)}, r"unknown rule in findings 'nan' \(known: non_finite, "),
         ({"stop_on": "loss_spikes"}, "unknown rule in stop_on 'loss_spikes'"),
+        ({"findings": None}, r"findings takes ids of rules, such as \('non_finite',\), got None"),
+        ({"stop_on": True}, r"stop_on takes ids of rules, such as \('non_finite',\), got True"),
+        ({"stop_on": [["non_finite"]]}, r"unknown rule in stop_on \"\['non_finite'\]\""),
         ({"on_finding": "mail"}, "on_finding= takes a function of a finding, got 'mail'"),
     ],
 )
@@ -202,7 +205,16 @@ def test_a_state_of_another_version_is_no_obstacle(tmp_path: Path) -> None:
     with tvlars_probe.record(model, optimizer, tmp_path / "r") as rec:
         loop(model, optimizer, range(3), rec)
         state = rec.state_dict()
-    for odd in ({"loss_spike": {"count": 1}}, {"non_finite": 3}, {"later_rule": {}}, None):
+    spikes = {"count": 0, "before": [10**400], "is_open": False}
+    dead = {"count": 0, "highest": math.inf, "is_open": False}
+    odds = (
+        {"loss_spike": {"count": 1}},
+        {"non_finite": 3},
+        {"later_rule": {}},
+        {"phi_dead": dead},
+        {"loss_spike": spikes},
+    )
+    for odd in (*odds, None):
         state["findings"] = odd
         if odd is None:
             del state["findings"]  # of an older version

@@ -123,6 +123,7 @@ def window_of(
         losses=losses,
         told=np.array([row.loss_told for row in drained.rows], dtype=bool),
         grad_norms=np.where(np.isnan(before), used, before),
+        before_clipping=~np.isnan(before),
         phi=numbers("phi"),
         active=np.array([row.active & row.recorded for row in drained.rows], dtype=bool).reshape(shape),
         lr=np.array([row.lr for row in drained.rows], dtype=np.float64).reshape(shape),
