@@ -116,7 +116,7 @@ def test_a_token_in_the_query_or_a_header_is_none(board: Served) -> None:
         "%2fetc%2fpasswd", "one/run.json", "run/../../secret.txt", "board.js/../../__init__.py", "guard.py",
         "static/..%2f..%2fguard.py", "page.css%00", "run?run=../secret.txt", "run?run=%2e%2e%2fsecret.txt",
         "run?run=/etc/passwd", "run?run=one", "report?run=..%2f", "sections?run=*", "events?run=", "charts",
-        "compare?run=", "run?run=%00",
+        "compare?run=", "run?run=%00", "rows/", "page.css/", "run/?run=x", "events/",
     ],
 )  # fmt: skip
 def test_no_path_leads_out_of_the_folder_or_to_a_file(board: Served, path: str) -> None:

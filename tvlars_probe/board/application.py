@@ -65,7 +65,9 @@ class Board:
             *(Route(f"/{name}", partial(self._file, name)) for name in static.FILES),
         ]
         errors: dict[Any, Any] = {HTTPException: _not_answered}
-        return Guard(Starlette(routes=routes, exception_handlers=errors, lifespan=self._life), token=token, port=port)
+        inner = Starlette(routes=routes, exception_handlers=errors, lifespan=self._life)
+        inner.router.redirect_slashes = False  # it knows no token, and would lead to addresses without it
+        return Guard(inner, token=token, port=port)
 
     def hang_up(self) -> None:
         """End what pages listen to, which has no end of its own: the server waits for it when it is to end."""
