@@ -47,7 +47,7 @@ class Board:
         self.folder = folder
         self._list = RunList(folder)
         # What is quick doesn't wait for what is slow.
-        self._maker, self._quick = Maker(), Maker()
+        self._maker, self._quick, self._files = Maker(), Maker(), Maker()
         self.following = Following(folder, self._due)
         self._is_ending = False
 
@@ -82,7 +82,7 @@ class Board:
         with contextlib.suppress(asyncio.CancelledError):
             await warming
         self.following.close()
-        for maker in (self._maker, self._quick):
+        for maker in (self._maker, self._quick, self._files):
             maker.close()
 
     async def _warm_up(self) -> None:
@@ -193,7 +193,7 @@ class Board:
         return Response(await self._file_content(name), media_type=static.FILES[name], headers=headers)
 
     async def _file_content(self, name: str) -> bytes:
-        made = await self._maker.get(name, lambda: 0, partial(static.content, name))
+        made = await self._files.get(name, lambda: 0, partial(static.content, name))
         content: bytes = made.value
         return content
 
