@@ -10,6 +10,7 @@ import pytest
 from tests.board.runs import HOSTILE, TrainedRun, damage
 from tvlars_probe.board import following
 from tvlars_probe.board.following import Followed, Following
+from tvlars_probe.errors import RunDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -131,6 +132,19 @@ def test_a_run_that_leads_out_is_not_followed(tmp_path: Path) -> None:
         return listener.take()
 
     assert "leads out" in with_following(tmp_path / "runs", use)["state"]
+
+
+@pytest.mark.parametrize("what", ["", "trace", "trace/steps", "trace/layers"])
+def test_a_link_that_appears_while_a_run_is_followed_is_refused(tmp_path: Path, what: str) -> None:
+    run = TrainedRun(tmp_path / "runs" / "a").train(3)
+    followed = Followed(tmp_path / "runs", run.path, at_once)
+    assert "3 of 100" in followed.look()["state"]
+    run.train(4)
+    outside = (run.path / what).rename(tmp_path / "outside")
+    (run.path / what).symlink_to(outside)
+    with pytest.raises(RunDirectoryError, match="leads? out"):
+        followed.look()
+    run.end(None)
 
 
 def with_following(folder: Path, use: Callable[[Following], Coroutine[Any, Any, Any]]) -> Any:

@@ -107,8 +107,7 @@ class Followed:
         Raises:
             RunDirectoryError: a link of the run leads out of the folder.
         """
-        if self._shown is None:
-            refuse_leading_out(self._folder, self._path)
+        refuse_leading_out(self._folder, self._path)
         state = self._live.renew()
         before, self._shown = self._shown, state
         told: dict[str, Any] = {}
