@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,6 +84,16 @@ def test_slow_parts_are_told_of_at_intervals_and_once_more_when_the_run_has_ende
     assert followed.look() == {"charts": 2, "sections": 2}
 
 
+def test_charts_are_made_anew_of_a_run_that_has_replaced_another_of_the_same_length(tmp_path: Path) -> None:
+    path = TrainedRun(tmp_path / "a").train(10).end()
+    followed = Followed(tmp_path, path, at_once)
+    followed.look()
+    shutil.rmtree(path)
+    TrainedRun(path, run_id="other.1").train(10).end()
+    told = followed.look()
+    assert (told["charts"], told["sections"]) == (2, 2)
+
+
 def test_a_page_that_is_opened_later_is_told_what_is_known(tmp_path: Path) -> None:
     followed = Followed(tmp_path, TrainedRun(tmp_path / "a").train(10).end(), never)
     early = followed.join()
@@ -142,7 +153,7 @@ def test_a_link_that_appears_while_a_run_is_followed_is_refused(tmp_path: Path, 
     run.train(4)
     outside = (run.path / what).rename(tmp_path / "outside")
     (run.path / what).symlink_to(outside)
-    with pytest.raises(RunDirectoryError, match="leads? out"):
+    with pytest.raises(RunDirectoryError, match=r"leads? out"):
         followed.look()
     run.end(None)
 

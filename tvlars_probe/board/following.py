@@ -115,8 +115,7 @@ class Followed:
             parts = run_page.parts(state) | {"said": run_page.said(state)}
             told = {name: html for name, html in parts.items() if html != self._parts.get(name)}
             self._parts = parts
-            has_rows = before is None or (state.steps_done, state.epoch) != (before.steps_done, before.epoch)
-            if has_rows or state.status != before.status:  # type: ignore[union-attr] # of None ``has_rows`` is true
+            if before is None or _made_of(state) != _made_of(before):
                 self._is_behind = dict.fromkeys(self._is_behind, True)
         now = time.monotonic()
         for name, is_behind in self._is_behind.items():
@@ -146,6 +145,11 @@ class Followed:
         """Tell all pages."""
         for listener in self._listeners:
             listener.tell(news)
+
+
+def _made_of(state: LiveState) -> tuple[Any, ...]:
+    """What charts and verdicts are made anew for: rows, another run at the same place, another status."""
+    return state.run_id, state.status, state.steps_done, state.epoch
 
 
 class Following:
