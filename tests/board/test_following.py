@@ -158,6 +158,17 @@ def test_a_link_that_appears_while_a_run_is_followed_is_refused(tmp_path: Path, 
     run.end(None)
 
 
+def test_a_failure_is_told_once_and_taken_back_when_it_has_passed(tmp_path: Path) -> None:
+    followed = Followed(tmp_path, TrainedRun(tmp_path / "a").train(10).end(), at_once)
+    first = followed.look()
+    assert "can't be followed" in followed.fail(RuntimeError("why"))["state"]
+    assert followed.fail(RuntimeError("why")) == {}
+    assert "can't be followed" in followed.join().take()["state"]
+    told = followed.look()
+    assert {name: told[name] for name in PARTS} == {name: first[name] for name in PARTS}
+    assert followed.look() == {}
+
+
 def with_following(folder: Path, use: Callable[[Following], Coroutine[Any, Any, Any]]) -> Any:
     async def main() -> Any:
         follow = Following(folder, lambda key, name: 0.0)

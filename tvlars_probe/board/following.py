@@ -111,7 +111,7 @@ class Followed:
         state = self._live.renew()
         before, self._shown = self._shown, state
         told: dict[str, Any] = {}
-        if state is not before:
+        if state is not before or "said" not in self._parts:  # pages show it, and not that it failed
             parts = run_page.parts(state) | {"said": run_page.said(state)}
             told = {name: html for name, html in parts.items() if html != self._parts.get(name)}
             self._parts = parts
@@ -131,10 +131,14 @@ class Followed:
         return self._numbers | told if before is None else told
 
     def fail(self, error: Exception) -> dict[str, Any]:
-        """What is told where the run can't be read."""
+        """What is told where the run can't be read; nothing where that was told before."""
         why = str(error) if isinstance(error, UserError) else repr(error)
         told = f'<p class="trouble" role="alert">This run can\'t be followed: {text(why, 600)}</p>'
-        return {"state": told, **dict.fromkeys(("findings", "furthest", "sharpness"), ""), **self._numbers}
+        parts = {"state": told, **dict.fromkeys(("findings", "furthest", "sharpness"), "")}
+        if parts == self._parts:
+            return {}
+        self._parts = parts
+        return {**parts, **self._numbers}
 
     def wake(self) -> None:
         """Have all pages look whether there is something to send."""
