@@ -12,6 +12,7 @@ import pytest
 
 from tests.board.runs import HOSTILE, TrainedRun, damage, everything_below
 from tvlars_probe.board import application, contents, following, static
+from tvlars_probe.errors import RunFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,6 +236,24 @@ def test_what_nobody_expected_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     told = json.loads(contents.sections(tmp_path, [tmp_path / "a", tmp_path / "b"]))
     assert told["specs"] == {}
     assert "ZeroDivisionError: &lt;b&gt;" in told["html"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RunFailedError, MemoryError])
+def test_a_report_that_cannot_be_made_is_a_page_that_says_why(
+    board: Served, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error("<b>")
+
+    monkeypatch.setattr(contents, "opened", fail)
+    key = board.keys()["damaged"]
+    answer = board.get(f"report?run={key}")
+    assert answer.status == 200
+    assert "content-disposition" not in answer.headers
+    assert '<p class="trouble">' in answer.text
+    assert "<b>" not in answer.text
+    # With that attribute the browser would save this page as if it were the report.
+    assert " download" not in board.get(f"run?run={key}").text
 
 
 def test_nothing_was_written(board: Served, recorded: list[Path]) -> None:

@@ -19,7 +19,6 @@ from tvlars_probe.board.following import Following
 from tvlars_probe.board.guard import Guard
 from tvlars_probe.board.listing import RunList
 from tvlars_probe.board.making import SHARE, Maker
-from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -144,8 +143,8 @@ class Board:
         paths = [*found.values()]
         try:
             content = await self._maker.call(partial(contents.whole_report, self.folder, paths))
-        except (UserError, OSError) as error:
-            return _message("No report", str(error))
+        except Exception as error:  # of a stranger's runs
+            return _message("No report", contents.why_not(error))
         name = contents.file_name([self._list.name_of(path) for path in paths])
         headers = {
             "content-disposition": f'attachment; filename="{name}"',
