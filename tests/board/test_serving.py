@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.board.runs import TrainedRun, everything_below
-from tvlars_probe.board.serving import HOST, PORT, bound_to, listening, new_token
+from tvlars_probe.board.serving import HOST, PORT, bound_to, listening, new_token, server_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +61,13 @@ def test_without_a_folder_or_the_packages_one_line_says_what_to_do(
 @pytest.mark.parametrize("port", ["0", "65536", "x"])
 def test_a_port_that_is_none_is_refused(cli: Callable[..., Any], tmp_path: Path, port: str) -> None:
     assert cli("board", tmp_path, "--port", port).code == 2
+
+
+def test_a_signal_before_the_first_page_ends_it_too(tmp_path: Path) -> None:
+    with bound_to(0) as listener:
+        server = server_of(tmp_path, listener, "t", lambda _: None)
+        server.handle_exit(signal.SIGTERM, None)
+        assert server.should_exit
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
