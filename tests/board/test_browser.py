@@ -191,6 +191,37 @@ def test_a_layer_is_selected_everywhere(silent: Any, recorded: list[Path], serve
     assert {*picked} == {layer}
 
 
+def test_a_selected_layer_stays_marked_when_rows_come(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
+) -> None:
+    run = TrainedRun(tmp_path / "a").train(12)
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    row = "document.querySelector('#part-furthest tr[data-layer=w]')"
+    until(silent, row)
+    silent.execute_script(f"{row}.click()")
+    run.train(5)
+    until(silent, "document.querySelector('#part-furthest caption').textContent.includes('step 16')")
+    assert silent.execute_script(f"return {row}.className") == "picked"
+    run.end()
+
+
+def test_charts_are_drawn_again_after_a_part_could_not_be_had(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
+) -> None:
+    run = TrainedRun(tmp_path / "a").train(12).end()
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    until(silent, "document.getElementById('charts').dataset.drawn > 0")
+    script = """
+    const done = arguments[0], names = Object.keys(board.charts.specs), spec = board.charts.specs[names[0]];
+    document.getElementById(names[0]).remove();
+    board.charts.draw(names).then(() => board.charts.draw([])).then(() => done("drawn"), (e) => done(String(e)));
+    """
+    assert silent.execute_async_script(script) == "drawn"
+    assert run.is_dir()
+
+
 def test_the_list_is_searched_filtered_and_two_runs_are_compared(
     silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
 ) -> None:

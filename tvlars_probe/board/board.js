@@ -111,17 +111,19 @@
 
   function replace(id, content) {
     const home = place(id);
-    const open = new Set([...home.querySelectorAll("details[open] > summary")].map((s) => s.textContent));
+    const title = (summary) => summary.textContent.replace(/ \(\d+\)$/, ""); // without the number of rows, which grows
+    const open = new Set([...home.querySelectorAll("details[open] > summary")].map(title));
     const known = home.querySelector("details") !== null;
     const height = home.offsetHeight;
     board.charts.forget(drawn[id]);
     home.style.minHeight = `${height}px`; // what stands below stays where it is while charts are drawn
     home.innerHTML = content.html;
     if (known) for (const details of home.querySelectorAll("details")) {
-      details.open = open.has(details.querySelector("summary").textContent);
+      details.open = open.has(title(details.querySelector("summary")));
     }
     Object.assign(board.charts.specs, content.specs);
     drawn[id] = Object.keys(content.specs);
+    board.charts.mark();
     return board.charts.draw(drawn[id]).then(() => {
       home.style.minHeight = "";
       home.dataset.drawn = String(Number(home.dataset.drawn || 0) + 1);
@@ -142,6 +144,8 @@
       const note = document.createElement("p");
       note.className = "trouble";
       note.textContent = `This part can't be had: ${error.message}`;
+      board.charts.forget(drawn[id]);
+      drawn[id] = [];
       place(id).replaceChildren(note);
     }
   }
@@ -175,6 +179,7 @@
           seen[name] = value;
         } else place(`part-${name}`).innerHTML = value;
       }
+      board.charts.mark();
       showAges();
     }
 
