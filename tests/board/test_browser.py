@@ -15,6 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.board.runs import HOSTILE, TrainedRun
 from tests.report.browser import chromium, why_not
+from tvlars_probe.board import following
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,6 +221,35 @@ def test_charts_are_drawn_again_after_a_part_could_not_be_had(
     """
     assert silent.execute_async_script(script) == "drawn"
     assert run.is_dir()
+
+
+def test_why_a_run_is_not_followed_is_told_and_it_is_once_it_can_be(
+    browser: Any, tmp_path: Path, serve: Callable[[Path], Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TrainedRun(tmp_path / "a").train(12).end()
+    board = serve(tmp_path)
+    monkeypatch.setattr(following, "MOST_FOLLOWED", 0)
+    show(browser, f"{board.address}run?run={board.keys()['a']}")
+    until(browser, "document.getElementById('part-state').textContent.includes('close a page')")
+    assert browser.execute_script("return document.getElementById('lost').hidden")
+    monkeypatch.setattr(following, "MOST_FOLLOWED", 1)
+    until(browser, "document.getElementById('part-state').textContent.includes('12 of 100')")
+
+
+def test_tables_stay_open_or_closed_when_they_are_made_anew(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
+) -> None:
+    run = TrainedRun(tmp_path / "a").train(12, finding="one")
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    until_drawn(silent)
+    states = "[...document.querySelectorAll('#sections details')].map(e => e.open)"
+    silent.execute_script("document.querySelectorAll('#sections details').forEach((e, i) => { e.open = i % 2 === 0; })")
+    before = silent.execute_script(f"return {states}")
+    assert len(before) > 2
+    run.train(1, finding="two").end()
+    until(silent, "document.getElementById('sections').dataset.drawn > 1")
+    assert silent.execute_script(f"return {states}") == before
 
 
 def test_the_list_is_searched_filtered_and_two_runs_are_compared(

@@ -111,7 +111,8 @@
 
   function replace(id, content) {
     const home = place(id);
-    const title = (summary) => summary.textContent.replace(/ \(\d+\)$/, ""); // without the number of rows, which grows
+    // Sections have tables of one title, and the number of rows in it grows.
+    const title = (s) => `${s.closest("section").id} ${s.textContent.replace(/ \(\d+\)$/, "")}`;
     const open = new Set([...home.querySelectorAll("details[open] > summary")].map(title));
     const known = home.querySelector("details") !== null;
     const height = home.offsetHeight;
@@ -189,11 +190,30 @@
         if (source) source.close();
         source = null;
       } else if (!source) {
-        source = new EventSource(`events?run=${key}`);
+        const opened = (source = new EventSource(`events?run=${key}`));
         source.onmessage = (event) => take(JSON.parse(event.data));
         source.onopen = () => lost(false);
-        source.onerror = () => lost(true);
+        source.onerror = () => {
+          if (opened.readyState !== EventSource.CLOSED) lost(true);
+          else if (opened === source) refused();
+        };
       }
+    }
+
+    // The browser doesn't ask again of itself, nor tell why: the run is gone, or too many are followed.
+    async function refused() {
+      try {
+        const answer = await fetch(`events?run=${key}`);
+        if (answer.ok) answer.body.cancel();
+        else place("part-state").textContent = await answer.text();
+        lost(false);
+      } catch {
+        lost(true);
+      }
+      setTimeout(() => {
+        source = null;
+        follow();
+      }, 3 * AGAIN);
     }
     document.addEventListener("visibilitychange", follow);
     follow();
