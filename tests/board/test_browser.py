@@ -298,6 +298,40 @@ def test_the_list_works_by_keyboard(silent: Any, tmp_path: Path, serve: Callable
     assert {"a", "b"} <= {*focused}
 
 
+@pytest.mark.parametrize("element", ["a", "input"])
+def test_the_focus_stays_in_its_row_when_the_list_renews_itself(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served], element: str
+) -> None:
+    TrainedRun(tmp_path / "a").train(3).end()
+    board = serve(tmp_path)
+    show(silent, board.address)
+    until(silent, "document.querySelectorAll('#rows tr').length === 1")
+    key = board.keys()["a"]
+    silent.execute_script(f"document.querySelector('#rows {element}').focus()")
+    TrainedRun(tmp_path / "b").train(3).end()
+    until(silent, "document.querySelectorAll('#rows tr').length === 2")
+    focused = silent.execute_script(
+        "const e = document.activeElement; return [e.localName, e.closest('tr')?.dataset.key]"
+    )
+    assert focused == [element, key]
+
+
+def test_all_findings_are_printed(silent: Any, tmp_path: Path, serve: Callable[[Path], Served]) -> None:
+    run = TrainedRun(tmp_path / "a")
+    for _ in range(30):
+        run.train(1, finding="the loss jumped " * 10)
+    run.end()
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    until(silent, "document.querySelectorAll('.findings li').length === 30")
+    silent.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    hidden = silent.execute_script(
+        "const e = document.querySelector('.findings'); return e.scrollHeight - e.clientHeight"
+    )
+    silent.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert hidden <= 0
+
+
 def test_a_board_that_was_closed_is_told(browser: Any, tmp_path: Path) -> None:
     TrainedRun(tmp_path / "runs" / "a").train(3).end()
     words = [sys.executable, "-m", "tvlars_probe", "board", str(tmp_path / "runs")]

@@ -60,7 +60,8 @@
     }
 
     function show(content) {
-      const focused = document.activeElement && document.activeElement.value;
+      const focused = document.activeElement;
+      const inRow = place("rows").contains(focused) ? focused.closest("tr").dataset.key : null;
       known = content.known;
       leftOut = content.left_out;
       behind = content.is_behind;
@@ -69,7 +70,10 @@
       for (const tick of place("rows").querySelectorAll("input")) {
         there.add(tick.value);
         tick.checked = ticked.has(tick.value);
-        if (tick.value === focused) tick.focus();
+      }
+      // Who goes through the rows by keyboard stays where they are.
+      for (const row of place("rows").rows) {
+        if (row.dataset.key === inRow) row.querySelector(focused.tagName).focus({ preventScroll: true });
       }
       for (const key of [...ticked]) if (!there.has(key)) ticked.delete(key);
       offer();
