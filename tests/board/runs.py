@@ -24,10 +24,13 @@ class TrainedRun:
         path: the run directory.
         total: steps of the whole run.
         names: of its tensors.
+        run_id: its run_id.
         **manifest: further fields of its manifest.
     """
 
-    def __init__(self, path: Path, *, total: int = 100, names: tuple[str, ...] = ("w", "b"), **manifest: Any) -> None:
+    def __init__(
+        self, path: Path, *, total: int = 100, names: tuple[str, ...] = ("w", "b"), run_id: str = "r.0", **manifest: Any
+    ) -> None:
         self.path, self.names = path, names
         self.directory = RunDirectory.create(path)
         group = {"optimizer": "LARS", "lr": 0.5, "eta": 0.001, "weight_decay": 0.0, "parameters": len(names)}
@@ -38,9 +41,9 @@ class TrainedRun:
              "adapted": True, "decayed": True}
             for name in names
         ]  # fmt: skip
-        self.manifest = Manifest(run_id="r.0", parameters={"train": entries}, **told | manifest)
+        self.manifest = Manifest(run_id=run_id, parameters={"train": entries}, **told | manifest)
         self.manifest.save(path)
-        self._writer = TraceWriter(path / "trace", "r.0")
+        self._writer = TraceWriter(path / "trace", run_id)
         self._step = 0
 
     def train(self, steps: int, *, finding: str | None = None) -> TrainedRun:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.board.runs import HOSTILE, TrainedRun, damage, everything_below
-from tvlars_probe.board import application, contents, following
+from tvlars_probe.board import application, contents, following, static
+from tvlars_probe.errors import RunFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +59,32 @@ def test_the_pages_files_are_there(board: Served) -> None:
         assert answer.status == 200
         assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
     assert b"vegaEmbed" in board.get("vega.js").body
+
+
+def test_files_and_the_list_wait_for_no_verdicts(
+    tmp_path: Path, serve: Callable[[Path], Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(*_: Any) -> bytes:
+        begun.release()
+        assert go.wait(60)
+        return b"{}"
+
+    monkeypatch.setattr(contents, "sections", slow)
+    for name in ("a", "b", "c"):
+        TrainedRun(tmp_path / name).train(3).end()
+    board = serve(tmp_path)
+    with ThreadPoolExecutor() as pages:
+        asked = [pages.submit(board.get, f"sections?run={key}") for key in board.keys().values()]
+        try:
+            assert begun.acquire(timeout=60)
+            assert begun.acquire(timeout=60)  # no more are made at one time
+            for path in ("", "rows", *static.FILES):
+                assert board.get(path).status == 200
+            assert not any(one.done() for one in asked)
+        finally:
+            go.set()
 
 
 def test_sections_are_those_of_the_report(board: Served, recorded: list[Path]) -> None:
@@ -207,6 +236,24 @@ def test_what_nobody_expected_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     told = json.loads(contents.sections(tmp_path, [tmp_path / "a", tmp_path / "b"]))
     assert told["specs"] == {}
     assert "ZeroDivisionError: &lt;b&gt;" in told["html"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RunFailedError, MemoryError])
+def test_a_report_that_cannot_be_made_is_a_page_that_says_why(
+    board: Served, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error("<b>")
+
+    monkeypatch.setattr(contents, "opened", fail)
+    key = board.keys()["damaged"]
+    answer = board.get(f"report?run={key}")
+    assert answer.status == 200
+    assert "content-disposition" not in answer.headers
+    assert '<p class="trouble">' in answer.text
+    assert "<b>" not in answer.text
+    # With that attribute the browser would save this page as if it were the report.
+    assert " download" not in board.get(f"run?run={key}").text
 
 
 def test_nothing_was_written(board: Served, recorded: list[Path]) -> None:

@@ -15,6 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.board.runs import HOSTILE, TrainedRun
 from tests.report.browser import chromium, why_not
+from tvlars_probe.board import following
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,6 +192,66 @@ def test_a_layer_is_selected_everywhere(silent: Any, recorded: list[Path], serve
     assert {*picked} == {layer}
 
 
+def test_a_selected_layer_stays_marked_when_rows_come(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
+) -> None:
+    run = TrainedRun(tmp_path / "a").train(12)
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    row = "document.querySelector('#part-furthest tr[data-layer=w]')"
+    until(silent, row)
+    silent.execute_script(f"{row}.click()")
+    run.train(5)
+    until(silent, "document.querySelector('#part-furthest caption').textContent.includes('step 16')")
+    assert silent.execute_script(f"return {row}.className") == "picked"
+    run.end()
+
+
+def test_charts_are_drawn_again_after_a_part_could_not_be_had(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
+) -> None:
+    run = TrainedRun(tmp_path / "a").train(12).end()
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    until(silent, "document.getElementById('charts').dataset.drawn > 0")
+    script = """
+    const done = arguments[0], names = Object.keys(board.charts.specs), spec = board.charts.specs[names[0]];
+    document.getElementById(names[0]).remove();
+    board.charts.draw(names).then(() => board.charts.draw([])).then(() => done("drawn"), (e) => done(String(e)));
+    """
+    assert silent.execute_async_script(script) == "drawn"
+    assert run.is_dir()
+
+
+def test_why_a_run_is_not_followed_is_told_and_it_is_once_it_can_be(
+    browser: Any, tmp_path: Path, serve: Callable[[Path], Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TrainedRun(tmp_path / "a").train(12).end()
+    board = serve(tmp_path)
+    monkeypatch.setattr(following, "MOST_FOLLOWED", 0)
+    show(browser, f"{board.address}run?run={board.keys()['a']}")
+    until(browser, "document.getElementById('part-state').textContent.includes('close a page')")
+    assert browser.execute_script("return document.getElementById('lost').hidden")
+    monkeypatch.setattr(following, "MOST_FOLLOWED", 1)
+    until(browser, "document.getElementById('part-state').textContent.includes('12 of 100')")
+
+
+def test_tables_stay_open_or_closed_when_they_are_made_anew(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
+) -> None:
+    run = TrainedRun(tmp_path / "a").train(12, finding="one")
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    until_drawn(silent)
+    states = "[...document.querySelectorAll('#sections details')].map(e => e.open)"
+    silent.execute_script("document.querySelectorAll('#sections details').forEach((e, i) => { e.open = i % 2 === 0; })")
+    before = silent.execute_script(f"return {states}")
+    assert len(before) > 2
+    run.train(1, finding="two").end()
+    until(silent, "document.getElementById('sections').dataset.drawn > 1")
+    assert silent.execute_script(f"return {states}") == before
+
+
 def test_the_list_is_searched_filtered_and_two_runs_are_compared(
     silent: Any, tmp_path: Path, serve: Callable[[Path], Served]
 ) -> None:
@@ -235,6 +296,40 @@ def test_the_list_works_by_keyboard(silent: Any, tmp_path: Path, serve: Callable
     assert focused[:2] == ["search", "status"]
     assert focused.count("checkbox") == 2
     assert {"a", "b"} <= {*focused}
+
+
+@pytest.mark.parametrize("element", ["a", "input"])
+def test_the_focus_stays_in_its_row_when_the_list_renews_itself(
+    silent: Any, tmp_path: Path, serve: Callable[[Path], Served], element: str
+) -> None:
+    TrainedRun(tmp_path / "a").train(3).end()
+    board = serve(tmp_path)
+    show(silent, board.address)
+    until(silent, "document.querySelectorAll('#rows tr').length === 1")
+    key = board.keys()["a"]
+    silent.execute_script(f"document.querySelector('#rows {element}').focus()")
+    TrainedRun(tmp_path / "b").train(3).end()
+    until(silent, "document.querySelectorAll('#rows tr').length === 2")
+    focused = silent.execute_script(
+        "const e = document.activeElement; return [e.localName, e.closest('tr')?.dataset.key]"
+    )
+    assert focused == [element, key]
+
+
+def test_all_findings_are_printed(silent: Any, tmp_path: Path, serve: Callable[[Path], Served]) -> None:
+    run = TrainedRun(tmp_path / "a")
+    for _ in range(30):
+        run.train(1, finding="the loss jumped " * 10)
+    run.end()
+    board = serve(tmp_path)
+    show(silent, f"{board.address}run?run={board.keys()['a']}")
+    until(silent, "document.querySelectorAll('.findings li').length === 30")
+    silent.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    hidden = silent.execute_script(
+        "const e = document.querySelector('.findings'); return e.scrollHeight - e.clientHeight"
+    )
+    silent.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert hidden <= 0
 
 
 def test_a_board_that_was_closed_is_told(browser: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.board.runs import HOSTILE, TrainedRun, damage
 from tvlars_probe.board import following
 from tvlars_probe.board.following import Followed, Following
+from tvlars_probe.errors import RunDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -82,6 +84,16 @@ def test_slow_parts_are_told_of_at_intervals_and_once_more_when_the_run_has_ende
     assert followed.look() == {"charts": 2, "sections": 2}
 
 
+def test_charts_are_made_anew_of_a_run_that_has_replaced_another_of_the_same_length(tmp_path: Path) -> None:
+    path = TrainedRun(tmp_path / "a").train(10).end()
+    followed = Followed(tmp_path, path, at_once)
+    followed.look()
+    shutil.rmtree(path)
+    TrainedRun(path, run_id="other.1").train(10).end()
+    told = followed.look()
+    assert (told["charts"], told["sections"]) == (2, 2)
+
+
 def test_a_page_that_is_opened_later_is_told_what_is_known(tmp_path: Path) -> None:
     followed = Followed(tmp_path, TrainedRun(tmp_path / "a").train(10).end(), never)
     early = followed.join()
@@ -131,6 +143,30 @@ def test_a_run_that_leads_out_is_not_followed(tmp_path: Path) -> None:
         return listener.take()
 
     assert "leads out" in with_following(tmp_path / "runs", use)["state"]
+
+
+@pytest.mark.parametrize("what", ["", "trace", "trace/steps", "trace/layers"])
+def test_a_link_that_appears_while_a_run_is_followed_is_refused(tmp_path: Path, what: str) -> None:
+    run = TrainedRun(tmp_path / "runs" / "a").train(3)
+    followed = Followed(tmp_path / "runs", run.path, at_once)
+    assert "3 of 100" in followed.look()["state"]
+    run.train(4)
+    outside = (run.path / what).rename(tmp_path / "outside")
+    (run.path / what).symlink_to(outside)
+    with pytest.raises(RunDirectoryError, match=r"leads? out"):
+        followed.look()
+    run.end(None)
+
+
+def test_a_failure_is_told_once_and_taken_back_when_it_has_passed(tmp_path: Path) -> None:
+    followed = Followed(tmp_path, TrainedRun(tmp_path / "a").train(10).end(), at_once)
+    first = followed.look()
+    assert "can't be followed" in followed.fail(RuntimeError("why"))["state"]
+    assert followed.fail(RuntimeError("why")) == {}
+    assert "can't be followed" in followed.join().take()["state"]
+    told = followed.look()
+    assert {name: told[name] for name in PARTS} == {name: first[name] for name in PARTS}
+    assert followed.look() == {}
 
 
 def with_following(folder: Path, use: Callable[[Following], Coroutine[Any, Any, Any]]) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from tests.board.conftest import TOKEN, Served
 from tests.board.runs import TrainedRun, everything_below
-from tvlars_probe.board.guard import HEADERS
+from tvlars_probe.board.guard import HEADERS, Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +46,28 @@ def test_two_host_headers_or_none_are_refused(board: Served) -> None:
         with socket.create_connection(("127.0.0.1", board.port), timeout=60) as raw:
             raw.sendall(f"GET /{TOKEN}/ HTTP/1.0\r\n{lines}\r\n".encode())
             assert raw.recv(100).split()[1] in (b"400", b"403")
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize(("port", "status"), [(80, 200), (8765, 403)])
+def test_a_browser_names_every_port_but_80(name: str, port: int, status: int) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("there is no body")
+
+    scope = {"type": "http", "method": "GET", "path": f"/{TOKEN}/", "headers": [(b"host", name.encode())]}
+    guard = Guard(PlainTextResponse("inside"), token=TOKEN, port=port)
+    asyncio.run(guard(scope, receive, send))
+    assert sent[0]["status"] == status
+
+
+def test_the_address_without_its_last_slash_leads_to_the_list(board: Served) -> None:
+    answer = board.ask(f"/{TOKEN}")
+    assert (answer.status, answer.headers["location"]) == (308, f"/{TOKEN}/")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
@@ -92,7 +116,7 @@ def test_a_token_in_the_query_or_a_header_is_none(board: Served) -> None:
         "%2fetc%2fpasswd", "one/run.json", "run/../../secret.txt", "board.js/../../__init__.py", "guard.py",
         "static/..%2f..%2fguard.py", "page.css%00", "run?run=../secret.txt", "run?run=%2e%2e%2fsecret.txt",
         "run?run=/etc/passwd", "run?run=one", "report?run=..%2f", "sections?run=*", "events?run=", "charts",
-        "compare?run=", "run?run=%00",
+        "compare?run=", "run?run=%00", "rows/", "page.css/", "run/?run=x", "events/",
     ],
 )  # fmt: skip
 def test_no_path_leads_out_of_the_folder_or_to_a_file(board: Served, path: str) -> None:

@@ -91,6 +91,15 @@ def test_hostile_texts_of_a_run_are_text_on_its_page() -> None:
     assert_inert(list_page(Path(HOSTILE)), scripts=1)
 
 
+def test_a_hostile_status_is_an_attribute_and_text() -> None:
+    shown = Elements(rows([listed(status=HOSTILE)]))
+    assert {name for _, attributes in shown.found for name in attributes} <= {
+        "role", "data-key", "data-status", "data-words", "data-of", "class", "type", "value", "aria-label", "href"
+    }  # fmt: skip
+    assert_inert(rows([listed(status=HOSTILE)]))
+    assert_inert(parts(state(status=HOSTILE))["state"])
+
+
 def test_a_tensor_is_selected_by_its_whole_name() -> None:
     name = "encoder." * 60 + "weight"
     html = parts(state(furthest={"grad_norm": Furthest(step=1, tensors=(Far(name, 1.0, 2.0, 2.0),))}))["furthest"]

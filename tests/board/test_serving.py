@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.board.runs import TrainedRun, everything_below
-from tvlars_probe.board.serving import HOST, PORT, bound_to, listening, new_token
+from tvlars_probe.board.serving import HOST, PORT, bound_to, listening, new_token, server_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +63,27 @@ def test_without_a_folder_or_the_packages_one_line_says_what_to_do(
 @pytest.mark.parametrize("port", ["0", "65536", "x"])
 def test_a_port_that_is_none_is_refused(cli: Callable[..., Any], tmp_path: Path, port: str) -> None:
     assert cli("board", tmp_path, "--port", port).code == 2
+
+
+def test_a_browser_that_returns_when_it_is_closed_is_answered(tmp_path: Path) -> None:
+    asks = "import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=60); open(sys.argv[2], 'w').close()"
+    (tmp_path / "browser.py").write_text(asks)
+    (tmp_path / "runs").mkdir()
+    browser = f"{sys.executable} {tmp_path / 'browser.py'} %s {tmp_path / 'answered'}"
+    words = [sys.executable, "-m", "tvlars_probe", "board", str(tmp_path / "runs"), "--open"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, "BROWSER": browser}) as board:
+        until = time.monotonic() + 50
+        while not (tmp_path / "answered").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        board.send_signal(signal.SIGTERM)
+    assert (tmp_path / "answered").exists()
+
+
+def test_a_signal_before_the_first_page_ends_it_too(tmp_path: Path) -> None:
+    with bound_to(0) as listener:
+        server = server_of(tmp_path, listener, "t", lambda _: None)
+        server.handle_exit(signal.SIGTERM, None)
+        assert server.should_exit
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,6 @@ from tvlars_probe.board.following import Following
 from tvlars_probe.board.guard import Guard
 from tvlars_probe.board.listing import RunList
 from tvlars_probe.board.making import SHARE, Maker
-from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +46,7 @@ class Board:
         self.folder = folder
         self._list = RunList(folder)
         # What is quick doesn't wait for what is slow.
-        self._maker, self._quick = Maker(), Maker()
+        self._maker, self._quick, self._files = Maker(), Maker(), Maker()
         self.following = Following(folder, self._due)
         self._is_ending = False
 
@@ -65,7 +64,9 @@ class Board:
             *(Route(f"/{name}", partial(self._file, name)) for name in static.FILES),
         ]
         errors: dict[Any, Any] = {HTTPException: _not_answered}
-        return Guard(Starlette(routes=routes, exception_handlers=errors, lifespan=self._life), token=token, port=port)
+        inner = Starlette(routes=routes, exception_handlers=errors, lifespan=self._life)
+        inner.router.redirect_slashes = False  # it knows no token, and would lead to addresses without it
+        return Guard(inner, token=token, port=port)
 
     def hang_up(self) -> None:
         """End what pages listen to, which has no end of its own: the server waits for it when it is to end."""
@@ -80,7 +81,7 @@ class Board:
         with contextlib.suppress(asyncio.CancelledError):
             await warming
         self.following.close()
-        for maker in (self._maker, self._quick):
+        for maker in (self._maker, self._quick, self._files):
             maker.close()
 
     async def _warm_up(self) -> None:
@@ -142,8 +143,8 @@ class Board:
         paths = [*found.values()]
         try:
             content = await self._maker.call(partial(contents.whole_report, self.folder, paths))
-        except (UserError, OSError) as error:
-            return _message("No report", str(error))
+        except Exception as error:  # of a stranger's runs
+            return _message("No report", contents.why_not(error))
         name = contents.file_name([self._list.name_of(path) for path in paths])
         headers = {
             "content-disposition": f'attachment; filename="{name}"',
@@ -191,7 +192,7 @@ class Board:
         return Response(await self._file_content(name), media_type=static.FILES[name], headers=headers)
 
     async def _file_content(self, name: str) -> bytes:
-        made = await self._maker.get(name, lambda: 0, partial(static.content, name))
+        made = await self._files.get(name, lambda: 0, partial(static.content, name))
         content: bytes = made.value
         return content
 

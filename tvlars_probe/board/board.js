@@ -60,7 +60,8 @@
     }
 
     function show(content) {
-      const focused = document.activeElement && document.activeElement.value;
+      const focused = document.activeElement;
+      const inRow = place("rows").contains(focused) ? focused.closest("tr").dataset.key : null;
       known = content.known;
       leftOut = content.left_out;
       behind = content.is_behind;
@@ -69,7 +70,10 @@
       for (const tick of place("rows").querySelectorAll("input")) {
         there.add(tick.value);
         tick.checked = ticked.has(tick.value);
-        if (tick.value === focused) tick.focus();
+      }
+      // Who goes through the rows by keyboard stays where they are.
+      for (const row of place("rows").rows) {
+        if (row.dataset.key === inRow) row.querySelector(focused.tagName).focus({ preventScroll: true });
       }
       for (const key of [...ticked]) if (!there.has(key)) ticked.delete(key);
       offer();
@@ -111,17 +115,20 @@
 
   function replace(id, content) {
     const home = place(id);
-    const open = new Set([...home.querySelectorAll("details[open] > summary")].map((s) => s.textContent));
+    // Sections have tables of one title, and the number of rows in it grows.
+    const title = (s) => `${s.closest("section").id} ${s.textContent.replace(/ \(\d+\)$/, "")}`;
+    const open = new Set([...home.querySelectorAll("details[open] > summary")].map(title));
     const known = home.querySelector("details") !== null;
     const height = home.offsetHeight;
     board.charts.forget(drawn[id]);
     home.style.minHeight = `${height}px`; // what stands below stays where it is while charts are drawn
     home.innerHTML = content.html;
     if (known) for (const details of home.querySelectorAll("details")) {
-      details.open = open.has(details.querySelector("summary").textContent);
+      details.open = open.has(title(details.querySelector("summary")));
     }
     Object.assign(board.charts.specs, content.specs);
     drawn[id] = Object.keys(content.specs);
+    board.charts.mark();
     return board.charts.draw(drawn[id]).then(() => {
       home.style.minHeight = "";
       home.dataset.drawn = String(Number(home.dataset.drawn || 0) + 1);
@@ -142,6 +149,8 @@
       const note = document.createElement("p");
       note.className = "trouble";
       note.textContent = `This part can't be had: ${error.message}`;
+      board.charts.forget(drawn[id]);
+      drawn[id] = [];
       place(id).replaceChildren(note);
     }
   }
@@ -175,6 +184,7 @@
           seen[name] = value;
         } else place(`part-${name}`).innerHTML = value;
       }
+      board.charts.mark();
       showAges();
     }
 
@@ -184,11 +194,30 @@
         if (source) source.close();
         source = null;
       } else if (!source) {
-        source = new EventSource(`events?run=${key}`);
+        const opened = (source = new EventSource(`events?run=${key}`));
         source.onmessage = (event) => take(JSON.parse(event.data));
         source.onopen = () => lost(false);
-        source.onerror = () => lost(true);
+        source.onerror = () => {
+          if (opened.readyState !== EventSource.CLOSED) lost(true);
+          else if (opened === source) refused();
+        };
       }
+    }
+
+    // The browser doesn't ask again of itself, nor tell why: the run is gone, or too many are followed.
+    async function refused() {
+      try {
+        const answer = await fetch(`events?run=${key}`);
+        if (answer.ok) answer.body.cancel();
+        else place("part-state").textContent = await answer.text();
+        lost(false);
+      } catch {
+        lost(true);
+      }
+      setTimeout(() => {
+        source = null;
+        follow();
+      }, 3 * AGAIN);
     }
     document.addEventListener("visibilitychange", follow);
     follow();

@@ -126,15 +126,19 @@ def _told(make: Callable[[], dict[str, Any]]) -> bytes:
     """What was made as JSON, or why it can't be: a stranger's run must not end in an error of the server."""
     try:
         content = make()
-    except (UserError, RunFailedError, OSError) as error:
-        content = {"html": f'<p class="trouble">{text(error, 800)}</p>', "specs": {}}
-    except MemoryError:
-        content = {"html": '<p class="trouble">This machine has too little memory for this.</p>', "specs": {}}
     except Exception as error:
-        told = text(f"{type(error).__name__}: {error}", 400)
-        content = {"html": f'<p class="trouble">This can\'t be made of what is on record ({told}).</p>', "specs": {}}
+        content = {"html": f'<p class="trouble">{text(why_not(error), 800)}</p>', "specs": {}}
     # ASCII alone: lone surrogates are no UTF-8.
     return json.dumps(content, separators=(",", ":")).encode()
+
+
+def why_not(error: Exception) -> str:
+    """What a reader is told where something can't be made of runs."""
+    if isinstance(error, (UserError, RunFailedError, OSError)):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "This machine has too little memory for this."
+    return f"This can't be made of what is on record ({type(error).__name__}: {str(error)[:400]})."
 
 
 def with_cost(content: bytes, seconds: float, again: float) -> bytes:

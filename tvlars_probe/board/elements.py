@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 def status_badge(status: str) -> str:
     """A run's status in its colour."""
-    return f'<em class="badge {TONES.get(status, "plain")}">{escape(status)}</em>'
+    return f'<em class="badge {TONES.get(status, "plain")}">{attribute(status)}</em>'
 
 
 def progress(done: int, total: int | None) -> str:

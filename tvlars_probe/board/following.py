@@ -107,17 +107,15 @@ class Followed:
         Raises:
             RunDirectoryError: a link of the run leads out of the folder.
         """
-        if self._shown is None:
-            refuse_leading_out(self._folder, self._path)
+        refuse_leading_out(self._folder, self._path)
         state = self._live.renew()
         before, self._shown = self._shown, state
         told: dict[str, Any] = {}
-        if state is not before:
+        if state is not before or "said" not in self._parts:  # pages show it, and not that it failed
             parts = run_page.parts(state) | {"said": run_page.said(state)}
             told = {name: html for name, html in parts.items() if html != self._parts.get(name)}
             self._parts = parts
-            has_rows = before is None or (state.steps_done, state.epoch) != (before.steps_done, before.epoch)
-            if has_rows or state.status != before.status:  # type: ignore[union-attr] # of None ``has_rows`` is true
+            if before is None or _made_of(state) != _made_of(before):
                 self._is_behind = dict.fromkeys(self._is_behind, True)
         now = time.monotonic()
         for name, is_behind in self._is_behind.items():
@@ -133,10 +131,14 @@ class Followed:
         return self._numbers | told if before is None else told
 
     def fail(self, error: Exception) -> dict[str, Any]:
-        """What is told where the run can't be read."""
+        """What is told where the run can't be read; nothing where that was told before."""
         why = str(error) if isinstance(error, UserError) else repr(error)
         told = f'<p class="trouble" role="alert">This run can\'t be followed: {text(why, 600)}</p>'
-        return {"state": told, **dict.fromkeys(("findings", "furthest", "sharpness"), ""), **self._numbers}
+        parts = {"state": told, **dict.fromkeys(("findings", "furthest", "sharpness"), "")}
+        if parts == self._parts:
+            return {}
+        self._parts = parts
+        return {**parts, **self._numbers}
 
     def wake(self) -> None:
         """Have all pages look whether there is something to send."""
@@ -147,6 +149,11 @@ class Followed:
         """Tell all pages."""
         for listener in self._listeners:
             listener.tell(news)
+
+
+def _made_of(state: LiveState) -> tuple[Any, ...]:
+    """What charts and verdicts are made anew for: rows, another run at the same place, another status."""
+    return state.run_id, state.status, state.steps_done, state.epoch
 
 
 class Following:

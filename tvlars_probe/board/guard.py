@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 METHODS = ("GET", "HEAD")
 
+NAMES = ("127.0.0.1", "localhost")
+"""What this machine is called in a Host header."""
+
+_HTTP_PORT = 80
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -43,7 +48,9 @@ class Guard:
 
     def __init__(self, application: ASGIApp, *, token: str, port: int) -> None:
         self._application, self._token = application, token.encode()
-        self._hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost")}
+        self._hosts = {f"{name}:{port}".encode() for name in NAMES}
+        if port == _HTTP_PORT:  # browsers don't name it
+            self._hosts |= {name.encode() for name in NAMES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -63,9 +70,11 @@ class Guard:
         elif scope["method"] not in METHODS:
             await _refuse(with_headers, 405, "Only GET and HEAD are answered.", allow=", ".join(METHODS))
         else:
-            first, _, rest = scope["path"].removeprefix("/").partition("/")
+            first, slash, rest = scope["path"].removeprefix("/").partition("/")
             if not secrets.compare_digest(first.encode(errors="surrogateescape"), self._token):
                 await _refuse(with_headers, 404, "Not found: open the address that the command printed.")
+            elif not slash:  # a page there would look for everything that it needs beside the token, not below it
+                await _refuse(with_headers, 308, "Here a slash is missing.", location=f"/{self._token.decode()}/")
             else:
                 inner: dict[str, Any] = {**scope, "path": f"/{rest}", "raw_path": b"", "root_path": ""}
                 await self._application(inner, receive, with_headers)

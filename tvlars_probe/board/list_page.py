@@ -62,5 +62,5 @@ def _row(run: ListedRun) -> str:
     inner = "".join(
         f'<td role="cell" data-of="{name}"{"" if cell else " class=empty"}>{cell}</td>' for name, cell in cells
     )
-    told = f'data-key="{run.key}" data-status="{run.status}" data-words="{attribute(words, 1000)}"'
+    told = f'data-key="{run.key}" data-status="{attribute(run.status)}" data-words="{attribute(words, 1000)}"'
     return f'<tr role="row" {told}>{inner}</tr>'

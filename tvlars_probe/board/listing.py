@@ -155,7 +155,7 @@ class RunList:
 
 
 def refuse_leading_out(folder: Path, run: Path, *, whole: bool = True) -> None:
-    """Refuse a run that holds a link which leads out of the folder: a reader would read what lies there.
+    """Refuse a run that holds, or is, a link which leads out of the folder: a reader would read what lies there.
 
     Args:
         folder: the folder that is served.
@@ -165,6 +165,8 @@ def refuse_leading_out(folder: Path, run: Path, *, whole: bool = True) -> None:
     Raises:
         RunDirectoryError: a link leads out.
     """
+    if _is_linked(folder, run):
+        raise RunDirectoryError(f"{run} is, or lies behind, a link that may lead out of {folder}, and is not followed")
     few = (run / FILE_NAME, *(run / "trace" / name for name in ("", "steps", "findings")))
     for place in below(run) if whole else few:
         if place.is_symlink() and not place.resolve().is_relative_to(folder.resolve()):

@@ -40,7 +40,7 @@ def run_page(key: str, name: str) -> str:
         )
     )  # fmt: skip
     bar = (
-        f'<a href=".">All runs</a><span id="picker"></span><a id="report" href="report?run={key}" download>'
+        f'<a href=".">All runs</a><span id="picker"></span><a id="report" href="report?run={key}">'
         "Save the report (one file to share)</a>"
     )
     said = '<p id="said" class="unseen" role="status" aria-live="polite"></p>\n'
@@ -52,7 +52,7 @@ def compare_page(keys: Sequence[str], names: Sequence[str]) -> str:
     """The frame of a comparison; the comparison itself comes later."""
     query = "&amp;".join(f"run={key}" for key in keys)
     bar = (
-        f'<a href=".">All runs</a><span id="picker"></span><a id="report" href="report?{query}" download>'
+        f'<a href=".">All runs</a><span id="picker"></span><a id="report" href="report?{query}">'
         "Save the report of these runs</a>"
     )
     listed = "".join(

@@ -89,6 +89,8 @@ def server_of(folder: Path, listener: socket.socket, token: str, begun: Callable
     )
 
     class Server(uvicorn.Server):
+        _loop: asyncio.AbstractEventLoop | None = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             self._loop = asyncio.get_running_loop()
@@ -96,7 +98,8 @@ def server_of(folder: Path, listener: socket.socket, token: str, begun: Callable
                 begun(f"http://{HOST}:{port}/{token}/")
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            self._loop.call_soon_threadsafe(board.hang_up)
+            if self._loop is not None:  # a signal may come before pages can be open
+                self._loop.call_soon_threadsafe(board.hang_up)
             super().handle_exit(sig, frame)
 
     return Server(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 from pathlib import Path
 
 import click
@@ -47,7 +48,8 @@ def command(runs: Path, port: int | None, opens: bool) -> None:
         if opens:
             import webbrowser
 
-            webbrowser.open(address)
+            # A browser in the terminal returns when it is closed, and must be answered before.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     # uvicorn ends in order at a signal, and then raises it again.
     with contextlib.suppress(KeyboardInterrupt):

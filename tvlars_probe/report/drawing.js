@@ -85,13 +85,19 @@ window.drawing = (specs, settings = {}) => {
     await view.signal("picked", told ? picked : "").signal("chosen", told ? standIns(picked) : []).runAsync();
   }
 
+  // Rows that came after the layer was selected are marked, too.
+  function mark() {
+    for (const row of document.querySelectorAll("tr[data-layer]")) {
+      row.classList.toggle("picked", picked !== "" && within(picked).some((other) => same(row.dataset.layer, other)));
+    }
+  }
+  state.mark = mark;
+
   async function pick(name) {
     picked = name;
     const select = document.getElementById("layer");
     if (select) select.value = [...select.options].some((o) => o.value === name) ? name : "";
-    for (const row of document.querySelectorAll("tr[data-layer]")) {
-      row.classList.toggle("picked", name !== "" && within(name).some((other) => same(row.dataset.layer, other)));
-    }
+    mark();
     await Promise.all(Object.keys(views).map(show));
   }
   state.pick = pick;
@@ -104,7 +110,8 @@ window.drawing = (specs, settings = {}) => {
         await embed(name);
       } catch (error) {
         state.errors.push(`${name}: ${error}`);
-        document.getElementById(name).textContent = `This chart could not be drawn: ${error}`;
+        const place = document.getElementById(name);
+        if (place) place.textContent = `This chart could not be drawn: ${error}`;
       }
     }
   }
