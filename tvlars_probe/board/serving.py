@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 from typing import TYPE_CHECKING
@@ -100,6 +101,8 @@ def server_of(folder: Path, listener: socket.socket, token: str, begun: Callable
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self._loop is not None:  # a signal may come before pages can be open
                 self._loop.call_soon_threadsafe(board.hang_up)
+            # Answers that are cancelled now are no faults: uvicorn would print each with its traceback.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             super().handle_exit(sig, frame)
 
     return Server(config)
