@@ -91,7 +91,9 @@ class LiveRun:
             if self._follower is None:
                 self._begin()
                 columns = {table: _READ[table] for table in self._tables}
-                self._follower = Follower(self.path, columns, most_rows=self._most_rows, passes_over_damage=True)
+                self._follower = Follower(
+                    self.path, columns, most_rows=self._most_rows, passes_over_damage=True, in_order=False
+                )
             news = self._look(self._follower)
             if (status := self._follower.status) == "killed":
                 # Its last words may have come after the look: the manifest is saved before the lock is freed.

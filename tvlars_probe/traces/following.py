@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-MOST_ROWS = 1 << 20
+MOST_ROWS = 1 << 19
 """Rows of a table that the first look reads at most, beside those of its last part."""
 
 _ATTEMPTS = 5
@@ -206,7 +206,8 @@ class Follower:
         paths = [part.path for part in parts]
         try:
             pieces = [
-                _read(path, footer, self._columns[table], schema) for path, footer in zip(paths, footers, strict=True)
+                _read(path, footer, self._columns[table], schema, is_first=last is None)
+                for path, footer in zip(paths, footers, strict=True)
             ]
             rows = pa.concat_tables(pieces).unify_dictionaries()
             refuse_damaged(table, rows, paths)
@@ -242,7 +243,9 @@ def _versions(parts: Sequence[Part]) -> set[tuple[Path, Version | None]]:
     return found
 
 
-def _read(path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+def _read(
+    path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema, *, is_first: bool
+) -> pa.Table:
     """These columns of a part; those that an older part lacks are null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -250,8 +253,9 @@ def _read(path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: p
     # No dataset: to import that imports pandas, which takes longer than all that a look does.
     there = {*footer.schema.to_arrow_schema().names}
     with open_arrow(path) as source, pq.ParquetFile(source, metadata=footer) as file:
-        # In one thread: several take half as much time again of the processor, which the training may need.
-        rows = file.read(columns=[name for name in columns if name in there], use_threads=False)
+        # In one thread: several take half as much time again of the processor, which the training may need. For the
+        # first look somebody waits, who has just asked.
+        rows = file.read(columns=[name for name in columns if name in there], use_threads=is_first)
     for name in columns:
         if name not in there:
             field = schema.field(name)
