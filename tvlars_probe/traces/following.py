@@ -225,6 +225,8 @@ class Follower:
         """The footers of the last parts: of all, or of those with at most so many rows, but of one at least."""
         rows, footers = 0, list[Any]()
         for part in reversed(parts):
+            if most_rows is not None and rows >= most_rows:  # before the next footer is read: its check takes time
+                break
             footer = check_footer(part.path, table, self.manifest.run_id)
             rows += footer.num_rows
             if most_rows is not None and rows > most_rows and footers:
