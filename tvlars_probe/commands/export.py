@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     section="Export",
     type=click.IntRange(min=1),
     default=BUDGET,
-    help="Scalars of each hundredth of a run, otherwise.",
+    help="Scalars of each hundredth of a run, beside those of --layers.",
 )
 @option("--project", section="Export", default=PROJECT, help="The tracker's project, or MLflow's experiment.")
 @option(

@@ -77,6 +77,7 @@ class Report:
 
     Attributes:
         runs: a row per run.
+        findings: what rules found while the runs trained; None where they found nothing.
         sections: verdicts over all runs first, then run by run.
         manifests: by run, its configuration and environment.
         layers: names of the layers that can be selected.
@@ -84,6 +85,7 @@ class Report:
     """
 
     runs: ReportTable
+    findings: Section | None
     sections: tuple[Section, ...]
     manifests: dict[str, dict[str, Any]]
     layers: tuple[str, ...]
@@ -117,12 +119,13 @@ def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> 
     found = _Gathered()
     for index, source in enumerate(sources):
         _analyse(source, found, detailed=index < most_detailed)
-    sections = [*_findings(found), *_over_runs(found), *found.own]
+    sections = [*_over_runs(found), *found.own]
     names: dict[str, None] = {}  # a set that keeps the order of the model
     for result, _ in found.warmups[:most_detailed]:
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
     return Report(
         runs=_run_table(found),
+        findings=_findings(found),
         sections=tuple(sections),
         manifests={source.facts.name: _environment(source) for source in sources},
         layers=tuple(names),
@@ -211,14 +214,15 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
         yield around.section(f"landscape-{number}", title, slice_.verdict)
 
 
-def _findings(found: _Gathered) -> Iterator[Section]:
-    """What rules found wrong while the runs trained, before all else; nothing where they found nothing."""
+def _findings(found: _Gathered) -> Section | None:
+    """What rules found wrong while the runs trained; None where they found nothing."""
     import pandas as pd
 
     each = [rows.assign(run=f.name) for f, rows in zip(found.facts, found.findings, strict=True) if len(rows)]
-    if each:
-        table = ReportTable("By rule", pd.concat(each, ignore_index=True), headings.FINDINGS)
-        yield Section("findings", "Findings while training", tables=(table,))
+    if not each:
+        return None
+    table = ReportTable("By rule", pd.concat(each, ignore_index=True), headings.FINDINGS)
+    return Section("findings", "Findings while training", tables=(table,))
 
 
 def loss_and_accuracy(

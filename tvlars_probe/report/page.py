@@ -22,6 +22,7 @@ def render(report: Report) -> str:
     title = f"tvlars-probe: {names[0]}" if len(names) == 1 else f"tvlars-probe: {len(names)} runs"
     # Filled by `section_of`: the sections must be made before the script element that holds the specifications.
     specs: dict[str, Any] = {}
+    findings = "" if report.findings is None else section_of(report.findings, specs)
     sections = "".join(section_of(section, specs) for section in report.sections)
     return "".join(
         (
@@ -30,7 +31,7 @@ def render(report: Report) -> str:
             f'<title>{plain(title)}</title>\n<link rel="icon" href="data:,">\n',
             f"<style>\n{resource('page.css')}{TOOLTIP}\n</style>\n</head>\n<body>\n",
             _header(title, report),
-            f"<main>\n{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
+            f"<main>\n{findings}{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
             f'<script type="application/json" id="specs">{script_text(specs)}</script>\n',
             "<script>", bundle.replace("</script", "<\\/script"), "</script>\n",
             f"<script>\n{resource('drawing.js')}{resource('page.js')}</script>\n</body>\n</html>\n",
