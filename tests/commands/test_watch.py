@@ -306,8 +306,12 @@ def in_terminal(*words: str, until: bytes, then: int | None, **environment: str)
         if then is not None and until in shown:
             process.send_signal(then)
             then = None
-    code = process.wait(60)
-    os.close(ours)
+    try:
+        code = process.wait(60)
+    finally:
+        process.kill()  # one that hangs would show in other tests, too
+        process.wait()
+        os.close(ours)
     return code, shown
 
 

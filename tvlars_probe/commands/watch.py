@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 INTERVAL = 1.0
 """Seconds between two looks."""
+
+_MOMENT = 0.1
+"""Seconds after which a signal is answered at the latest, between two looks."""
 
 _LONGEST = 500
 """Characters of a finding that are printed: its text may be a stranger's."""
@@ -196,7 +200,6 @@ class ByHand:
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._came = threading.Event()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -210,13 +213,16 @@ class ByHand:
             signal.signal(number, handler)
 
     def _end(self, number: int, _: object) -> None:
+        # No more than this: a handler that took the lock of what is waited for would wait for itself.
         self._number = number
-        self._came.set()
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def within(self, seconds: float) -> bool:
         """Wait for so long; whether somebody has ended it."""
-        return self._came.wait(seconds)
+        until = time.monotonic() + seconds
+        while self._number is None and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _MOMENT))  # a handler that returns doesn't end a sleep
+        return self._number is not None
 
     def leave(self, last: Callable[[], str]) -> None:
         """End the program if a signal has ended the watching: after Ctrl-C with one line."""
