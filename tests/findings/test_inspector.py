@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
+from typing import Any
 
 import pytest
+import torch
 
 from tests.findings.windows import NAMES, inspected, rows_of, tensors, window_of
 from tvlars_probe.errors import UserError
@@ -86,3 +90,30 @@ def test_a_new_phase_begins_anew() -> None:
     inspector.inspect(window_of(rows[:80], 0, tensors()))
     inspector.begin_phase()
     assert inspector.inspect(window_of(rows[80:], 80, tensors())) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "nonsense"),
+    [
+        ("loss_spike", ("before",), torch.zeros(3, 2)),
+        ("loss_spike", ("before",), [[1.0, 2.0], [3.0, 4.0]]),
+        ("grad_spike", ("used", "is_open"), 3),
+        ("grad_spike", ("used",), {}),
+        ("phi_dead", ("highest",), "0.5"),
+        ("phi_dead", ("count",), None),
+        ("ratio_clamped", ("episodes",), {"conv.weight": True}),
+        ("update_below_rounding", ("highest",), {3: 1.0}),
+        ("excluded_overwritten", ("first",), {"conv.bias": [1.0]}),
+        ("non_finite", (), "x"),
+    ],
+)
+def test_a_state_of_another_form_is_refused(rule: str, path: tuple[str, ...], nonsense: Any) -> None:
+    inspector = Inspector(RULES)
+    inspector.inspect(window_of(rows_of(40), 0, tensors()))
+    state = inspector.state()
+    Inspector(RULES).load(state)
+    keys = (rule, *path)
+    inner = functools.reduce(operator.getitem, keys[:-1], state)
+    inner[keys[-1]] = nonsense
+    with pytest.raises(ValueError, match=f"no state of the rule {rule}"):
+        Inspector(RULES).load(state)

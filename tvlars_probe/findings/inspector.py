@@ -78,8 +78,34 @@ class Inspector:
         return {rule.name: {"count": self._counts[rule.name], **rule.state()} for rule in self._rules}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`; a rule that it doesn't know begins anew."""
+        """Go on from a `state`; a rule that it doesn't know begins anew.
+
+        Raises:
+            ValueError: it has another form than a state.
+        """
+        for name, blank in self.state().items():
+            if name in state and not _has_form(state[name], blank):
+                raise ValueError(f"no state of the rule {name}")
         for rule in self._rules:
             if rule.name in state:
                 self._counts[rule.name] = state[rule.name]["count"]
                 rule.load(state[rule.name])
+
+
+def _has_form(value: Any, blank: Any) -> bool:
+    """Whether a value has the form of one in a blank state, where [] is of names or numbers, and {} of numbers by name."""
+    if isinstance(blank, bool):
+        return isinstance(value, bool)
+    if isinstance(blank, int | float):
+        return _is_number(value)
+    if isinstance(blank, list):
+        return isinstance(value, list) and (all(map(_is_number, value)) or all(isinstance(v, str) for v in value))
+    if not isinstance(value, dict) or (blank and value.keys() != blank.keys()):
+        return False
+    if not blank:
+        return all(isinstance(name, str) and _is_number(number) for name, number in value.items())
+    return all(_has_form(value[name], inner) for name, inner in blank.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
