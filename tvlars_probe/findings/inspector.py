@@ -93,7 +93,7 @@ class Inspector:
 
 
 def _has_form(value: Any, blank: Any) -> bool:
-    """Whether a value has the form of one in a blank state, where [] is of names or numbers, and {} of numbers by name."""
+    """Whether a value has the form of one in a blank state. [] is of names or numbers, {} of numbers by name."""
     if isinstance(blank, bool):
         return isinstance(value, bool)
     if isinstance(blank, int | float):
