@@ -38,7 +38,7 @@ ALLOWED = {
     "curvature": set(),
     "findings": {"optimizers"},
     "live": {"findings", "traces"},
-    "exports": {"live", "traces"},
+    "exports": {"findings", "live", "traces"},
     "probes": {"curvature", "exports", "findings", "optimizers", "traces"},
     "integrations": {"probes"},
     "runners": {"curvature", "data", "findings", "models", "optimizers", "probes", "traces"},

@@ -140,6 +140,8 @@ def test_a_link_within_the_folder_is_no_fault(tmp_path: Path) -> None:
     run = TrainedRun(tmp_path / "a").train(3).end()
     (run / "notes").symlink_to(tmp_path / "a" / "run.json")
     refuse_leading_out(tmp_path, run)
+    (listed,) = RunList(tmp_path).runs()
+    assert (listed.status, listed.error) == ("completed", None)
 
 
 def test_a_run_that_a_link_has_replaced_is_found_no_more(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def test_parts_that_vanish_in_a_merge_are_read_where_they_went(tmp_path: Path, m
 
     monkeypatch.setattr(following, "list_parts", list_and_merge)
     reading.look()
-    reading.refuse_others(tmp_path / "r")
+    assert len(real(tmp_path / "r" / "trace" / "steps")) == 1  # they were merged after they had been listed
+    assert [row["step"] for row in reading.rows["steps"]] == [*range(6)]
+    assert [row["step"] for row in reading.rows["layers"]] == [step for step in range(6) for _ in range(3)]
     journal.release()
 
 
@@ -187,7 +189,7 @@ def test_another_run_in_its_place_is_read_from_its_beginning(tmp_path: Path) -> 
     journal.manifest.run_id = journal._writer.run_id = "another"
     write(journal, 0, 3, 1)
     reading.look()
-    reading.refuse_others(tmp_path / "r")
+    assert reading.rows["steps"] == [{"step": step, "loss": step + 1 / 64} for step in range(3)]
     journal.release()
 
 

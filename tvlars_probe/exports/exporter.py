@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tvlars_probe.errors import UserError
+from tvlars_probe.findings.finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,25 +38,13 @@ class ExportedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Alert:
-    """A finding as trackers get it: a row of the table ``findings``.
+class Alert(Finding):
+    """A finding as trackers get it.
 
     Attributes:
-        step: the step in which it begins.
-        rule: id of the rule.
-        parameter: name of the tensor it is about; None where it is about the whole model.
-        value: what the rule compares; None where there is nothing to compare.
-        threshold: what it compares the value with; None for a rule without one.
-        text: the finding as one sentence.
         time: wall-clock time of the step in seconds since 1970 (UTC); None where it isn't known.
     """
 
-    step: int
-    rule: str
-    parameter: str | None
-    value: float | None
-    threshold: float | None
-    text: str
     time: float | None = None
 
 

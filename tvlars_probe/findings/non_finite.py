@@ -7,30 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.findings.rule import FindingRule
+from tvlars_probe.findings.window import NORMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.findings.window import Window
-
-# Weights first: they are those before the update, and spoil the gradients of other tensors, not the reverse.
-_NORMS = ("weight_norm", "grad_norm")
-
-
-def bad_steps(window: Window) -> NDArray[np.bool_]:
-    """Whether the loss, or the norm of some tensor's weights or gradient, isn't finite, by step."""
-    bad: NDArray[np.bool_] = window.told & ~np.isfinite(window.losses)
-    for quantity in _NORMS:
-        figure = window.figures[quantity]
-        # A sum shows in one pass whether any is: only rows without a finite sum are looked at.
-        with np.errstate(over="ignore"):
-            rows = np.flatnonzero(~np.isfinite(figure.sum(axis=1)))
-        if len(rows):
-            bad[rows] |= (window.active[rows] & ~np.isfinite(figure[rows])).any(axis=1)
-    return bad
 
 
 def described(window: Window, row: int) -> dict[str, Any]:
@@ -44,7 +27,7 @@ def described(window: Window, row: int) -> dict[str, Any]:
     """
     loss = float(window.losses[row]) if window.told[row] else None
     found: dict[str, Any] = {"step": window.first_step + row, "loss": loss, "tensor": None, "quantity": None}
-    for quantity in _NORMS:
+    for quantity in NORMS:
         bad = np.flatnonzero(window.active[row] & ~np.isfinite(window.figures[quantity][row]))
         if len(bad):
             names = [window.tensors.names[k] for k in bad.tolist()]
@@ -58,7 +41,7 @@ def first_non_finite(window: Window) -> dict[str, Any] | None:
 
     A norm that is finite but beyond float32 is none of these.
     """
-    rows = np.flatnonzero(bad_steps(window))
+    rows = np.flatnonzero(window.not_finite)
     return described(window, int(rows[0])) if len(rows) else None
 
 
@@ -72,7 +55,7 @@ class NonFinite(FindingRule):
         self._is_open = False
 
     def find(self, window: Window) -> Iterator[Finding]:
-        bad = bad_steps(window)
+        bad = window.not_finite
         judged = window.told | window.active.any(axis=1)
         if not bad.any():
             self._is_open &= not judged.any()

@@ -23,14 +23,11 @@ VANISHED = 1e-6
 BEFORE, FEWEST = 64, 16
 """Recorded steps before a step of which that median is taken, and how many there must be."""
 
-
 LEAST_PHI = 1e-30
 """φ below which a trust ratio isn't known without it; `PhiDead` has told of it long before."""
 
-
 NEGLIGIBLE = 1e-5
 """Share of the largest ‖g‖ of any tensor below which a tensor's gradient may be rounding alone."""
-
 
 WANED = 1e-3
 """Share of a tensor's highest rate so far at which a schedule has all but ended its training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -81,7 +82,12 @@ class Tensors:
         )
 
 
-@dataclass(frozen=True, slots=True)
+# Weights first: they are those before the update, and spoil the gradients of other tensors, not the reverse.
+NORMS = ("weight_norm", "grad_norm")
+"""The figures that say whether a tensor is finite."""
+
+
+@dataclass(frozen=True)
 class Window:
     """Some steps that follow each other.
 
@@ -112,3 +118,16 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.losses)
+
+    @cached_property
+    def not_finite(self) -> Flags:
+        """Whether the loss, or the norm of some tensor's weights or gradient, isn't finite, by step."""
+        bad: Flags = self.told & ~np.isfinite(self.losses)
+        for quantity in NORMS:
+            figure = self.figures[quantity]
+            # A sum shows in one pass whether any is: only rows without a finite sum are looked at.
+            with np.errstate(over="ignore"):
+                rows = np.flatnonzero(~np.isfinite(figure.sum(axis=1)))
+            if len(rows):
+                bad[rows] |= (self.active[rows] & ~np.isfinite(figure[rows])).any(axis=1)
+        return bad
