@@ -47,7 +47,7 @@ def test_a_rule_is_told_five_times_and_recorded_each_time(cli: Callable[..., Any
     found = open_run("r").findings()
     assert len(found) > 5
     assert len(told) == 5
-    assert told[-1].endswith("(more are recorded, and not told here)")
+    assert told[-1].endswith("(further findings of this rule are recorded, not told)")
 
 
 def test_show_and_the_report_begin_with_findings(cli: Callable[..., Any]) -> None:

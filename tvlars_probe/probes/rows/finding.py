@@ -96,5 +96,5 @@ class Finder:
         if self._inspector is not None and state:
             try:
                 self._inspector.load(state)
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            except (ValueError, OverflowError):
                 self._inspector = Inspector(self._inspector.names)

@@ -88,8 +88,9 @@ class Teller:
         """Tell of a finding."""
         self._told[finding.rule] += 1
         if self._told[finding.rule] <= _MOST_TOLD:
-            last = self._told[finding.rule] == _MOST_TOLD
-            self._progress.finding(f"{finding}{' (more are recorded, and not told here)' if last else ''}")
+            is_last = self._told[finding.rule] == _MOST_TOLD
+            rest = " (further findings of this rule are recorded, not told)" if is_last else ""
+            self._progress.finding(f"{finding}{rest}")
 
 
 def _check_same_data(ranks: Ranks, data: ImageData) -> None:
