@@ -103,6 +103,10 @@ class Window:
         figures: weight_norm, grad_norm, update_norm, trust_ratio, direction_norm and phi, each (steps, tensors); NaN
             where there is no figure.
         tensors: what is known of the tensors.
+        batches: samples (or tokens) of each step's batch, over all ranks, (steps,); NaN where not told.
+        gradient_square: estimate of |G|² of each step from its pieces, over all tensors, (steps,); NaN where there is
+            none. See the table ``noise``.
+        noise_trace: the same of tr Σ.
     """
 
     first_step: int
@@ -115,6 +119,14 @@ class Window:
     lr: Floats
     figures: Mapping[str, Floats]
     tensors: Tensors
+    batches: Floats = field(default_factory=lambda: np.empty(0))
+    gradient_square: Floats = field(default_factory=lambda: np.empty(0))
+    noise_trace: Floats = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "gradient_square", "noise_trace"):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.full(len(self), np.nan))
 
     def __len__(self) -> int:
         return len(self.losses)

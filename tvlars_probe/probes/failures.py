@@ -28,6 +28,7 @@ class Probe(Protocol):
     """What a recorder calls before updates: `SharpnessProbe`, or a callback of yours.
 
     It must change nothing that training reads. Under a process group every rank's probe is called in the same steps.
+    Its rows go to the table ``curvature``, or to the one that its attribute ``table`` names.
     """
 
     @property
@@ -52,7 +53,7 @@ class Probe(Protocol):
             rates: the rates applied in the step before; None before the first, and where parameters are DTensors.
 
         Returns:
-            rows of the table ``curvature``, as a list per column; {} for no row.
+            rows of the probe's table, as a list per column; {} for no row.
         """
         ...
 

@@ -71,7 +71,7 @@ class Probing:
                 with self._failures.attempt(name, step) as measured:
                     columns = probe.measure(step, phase, rates())
                     if journal is not None and columns:
-                        journal.append("curvature", columns)
+                        journal.append(getattr(probe, "table", "curvature"), columns)
             # After each probe: the next one may sum over the ranks, and would wait for one that has failed.
             if ranks.any(measured.failed):
                 return False

@@ -87,6 +87,10 @@ class Frames(ABC):
         """`frame` of the table ``curvature``: measured in training and after it."""
         return self.frame("curvature", columns, **choice)
 
+    def noise(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """`frame` of the table ``noise``: the gradient's noise, measured in training and after it."""
+        return self.frame("noise", columns, **choice)
+
     def findings(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
         """`frame` of the table ``findings``: what rules found wrong while the run trained."""
         return self.frame("findings", columns, **choice)
@@ -221,7 +225,7 @@ class Trace(Frames):
         """
         import pyarrow as pa
 
-        # Recorded in training, measured at checkpoints, or (landscape) in a folder of the run itself.
+        # Recorded in training, measured at checkpoints, or (landscape, noise) in a folder of the run itself.
         folders = [self.path / home / table for home in ("trace", "sharpness", ".")]
         for attempt in range(_ATTEMPTS):
             paths = [part.path for folder in folders for part in list_parts(folder)]

@@ -42,7 +42,7 @@ FIXED = (LOCK_NAME, "aside")
 """What a repair needs itself, and therefore can't set aside if it is a link."""
 
 # The other places into which a run is written.
-_PLACES = (FILE_NAME, "trace", "checkpoints", "sharpness", "landscape")
+_PLACES = (FILE_NAME, "trace", "checkpoints", "sharpness", "landscape", "noise")
 
 
 class RunDirectory:

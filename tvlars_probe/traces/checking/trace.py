@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.traces.checking.faults import Repair
 
-_FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", *(f"trace/{table}" for table in TABLES))
+_FOLDERS = ("trace", "checkpoints", "aside", "sharpness", "landscape", "noise", *(f"trace/{table}" for table in TABLES))
 
 
 def check_trace(run: Path) -> Findings:
