@@ -17,7 +17,7 @@ from tests.integrations.test_contract import assert_same_rows
 from tests.integrations.trainers import BATCH, QUIET, STEPS, Job
 from tvlars_probe.errors import UserError
 from tvlars_probe.integrations import LightningProbe
-from tvlars_probe.integrations.attachment import samples_in
+from tvlars_probe.probes.readers.batch_sizes import samples_in
 
 if TYPE_CHECKING:
     from pathlib import Path

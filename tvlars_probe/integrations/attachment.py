@@ -7,8 +7,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from torch import Tensor
-
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.record import record
 
@@ -103,19 +101,6 @@ class Attachment:
         pause, self._pause = self._pause, None
         if pause is not None:
             pause.__exit__(None, None, None)
-
-
-def samples_in(batch: Any) -> int | None:
-    """The length of the first dimension of a batch's first tensor; None where it has none.
-
-    Args:
-        batch: a tensor, or a mapping or sequence of them, however deep.
-    """
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim else None
-    values = getattr(batch, "values", None)  # a table's are no method
-    parts = values() if callable(values) else batch if isinstance(batch, list | tuple) else ()
-    return next((found for part in parts if (found := samples_in(part)) is not None), None)
 
 
 def epoch_figures(metrics: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tvlars_probe.integrations.attachment import samples_in
+from tvlars_probe.probes.readers.batch_sizes import samples_in
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:

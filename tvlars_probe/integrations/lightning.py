@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from tvlars_probe.integrations.attachment import Attachment, epoch_figures, samples_in
+from tvlars_probe.integrations.attachment import Attachment, epoch_figures
+from tvlars_probe.probes.readers.batch_sizes import samples_in
 
 if TYPE_CHECKING:
     import os

@@ -34,11 +34,14 @@ from tvlars_probe.probes.events.agreement import Agreement
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.readers.told import count
 from tvlars_probe.probes.recorder import Recorder
+from tvlars_probe.probes.recording import Recording
 from tvlars_probe.probes.rows.finding import Finder
-from tvlars_probe.probes.rows.steps import Detail
+from tvlars_probe.probes.rows.reading_plan import Detail, ReadingPlan
+from tvlars_probe.probes.session import Session
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.plain_types import shown
 from tvlars_probe.traces.run_directory import first_free, new_run_id
+from tvlars_probe.traces.schema import ONLY_PHASE
 from tvlars_probe.whole_tensors import is_dtensor
 from tvlars_probe.wrappers import unwrap
 
@@ -66,6 +69,7 @@ def record(
     detail: Detail = "full",
     every: int = 1,
     spectral_every: int | None = None,
+    noise: bool = False,
     probes: Sequence[Probe] = (),
     on_probe_error: OnProbeError = "warn",
     findings: Iterable[str] = ("default",),
@@ -90,6 +94,9 @@ def record(
         every: n, to fill the table ``layers`` in steps 0, n, 2n, ...
         spectral_every: N, to measure spectral norms of weights and updates in steps 0, N, 2N, ...: a multiple of
             ``every``. In these steps they cost 64 products with each matrix, 64 with its update, and a copy of it.
+        noise: whether to estimate the gradient's noise and signal in each recorded step, from the gradients of its
+            pieces: micro-batches whose gradients are accumulated, and ranks; fills the table ``noise``. Needs two
+            pieces a step at least, of sizes that are known (`Recorder.note_piece`).
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
         on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
             the loop tells, with a warning and a note in the manifest; "raise" ends the run.
@@ -123,13 +130,14 @@ def record(
     # One rank alone may have a tensor that is refused: the others would wait for it.
     with Agreement(ranks).together():
         _refuse_settings(config, resume, exists)
-        _refuse_cadence(detail, every, spectral_every)
+        plan = ReadingPlan(detail=detail, every=every, spectral_every=spectral_every, noise=noise)
         exports = LiveExports(export, opens=ranks.is_first)
         optimizers = optimizers_in(optimizer, model, ranks=ranks)
         if not any(group["params"] for one in optimizers for group in one.param_groups):
             raise UserError(f"{type(optimizers[0]).__name__} holds no parameter: there is nothing to record")
-        if spectral_every is not None:
-            _refuse_dtensors(optimizers, model)
+        for is_asked, refusal in ((plan.spectral_every is not None, _NO_WHOLE_MATRIX), (plan.noise, _NO_HOOKS)):
+            if is_asked:
+                _refuse_dtensors(optimizers, model, refusal)
         home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     if exists == "new":
         with Agreement(ranks).together():
@@ -139,21 +147,21 @@ def record(
         facts = manifest or Manifest(run_id=new_run_id(home))
         facts.config = dict(config) if config is not None else facts.config
         facts.total_steps = facts.total_steps if total_steps is None else count("total_steps", total_steps)
-        return Recorder(
+        begun = resume or {"step": 0, "samples": 0, "tokens": 0, "phase": ONLY_PHASE, "rates": {}}
+        session = Session(home, exports)
+        recording = Recording(
             model,
             optimizers,
-            home,
             facts,
-            detail=detail,
-            every=every,
-            spectral_every=spectral_every,
+            session,
+            plan=plan,
             probes=probes,
             failures=ProbeFailures(on_probe_error),
-            finder=Finder(findings, on_finding, stop_on),
-            resume=resume,
+            begun=begun,
             ranks=ranks,
-            exports=exports,
+            finder=Finder(findings, on_finding, stop_on),
         )
+        return Recorder(home, facts, session, recording, resume=resume)
 
 
 def exports_named(trackers: Sequence[str], layers: Sequence[str]) -> list[Export]:
@@ -178,8 +186,15 @@ def _refuse_settings(config: Mapping[str, Any] | None, resume: Mapping[str, Any]
         raise UserError(f"config= takes a mapping of settings to their values, got {config!r:.60} (vars() makes one)")
 
 
-def _refuse_dtensors(optimizers: Sequence[Optimizer], model: nn.Module | None) -> None:
-    """Refuse to measure spectral norms of tensors that are spread over ranks: a shard's is another number.
+_NO_WHOLE_MATRIX = "spectral_every: {name} is a DTensor, of which no rank holds the whole matrix; leave it out"
+_NO_HOOKS = (
+    "noise: {name} is a DTensor, as FSDP2 (fully_shard) and tensor parallelism make them, on which gradient hooks "
+    "don't see a piece's gradient; leave it out, and measure it in one process by tvlars_probe.gradient_noise"
+)
+
+
+def _refuse_dtensors(optimizers: Sequence[Optimizer], model: nn.Module | None, refusal: str) -> None:
+    """Refuse to read what can't be read of tensors that are spread over ranks.
 
     Raises:
         UserError: a parameter is a DTensor.
@@ -187,27 +202,7 @@ def _refuse_dtensors(optimizers: Sequence[Optimizer], model: nn.Module | None) -
     names = {} if model is None else {id(p): name for name, p in unwrap(model).named_parameters()}
     for name, tensor in (named for one in optimizers for named in tensors_of(one, names)):
         if is_dtensor(tensor):
-            raise UserError(
-                f"spectral_every: {name} is a DTensor, of which no rank holds the whole matrix; leave it out"
-            )
-
-
-def _refuse_cadence(detail: str, every: int, spectral_every: int | None) -> None:
-    if detail not in get_args(Detail):
-        raise UserError(f"unknown detail {detail!r} (known: {', '.join(get_args(Detail))})")
-    if not isinstance(every, int) or every < 1:
-        raise UserError(f"every={every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
-    if spectral_every is None:
-        return
-    if not isinstance(spectral_every, int) or spectral_every < 1:
-        raise UserError(f"spectral_every={spectral_every}: give a number of steps, 1 or more, or None")
-    if spectral_every % every:
-        raise UserError(
-            f"spectral_every={spectral_every}: spectral norms are measured in steps whose layers are recorded, which "
-            f"are those of every={every}: give a multiple of it"
-        )
-    if detail == "none":
-        raise UserError("spectral_every= needs the table layers, which detail='none' leaves out")
+            raise UserError(refusal.format(name=name))
 
 
 def _ranks(model: Any, optimizer: Any, distributed: bool | None) -> Ranks:

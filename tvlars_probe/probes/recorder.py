@@ -13,11 +13,8 @@ from torch.nn.utils import clip_grad_norm_
 from tvlars_probe.errors import StoppedOnFinding, UserError
 from tvlars_probe.probes.events.signals import children_may_wait
 from tvlars_probe.probes.opening import open_journal
-from tvlars_probe.probes.readers.told import count, mean_loss, scalar, step_figures
-from tvlars_probe.probes.recording import Recording
+from tvlars_probe.probes.readers.told import count, mean_loss, piece_told, scalar, step_figures
 from tvlars_probe.probes.rows.clipping import clipped
-from tvlars_probe.probes.session import Session
-from tvlars_probe.traces.schema import ONLY_PHASE
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -29,12 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from tvlars_probe.collectives import Ranks
-    from tvlars_probe.exports.live import LiveExports
     from tvlars_probe.findings.finding import Finding
-    from tvlars_probe.probes.failures import Probe, ProbeFailures
-    from tvlars_probe.probes.rows.finding import Finder
-    from tvlars_probe.probes.rows.steps import Detail
+    from tvlars_probe.probes.failures import Probe
+    from tvlars_probe.probes.recording import Recording
+    from tvlars_probe.probes.session import Session
     from tvlars_probe.traces.journal import Journal
     from tvlars_probe.traces.manifest import Manifest
 
@@ -50,38 +45,15 @@ class Recorder:
 
     def __init__(
         self,
-        model: nn.Module | None,
-        optimizers: Sequence[Optimizer],
         path: Path,
         manifest: Manifest,
+        session: Session,
+        recording: Recording,
         *,
-        detail: Detail,
-        every: int,
-        spectral_every: int | None,
-        probes: Sequence[Probe],
-        failures: ProbeFailures,
         resume: Mapping[str, Any] | None,
-        ranks: Ranks,
-        finder: Finder,
-        exports: LiveExports,
     ) -> None:
-        begun = resume or {"step": 0, "samples": 0, "tokens": 0, "phase": ONLY_PHASE, "rates": {}}
         self.path, self.manifest, self.interrupted = path, manifest, False
-        self._resume, self._session = resume, Session(path, exports)
-        self._recording = Recording(
-            model,
-            optimizers,
-            manifest,
-            self._session,
-            detail=detail,
-            every=every,
-            spectral_every=spectral_every,
-            probes=probes,
-            failures=failures,
-            begun=begun,
-            ranks=ranks,
-            finder=finder,
-        )
+        self._resume, self._session, self._recording = resume, session, recording
 
     @property
     def phase(self) -> str:
@@ -166,6 +138,30 @@ class Recorder:
         ):
             self._recording.agree(loss)
         self._recording.end_on_finding()
+
+    def note_piece(
+        self,
+        *,
+        samples: int | None = None,
+        tokens: Tensor | int | None = None,
+        weight: Tensor | float | None = None,
+    ) -> None:
+        """Tell of a piece of the batch, with ``record(noise=True)``: once for each backward pass, before it or after.
+
+        It is needed where pieces differ in size, or the size isn't the first dimension of what the model is given.
+
+        Args:
+            samples: number of samples of the piece whose mean loss (times a factor) is differentiated.
+            tokens: in their place, number of tokens; a tensor stays on its device.
+            weight: what the piece's gradient weighs in the step's, up to a common factor: its number of samples where
+                the loss is a mean over the whole batch. By default all pieces weigh the same, as where each one's mean
+                loss is divided by the number of pieces.
+
+        Raises:
+            UserError: neither number or both are given, a value is no number, or nothing is being recorded.
+        """
+        self._session.refuse_idle()
+        self._recording.rows.pieces.tell(piece_told(samples=samples, tokens=tokens, weight=weight))
 
     def clip_grad_norm_(
         self,

@@ -19,7 +19,7 @@ from tvlars_probe.probes.probing import Probing
 from tvlars_probe.probes.readers.layout import note_parameters, note_unknown
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.rows.crossing import Crossing, is_bad
-from tvlars_probe.probes.rows.steps import Detail, StepRows
+from tvlars_probe.probes.rows.steps import StepRows
 from tvlars_probe.wrappers import joins_uneven_inputs
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.scaling import Rates
     from tvlars_probe.probes.failures import Probe, ProbeFailures
     from tvlars_probe.probes.rows.finding import Finder
+    from tvlars_probe.probes.rows.reading_plan import ReadingPlan
     from tvlars_probe.probes.session import Session
     from tvlars_probe.traces.journal import Journal
     from tvlars_probe.traces.manifest import Manifest
@@ -44,9 +45,7 @@ class Recording:
         optimizers: whose steps are recorded.
         manifest: what stands in run.json; saved with each flush.
         session: holds the run's journal.
-        detail: how much is read of the layers.
-        every: n, to record the layers in steps 0, n, 2n, ...
-        spectral_every: N, to read spectral norms in recorded steps among 0, N, 2N, ...; None to read none.
+        plan: how much is read of each step.
         probes: what else is measured before updates.
         failures: applies the policy when a probe or the reading of norms raises.
         begun: a recorder's state, from which this one goes on.
@@ -72,9 +71,7 @@ class Recording:
         manifest: Manifest,
         session: Session,
         *,
-        detail: Detail,
-        every: int,
-        spectral_every: int | None,
+        plan: ReadingPlan,
         probes: Sequence[Probe],
         failures: ProbeFailures,
         begun: Mapping[str, Any],
@@ -90,9 +87,7 @@ class Recording:
         self._failures = failures
         self.rows = StepRows(
             self.device,
-            detail=detail,
-            every=every,
-            spectral_every=spectral_every,
+            plan=plan,
             ranks=ranks,
             failures=failures,
             rates=begun["rates"],
@@ -100,7 +95,7 @@ class Recording:
         self._hooks = StepHooks(self, self.rows.clock)
         finder.load(begun.get("findings") or {})
         self.finder, self.raises = finder, True
-        self._crossing = Crossing(begun["step"], begun, finder)
+        self._crossing = Crossing(begun["step"], begun, finder, noise=plan.noise)
         self._probing = Probing(probes, failures)
         # Not strict: a resumed run may have other probes than its state.
         for probe, state in zip(probes, begun.get("probes", ()), strict=False):
@@ -126,8 +121,9 @@ class Recording:
             self._hooks.attach(self._optimizers)
 
     def detach(self) -> None:
-        """Watch the optimizers' steps no more."""
+        """Watch the optimizers' steps, and gradients, no more."""
         self._hooks.detach()
+        self.rows.pieces.detach()
 
     def flush(self) -> None:
         """Write all rows. Every rank calls it, in the same step."""

@@ -47,6 +47,7 @@ class Layout:
         is_sharded: whether any parameter is a DTensor. Then all ranks read, each its shards.
         is_wide: whether any parameter is one of float64, the squares of whose norms may leave that type's range.
         copies: per parameter, the number of ranks that hold each of its elements: see `tvlars_probe.shards`.
+        precisions: per parameter, the name of its type.
         entries: what the manifest says of the parameters, where they are sharded; else None, since it is read anew.
 
     Raises:
@@ -65,6 +66,7 @@ class Layout:
         self.is_sharded = any(map(is_dtensor, params))
         self.is_wide = any(p.dtype in (torch.float64, torch.complex128) for p in params)
         refuse_part_of_ranks([*zip(self.names, params, strict=True)], ranks)
+        self.precisions = [str(p.dtype).removeprefix("torch.") for p in params]
         self.copies = np.array([copies_of(p, ranks.world_size) for p in params], dtype=np.float64)
         # At once: after a pass without a backward, FSDP2's modules hold whole tensors in place of their parameters.
         self.entries = [info.as_dict() for info in parameter_table(model, optimizers)] if self.is_sharded else None

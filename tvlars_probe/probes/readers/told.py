@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.rules import number
+from tvlars_probe.probes.readers.pieces import Told
 from tvlars_probe.shards import whole_of
 
 
@@ -35,14 +37,38 @@ def step_figures(*, samples: Any, tokens: Any, epoch: Any, clip_scale: Any) -> d
         UserError: a figure is no number, or a count is no whole number from 0 on.
     """
     # A number of tokens on an accelerator is read at the flush: here the host would wait for it.
-    waits = isinstance(tokens, Tensor) and tokens.device.type != "cpu"
+    waiting = _waiting(tokens)
     told = {
         "samples": count("samples", samples),
-        "tokens": whole_of(tokens.detach()).clone() if waits else count("tokens", tokens),
+        "tokens": count("tokens", tokens) if waiting is None else waiting,
         "epoch": count("epoch", epoch),
     }
     figures = {name: value for name, value in told.items() if value is not None}
     return figures if clip_scale is None else {**figures, "clip_scale": scalar("clip_scale", clip_scale)}
+
+
+def piece_told(*, samples: Any, tokens: Any, weight: Any) -> Told:
+    """What was told of a piece of the batch.
+
+    Raises:
+        UserError: not one of the two numbers is given, or a value is no number.
+    """
+    if (samples is None) == (tokens is None):
+        raise UserError("rec.note_piece() takes the size of a piece in samples or in tokens: give one of them")
+    name, given = ("tokens", tokens) if samples is None else ("samples", samples)
+    size: Any = _waiting(given)
+    size = count(name, given) if size is None else size
+    told: Any = _waiting(weight)
+    told = scalar("weight", weight) if told is None and weight is not None else told
+    if isinstance(told, float) and not 0 <= told < math.inf:
+        raise UserError(f"weight={told:g} is no weight of a piece (allowed: 0 or more, and finite)")
+    return Told(size=size, weight=told, of_tokens=samples is None)
+
+
+def _waiting(value: Any) -> Tensor | None:
+    """A tensor on an accelerator, for which the host would wait; None for anything else."""
+    is_far = isinstance(value, Tensor) and value.device.type != "cpu"
+    return whole_of(value.detach()).clone() if is_far else None
 
 
 def scalar(name: str, value: Any) -> float:

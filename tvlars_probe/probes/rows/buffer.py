@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.columns import COLUMNS, SPECTRAL
+from tvlars_probe.probes.readers.pieces import COUNTS
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.shards import whole_of
 from tvlars_probe.traces.manifest import now
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tvlars_probe.probes.readers.pieces import PieceSums
     from tvlars_probe.probes.rows.clipping import Clipped
 
 _MOST_BYTES = 64 << 20
@@ -47,6 +49,7 @@ class StepRow:
         spectral: (len(SPECTRAL), parameters), the spectral norms, on the device until the flush; None where the step
             has none. Few steps have: so they are no part of the buffer.
         spectral_read: per column and parameter, whether it was read; None where the step has none.
+        pieces: what the pieces of the step's batch gave, on the device until the flush; None where they weren't read.
         device_lrs: learning rates that are tensors on an accelerator, each with the parameters that it holds for.
         phi: TVLARS' φ_t of the first parameter group, a tensor until the flush where it is on a device; NaN for other
             optimizers.
@@ -74,6 +77,7 @@ class StepRow:
     to_fill: list[tuple[slice, Callable[[Tensor], None]]] = field(default_factory=list)
     spectral: Tensor | None = None
     spectral_read: NDArray[np.bool_] | None = None
+    pieces: PieceRow | None = None
     device_lrs: list[tuple[slice, Tensor]] = field(default_factory=list)
     phi: float | Tensor = math.nan
     epoch: int | None = None
@@ -94,6 +98,22 @@ class StepRow:
         self.stepped.remove(index)
         self.active[span], self.lr[span] = False, math.nan
         self.phi = math.nan if index == 0 else self.phi
+
+
+@dataclass(slots=True)
+class PieceRow:
+    """What the pieces of a step's batch gave: see `tvlars_probe.probes.readers.pieces.PieceSums`.
+
+    Attributes:
+        values: (3, parameters): Σ |h|²/w, Σ of the pieces' check sums, and the check sum of the gradient that step()
+            used.
+        counts: (optimizers, len(COUNTS)).
+        unclear: whether sizes differ and no weights were told.
+    """
+
+    values: Tensor
+    counts: Tensor
+    unclear: bool = False
 
 
 class StepBuffer:
@@ -193,6 +213,23 @@ class StepBuffer:
             row.spectral_read = np.zeros(row.spectral.shape, dtype=bool)
         row.spectral[rows, span].copy_(reading, non_blocking=True)
         row.spectral_read[rows, span] = read
+
+    def put_pieces(self, index: int, taken: PieceSums, used: Tensor) -> None:
+        """Store what the pieces of an optimizer's update gave in the open row.
+
+        Args:
+            index: of the optimizer.
+            taken: what they gave.
+            used: check sums of the gradients that it uses.
+        """
+        row, span = self.rows[-1], slice(self._offsets[index], self._offsets[index + 1])
+        if row.pieces is None:
+            blank = self.values.new_full((3, self.parameters), math.nan)
+            row.pieces = PieceRow(blank, self.values.new_full((len(self._offsets) - 1, len(COUNTS)), math.nan))
+        for into, values in zip(row.pieces.values[:, span], (taken.squares, taken.sums, used), strict=True):
+            into.copy_(values, non_blocking=True)
+        row.pieces.counts[index].copy_(taken.counts, non_blocking=True)
+        row.pieces.unclear |= taken.unclear
 
     def put_lr(self, span: slice, lr: Any) -> None:
         """Store a group's learning rate; a rate that is on an accelerator is read at the flush."""

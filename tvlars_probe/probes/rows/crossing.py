@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from tvlars_probe.findings.non_finite import first_non_finite
 from tvlars_probe.findings.window import Window
 from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.probes.rows.beyond_single import BEYOND_SINGLE, beyond_single
+from tvlars_probe.probes.rows.noise import noise_columns, noise_of
 from tvlars_probe.probes.rows.sharded import leave_out_shards, make_whole
-from tvlars_probe.probes.rows.table_columns import layer_columns, step_columns
+from tvlars_probe.probes.rows.table_columns import clip_scales, layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.traces.gaps import Gap
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.readers.layout import Layout
     from tvlars_probe.probes.rows.buffer import Drained
     from tvlars_probe.probes.rows.finding import Finder
+    from tvlars_probe.probes.rows.noise import NoiseOfSteps
     from tvlars_probe.traces.journal import Journal
 
 
@@ -42,17 +45,20 @@ class Crossing:
         written: number of updates whose rows have crossed before.
         seen: samples and tokens seen in those updates, over all ranks; None where unknown.
         finder: looks at the rows for what is wrong.
+        noise: whether the rows hold what pieces gave.
 
     Attributes:
         written: number of updates whose rows have crossed.
         seen: samples and tokens seen in them, over all ranks; None where unknown.
         alone: whether the other ranks may be gone. Then figures over all ranks are null.
+        lacking: how many recorded steps have no noise, by the key of `tvlars_probe.probes.rows.noise.REASONS`.
     """
 
-    def __init__(self, written: int, seen: Mapping[str, int | None], finder: Finder) -> None:
+    def __init__(self, written: int, seen: Mapping[str, int | None], finder: Finder, *, noise: bool) -> None:
         self.written, self.seen = written, {unit: seen.get(unit) for unit in UNITS}
         self.alone = False
-        self._finder = finder
+        self._finder, self._noise = finder, noise
+        self.lacking: Counter[str] = Counter()
 
     def cross(self, drained: Drained, ranks: Ranks, layout: Layout, journal: Journal | None) -> float | None:
         """Hand the rows to the journal, on the rank that has one. Every rank calls it, in the same step.
@@ -73,6 +79,9 @@ class Crossing:
         first_step = self.written
         self.written += len(drained.rows)
         losses, told = found.losses, found.told
+        noise = None
+        if self._noise and not self.alone:
+            noise = noise_of(drained, ranks, layout.tensors.rounding, clip_scales(drained))
         last = float(losses[told][-1]) if told.any() else None
         if self.alone:  # this rank's mean isn't that of all
             told[:] = False
@@ -82,7 +91,7 @@ class Crossing:
             row.loss_told = is_told
         if journal is not None and drained.rows:
             steps = step_columns(drained, first_step, found.seen, losses)
-            window = window_of(drained, first_step, losses, steps, layout.tensors)
+            window = window_of(drained, first_step, losses, steps, layout.tensors, noise)
             # The first finding stays: what isn't finite later may follow from it.
             journal.manifest.finding = journal.manifest.finding or first_non_finite(window)
             if not any(note.startswith(BEYOND_SINGLE) for note in journal.manifest.notes):
@@ -95,12 +104,27 @@ class Crossing:
                 journal.manifest.gaps.append(Gap("layers", first, final, reason))
             journal.append("steps", steps)
             journal.append("layers", layer_columns(drained, first_step, layout.names, layout.nulls))
+            if noise is not None:
+                self._append_noise(noise, first_step, drained, layout, journal)
             self._finder.look(window, journal)
         return last
 
+    def _append_noise(
+        self, noise: NoiseOfSteps, first_step: int, drained: Drained, layout: Layout, journal: Journal
+    ) -> None:
+        self.lacking.update(noise.reasons)
+        phases = [row.phase for row in drained.rows]
+        if columns := noise_columns(noise, first_step, layout.names, phases, layout.precisions):
+            journal.append("noise", columns)
+
 
 def window_of(
-    drained: Drained, first_step: int, losses: NDArray[np.float64], steps: Mapping[str, Any], tensors: Tensors
+    drained: Drained,
+    first_step: int,
+    losses: NDArray[np.float64],
+    steps: Mapping[str, Any],
+    tensors: Tensors,
+    noise: NoiseOfSteps | None = None,
 ) -> Window:
     """The drained rows as rules look at them.
 
@@ -110,6 +134,7 @@ def window_of(
         losses: mean losses over all ranks.
         steps: their columns of the table ``steps``.
         tensors: what is known of the parameters.
+        noise: what their pieces tell of the gradient's noise.
     """
 
     def numbers(column: str) -> NDArray[np.float64]:
@@ -129,7 +154,18 @@ def window_of(
         lr=np.array([row.lr for row in drained.rows], dtype=np.float64).reshape(shape),
         figures={name: drained.values[:, k] for k, name in enumerate(COLUMNS)},
         tensors=tensors,
+        **_window_of_noise(noise),
     )
+
+
+def _window_of_noise(noise: NoiseOfSteps | None) -> dict[str, Any]:
+    if noise is None:
+        return {}
+    return {
+        "batches": noise.sizes,
+        "gradient_square": noise.whole(noise.gradient_square),
+        "noise_trace": noise.whole(noise.noise_trace),
+    }
 
 
 def is_bad(loss: float | None) -> bool:

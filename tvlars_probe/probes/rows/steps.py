@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tvlars_probe.probes.readers.layout import Layout
 from tvlars_probe.probes.readers.rates import LastRates
 from tvlars_probe.probes.rows.buffer import StepBuffer
 from tvlars_probe.probes.rows.clipping import clipped, norm_of_gradients, noted, read_after, together
+from tvlars_probe.probes.rows.pieces import PieceRows
 from tvlars_probe.probes.rows.telling import Telling
 from tvlars_probe.traces.manifest import now
 
@@ -28,12 +29,10 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.readers.norms import NormReader
     from tvlars_probe.probes.rows.buffer import Drained, StepRow
     from tvlars_probe.probes.rows.clipping import Clipped
+    from tvlars_probe.probes.rows.reading_plan import ReadingPlan
 
 _OF_WEIGHTS, _OF_UPDATES = slice(2), slice(2, 4)
 """The columns of `SPECTRAL` that are read before and after an update."""
-
-Detail = Literal["full", "norms", "none"]
-"""How much is read of the layers: all norms, all but ‖Δw‖, or nothing."""
 
 
 class StepRows:
@@ -44,9 +43,7 @@ class StepRows:
 
     Args:
         device: where the figures come from.
-        detail: "full", "norms" (without ‖Δw‖) or "none" (no figures of layers).
-        every: n, to record the layers in steps 0, n, 2n, ...
-        spectral_every: N, to read spectral norms in recorded steps among 0, N, 2N, ...; None to read none.
+        plan: how much is read.
         ranks: the ranks of the run. Rank 0 reads norms; where parameters are DTensors, all ranks do.
         failures: applies the policy when reading norms raises.
         rates: lr × trust_ratio of each parameter's last update, by name, in a resumed run; else empty.
@@ -56,6 +53,7 @@ class StepRows:
         open: the row of the step that is being made or was made last; None between `close` and `begin`.
         clock: tells a step's own time from the recorder's.
         telling: watches where the loop tells of its steps.
+        pieces: reads the gradients of the steps' pieces, where ``noise``.
         measures_layers: whether norms are read; false for "none", and once the ranks know that it has failed on one.
     """
 
@@ -65,22 +63,21 @@ class StepRows:
         self,
         device: torch.device,
         *,
-        detail: Detail,
-        every: int,
-        spectral_every: int | None,
+        plan: ReadingPlan,
         ranks: Ranks,
         failures: ProbeFailures,
         rates: Mapping[str, float],
     ) -> None:
-        self._device, self._detail, self._every, self._ranks = device, detail, every, ranks
-        self._spectral_every, self._reads_spectra = spectral_every, False
+        self._device, self._plan, self._every, self._ranks = device, plan, plan.every, ranks
+        self._reads_spectra = False
         self._failures = failures
+        self.pieces = PieceRows(reads=plan.noise, every=plan.every, is_alone=ranks.world_size == 1)
         self._optimizers: Sequence[Optimizer] = ()
         self._buffer: StepBuffer | None = None
         self._rates = LastRates(rates)
         self.open: StepRow | None = None
         self.clock = StepClock()
-        self.measures_layers = detail != "none"
+        self.measures_layers = plan.detail != "none"
         self.telling = Telling()
         self._clipped: list[Clipped] = []
         self._unclipped: tuple[Sequence[Tensor], Tensor, bool] | None = None
@@ -108,8 +105,9 @@ class StepRows:
         The buffer is a new one, so all rows must have been drained.
         """
         self._optimizers = optimizers
-        self.layout = Layout(model, optimizers, updates=self._detail == "full", ranks=self._ranks)
+        self.layout = Layout(model, optimizers, updates=self._plan.detail == "full", ranks=self._ranks)
         self._buffer = StepBuffer(self.layout.offsets, self._device)
+        self.pieces.lay_out(model, optimizers)
 
     def begin_phase(self) -> None:
         """Forget all rates: other optimizers follow, which have applied none yet."""
@@ -147,7 +145,8 @@ class StepRows:
         due = self.measures_layers and step % self._every == 0
         self.telling.row_begins()
         self._step = step
-        self._reads_spectra = self._spectral_every is not None and step % self._spectral_every == 0
+        spectral = self._plan.spectral_every
+        self._reads_spectra = spectral is not None and step % spectral == 0
         self.open = self.buffer.open_row(recorded=due and not self._has_failed, phase=phase)
         self.open.due = due
 
@@ -163,6 +162,9 @@ class StepRows:
             self._attempt(index, self.layout.readers[index].take_gradients)
         # Counted in recorded steps, so that large weights are copied in one recorded step of ten at any ``every``.
         self._read(index, lambda: self.layout.readers[index].before(self._step // self._every))
+        if self.pieces.reads:
+            due = self.open.due and not self._has_failed
+            self._attempt(index, lambda: self.pieces.put(index, self.buffer if due else None))
         if self._reads_spectra:
             self._read(
                 index, lambda: self._put_spectral(index, _OF_WEIGHTS, self.layout.spectral[index].before(self._step))
@@ -206,6 +208,7 @@ class StepRows:
             self.clock.probed(time.perf_counter() - started)
             return
         row.stepped.append(index)
+        self.pieces.step_made(self._step, reads_on=self.measures_layers and not self._has_failed)
         for group, lr in zip(optimizer.param_groups, self._rates.lrs[index], strict=True):
             end = start + len(group["params"])
             self.buffer.put_lr(slice(start, end), lr)
@@ -308,4 +311,5 @@ class StepRows:
 
     def drain(self) -> Drained:
         """Take all rows of updates that happened to the host."""
+        self.pieces.attach()  # to parameters that have been unfrozen
         return self.buffer.drain().without_skipped()

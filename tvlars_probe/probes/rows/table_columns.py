@@ -86,6 +86,13 @@ def _spectral_columns(drained: Drained, at_row: NDArray[np.intp], at_parameter: 
     return columns
 
 
+def clip_scales(drained: Drained) -> NDArray[np.float64]:
+    """The factor by which each step's gradient was clipped; NaN where it isn't known."""
+    # What the loop tells comes before what the recorder has seen of its own clipping.
+    pairs = zip(drained.rows, drained.clips[:, 1], strict=True)
+    return np.array([seen if row.clip_scale is None else row.clip_scale for row, seen in pairs], dtype=np.float64)
+
+
 def step_columns(
     drained: Drained, first_step: int, seen: Mapping[str, NDArray[np.int64]], losses: NDArray[np.float64]
 ) -> dict[str, Any]:
@@ -117,11 +124,7 @@ def step_columns(
 
     lr = np.array([row.lr[0] if len(row.lr) else np.nan for row in rows])
     phi = np.array([row.phi for row in rows])
-    # What the loop tells comes before what the recorder has seen of its own clipping.
-    norms = drained.clips[:, 0]
-    scales = np.array(
-        [s if row.clip_scale is None else row.clip_scale for row, s in zip(rows, drained.clips[:, 1], strict=True)]
-    )
+    norms, scales = drained.clips[:, 0], clip_scales(drained)
     told = np.array([row.loss_told for row in rows], dtype=bool)
     return {
         "step": first_step + np.arange(len(rows)),

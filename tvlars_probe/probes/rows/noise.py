@@ -1,0 +1,236 @@
+"""Gradient noise from the pieces of steps: what a flush makes of them, by one sum over the ranks.
+
+A piece i of n_i samples added h_i to the gradient: the gradient G_i of its own mean loss, times its weight w_i, times a
+factor that all pieces share (a gradient scaler's, the number of ranks). DistributedDataParallel takes the mean over W
+ranks. With c_i = w_i/Σw::
+
+    h_i = c_i·W·G_i/u          g = Σ c_i·G_i = u·Σ h_i/W          Σ c_i·|G_i|² = u²·Σw/W²·Σ |h_i|²/w_i
+
+u is 1 unless a gradient scaler is at work. It is measured: a check sum, linear in the gradient, is taken of each h_i
+and of the gradient that ``step()`` used, which may have been clipped by a factor that is known. Where a tensor's check
+sums don't fit, that gradient was made of something else than these pieces, and the tensor has no row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tvlars_probe.admission.names import encodable
+from tvlars_probe.noise.estimates import unbiased
+from tvlars_probe.probes.readers.columns import COLUMNS
+from tvlars_probe.probes.readers.pieces import COUNTS
+from tvlars_probe.reductions import accumulation_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from tvlars_probe.collectives import Ranks
+    from tvlars_probe.probes.rows.buffer import Drained
+
+    Floats = NDArray[np.float64]
+
+CLOSE = 1e-3
+"""Relative difference up to which check sums and factors count as equal."""
+
+REASONS = {
+    "sizes": "the sizes of their pieces aren't known: tell rec.log(samples=...), or rec.note_piece(samples=...)",
+    "weights": (
+        "their pieces differ in size, and how much each weighs isn't known: tell rec.note_piece(samples=n, weight=...) "
+        "before each backward pass, or give all pieces one size"
+    ),
+    "single": "they had one piece only",
+    "scale": (
+        "the gradient was scaled by a factor that isn't known: clip by rec.clip_grad_norm_, or tell "
+        "rec.log(clip_scale=...)"
+    ),
+    "other": (
+        "the gradient that step() used isn't the mean of the pieces' gradients (a scaler skipped a step, there were "
+        "other backward passes, or the gradient was changed)"
+    ),
+}
+"""Why steps have no noise, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseOfSteps:
+    """The estimates of some steps.
+
+    Attributes:
+        gradient_square: |G|², (steps, parameters); NaN where there is no estimate.
+        noise_trace: tr Σ, the same.
+        active: whether the tensor had a gradient, (steps, parameters).
+        pieces: number of pieces, (steps,); NaN where there were none.
+        sizes: samples or tokens of all pieces, (steps,).
+        of_tokens: whether sizes count tokens, (steps,).
+        reasons: number of recorded steps without an estimate of the whole, by the key of `REASONS`.
+    """
+
+    gradient_square: Floats
+    noise_trace: Floats
+    active: NDArray[np.bool_]
+    pieces: Floats
+    sizes: Floats
+    of_tokens: NDArray[np.bool_]
+    reasons: Counter[str]
+
+    def whole(self, values: Floats) -> Floats:
+        """The sum over all tensors with a gradient, by step; NaN where one of them has no estimate."""
+        return np.where(self.active.any(axis=1), np.where(self.active, values, 0.0).sum(axis=1), np.nan)
+
+
+def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) -> NoiseOfSteps | None:
+    """Estimate |G|² and tr Σ of the drained steps. Every rank calls it, in the same step.
+
+    Args:
+        drained: this rank's rows.
+        ranks: the ranks of the run.
+        rounding: unit roundoff of each tensor.
+        clips: the factor by which each step's gradient was clipped; NaN where it isn't known.
+
+    Returns:
+        the estimates, of use on the rank that reads norms; None where the rows have no pieces.
+    """
+    due = [row.due for row in drained.rows]  # alike on all ranks
+    if not any(due):
+        return None
+    shape = len(drained.rows), drained.values.shape[2]
+    values, counts = _tables(drained)
+    summed = torch.from_numpy(np.concatenate([values[:, :2].reshape(len(values), -1), counts], axis=1))
+    summed = ranks.sum(summed.to(ranks.device, accumulation_dtype(ranks.device))).cpu().double()
+    table = summed.numpy()
+    squares, sums = table[:, : 2 * shape[1]].reshape(shape[0], 2, shape[1]).swapaxes(0, 1)
+    of_optimizers = table[:, 2 * shape[1] :].reshape(shape[0], -1, len(COUNTS) + 1)
+    used = values[:, 2]
+    # By parameter: what is known of the pieces of its optimizer.
+    spans = np.diff(drained.offsets)
+    k, weight, by_size, square_by_size, _, _, unclear = np.repeat(of_optimizers, spans, axis=1).transpose(2, 0, 1)
+    active = np.array([row.active & row.recorded for row in drained.rows], dtype=bool).reshape(shape)
+    with np.errstate(all="ignore"):
+        sums = sums / ranks.world_size
+        clip = np.where(np.isnan(clips), 1.0, clips)[:, None]
+        factor, fits = _factor(sums, used, np.sqrt(squares * weight) / ranks.world_size, rounding, active)
+        scale = factor / clip
+        scale = np.where(np.abs(scale - 1) <= CLOSE, 1.0, np.where(_is_scaler(scale), scale, np.nan))
+        mean_square = scale**2 * weight / ranks.world_size**2 * squares
+        square = (drained.values[:, COLUMNS.index("grad_norm")] / clip) ** 2
+        signal, trace = unbiased(mean_square, square, by_size / weight, square_by_size / weight**2)
+        bad = ~fits | (k < 2) | (unclear > 0) | ~active
+        signal, trace = np.where(bad, np.nan, signal), np.where(bad, np.nan, trace)
+    first = of_optimizers[:, 0]
+    found = NoiseOfSteps(signal, trace, active, first[:, 0], first[:, 4], first[:, 5] > 0, reasons=Counter())
+    whole = found.whole(trace)
+    for i in np.flatnonzero(np.array(due) & np.isnan(whole) & active.any(axis=1)):
+        found.reasons[_reason(k[i], by_size[i], unclear[i], fits[i], scale[i], active[i])] += 1
+    return found
+
+
+def _tables(drained: Drained) -> tuple[Floats, Floats]:
+    """Values (steps, 3, parameters) and counts with the flag ``unclear`` (steps, optimizers·(len(COUNTS) + 1))."""
+    optimizers = len(drained.offsets) - 1
+    values = np.full((len(drained.rows), 3, drained.values.shape[2]), np.nan)
+    counts = np.full((len(drained.rows), optimizers, len(COUNTS) + 1), np.nan)
+    for i, row in enumerate(drained.rows):
+        if row.pieces is None:
+            continue
+        values[i], counts[i, :, :-1] = row.pieces.values.cpu().numpy(), row.pieces.counts.cpu().numpy()
+        counts[i, :, -1] = row.pieces.unclear
+        told, unit = (row.samples, 0.0) if row.tokens is None else (row.tokens, 1.0)
+        for one in counts[i]:
+            if np.isnan(one[4]) and told:
+                # No sizes were seen: the pieces are taken to be of one size.
+                k, weight = one[0], one[1]
+                one[2:6] = weight * k / told, weight**2 / k * k / told, told, unit
+    return values, counts.reshape(len(counts), -1)
+
+
+def _factor(
+    sums: Floats, used: Floats, norms: Floats, rounding: Floats, active: NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The factor between the pieces' mean and the gradient used, by step, and which tensors' check sums fit it.
+
+    Args:
+        sums: check sums of the pieces' mean, (steps, parameters).
+        used: check sums of the gradient used.
+        norms: √(Σw·Σ|h|²/w)/W, at least the norm of the pieces' mean: it bounds the check sums' rounding.
+        rounding: unit roundoff of each tensor.
+        active: whether the tensor had a gradient.
+    """
+    there = active & np.isfinite(sums) & np.isfinite(used)
+    a, b = np.where(there, sums, 0.0), np.where(there, used, 0.0)
+    scale = np.abs(a).max(axis=1, keepdims=True, initial=0.0)
+    a = a / np.where(scale > 0, scale, 1.0)
+    factor = ((a * b).sum(axis=1) / ((a * a).sum(axis=1) * np.where(scale > 0, scale, 1.0)[:, 0]))[:, None]
+    slack = CLOSE * np.abs(used) + 64 * rounding * np.abs(factor) * norms
+    return factor, there & (np.abs(used - factor * sums) <= slack)
+
+
+def _is_scaler(scale: Floats) -> NDArray[np.bool_]:
+    """Whether a factor is the inverse of a power of two, as a gradient scaler's are; 1/2 and 1/4 are others', too."""
+    power = np.log2(scale)
+    return (power <= -3 + CLOSE) & (np.abs(power - np.round(power)) <= CLOSE)
+
+
+def _reason(
+    k: Floats, by_size: Floats, unclear: Floats, fits: NDArray[np.bool_], scale: Floats, active: NDArray[np.bool_]
+) -> str:
+    """The key of `REASONS` for a step."""
+    if (k[active] < 2).any():
+        return "single"
+    if (unclear[active] > 0).any():
+        return "weights"
+    if np.isnan(by_size[active]).any():
+        return "sizes"
+    return "scale" if fits[active].all() and np.isnan(scale).any() else "other"
+
+
+def noise_columns(
+    found: NoiseOfSteps, first_step: int, names: Sequence[str], phases: Sequence[str], precisions: Sequence[str]
+) -> Mapping[str, Any]:
+    """The rows of the table ``noise``: of each step the whole model, then its tensors. {} where there are none.
+
+    Args:
+        found: the estimates.
+        first_step: index of the first step.
+        names: of the parameters.
+        phases: of the steps.
+        precisions: type of each parameter.
+    """
+    rows = [*_rows(found, names)]
+    if not rows:
+        return {}
+    at, scopes, kinds, signal, trace = zip(*rows, strict=True)
+    steps = np.array(at)
+    sizes, pieces = found.sizes[steps], found.pieces[steps]
+    common = precisions[0] if len({*precisions}) == 1 else "mixed"
+    return {
+        "step": first_step + steps,
+        "phase": [encodable(phases[i]) for i in at],
+        "source": ["training"] * len(rows),
+        "scope": [*map(encodable, scopes)],
+        "scope_kind": kinds,
+        "pieces": pieces.astype(np.int64),
+        "piece_size": sizes / pieces,
+        "unit": ["tokens" if found.of_tokens[i] else "samples" for i in at],
+        "samples": np.rint(sizes).astype(np.int64),
+        "gradient_square": signal,
+        "noise_trace": trace,
+        "split": ["train"] * len(rows),
+        "bn_mode": ["train"] * len(rows),
+        "precision": [common] * len(rows),
+    }
+
+
+def _rows(found: NoiseOfSteps, names: Sequence[str]) -> Iterator[tuple[int, str, str, float, float]]:
+    signals, traces = found.whole(found.gradient_square), found.whole(found.noise_trace)
+    for i, (signal, trace) in enumerate(zip(signals, traces, strict=True)):
+        if np.isfinite(signal) and np.isfinite(trace):
+            yield i, "all", "all", signal, trace
+        for j in np.flatnonzero(np.isfinite(found.gradient_square[i]) & np.isfinite(found.noise_trace[i])).tolist():
+            yield i, names[j], "tensor", found.gradient_square[i, j], found.noise_trace[i, j]
