@@ -67,7 +67,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "record_every": "every",
             **_same(
                 "checkpoint_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints",
-                "train_eval_samples", "on_probe_error", "spectral_every", "findings", "stop_on", "export",
+                "train_eval_samples", "on_probe_error", "spectral_every", "noise", "findings", "stop_on", "export",
                 "export_layers",
             ),
         },
@@ -215,6 +215,10 @@ _OPTIONS = (
         help="Which norms of the layers: all, all but the update's, or none.",
     ),
     option("--record-every", section=_RECORDING, type=int, default=1, help="Record the layers every so many steps."),
+    option(
+        "--noise", section=_RECORDING, is_flag=True,
+        help="Estimate the gradient's noise in recorded steps, from micro-batches and ranks.",
+    ),
     option(
         "--spectral-every", section=_RECORDING, type=int, show_default="never",
         help="Measure the spectral norms of weights and updates every so many steps.",

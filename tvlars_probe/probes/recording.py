@@ -19,6 +19,7 @@ from tvlars_probe.probes.probing import Probing
 from tvlars_probe.probes.readers.layout import note_parameters, note_unknown
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.rows.crossing import Crossing, is_bad
+from tvlars_probe.probes.rows.noise import REASONS
 from tvlars_probe.probes.rows.steps import StepRows
 from tvlars_probe.wrappers import joins_uneven_inputs
 
@@ -271,6 +272,10 @@ class Recording:
     def finish(self) -> None:
         """Write what is left, at the end of a loop that no exception ends. Every rank calls it."""
         self.flush()
+        self._manifest.notes += [
+            f"the gradient's noise isn't known of {number:,} recorded step(s): {REASONS[reason]}"
+            for reason, number in self._crossing.lacking.items()
+        ]
         if self._probing.has_failed_here:  # after the ranks had agreed for the last time
             self._stop_probing()
 

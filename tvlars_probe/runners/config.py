@@ -68,6 +68,7 @@ class RecordConfig:
         detail: "full", "norms" (without update_norm) or "none" (steps and epochs only).
         every: steps between recordings of the layers; 1 records them in every step.
         spectral_every: steps between measurements of spectral norms, a multiple of ``every``; None for none.
+        noise: whether the gradient's noise is estimated in recorded steps, from micro-batches and ranks.
         checkpoint_every: epochs between checkpoints; 0 writes only the last one.
         checkpoint_steps: updates between further checkpoints, also within epochs.
         checkpoint_minutes: minutes between further checkpoints.
@@ -84,6 +85,7 @@ class RecordConfig:
     detail: str = "full"
     every: int = 1
     spectral_every: int | None = None
+    noise: bool = False
     checkpoint_every: int = 1
     checkpoint_steps: int | None = None
     checkpoint_minutes: float | None = None
@@ -108,6 +110,8 @@ class RecordConfig:
                 )
             if self.detail == "none":
                 raise UserError("--spectral-every needs the layers, which --record none leaves out")
+        if self.noise and self.detail == "none":
+            raise UserError("--noise needs the norms of the gradients, which --record none leaves out")
         for name in ("checkpoint_every", "train_eval_samples", "keep_checkpoints"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too few (allowed: 0 or more)")
@@ -233,6 +237,12 @@ class TrainConfig:
             raise UserError(
                 f"--micro-batch can't be used with --mode {self.mode}: its loss joins all samples of a batch (spread "
                 "them over more ranks, or use a smaller --batch-size)"
+            )
+        if self.recording.noise and self.joins_ranks:
+            what = "--sync-bn" if self.sync_bn else f"--mode {self.mode}"
+            raise UserError(
+                f"--noise can't be used with {what}, which joins the samples of all ranks: no piece of a batch has a "
+                "gradient of its own (measure a fixed sample by --noise-every)"
             )
         if self.sharpness.every and {*self.sharpness.operators} == {"effective"} and not self.optimizer.has_rates:
             raise UserError(

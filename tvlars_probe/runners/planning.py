@@ -87,6 +87,12 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
         )
     for phase in phases_of(config):
         plan = phase.plan(samples, world_size=world_size)
+        if config.recording.noise and plan.micro_batches * world_size < 2:
+            raise UserError(
+                f"--noise compares the gradients of micro-batches and ranks, and here a batch is one piece: give "
+                f"--micro-batch {max(plan.batch_size // 4, 1)} or several ranks (--nproc, --devices), or measure a "
+                "fixed sample by --noise-every"
+            )
         # For its error: a warm-up that leaves no step after it.
         phase.schedule.build(epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
         _check_phase(phase, data, plan)

@@ -51,11 +51,15 @@ _ALIKE = 0.01
 
 @dataclass(slots=True)
 class _Piece:
-    """One backward pass: per parameter of the optimizer its squared norm and its check sum; the size that was seen."""
+    """One backward pass: per parameter of the optimizer its squared norm and its check sum; the size that was seen.
+
+    A gradient that `torch.autograd.grad` returns is seen, too; only one that is added to ``.grad`` is ``accumulated``.
+    """
 
     size: int | None
     squares: dict[int, Number] = field(default_factory=dict)
     sums: dict[int, Number] = field(default_factory=dict)
+    accumulated: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class PieceReader:
                     # torch warns of hooks when a tensor is pickled, unless they say that they may be lost.
                     hook.__torch_unserialize__ = True  # type: ignore[attr-defined]
                     self._handles.append(p.register_hook(hook))
+                    added = partial(self._added, index, place)
+                    self._handles.append(p.register_post_accumulate_grad_hook(added))
 
     def detach(self) -> None:
         """Watch no more."""
@@ -158,6 +164,12 @@ class PieceReader:
         except Exception as error:
             self.is_on, self.error = False, error
 
+    @uncompiled
+    def _added(self, index: int, place: int, _: Tensor) -> None:
+        """The hook of a parameter whose gradient has been added to ``.grad``."""
+        if index in self._open:
+            self._open[index].accumulated.add(place)
+
     def _opened(self, index: int) -> _Piece:
         """The piece of the backward pass that is running."""
         if not self._open:  # the first parameter of this pass
@@ -165,10 +177,14 @@ class PieceReader:
             # Several forward passes may be of one batch, or of several: then sizes are those that the loop tells.
             self._size = self._passes[0] if len(self._passes) == 1 else None
         self._open[index] = piece = _Piece(self._size)
-        self._pieces[index].append(piece)
         return piece
 
     def _pass_ends(self) -> None:
+        for index, piece in self._open.items():
+            if piece.accumulated:
+                for seen in {*piece.squares} - piece.accumulated:
+                    del piece.squares[seen], piece.sums[seen]
+                self._pieces[index].append(piece)
         self._open.clear()
         self._passes.clear()
 

@@ -264,6 +264,7 @@ class Training:
         first = self.position.batches
         for batches, share in enumerate(self.plan.epoch(epoch, first), start=first + 1):
             lr = self.optimizer.param_groups[0]["lr"]  # before the scheduler moves it on
+            self.tell_pieces(share, recorder)
             loss = self.update(share, epoch, tally)
             # Wishes come before log(), in which the ranks agree on what to do after this step.
             self.saver.wish(recorder)
@@ -285,6 +286,12 @@ class Training:
                 return
         with recorder.untimed():
             self.end_epoch(epoch, tally, started, recorder, progress)
+
+    def tell_pieces(self, share: Share, recorder: Recorder) -> None:
+        """Tell of the pieces of this rank's share of a batch: the loss is a mean over all samples of the batch."""
+        # A rank without samples joins the others with a gradient of zero, in one pass.
+        for size in [len(piece) for piece in share.pieces] or [0]:
+            recorder.note_piece(samples=size, weight=size)
 
     def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
         """Make one update from this rank's share of a batch, and return the share's mean loss."""

@@ -124,6 +124,7 @@ def _recorder(
         detail=recording.detail,  # type: ignore[arg-type]
         every=recording.every,
         spectral_every=recording.spectral_every,
+        noise=recording.noise,
         probes=training.probes(),
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
         findings=recording.findings,
