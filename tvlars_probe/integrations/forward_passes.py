@@ -12,7 +12,7 @@ from tvlars_probe.probes.readers.batch_sizes import samples_in
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -48,9 +48,14 @@ class _Pass:
 
 
 class ForwardPasses:
-    """Watches the training passes of one model. The outputs stay as they are; nothing waits for the device."""
+    """Watches the training passes of one model. The outputs stay as they are; nothing waits for the device.
 
-    def __init__(self) -> None:
+    Args:
+        tell_piece: called at each pass with what `Recorder.note_piece` takes, where the size of the piece is known.
+    """
+
+    def __init__(self, tell_piece: Callable[..., None]) -> None:
+        self._tell_piece = tell_piece
         self._handle: Any = None
         self._passes: list[_Pass] = []
 
@@ -78,7 +83,11 @@ class ForwardPasses:
         # A copy: whoever has the loss next may scale it in place.
         loss = loss.detach().clone() if isinstance(loss, Tensor) and loss.numel() == 1 else None
         samples = samples_in([*args, kwargs])
-        self._passes.append(_Pass(loss, samples, _tokens(module, kwargs), kwargs.get("num_items_in_batch")))
+        one = _Pass(loss, samples, _tokens(module, kwargs), kwargs.get("num_items_in_batch"))
+        self._passes.append(one)
+        size = {"samples": one.samples} if one.tokens is None else {"tokens": one.tokens}
+        if one.samples is not None:
+            self._tell_piece(**size, weight=_weight(one))
 
     def taken(self) -> Seen:
         """What the passes since the last call tell; they are forgotten."""
@@ -97,6 +106,16 @@ class ForwardPasses:
         elif loss is not None:
             loss = loss.sum() if by_tokens else loss.mean()
         return Seen(loss, sum(samples) if len(samples) == len(passes) else None, counted, by_tokens, len(passes))
+
+
+def _weight(one: _Pass) -> Tensor | float:
+    """What the pass's gradient weighs in that of the whole update."""
+    if one.items is None:
+        return 1.0  # the Trainer divides each micro-batch's mean loss by their number
+    size: Any = one.samples if one.tokens is None else one.tokens
+    # The loss is a sum over the pass, divided by the number of items of the whole update.
+    weight: Tensor = size / torch.as_tensor(one.items).reshape(-1)[0]
+    return weight
 
 
 def _tokens(module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor | None:

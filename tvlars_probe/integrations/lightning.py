@@ -86,6 +86,11 @@ class LightningProbe(Callback):
         self._losses, self._samples, self._descended = [], [], []
         self._ended, self._metrics = None, {**trainer.callback_metrics}
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Of a module that makes its own backward passes nobody knows how many it makes of a batch.
+        if self.recorder is not None and pl_module.automatic_optimization and (size := samples_in(batch)) is not None:
+            self.recorder.note_piece(samples=size, weight=1.0)  # each mean loss is divided by the number of batches
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.recorder is not None and pl_module.automatic_optimization:
             self._descended.append(loss.detach().clone())

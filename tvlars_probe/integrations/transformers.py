@@ -78,7 +78,7 @@ class TrainerProbe(TrainerCallback, ExportableState):
 
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
         self._attachment = Attachment(path, settings)
-        self._passes = ForwardPasses()
+        self._passes = ForwardPasses(self._tell_piece)
         self._saved: dict[str, Any] | None = None
         self._since_log, self._logged_at = _Losses(), -1
         self._trusts_loss = True
@@ -114,6 +114,10 @@ class TrainerProbe(TrainerCallback, ExportableState):
         self._saved, self._trusts_loss, self._batches = None, True, 1
         self._since_log, self._logged_at = _Losses(), -1
         self._passes.attach(model)
+
+    def _tell_piece(self, **piece: Any) -> None:
+        if self.recorder is not None:
+            self.recorder.note_piece(**piece)
 
     def _resumed(self, state: TrainerState) -> dict[str, Any] | None:
         """What was kept in the Trainer's checkpoint from which it goes on; None at a fresh start."""
