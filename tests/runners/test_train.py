@@ -149,7 +149,10 @@ def test_a_checkpoint_is_the_state_and_plain_values(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, so that the random generators have to be right too."""
     use_small_model(monkeypatch)
-    settings: dict[str, Any] = {"optimizer": OptimizerConfig(name=optimizer), "epochs": 5}
+    settings: dict[str, Any] = {
+        "optimizer": OptimizerConfig(name=optimizer), "epochs": 5, "micro_batch": 16,
+        "recording": RecordConfig(noise=True),
+    }  # fmt: skip
     whole = run(tmp_path / "whole", **settings)
 
     class Killed(BaseException):
@@ -169,7 +172,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, optimizer: str, mon
     monkeypatch.setattr(checkpoints, "save", save)
     result = tvlars_probe.open_run(resume(tmp_path / "cut", quiet=True))
     assert result.status == "completed"
-    for table in ("steps", "layers", "epochs"):
+    for table in ("steps", "layers", "epochs", "noise"):
         clocks = ["run", "time", "step_seconds", "probe_seconds", "seconds"]
         a, b = (r.frame(table).drop(columns=clocks, errors="ignore") for r in (whole, result))
         assert a.equals(b), table
