@@ -278,7 +278,7 @@ _OPTIONS = (
     ),
     option("--sharpness-bn", section=_SHARPNESS, type=_choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
     option("--sharpness-tol", section=_SHARPNESS, type=float, default=1e-3, help="Relative error of the eigenvalue."),
-    option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for it, such as 10%."),
+    option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for all probes, such as 10%."),
     option(
         "--devices", "--dv", section=_DEVICES, greedy=True, default=("auto",),
         show_default="first CUDA device, else cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.scaling import Rates
+    from tvlars_probe.probes.budget import ProbeBudget
     from tvlars_probe.probes.failures import Probe, ProbeFailures
     from tvlars_probe.traces.journal import Journal
 
@@ -19,18 +21,20 @@ class Probing:
     Args:
         probes: the probes of this process.
         failures: applies the policy when a probe raises.
+        budget: what they may take together.
 
     Attributes:
         is_on: whether measurements go on; false from `stop` on.
     """
 
-    def __init__(self, probes: Sequence[Probe], failures: ProbeFailures) -> None:
-        self._probes, self._failures = list(probes), failures
+    def __init__(self, probes: Sequence[Probe], failures: ProbeFailures, budget: ProbeBudget) -> None:
+        self._failures, self.budget = failures, budget
+        self._probes = _named(probes)
         self.is_on = True
 
     def replace(self, probes: Sequence[Probe]) -> None:
         """Go on with other probes; after `stop`, with none."""
-        self._probes = list(probes) if self.is_on else []
+        self._probes = _named(probes) if self.is_on else {}
 
     def stop(self) -> None:
         """Measure nothing from now on."""
@@ -58,24 +62,36 @@ class Probing:
         Returns:
             False where a probe has failed on any rank: the caller then calls `stop`.
         """
-        for probe in self._probes:
+        self.budget.step_begins()
+        for key, probe in self._probes.items():
             # A probe whose ``due`` raises counts as due, so that its failure reaches the agreement below.
             name, due = type(probe).__name__, True
             with self._failures.attempt(name, step) as asked:
                 due = probe.due(step)
-            # Elapsed time differs from rank to rank: rank 0's budget decides, or some would measure and others not.
-            if not due or (probe.has_budget and not ranks.flag_of_first(probe.affordable())):
+            if not due or not self._affords(key, step, ranks):
                 continue
-            measured = asked
+            measured, began = asked, time.perf_counter()
             if not asked.failed:
                 with self._failures.attempt(name, step) as measured:
                     columns = probe.measure(step, phase, rates())
                     if journal is not None and columns:
                         journal.append(getattr(probe, "table", "curvature"), columns)
+            self.budget.made(key, time.perf_counter() - began)
             # After each probe: the next one may sum over the ranks, and would wait for one that has failed.
             if ranks.any(measured.failed):
                 return False
         return True
+
+    def _affords(self, key: str, step: int, ranks: Ranks) -> bool:
+        """Whether the probe's own budget, and that of all probes, allow a measurement that is due."""
+        probe = self._probes[key]
+        # Elapsed time differs from rank to rank: rank 0's budget decides, or some would measure and others not.
+        if probe.has_budget and not ranks.flag_of_first(probe.affordable()):
+            return False
+        if self.budget.share is None or ranks.flag_of_first(self.budget.affords(key, step)):
+            return True
+        self.budget.left_out(key, step)
+        return False
 
     def states(self, step: int, ranks: Ranks) -> list[dict[str, Any]] | None:
         """Return the states from which the probes continue after ``step`` updates.
@@ -84,9 +100,19 @@ class Probing:
             a state per probe; None where a probe has failed on any rank: the caller then calls `stop`.
         """
         states, failed = [], False
-        for probe in self._probes:
+        for probe in self._probes.values():
             with self._failures.attempt(f"{type(probe).__name__}.state_dict", step) as attempt:
                 states.append(probe.state_dict())
             failed |= attempt.failed
         # Without probes there is nothing to agree on: all ranks have as many, so all of them skip the collective.
         return None if self._probes and ranks.any(failed) else states
+
+
+def _named(probes: Sequence[Probe]) -> dict[str, Probe]:
+    """The probes by the names of their classes, and a number where several have one."""
+    named: dict[str, Probe] = {}
+    for probe in probes:
+        name = type(probe).__name__
+        alike = sum(type(other).__name__ == name for other in named.values())
+        named[f"{name} {alike + 1}" if alike else name] = probe
+    return named

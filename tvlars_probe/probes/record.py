@@ -30,6 +30,7 @@ from tvlars_probe.exports.live import LiveExports
 from tvlars_probe.exports.settings import Export
 from tvlars_probe.optimizers.given import optimizers_in, tensors_of
 from tvlars_probe.probes import state
+from tvlars_probe.probes.budget import ProbeBudget
 from tvlars_probe.probes.events.agreement import Agreement
 from tvlars_probe.probes.failures import OnProbeError, ProbeFailures
 from tvlars_probe.probes.readers.told import count
@@ -71,6 +72,7 @@ def record(
     spectral_every: int | None = None,
     noise: bool = False,
     probes: Sequence[Probe] = (),
+    probe_budget: float | None = None,
     on_probe_error: OnProbeError = "warn",
     findings: Iterable[str] = ("default",),
     on_finding: Callable[[Finding], object] | None = None,
@@ -98,6 +100,9 @@ def record(
             pieces: micro-batches whose gradients are accumulated, and ranks; fills the table ``noise``. Needs two
             pieces a step at least, of sizes that are known (`Recorder.note_piece`).
         probes: what else is measured before updates, such as `SharpnessProbe`; fills the table ``curvature``.
+        probe_budget: highest share of the run's time that all probes may take together, above 0 and at most 1. Early
+            steps get more of it, where ``total_steps`` is known: see `tvlars_probe.probes.budget`. What it leaves out
+            stands in the manifest's notes. None sets no limit.
         on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
             the loop tells, with a warning and a note in the manifest; "raise" ends the run.
         findings: ids of the rules that look at every flush (docs/findings.md), or "all", "none", or "default": those
@@ -160,6 +165,7 @@ def record(
             begun=begun,
             ranks=ranks,
             finder=Finder(findings, on_finding, stop_on),
+            budget=ProbeBudget(probe_budget, facts.total_steps),
         )
         return Recorder(home, facts, session, recording, resume=resume)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from tvlars_probe.curvature.scaling import Rates
+    from tvlars_probe.probes.budget import ProbeBudget
     from tvlars_probe.probes.failures import Probe, ProbeFailures
     from tvlars_probe.probes.rows.finding import Finder
     from tvlars_probe.probes.rows.reading_plan import ReadingPlan
@@ -52,6 +53,7 @@ class Recording:
         begun: a recorder's state, from which this one goes on.
         ranks: the ranks of the run.
         finder: looks at the rows for what is wrong.
+        budget: what the probes may take together.
 
     Attributes:
         phase: name of the training phase.
@@ -78,6 +80,7 @@ class Recording:
         begun: Mapping[str, Any],
         ranks: Ranks,
         finder: Finder,
+        budget: ProbeBudget,
     ) -> None:
         self.phase: str = begun["phase"]
         self.diverged = False
@@ -97,7 +100,8 @@ class Recording:
         finder.load(begun.get("findings") or {})
         self.finder, self.raises = finder, True
         self._crossing = Crossing(begun["step"], begun, finder, noise=plan.noise)
-        self._probing = Probing(probes, failures)
+        budget.load_state_dict(begun.get("budget") or {})
+        self._probing = Probing(probes, failures, budget)
         # Not strict: a resumed run may have other probes than its state.
         for probe, state in zip(probes, begun.get("probes", ()), strict=False):
             probe.load_state_dict(state)
@@ -152,6 +156,7 @@ class Recording:
             "phase": self.phase,
             "rates": self.rows.last_rates(),
             "findings": self.finder.state(),
+            "budget": self._probing.budget.state_dict(),
         }
         probes = self._probing.states(self.step, self.ranks)
         if probes is None:
@@ -276,6 +281,7 @@ class Recording:
             f"the gradient's noise isn't known of {number:,} recorded step(s): {REASONS[reason]}"
             for reason, number in self._crossing.lacking.items()
         ]
+        self._manifest.notes += self._probing.budget.notes()
         if self._probing.has_failed_here:  # after the ranks had agreed for the last time
             self._stop_probing()
 

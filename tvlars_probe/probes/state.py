@@ -31,6 +31,24 @@ class SharpnessState(TypedDict):
     last: NotRequired[float]
 
 
+class BudgetState(TypedDict):
+    """The state of a `tvlars_probe.probes.budget.ProbeBudget`.
+
+    Attributes:
+        elapsed: seconds since the recorder was made, over all sessions.
+        spent: seconds of all measurements.
+        lasts: seconds of each probe's last one.
+        of_each: seconds of all measurements of each probe.
+        steps: seconds of the last steps.
+    """
+
+    elapsed: float
+    spent: float
+    lasts: dict[str, float]
+    of_each: dict[str, float]
+    steps: list[float]
+
+
 class RecorderState(TypedDict):
     """The recorder's state after ``step`` updates.
 
@@ -43,6 +61,7 @@ class RecorderState(TypedDict):
         run_id: the run's, None on ranks other than 0.
         last_epoch: number of updates when the last epoch was logged; None before the first.
         probes: the probes' states, in their order.
+        budget: the state of the probes' common budget; on ranks other than 0 it decides nothing.
         findings: what the rules remember, by rule; on ranks other than 0 they have seen nothing.
     """
 
@@ -54,6 +73,7 @@ class RecorderState(TypedDict):
     last_epoch: NotRequired[int | None]
     tokens: NotRequired[int | None]
     probes: NotRequired[list[dict[str, Any]]]
+    budget: NotRequired[BudgetState]
     findings: NotRequired[dict[str, Any]]
 
 

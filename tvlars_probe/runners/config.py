@@ -137,7 +137,7 @@ class SharpnessConfig:
         samples: training samples of the fixed probe batch; all of them where there are fewer.
         bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
         tol: relative error of the eigenvalue.
-        budget: highest share of the run's time to spend on measuring, such as "10%"; None sets no limit.
+        budget: highest share of the run's time that all probes may take together, such as "10%"; None sets no limit.
     """
 
     every: str | None = None

@@ -220,4 +220,6 @@ def test_a_matrix_that_is_spread_over_ranks_is_refused_by_name(mesh_of_one: Any,
     made = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(UserError, match=r"spectral_every: 4.weight is a DTensor, of which no rank holds the whole"):
         tvlars_probe.record(model, made, tmp_path / "r", spectral_every=1)
+    with pytest.raises(UserError, match=r"noise: 4.weight is a DTensor, as FSDP2 .* tvlars_probe.gradient_noise"):
+        tvlars_probe.record(model, made, tmp_path / "r", noise=True)
     assert [*tmp_path.iterdir()] == []

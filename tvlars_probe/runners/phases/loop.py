@@ -215,7 +215,6 @@ class Training:
             every=asked.every,
             operators=tuple(o for o in asked.operators if o != "effective" or self.unmeasured is None),
             bn_mode=bn_mode,
-            budget=asked.share,
             tol=asked.tol,
             sample_id=sample.sample_id,
             is_sum_over_samples=phase.is_sum_over_samples,

@@ -126,6 +126,7 @@ def _recorder(
         spectral_every=recording.spectral_every,
         noise=recording.noise,
         probes=training.probes(),
+        probe_budget=job.config.sharpness.share,
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
         findings=recording.findings,
         on_finding=teller.finding,

@@ -1,0 +1,111 @@
+"""The share of a run's time that its probes may take together, and which measurements it leaves out."""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_REMEMBERED = 64
+"""Steps whose median duration stands for that of the steps to come."""
+
+
+class ProbeBudget:
+    """Decides which measurements a run can afford. Early steps get more of it, since they decide on large batches.
+
+    After n of N updates all measurements together may have taken b·T·√((n + 1)/N), with b the budget and T the run's
+    whole time, which the median step so far foretells: half of the budget may be spent in the first quarter of the run.
+    Where N isn't known, they may have taken b of the time so far. A probe's first measurement is always made: what it
+    takes isn't known before.
+
+    Args:
+        share: b, above 0 and at most 1; None sets no limit.
+        total_steps: N, if known.
+
+    Raises:
+        UserError: the share is outside its range.
+    """
+
+    def __init__(self, share: float | None, total_steps: int | None) -> None:
+        if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+            raise UserError(f"a probe budget of {share!r:.60} is no share of the run (allowed: above 0 and at most 1)")
+        self.share, self._total_steps = share, total_steps
+        self._began, self._spent = time.perf_counter(), 0.0
+        self._lasts: dict[str, float] = {}
+        self._of_each: dict[str, float] = {}
+        self._steps: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self._previous: tuple[float, float] | None = None
+        self._left_out: dict[str, list[int]] = {}
+        self._made: collections.Counter[str] = collections.Counter()
+        self._waits: collections.Counter[str] = collections.Counter()
+
+    def step_begins(self) -> None:
+        """An update is about to be made: the time since the one before, without probes, was a step's."""
+        now = time.perf_counter() - self._began
+        if self._previous is not None:
+            self._steps.append(max(now - self._previous[0] - (self._spent - self._previous[1]), 0.0))
+        self._previous = now, self._spent
+
+    def affords(self, name: str, step: int) -> bool:
+        """Whether one more measurement by the probe ``name`` before update ``step`` fits, if it lasts as its last."""
+        if self.share is None or name not in self._lasts:
+            return True
+        last, allowed = self._lasts[name], self._allowed(step, self._lasts[name])
+        # A cheap probe doesn't take the time for which a dear one waits: it then has no more than an equal share.
+        others_wait = any(number for other, number in self._waits.items() if other != name)
+        fair = allowed / len(self._lasts) if others_wait else allowed
+        return self._of_each.get(name, 0.0) + last <= fair and self._spent + last <= allowed
+
+    def _allowed(self, step: int, last: float) -> float:
+        assert self.share is not None
+        if not self._total_steps or not self._steps:
+            return self.share * (time.perf_counter() - self._began + last)
+        # What probes take is part of the time that the budget is a share of.
+        whole = statistics.median(self._steps) * self._total_steps / max(1 - self.share, 1e-9)
+        return self.share * whole * math.sqrt(min((step + 1) / self._total_steps, 1.0))
+
+    def made(self, name: str, seconds: float) -> None:
+        """A measurement was made, or came to nothing; it took so long."""
+        self._spent, self._lasts[name] = self._spent + seconds, seconds
+        self._of_each[name] = self._of_each.get(name, 0.0) + seconds
+        self._made[name] += 1
+        self._waits[name] = 0
+
+    def left_out(self, name: str, step: int) -> None:
+        """A measurement that was due has been left out."""
+        self._left_out.setdefault(name, []).append(step)
+        self._waits[name] += 1
+
+    def notes(self) -> list[str]:
+        """What was left out, in a sentence for each probe."""
+        return [
+            f"the probe budget of {self.share:.3g} of the run's time left out {len(steps):,} of "
+            f"{len(steps) + self._made[name]:,} measurements by {name}, in steps {steps[0]:,} to {steps[-1]:,}"
+            for name, steps in self._left_out.items()
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which the budget goes on after a resume."""
+        elapsed = time.perf_counter() - self._began
+        return {
+            "elapsed": elapsed,
+            "spent": self._spent,
+            "lasts": dict(self._lasts),
+            "of_each": dict(self._of_each),
+            "steps": [*self._steps],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`: time between two sessions is no part of the run."""
+        self._began = time.perf_counter() - float(state.get("elapsed", 0.0))
+        self._spent = float(state.get("spent", 0.0))
+        self._lasts = {name: float(seconds) for name, seconds in state.get("lasts", {}).items()}
+        self._of_each.update({name: float(seconds) for name, seconds in state.get("of_each", {}).items()})
+        self._steps.extend(map(float, state.get("steps", ())))
