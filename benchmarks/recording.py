@@ -9,6 +9,7 @@ and the order within a pair changes from pair to pair, so that a machine that gr
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 from pathlib import Path
@@ -31,7 +32,8 @@ KINDS: dict[str, Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]] = {
     "AdamW": lambda params: torch.optim.AdamW(params, lr=1e-3),
 }
 AIMS = {("LARS", "norms"): 1.01, ("SGD", "norms"): 1.02, ("AdamW", "norms"): 1.02}
-WITH_UPDATE_NORM = 1.03
+WITH_UPDATE_NORM = WITH_NOISE = 1.03
+MICRO_BATCHES = 4
 FLOORS = {
     "LARS": "its norms are reused; what remains is one pass over the momentum buffer for update_norm and the hooks",
     "SGD": "torch's optimizers leave no norms behind: w and g are read once more before the step",
@@ -104,6 +106,41 @@ def figure_of(kind: str, name: str, detail: Any, batch_size: int, rounds: int) -
     )
 
 
+def noise_figure(name: str, batch_size: int, rounds: int) -> Figure:
+    """The row of the gradient's noise: a step of four micro-batches with it over one recorded without it."""
+    # Two models: hooks on the parameters of one would be called in the other's steps, too.
+    steps: dict[str, Callable[[], None]] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for what, noise in (("recorded", False), ("with noise", True)):
+            torch.manual_seed(0)
+            model, (inputs, labels) = images_of(max(batch_size, 2 * MICRO_BATCHES))  # BatchNorm refuses one sample
+            optimizer = KINDS[name](model.parameters())
+            rec = stack.enter_context(record(model, optimizer, Path(folder, what), noise=noise))
+            pieces = [*zip(inputs.chunk(MICRO_BATCHES), labels.chunk(MICRO_BATCHES), strict=True)]
+
+            def accumulated(
+                model: Any = model, optimizer: Any = optimizer, rec: Any = rec, pieces: Any = pieces
+            ) -> None:
+                optimizer.zero_grad()
+                for x, y in pieces:
+                    (nn.functional.cross_entropy(model(x), y) / MICRO_BATCHES).backward()
+                optimizer.step()
+                rec.log(loss=1.0, samples=sum(len(y) for _, y in pieces), epoch=0)
+
+            steps[what] = accumulated
+        seconds = interleaved(steps, rounds)
+    low, _, high = statistics.quantiles(
+        [a / b for a, b in zip(seconds["with noise"], seconds["recorded"], strict=True)], n=4
+    )
+    return Figure(
+        what=f"step of {MICRO_BATCHES} micro-batches recorded with noise over without, {name}",
+        value=paired(seconds, "with noise", "recorded"),
+        aim=WITH_NOISE,
+        floor=f"each micro-batch's gradient is read once; from {low:.3f} to {high:.3f} between the quartiles",
+        note=milliseconds(seconds, "recorded"),
+    )
+
+
 @click.command()
 @click.option("--batch-size", default=256, show_default=True)
 @click.option("--model", type=click.Choice(list(MODELS)), default="ResNet-18", show_default=True)
@@ -113,7 +150,10 @@ def main(batch_size: int, model: str, rounds: int, optimizer: tuple[str, ...]) -
     """Print the paired ratios."""
     cases = [(name, detail) for name in optimizer for detail in ("norms", "full")]
     name_of_file = "recording" if model == "ResNet-18" else f"recording-{model}"
-    save(name_of_file, [figure_of(model, name, detail, batch_size, rounds) for name, detail in cases])
+    figures = [figure_of(model, name, detail, batch_size, rounds) for name, detail in cases]
+    if model == "ResNet-18":
+        figures.append(noise_figure(optimizer[0], batch_size, rounds))
+    save(name_of_file, figures)
 
 
 if __name__ == "__main__":
