@@ -46,6 +46,32 @@ def test_the_host_never_waits_in_a_recorded_step(name: str, detail: Any, device:
     assert rows["grad_norm"].gt(0).all()
 
 
+def test_noise_of_micro_batches_is_that_of_the_cpu_and_lets_no_step_wait(device: torch.device, tmp_path: Path) -> None:
+    def accumulate(rec: Any, model: Any, optimizer: Any, data: Any, steps: int) -> None:
+        inputs, labels = data
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for x, y in zip(inputs.chunk(4), labels.chunk(4), strict=True):
+                (cross_entropy(model(x), y) / 4).backward()
+            optimizer.step()
+            rec.log(samples=len(inputs))
+
+    found = []
+    for place in (device, torch.device("cpu")):
+        model = network(place, torch.float64)
+        optimizer, (inputs, labels) = ALL["SGD"](model.parameters()), batch(place)
+        data = inputs.double(), labels
+        with tvlars_probe.record(model, optimizer, tmp_path / f"{place}-{len(found)}", noise=True) as rec:
+            accumulate(rec, model, optimizer, data, 2)
+            with no_waiting(place):
+                accumulate(rec, model, optimizer, data, 4)
+        found.append(tvlars_probe.open_run(rec.path).noise().set_index(["step", "scope"]).sort_index())
+    assert {*found[0].index.get_level_values("step")} == {*range(6)}
+    assert (found[0].pieces == 4).all()
+    for column in ("gradient_square", "noise_trace"):
+        np.testing.assert_allclose(found[0][column], found[1][column], rtol=1e-6, atol=1e-12)
+
+
 def test_spectral_norms_are_within_their_errors_and_let_no_step_wait(device: torch.device, tmp_path: Path) -> None:
     shapes = ((300, 200), (90, 400), (40, 30), (80, 10, 3, 3))
     matrices = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]

@@ -11,7 +11,7 @@ from torch import nn
 import tvlars_probe
 from tests.oracles.noise import of_pieces
 from tvlars_probe.errors import ProbeError
-from tvlars_probe.probes.readers.pieces import PieceReader
+from tvlars_probe.probes.readers.pieces import PieceReader, Told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +57,27 @@ def test_sparse_gradients_are_read_as_the_dense_ones(tmp_path: Path) -> None:
     assert {*found.index} == {"0.weight", "1.weight", "1.bias", "all"}
     for column in ("gradient_square", "noise_trace"):
         assert found[column].to_dict() == pytest.approx(dense[column].to_dict(), rel=1e-9)
+
+
+def test_sizes_and_weights_may_be_tensors_on_a_device(tmp_path: Path) -> None:
+    """As numbers of tokens are, for which the host doesn't wait: here of the CPU, past the check that reads them."""
+    for name in ("numbers", "tensors"):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with tvlars_probe.record(model, optimizer, tmp_path / name, noise=True) as rec:
+            for size in (2, 5, 3):
+                told: dict[str, Any] = {"size": size, "weight": float(size)}
+                if name == "tensors":
+                    told = {key: torch.tensor(value) for key, value in told.items()}
+                rec._recording.rows.pieces.tell(Told(**told, of_tokens=True))
+                (model(torch.randn(size, 3, dtype=torch.float64)).square().mean() * size / 10).backward()
+            optimizer.step()
+            rec.log(samples=3)
+    numbers, tensors = (noise(tmp_path / name).drop(columns="run") for name in ("numbers", "tensors"))
+    assert len(numbers) == 3
+    assert (numbers.unit == "tokens").all()
+    assert tensors.equals(numbers)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,15 +247,18 @@ class PieceReader:
         totals += [sum(w / n for w, n in pairs), sum(w * w / n for w, n in pairs), sum(n for _, n in pairs)]
         totals = totals if known else [*totals[:2], *[float("nan")] * 3]
         totals.append(float(bool(told) and told[0].of_tokens))
-        counts = torch.stack([torch.as_tensor(total, dtype=dtype, device=device).reshape(()) for total in totals])
+        # Filled on the device: a number that is sent there may make the host wait.
+        counts = torch.stack(
+            [t.reshape(()).to(squares) if isinstance(t, Tensor) else squares.new_full((), t) for t in totals]
+        )
         return PieceSums(squares, sums, counts, unclear, len(pieces))
 
     def check_sums(self, index: int) -> Tensor:
         """The check sum of each parameter's ``.grad`` as it is now, NaN where there is none."""
         params = [p for group in self._optimizers[index].param_groups for p in group["params"]]
-        blank = torch.full((len(params),), float("nan"), dtype=accumulation_dtype(params[0].device))
-        found = {i: self._check_sum(p.grad) for i, p in enumerate(params) if p.grad is not None}
-        return _row(found, blank.to(params[0].device))
+        device = params[0].device
+        blank = torch.full((len(params),), float("nan"), dtype=accumulation_dtype(device), device=device)
+        return _row({i: self._check_sum(p.grad) for i, p in enumerate(params) if p.grad is not None}, blank)
 
 
 def _is_empty(piece: Told) -> bool:
@@ -272,7 +275,8 @@ def _row(values: Mapping[int, Number], blank: Tensor) -> Tensor:
         row[list(values)] = torch.tensor([*values.values()], dtype=blank.dtype)
         return row
     # Elements that are on the device are put together there: the host waits for none.
-    return torch.stack([torch.as_tensor(values.get(i, blank[i])).to(blank) for i in range(len(blank))])
+    there = [values.get(i, blank[i]) for i in range(len(blank))]
+    return torch.stack([v.to(blank) if isinstance(v, Tensor) else blank.new_full((), v) for v in there])
 
 
 def _some(grad: Tensor) -> Tensor:
