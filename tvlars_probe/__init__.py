@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.sharpness import sharpness
     from tvlars_probe.exports.settings import Export
     from tvlars_probe.findings.finding import Finding
+    from tvlars_probe.noise.gradient_noise import gradient_noise
+    from tvlars_probe.noise.results import GradientNoise
     from tvlars_probe.optimizers.description import describe
     from tvlars_probe.optimizers.description_words import Decay, Momentum, Phi, Preconditioner, Scaling
     from tvlars_probe.optimizers.group_description import GroupDescription
@@ -37,6 +39,8 @@ _HOMES = {
     ),
     "Finding": "tvlars_probe.findings.finding",
     "Export": "tvlars_probe.exports.settings",
+    "GradientNoise": "tvlars_probe.noise.results",
+    "gradient_noise": "tvlars_probe.noise.gradient_noise",
     "GroupDescription": "tvlars_probe.optimizers.group_description",
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
@@ -61,6 +65,7 @@ __all__ = [
     "Decay",
     "Export",
     "Finding",
+    "GradientNoise",
     "GroupDescription",
     "Momentum",
     "Phi",
@@ -72,6 +77,7 @@ __all__ = [
     "SharpnessProbe",
     "applied_rates",
     "describe",
+    "gradient_noise",
     "open_run",
     "open_runs",
     "record",
