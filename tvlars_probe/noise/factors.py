@@ -8,8 +8,10 @@ forming g_i. Which way is cheaper is decided by counting multiplications.
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 21
 """Most elements that are formed at once beyond what is held: 8 MiB in float32."""
+
+ROW = 1 << 10
+"""Elements whose squares are added in their own type; beyond it sums are kept in a wide one."""
 
 MOST_PAIRS = 1 << 23
 """Most pairs of positions of which inner products are formed at once."""
@@ -38,8 +43,12 @@ class Factor(Protocol):
         """⟨g_i, v⟩ for v of the tensor's shape, shape (n,)."""
         ...
 
-    def gram(self, count: int) -> Tensor:
-        """⟨g_i, g_j⟩ of the first ``count`` pieces, shape (count, count)."""
+    def gram(self) -> Tensor:
+        """⟨g_i, g_j⟩, shape (n, n)."""
+        ...
+
+    def few(self, count: int) -> Factor:
+        """The gradients of the first ``count`` pieces alone."""
         ...
 
 
@@ -60,24 +69,27 @@ class Rows:
 
     def squares(self) -> Tensor:
         flat = self.rows.flatten(1)
-        blocks = flat.split(max(BLOCK // len(flat), 1), dim=1)
-        return sum(
-            (wide(block).square().sum(1) for block in blocks), start=flat.new_zeros(len(flat), dtype=_type(flat))
-        )
+        # Norms of rows of a thousand elements, whose squares are added in a wide type.
+        even = flat.shape[1] // ROW * ROW
+        parts = [flat[:, :even].reshape(len(flat), even // ROW, ROW), flat[:, None, even:]]
+        return torch.stack([wide(torch.linalg.vector_norm(part, dim=2)).square().sum(1) for part in parts]).sum(0)
 
     def along(self, direction: Tensor) -> Tensor:
         return wide(self.rows.flatten(1) @ direction.to(self.rows).flatten())
 
-    def gram(self, count: int) -> Tensor:
-        some = self.rows[:count].flatten(1)
-        return wide(some @ some.T)
+    def gram(self) -> Tensor:
+        flat = self.rows.flatten(1)
+        return wide(flat @ flat.T)
+
+    def few(self, count: int) -> Rows:
+        return Rows(self.rows[:count])
 
 
 def _type(tensor: Tensor) -> torch.dtype:
     return accumulation_dtype(tensor.device)
 
 
-def is_formed(weight: Tensor, outputs: torch.Size, groups: int = 1) -> bool:
+def is_formed(weight: Tensor, outputs: tuple[int, ...], groups: int = 1) -> bool:
     """Whether a layer's gradients are to be formed, rather than held as outer products: whatever takes less arithmetic.
 
     Args:
@@ -86,7 +98,7 @@ def is_formed(weight: Tensor, outputs: torch.Size, groups: int = 1) -> bool:
         groups: of a convolution.
     """
     o, k = len(weight) // groups, weight[0].numel()
-    positions = outputs.numel() // (outputs[0] * len(weight))
+    positions = math.prod(outputs[1:]) // len(weight)
     # Twice: formed ones also save the pass of `along`, and the sum over samples that a backward pass would take.
     return positions > 1 and 2 * positions * (k + o) >= k * o
 
@@ -139,8 +151,13 @@ class Outer:
         """What the layer would give with another weight, without bias."""
         return F.linear(self.inputs, weight)
 
-    def gram(self, count: int) -> Tensor:
-        u, d = self._block(0, count)
+    def few(self, count: int) -> Self:
+        some = copy.copy(self)
+        some.inputs, some.outputs = self.inputs[:count], self.outputs[:count]
+        return some
+
+    def gram(self) -> Tensor:
+        u, d = self._block(0, len(self.outputs))
         c, groups, positions, k = u.shape
         o, pairs = d.shape[3], (c * positions) ** 2
         if pairs <= MOST_PAIRS and pairs * (k + o) < c * positions * k * o + c**2 * k * o:
@@ -162,8 +179,8 @@ class Outer:
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Sums over the last dimension, of at most some thousand elements at once in their own type, then in a wide one."""
-    blocks = values.split(4096, dim=-1)
+    """Sums over the last dimension, of `ROW` elements at once in their own type, then in a wide one."""
+    blocks = values.split(ROW, dim=-1)
     return sum((wide(block.sum(-1)) for block in blocks[1:]), start=wide(blocks[0].sum(-1)))
 
 
@@ -179,13 +196,17 @@ class Convolved(Outer):
     def __init__(self, layer: nn.Conv1d | nn.Conv2d, inputs: Tensor, outputs: Tensor) -> None:
         # One dimension is two, of which the first has length one.
         self._is_flat = inputs.ndim == 3
-        lift = (lambda x: x.unsqueeze(2)) if self._is_flat else (lambda x: x)
-        super().__init__(lift(inputs), lift(outputs))
-        fill = (lambda values, one: (one, *values)) if self._is_flat else (lambda values, _: tuple(values))
-        self._size, self._stride = fill(layer.kernel_size, 1), fill(layer.stride, 1)
-        self._dilation, self._groups = fill(layer.dilation, 1), layer.groups
+        if self._is_flat:
+            inputs, outputs = inputs.unsqueeze(2), outputs.unsqueeze(2)
+        super().__init__(inputs, outputs)
         assert not isinstance(layer.padding, str)
-        self._padding = fill(layer.padding, 0)
+        self._size, self._stride = self._two(layer.kernel_size, 1), self._two(layer.stride, 1)
+        self._dilation, self._padding = self._two(layer.dilation, 1), self._two(layer.padding, 0)
+        self._groups = layer.groups
+
+    def _two(self, values: tuple[int, ...], one: int) -> tuple[int, int]:
+        first, last = (one, values[0]) if self._is_flat else values
+        return first, last
 
     def _block(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         patches = F.unfold(self.inputs[first:last], self._size, self._dilation, self._padding, self._stride)
@@ -222,8 +243,11 @@ class Looked:
     def along(self, direction: Tensor) -> Tensor:
         return _sums((direction.to(self.outputs)[self.indices] * self.outputs).flatten(1)[:, None])[:, 0]
 
-    def gram(self, count: int) -> Tensor:
-        ids, d = self.indices[:count], self.outputs[:count]
+    def few(self, count: int) -> Looked:
+        return Looked(self.indices[:count], self.outputs[:count], None)
+
+    def gram(self) -> Tensor:
+        ids, d = self.indices, self.outputs
         found = [
             torch.stack([wide(((a @ b.T) * (i[:, None] == j[None, :])).sum()) for j, b in zip(ids, d, strict=True)])
             for i, a in zip(ids, d, strict=True)

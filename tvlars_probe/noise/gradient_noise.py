@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.objective import supervised
+from tvlars_probe.noise.cutting import objective_of
 from tvlars_probe.noise.measuring import noise_of
-from tvlars_probe.noise.sample import objective_of
 from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:

@@ -60,7 +60,7 @@ class OneByOne:
         parameters: by name.
         scale: what a sample's weight is multiplied by.
         piece: samples in a piece.
-        joined: sums a piece's gradient over ranks, where a piece has a part on each.
+        joined: takes the mean over ranks of a gradient or loss, where a piece has a part on every rank.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class OneByOne:
             most = max(most, saved.bytes)
             each = [None] * len(self.parameters)
             if term is not None and term.requires_grad:
-                loss += wide(term.detach())
+                loss += wide(self._joined(term.detach().reshape(1))[0] if self._joined else term.detach())
                 each = torch.autograd.grad(term * self.scale, [*self.parameters.values()], allow_unused=True)  # type: ignore[assignment]
             for (name, p), gradient in zip(self.parameters.items(), each, strict=True):
                 used |= {name} if gradient is not None else set()
@@ -241,9 +241,8 @@ def doubtful(alone: Gradients, among: Gradients, names: Mapping[str, Tensor]) ->
     for name in names:
         if name not in alone.total or name not in among.factors:
             continue
-        factor, both = among.factors[name], alone.total[name]
-        along, gram = factor.along(both)[:2], factor.gram(2)
-        squares = factor.squares()[:2]
+        factor, both = among.factors[name].few(2), alone.total[name]
+        along, gram, squares = factor.along(both), factor.gram(), factor.squares()
         limit = 16 * torch.finfo(both.dtype).eps ** 0.5 * (squares.sum() + wide(both).square().sum())
         off = torch.stack([along - gram.sum(1), squares - gram.diagonal()]).abs().max()
         if not off <= limit:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvlars_probe.curvature.batch_norm import batch_norms
-from tvlars_probe.curvature.batches import consecutive
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.operators import HessianOperator
 from tvlars_probe.errors import UserError
+from tvlars_probe.noise.cutting import Cut, joins_samples
 from tvlars_probe.noise.gradients import ByLayers, OneByOne
 from tvlars_probe.noise.moments import moments, top_share
 from tvlars_probe.noise.passes import Passes
@@ -22,10 +21,9 @@ from tvlars_probe.noise.results import GradientNoise, NoiseEstimate
 from tvlars_probe.reductions import accumulation_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from tvlars_probe.collectives import Ranks
-    from tvlars_probe.curvature.batches import Batch
     from tvlars_probe.curvature.objective import Objective
     from tvlars_probe.noise.gradients import Way
     from tvlars_probe.noise.passes import Products
@@ -48,8 +46,8 @@ def noise_of(
     """Estimate |G|² and tr Σ of an objective's samples: of the whole model, of each layer, of each tensor.
 
     Args:
-        objective: f. Where pieces have statistics or a loss of their own, it holds this rank's part of the sample alone:
-            see `joins_samples`.
+        objective: f. Where pieces have statistics or a loss of their own, it holds this rank's part of the sample
+            alone: see `tvlars_probe.noise.cutting`.
         parameters: the parameters of which f is a function, by name.
         shards: the ranks that hold the sample.
         piece: samples of a piece; None for single samples.
@@ -68,15 +66,15 @@ def noise_of(
     chosen = {name: p for name, p in parameters.items() if p.requires_grad}
     if not chosen:
         raise UserError("no parameter is chosen that requires a gradient")
-    batches, notes = _in_pieces(objective, shards, piece)
+    cut = Cut.of(objective, shards, piece)
     with objective.held():
-        vectors = _directions(objective, chosen, eigenvectors, seed, piece, report)
+        vectors = _directions(objective, chosen, eigenvectors, seed, report)
         passes = Passes(
             objective=objective,
             parameters=chosen,
-            shards=shards,
-            batches=batches,
-            way=_way(objective, chosen, shards, batches, piece),
+            shards=cut.shards,
+            batches=cut.batches,
+            way=_way(objective, chosen, cut),
             budget=memory_budget,
             vectors=vectors,
             report=report,
@@ -96,58 +94,20 @@ def noise_of(
     return GradientNoise(
         estimates=tuple(_estimates(found, piece or 1, len(vectors), common)),
         left_out=tuple(name for name in parameters if name not in found.names),
-        notes=(*notes, *found.notes),
+        notes=(*cut.notes, *found.notes),
     )
 
 
-def joins_samples(bn_mode: str, model: torch.nn.Module, *, is_sum_over_samples: bool = True) -> bool:
-    """Whether pieces have statistics of their own, or a loss that joins their samples."""
-    return not is_sum_over_samples or (bn_mode == "train" and bool(batch_norms(model)))
-
-
-def _in_pieces(objective: Objective, shards: Ranks, piece: int | None) -> tuple[list[Batch], list[str]]:
-    """This rank's batches, each of whole pieces, and a note on the samples that are left over.
-
-    Raises:
-        UserError: pieces are needed; there are too few of them.
-    """
-    joins = joins_samples(objective.bn_mode, objective.model, is_sum_over_samples=objective.is_sum_over_samples)
-    if piece is None and joins:
-        what = "BatchNorm in train mode" if objective.is_sum_over_samples else "the loss"
-        raise UserError(
-            f"{what} joins the samples of a batch, so that no single sample has a gradient: compare pieces (piece=32, "
-            "each with statistics of its own)"
-            + (", or use bn_mode 'eval' or 'frozen-batch'" if objective.is_sum_over_samples else "")
-        )
-    if piece is not None and piece < 1:
-        raise UserError(f"pieces of {piece} samples aren't possible (allowed: 1 or more)")
-    size = piece or 1
-    kept = [len(batch[0]) // size * size for batch in objective.batches]
-    batches = [consecutive(batch, 0, n) for batch, n in zip(objective.batches, kept, strict=True) if n]
-    mine = torch.tensor([sum(kept) // size, sum(len(b[0]) for b in objective.batches)], device=objective.device)
-    least = shards.agree([-int(mine[0])])[0]
-    pieces, samples = (int(x) for x in shards.sum(mine).tolist())
-    if pieces < 2 or least == 0:
-        what = "single samples" if piece is None else f"pieces of {size}"
-        raise UserError(
-            f"{samples} samples over {shards.world_size} rank(s) give {pieces} {what}: noise shows in two or more, and "
-            "each rank needs one (give more samples, or smaller pieces)"
-        )
-    left = samples - pieces * size
-    return batches, [f"{left} samples left over from pieces of {size} were left out"] if left else []
-
-
-def _way(
-    objective: Objective, parameters: Mapping[str, Tensor], shards: Ranks, batches: Sequence[Batch], piece: int | None
-) -> Way:
+def _way(objective: Objective, parameters: Mapping[str, Tensor], cut: Cut) -> Way:
     """How gradients are taken, by losses scaled so that f is the plain mean of the pieces'."""
-    size = piece or 1
-    weight = sum(objective.weight_of(batch) for batch in batches)
-    count = sum(len(batch[0]) // size for batch in batches)
+    weight = sum(objective.weight_of(batch) for batch in cut.batches)
+    count = sum(len(batch[0]) // cut.own for batch in cut.batches)
     sums = torch.tensor([weight, count], dtype=accumulation_dtype(objective.device), device=objective.device)
-    total, pieces = shards.sum(sums).tolist()
+    total, pieces = cut.shards.sum(sums).tolist()
     scale = pieces / total
-    return ByLayers(objective, parameters, scale) if piece is None else OneByOne(objective, parameters, scale, size)
+    if cut.piece is None:
+        return ByLayers(objective, parameters, scale)
+    return OneByOne(objective, parameters, scale, cut.own, cut.joined)
 
 
 def _directions(
@@ -155,7 +115,6 @@ def _directions(
     parameters: Mapping[str, Tensor],
     asked: int | Tensor,
     seed: int,
-    piece: int | None,
     report: Report,
 ) -> list[dict[str, Tensor]]:
     """The eigenvectors asked for or given, made orthonormal, by parameter."""
@@ -165,8 +124,8 @@ def _directions(
         raise UserError(f"eigenvectors={asked}: ask for 1 or more, or 0 for none")
     if joins_samples(objective.bn_mode, objective.model, is_sum_over_samples=objective.is_sum_over_samples):
         raise UserError(
-            "the noise along the Hessian's eigenvectors needs a loss that is a mean over samples: use bn_mode 'eval' or "
-            "'frozen-batch', or leave eigenvectors out"
+            "the noise along the Hessian's eigenvectors needs a loss that is a mean over samples: use bn_mode 'eval' "
+            "or 'frozen-batch', or leave eigenvectors out"
         )
     hessian = HessianOperator(objective, parameters)
     if isinstance(asked, int):

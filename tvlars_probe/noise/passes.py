@@ -13,7 +13,7 @@ from tvlars_probe.curvature.agreeing import on_all_ranks
 from tvlars_probe.curvature.batches import consecutive
 from tvlars_probe.curvature.operators import free_memory
 from tvlars_probe.errors import NonFiniteLossError, UserError
-from tvlars_probe.noise.factors import BLOCK, wide
+from tvlars_probe.noise.factors import BLOCK, Rows, wide
 from tvlars_probe.noise.gradients import ByLayers, Gradients, OneByOne, doubtful
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 256
 """Most pieces of a chunk."""
-
-AMONG = 8
-"""Samples among which the first two are, when it is tested whether gradients can be taken apart by layers."""
 
 OF_GRAM = 32
 """Pieces whose inner products with one another are taken."""
@@ -99,6 +96,11 @@ class Passes:
         """
         chunks = on_all_ranks(self.shards, self._plan)
         first = on_all_ranks(self.shards, lambda: _First(self, chunks))
+        if self.shards.any(bool(first.doubts)):  # once more, by another way, which takes more memory
+            if isinstance(self.way, ByLayers):
+                self.way.set_apart(first.doubts)
+            chunks = on_all_ranks(self.shards, self._plan)
+            first = on_all_ranks(self.shards, lambda: _First(self, chunks))
         m = int(self.shards.sum(torch.tensor([first.pieces], device=self.objective.device))[0])
         loss = self.shards.sum(first.loss[None])[0].item() * self._scale / m
         if not np.isfinite(loss):
@@ -106,7 +108,7 @@ class Passes:
         names = self._used(first)
         mean = {name: self._mean(first, name, m) for name in names}
         second = on_all_ranks(self.shards, lambda: self._second(first, chunks, mean))
-        square = [_square(mean[name]) for name in names]
+        square = [Rows(mean[name].reshape(1, -1)).squares().item() for name in names]
         nothing = torch.zeros(first.pieces, dtype=first.loss.dtype)
         gathered = self._gathered(
             [first.squares.get(name, nothing) for name in names]
@@ -171,18 +173,17 @@ class Passes:
             return found
 
     def _bytes_of_a_piece(self) -> int:
-        """Memory that a piece takes; also finds out which tensors' gradients can't be taken apart by layers."""
+        """Memory that a piece takes, by the gradients of two."""
         batch, piece = self.batches[0], self.way.piece
-        two, more = (consecutive(batch, 0, min(count, len(batch[0]) // piece) * piece) for count in (2, AMONG))
-        alone = self.gradients(two, whole=True)
-        if isinstance(self.way, ByLayers) and alone.count == 2:
-            among = self.gradients(more)
-            if isinstance(self.way, ByLayers) and among.loss.isfinite():
-                if names := doubtful(alone, among, self.parameters):
-                    self.way.set_apart(names)
-                    among = self.gradients(two)
-            alone = among
-        return max(alone.bytes, 1)
+        self._alone = self.gradients(consecutive(batch, 0, min(2, len(batch[0]) // piece) * piece), whole=True)
+        return max(self._alone.bytes, 1)
+
+    def doubtful(self, first: Gradients) -> set[str]:
+        """The tensors whose gradients can't be taken apart by layers, by what the first chunk gave."""
+        alone = self._alone
+        if not isinstance(self.way, ByLayers) or not alone.count == 2 < first.count or not first.loss.isfinite():
+            return set()
+        return doubtful(alone, first, self.parameters)
 
     def _used(self, first: _First) -> tuple[str, ...]:
         """The parameters on which the loss depends, on any rank."""
@@ -227,9 +228,11 @@ class _First:
     def __init__(self, passes: Passes, chunks: Sequence[Batch]) -> None:
         self.total: dict[str, Tensor] = {}
         self.gram: dict[str, Floats] = {}
+        self.doubts = set[str]()
         self.kept: list[Gradients] = []
         squares: dict[str, list[Tensor]] = {}
-        along, counts = [], []
+        along: list[Tensor] = []
+        counts: list[int] = []
         self.loss = wide(torch.zeros((), device=passes.objective.device))
         for index, chunk in enumerate(chunks):
             passes.report(f"gradients, chunk {index + 1} of {len(chunks)}")
@@ -243,10 +246,15 @@ class _First:
             for name in squares.keys() - each.factors.keys():
                 squares[name].append(wide(torch.zeros(each.count)))
             if not index:
+                self.doubts = passes.doubtful(each)
                 some = min(OF_GRAM, each.count)
-                self.gram = {name: factor.gram(some).cpu().double().numpy() for name, factor in each.factors.items()}
+                self.gram = {
+                    name: factor.few(some).gram().cpu().double().numpy() for name, factor in each.factors.items()
+                }
             along.append(_along(each, passes.vectors))
             counts.append(each.count)
+            if self.doubts:
+                break
         self.pieces = sum(counts)
         self.squares = {name: torch.cat(parts) for name, parts in squares.items()}
         self.along = torch.cat(along)
@@ -261,8 +269,3 @@ def _along(each: Gradients, vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
         if name in vector:
             found[:, j] += factor.along(vector[name]).cpu()
     return found
-
-
-def _square(tensor: Tensor) -> float:
-    """|h̄|² of one tensor, block by block in a wide type."""
-    return sum(wide(block).square().sum().item() for block in tensor.flatten().split(BLOCK))

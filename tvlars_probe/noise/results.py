@@ -49,12 +49,15 @@ class NoiseEstimate:
 
     def simple_batch(self, level: float = 0.95) -> SimpleBatch:
         """B_simple = tr Σ/|G|² with its interval, by Fieller's theorem; see `SimpleBatch`."""
+        errors = self.noise_trace_error, self.gradient_square_error
+        if errors[0] is None or errors[1] is None or self.covariance is None:
+            return SimpleBatch(None, 0.0, math.inf)
         quantile = float(student.ppf((1 + level) / 2, self.pieces - 1))
         return fieller(
             self.noise_trace,
             self.gradient_square,
-            self.noise_trace_error**2,
-            self.gradient_square_error**2,
+            errors[0] ** 2,
+            errors[1] ** 2,
             self.covariance,
             quantile,
         )
