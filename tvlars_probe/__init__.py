@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.nlamb import NLAMB
     from tvlars_probe.optimizers.tvlars import TVLARS
+    from tvlars_probe.probes.noise import NoiseProbe
     from tvlars_probe.probes.readers.rates import applied_rates
     from tvlars_probe.probes.record import record
     from tvlars_probe.probes.recorder import Recorder
@@ -46,6 +47,7 @@ _HOMES = {
     "LARS": "tvlars_probe.optimizers.lars",
     "NLAMB": "tvlars_probe.optimizers.nlamb",
     "TVLARS": "tvlars_probe.optimizers.tvlars",
+    "NoiseProbe": "tvlars_probe.probes.noise",
     "Recorder": "tvlars_probe.probes.recorder",
     "record": "tvlars_probe.probes.record",
     "Sharpness": "tvlars_probe.curvature.results",
@@ -68,6 +70,7 @@ __all__ = [
     "GradientNoise",
     "GroupDescription",
     "Momentum",
+    "NoiseProbe",
     "Phi",
     "Preconditioner",
     "Recorder",

@@ -38,12 +38,13 @@ def objective_of(
     shards: Ranks,
     weights: Weights | None = None,
     is_sum_over_samples: bool = True,
+    piece: int | None = None,
 ) -> Objective:
     """The objective of which `tvlars_probe.noise.measuring.noise_of` takes the samples apart.
 
-    Its arguments are those of `Objective`. One batch is given to it in two halves: what is taken apart is first tested
-    to be a mean over samples. Where batches join their samples, the objective is this rank's alone: it holds the model,
-    and each piece is a batch of its own.
+    Its arguments are those of `Objective`, and the size of a piece. One batch is given to it in two parts of whole
+    pieces: what is taken apart is first tested to be a mean over samples. Where batches join their samples, the
+    objective is this rank's alone: it holds the model, and each piece is a batch of its own.
 
     Raises:
         UserError: as `Objective` does.
@@ -57,8 +58,8 @@ def objective_of(
             return Objective(model, compute, whole, **options)  # type: ignore[arg-type]
 
         return on_all_ranks(shards, build)
-    if len(given) == 1 and (n := len(given[0][0])) > 1:
-        given = [consecutive(given[0], 0, n // 2), consecutive(given[0], n // 2, n)]
+    if len(given) == 1 and (half := len(given[0][0]) // (2 * (piece or 1)) * (piece or 1)):
+        given = [consecutive(given[0], 0, half), consecutive(given[0], half, len(given[0][0]))]
     return Objective(model, compute, given, bn_mode=bn_mode, shards=shards, weights=weights)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import t as student
 
@@ -145,12 +145,16 @@ class GradientNoise:
         """B_simple of the whole model."""
         return self.whole.simple_batch()
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The estimates as rows of the table ``noise``, without the columns that concern a run."""
+        rows = [asdict(each) for each in self.estimates]
+        return [{name: value for name, value in row.items() if name != "covariance"} for row in rows]
+
     def frame(self) -> pd.DataFrame:
         """The estimates as a pandas frame, whose columns are those of the table ``noise`` but for the run's."""
         import pandas as pd
 
-        columns = [f.name for f in fields(NoiseEstimate) if f.name != "covariance"]
-        return pd.DataFrame([asdict(each) for each in self.estimates], columns=columns)
+        return pd.DataFrame(self.rows())
 
     def ratios(self) -> pd.DataFrame:
         """What follows from the estimates, as a frame: a row for each.
