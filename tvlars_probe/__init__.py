@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.sharpness import sharpness
     from tvlars_probe.exports.settings import Export
     from tvlars_probe.findings.finding import Finding
+    from tvlars_probe.noise.gradient_noise import gradient_noise
+    from tvlars_probe.noise.results import GradientNoise
     from tvlars_probe.optimizers.description import describe
     from tvlars_probe.optimizers.description_words import Decay, Momentum, Phi, Preconditioner, Scaling
     from tvlars_probe.optimizers.group_description import GroupDescription
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tvlars_probe.optimizers.lars import LARS
     from tvlars_probe.optimizers.nlamb import NLAMB
     from tvlars_probe.optimizers.tvlars import TVLARS
+    from tvlars_probe.probes.noise import NoiseProbe
     from tvlars_probe.probes.readers.rates import applied_rates
     from tvlars_probe.probes.record import record
     from tvlars_probe.probes.recorder import Recorder
@@ -37,11 +40,14 @@ _HOMES = {
     ),
     "Finding": "tvlars_probe.findings.finding",
     "Export": "tvlars_probe.exports.settings",
+    "GradientNoise": "tvlars_probe.noise.results",
+    "gradient_noise": "tvlars_probe.noise.gradient_noise",
     "GroupDescription": "tvlars_probe.optimizers.group_description",
     "LAMB": "tvlars_probe.optimizers.lamb",
     "LARS": "tvlars_probe.optimizers.lars",
     "NLAMB": "tvlars_probe.optimizers.nlamb",
     "TVLARS": "tvlars_probe.optimizers.tvlars",
+    "NoiseProbe": "tvlars_probe.probes.noise",
     "Recorder": "tvlars_probe.probes.recorder",
     "record": "tvlars_probe.probes.record",
     "Sharpness": "tvlars_probe.curvature.results",
@@ -61,8 +67,10 @@ __all__ = [
     "Decay",
     "Export",
     "Finding",
+    "GradientNoise",
     "GroupDescription",
     "Momentum",
+    "NoiseProbe",
     "Phi",
     "Preconditioner",
     "Recorder",
@@ -72,6 +80,7 @@ __all__ = [
     "SharpnessProbe",
     "applied_rates",
     "describe",
+    "gradient_noise",
     "open_run",
     "open_runs",
     "record",

@@ -94,14 +94,14 @@ def test_chunks_of_any_size_give_the_same_hessian(mode: str, budget: int) -> Non
 def test_the_kept_graph_heeds_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "CGROUP", tmp_path)
     cpu = torch.device("cpu")
-    free = operators._free_memory(cpu)
+    free = operators.free_memory(cpu)
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert operators._free_memory(cpu) == pytest.approx(free, rel=0.5)
+    assert operators.free_memory(cpu) == pytest.approx(free, rel=0.5)
     (tmp_path / "memory.max").write_text("8000000\n")
-    assert operators._free_memory(cpu, ranks=2) == 2_500_000
+    assert operators.free_memory(cpu, ranks=2) == 2_500_000
     (tmp_path / "memory.max").write_text("1000000\n")
-    assert operators._free_memory(cpu) == 0
+    assert operators.free_memory(cpu) == 0
 
 
 def test_train_mode_is_refused_in_chunks() -> None:

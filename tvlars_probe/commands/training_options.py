@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.commands.noise_options import NOISE_FIELDS, NOISE_OPTIONS
 from tvlars_probe.commands.options import FilePath, option
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
@@ -25,6 +26,7 @@ from tvlars_probe.runners.config import (
     SharpnessConfig,
     TrainConfig,
 )
+from tvlars_probe.runners.noise_config import NoiseConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.phases.modes import MODES
 
@@ -91,6 +93,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             "probe_budget": "budget",
         },
     ),
+    "noise": (NoiseConfig, NOISE_FIELDS),
 }  # fmt: skip
 _PLAIN = ("mode", "batch_size", "micro_batch", "epochs", "seed", "precision", "sync_bn")
 """Options that are fields of `TrainConfig` itself."""
@@ -279,6 +282,7 @@ _OPTIONS = (
     option("--sharpness-bn", section=_SHARPNESS, type=_choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
     option("--sharpness-tol", section=_SHARPNESS, type=float, default=1e-3, help="Relative error of the eigenvalue."),
     option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for all probes, such as 10%."),
+    *NOISE_OPTIONS,
     option(
         "--devices", "--dv", section=_DEVICES, greedy=True, default=("auto",),
         show_default="first CUDA device, else cpu",

@@ -69,12 +69,10 @@ def parts(batch: Batch) -> list[Batch]:
     Raises:
         UserError: the first dimensions of the batch's tensors don't count the same samples.
     """
-    n, rows = len(batch[0]), _rows_per_sample(batch)
+    n = len(batch[0])
     count = max(min(PARTS, n // 2), 1)
     bounds = [n * k // count for k in range(count + 1)]
-    return [
-        tuple(t[first * k : last * k] for t, k in zip(batch, rows, strict=True)) for first, last in pairwise(bounds)
-    ]
+    return [consecutive(batch, first, last) for first, last in pairwise(bounds)]
 
 
 def take(batch: Batch, samples: Sequence[int]) -> Batch:
@@ -85,6 +83,15 @@ def take(batch: Batch, samples: Sequence[int]) -> Batch:
     """
     pieces = [[t[i * k : (i + 1) * k] for i in samples] for t, k in zip(batch, _rows_per_sample(batch), strict=True)]
     return tuple(torch.cat(piece) for piece in pieces)
+
+
+def consecutive(batch: Batch, first: int, last: int) -> Batch:
+    """The samples ``first`` to ``last`` − 1 of a batch, as views.
+
+    Raises:
+        UserError: the first dimensions of the batch's tensors don't count the same samples.
+    """
+    return tuple(t[first * k : last * k] for t, k in zip(batch, _rows_per_sample(batch), strict=True))
 
 
 def _rows_per_sample(batch: Batch) -> list[int]:

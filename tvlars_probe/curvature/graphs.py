@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def custom_functions(loss: Tensor) -> tuple[str, ...]:
@@ -26,9 +29,14 @@ def custom_functions(loss: Tensor) -> tuple[str, ...]:
 
 
 class SavedBytes:
-    """Counts the memory that a graph built inside keeps alive; storages that several nodes share count once."""
+    """Counts the memory that a graph built inside keeps alive; storages that several nodes share count once.
 
-    def __init__(self) -> None:
+    Args:
+        beside: tensors whose memory doesn't count.
+    """
+
+    def __init__(self, beside: Iterable[Tensor] = ()) -> None:
+        self._beside = {tensor.untyped_storage().data_ptr() for tensor in beside}
         # By address, which is a storage's own while the graph keeps it alive.
         self._storages: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, _unwritten)
@@ -42,7 +50,8 @@ class SavedBytes:
 
     def _count(self, tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
-        self._storages[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in self._beside:
+            self._storages[storage.data_ptr()] = storage.nbytes()
         # Detached: the tensor itself would hold the graph that holds it, and neither would ever be freed.
         return tensor.detach(), tensor._version
 

@@ -16,6 +16,7 @@ from torch.nn.modules import module as every_module
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import additivity
+from tvlars_probe.curvature.agreeing import on_all_ranks
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
 from tvlars_probe.curvature.batches import as_batches
 from tvlars_probe.curvature.embeddings import rescale_rows
@@ -49,6 +50,11 @@ class _Supervised:
 def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     """Return the function that computes ``loss_fn(model(inputs), targets)`` of a batch (inputs, targets)."""
     return _Supervised(loss_fn)
+
+
+def is_supervised(compute: Compute) -> bool:
+    """Whether it was made by `supervised`, so that its batches are pairs."""
+    return isinstance(compute, _Supervised)
 
 
 class Objective:
@@ -93,11 +99,11 @@ class Objective:
         check_bn_mode(bn_mode)
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.shards = shards or Ranks()
-        self._weigh, self._is_sum = weights, is_sum_over_samples
+        self._weigh, self.is_sum_over_samples = weights, is_sum_over_samples
         self._on_all_ranks(partial(_refuse_unreadable, model))
-        given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, _Supervised)))
+        given = self._on_all_ranks(lambda: as_batches(data, pairs=is_supervised(compute)))
         self._sample = [batch for batch in given if len(batch[0])]
-        found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self._sample])
+        found = self._on_all_ranks(lambda: [self.weight_of(batch) for batch in self._sample])
         # What weighs nothing is no part of f; its loss may be NaN, as the mean over no targets is.
         self.batches = [batch for batch, weight in zip(self._sample, found, strict=True) if weight]
         self.weights = [weight for weight in found if weight]
@@ -117,26 +123,9 @@ class Objective:
 
     def _on_all_ranks(self, work: Callable[[], T]) -> T:
         """Do work at whose end no rank waits for another; where it raises on one of them, all raise."""
-        if self.shards.world_size == 1:
-            return work()
-        error: Exception | None = None
-        try:
-            result = work()
-        except Exception as caught:
-            error = caught
-        # The first rank of the worst severity: what it says is said on all ranks that have nothing as bad of their own.
-        severity, size = 0 if error is None else 1 + isinstance(error, UserError), self.shards.world_size
-        worst, rank = divmod(self.shards.agree([severity * size + size - 1 - self.shards.rank])[0], size)
-        if worst:
-            source = size - 1 - rank
-            text = self.shards.from_rank(source, str(error))
-            kind: type[Exception] = UserError if worst > 1 else RuntimeError
-            if error is not None and severity == worst:
-                raise error
-            raise kind(f"rank {source} can't compute the loss of its part of the sample: {text}") from error
-        return result
+        return on_all_ranks(self.shards, work)
 
-    def _weight_of(self, batch: Batch) -> float:
+    def weight_of(self, batch: Batch) -> float:
         """n_b of a batch.
 
         Raises:
@@ -155,7 +144,7 @@ class Objective:
         return value
 
     def _refuse_pieces_of_a_whole(self) -> None:
-        if len(self._sample) > 1 and not self._is_sum:
+        if len(self._sample) > 1 and not self.is_sum_over_samples:
             raise UserError(f"the loss joins all samples, which must be one batch (got {len(self._sample)})")
         if len(self._sample) > 1 and self.bn_mode == "train" and batch_norms(self.model):
             raise UserError(
@@ -234,7 +223,7 @@ class Objective:
         Raises:
             UserError: it does.
         """
-        if self._pieces < 2 or not self._is_sum:
+        if self._pieces < 2 or not self.is_sum_over_samples:
             return
         mixture = self._on_all_ranks(lambda: additivity.mixture(self.batches))
         # Some of the first rank's samples join the others': ranks are compared with one another, too.
@@ -244,7 +233,7 @@ class Objective:
         test = additivity.Additivity(
             chains=chains,
             loss_of=self.loss_of,
-            weight_of=self._weight_of,
+            weight_of=self.weight_of,
             types={p.dtype for p in self.model.parameters()},
             is_weighted=self._weigh is not None,
         )

@@ -158,7 +158,7 @@ class HessianOperator:
         used = torch.zeros(len(params), device=self.device)
         room, self._keeps = budget, True
         if room is None:
-            room = _free_memory(self.device, objective.shards.world_size) // 2
+            room = free_memory(self.device, objective.shards.world_size) // 2
         for index in range(len(objective.batches)):
             with SavedBytes() as saved:
                 term = objective.term(index)
@@ -249,7 +249,7 @@ CGROUP = Path("/sys/fs/cgroup")
 """Where Linux shows a container's limits, in the layout of cgroup version 2."""
 
 
-def _free_memory(device: torch.device, ranks: int = 1) -> int:
+def free_memory(device: torch.device, ranks: int = 1) -> int:
     """Bytes that one of so many ranks may use.
 
     A CUDA device is one rank's alone. On the CPU the ranks share what the machine, or the container, has free.

@@ -185,7 +185,7 @@ def curvature_columns(
         a list per column; {} where there are no measurements.
     """
     common = {
-        "measurement_id": _measurement_id(phase, step),
+        "measurement_id": state_id(phase, step),
         "created_at": now(),
         "step": step,
         "phase": phase,
@@ -195,7 +195,7 @@ def curvature_columns(
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _measurement_id(phase: str, step: int) -> str:
+def state_id(phase: str, step: int) -> str:
     """Return an id that is unique within the run, and the same when a resumed run repeats the measurement."""
     return hashlib.blake2b(f"{phase} {step}".encode(), digest_size=6).hexdigest()
 

@@ -17,6 +17,7 @@ from tvlars_probe.findings.ids import known_rules
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
+from tvlars_probe.runners.noise_config import NoiseConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.traces.plain_types import mismatches, shown
@@ -192,6 +193,7 @@ class TrainConfig:
         place: devices and processes.
         recording: what is recorded.
         sharpness: how the Hessian is measured in training.
+        noise: how the gradient's noise is measured in training.
         barlow: settings of Barlow Twins and its linear probe, for mode "bt".
         mode: "clf" (classification) or "bt" (Barlow Twins, then a linear probe).
         batch_size: samples of one update, over all ranks.
@@ -213,6 +215,7 @@ class TrainConfig:
     place: PlaceConfig = field(default_factory=PlaceConfig)
     recording: RecordConfig = field(default_factory=RecordConfig)
     sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     barlow: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
     mode: str = "clf"
     batch_size: int = 512
@@ -248,6 +251,11 @@ class TrainConfig:
             raise UserError(
                 f"--sharpness-operators effective can't be measured with --opt {self.optimizer.name}, whose update "
                 "isn't a rate times the gradient (use hessian or relative)"
+            )
+        if self.noise.every and self.noise.piece is None and MODES[self.mode].joins_samples:
+            raise UserError(
+                f"--noise-every needs --noise-piece with --mode {self.mode}: its loss joins all samples of a batch, so "
+                "that no single sample has a gradient (say how many samples a piece has: --noise-piece 32)"
             )
         warmup, option = self.schedule.warmup_epochs, MODES[self.mode].epochs_option
         if warmup is not None and warmup >= self.scheduled_epochs:
@@ -321,9 +329,10 @@ class TrainConfig:
             "place": PlaceConfig,
             "recording": RecordConfig,
             "sharpness": SharpnessConfig,
+            "noise": NoiseConfig,
             "barlow": BarlowTwinsConfig,
         }
-        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():  # every version has written these
+        if not parts.keys() - {"sharpness", "noise", "barlow"} <= stored.keys():  # every version has written these
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
         there = {name: kind for name, kind in parts.items() if name in stored}
         wrong = [f"{name} is {shown(stored[name])}" for name in there if not isinstance(stored[name], dict)]

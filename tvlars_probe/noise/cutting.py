@@ -1,0 +1,151 @@
+"""The sample, cut into the pieces whose gradients are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tvlars_probe.collectives import Ranks
+from tvlars_probe.curvature.agreeing import on_all_ranks
+from tvlars_probe.curvature.batch_norm import batch_norms
+from tvlars_probe.curvature.batches import as_batches, consecutive
+from tvlars_probe.curvature.objective import Objective, is_supervised
+from tvlars_probe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from tvlars_probe.curvature.batches import Batch, Data
+    from tvlars_probe.curvature.objective import Compute, Weights
+
+
+def joins_samples(bn_mode: str, model: nn.Module, *, is_sum_over_samples: bool = True) -> bool:
+    """Whether a batch joins its samples, so that pieces have statistics, or a loss, of their own."""
+    return not is_sum_over_samples or (bn_mode == "train" and bool(batch_norms(model)))
+
+
+def objective_of(
+    model: nn.Module,
+    compute: Compute,
+    data: Data,
+    *,
+    bn_mode: str = "eval",
+    shards: Ranks,
+    weights: Weights | None = None,
+    is_sum_over_samples: bool = True,
+    piece: int | None = None,
+) -> Objective:
+    """The objective of which `tvlars_probe.noise.measuring.noise_of` takes the samples apart.
+
+    Its arguments are those of `Objective`, and the size of a piece. One batch is given to it in two parts of whole
+    pieces: what is taken apart is first tested to be a mean over samples. Where batches join their samples, the
+    objective is this rank's alone: it holds the model, and each piece is a batch of its own.
+
+    Raises:
+        UserError: as `Objective` does.
+    """
+    given = as_batches(data, pairs=is_supervised(compute))
+    if joins_samples(bn_mode, model, is_sum_over_samples=is_sum_over_samples):
+
+        def build() -> Objective:
+            whole = tuple(torch.cat(tensors) for tensors in zip(*given, strict=True))
+            options = {"bn_mode": bn_mode, "weights": weights, "is_sum_over_samples": is_sum_over_samples}
+            return Objective(model, compute, whole, **options)  # type: ignore[arg-type]
+
+        return on_all_ranks(shards, build)
+    if len(given) == 1 and (half := len(given[0][0]) // (2 * (piece or 1)) * (piece or 1)):
+        given = [consecutive(given[0], 0, half), consecutive(given[0], half, len(given[0][0]))]
+    return Objective(model, compute, given, bn_mode=bn_mode, shards=shards, weights=weights)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """A sample in pieces.
+
+    Attributes:
+        batches: this rank's samples; each batch is cut into whole pieces.
+        shards: the ranks that hold pieces. Where a piece has a part on every rank, each rank sees all pieces: then
+            it is this rank alone.
+        piece: samples of a piece; None for single samples.
+        own: those of them that are on this rank.
+        joined: takes the mean over ranks of a gradient or loss, where a piece has a part on every rank.
+        notes: a sentence on the samples that are left over.
+    """
+
+    batches: list[Batch]
+    shards: Ranks
+    piece: int | None
+    own: int = 1
+    joined: Callable[[Tensor], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, objective: Objective, shards: Ranks, piece: int | None) -> Cut:
+        """Cut the sample of an objective into pieces of so many samples.
+
+        Raises:
+            UserError: pieces are needed, or others; there are too few of them.
+        """
+        check(objective, piece)
+        is_spread = shards.world_size > 1 and _sums_over_ranks(objective)
+        size = piece or 1
+        if is_spread and size % shards.world_size:
+            raise UserError(
+                f"pieces of {size} samples can't be spread over {shards.world_size} ranks, as the loss or BatchNorm "
+                f"that sums over ranks needs them: give a multiple of {shards.world_size}"
+            )
+        own = size // shards.world_size if is_spread else size
+        kept = [len(batch[0]) // own * own for batch in objective.batches]
+        samples = int(shards.sum(torch.tensor([sum(len(batch[0]) for batch in objective.batches)]).to(shards.device)))
+        fewest = -shards.agree([-sum(kept) // own])[0]
+        if is_spread:  # one batch; every rank must make as many passes as the others
+            kept = [fewest * own]
+        batches = [consecutive(batch, 0, n) for batch, n in zip(objective.batches, kept, strict=True) if n]
+        mine = torch.tensor([sum(kept) // own]).to(shards.device)
+        pieces = fewest if is_spread else int(shards.sum(mine))
+        if pieces < 2 or not fewest:
+            what = "single samples" if piece is None else f"pieces of {size}"
+            raise UserError(
+                f"{samples} samples over {shards.world_size} rank(s) give {pieces} {what}: noise shows between two or "
+                "more, and each rank needs one (give more samples, or smaller pieces)"
+            )
+        left = samples - pieces * size
+        return cls(
+            batches=batches,
+            shards=Ranks(shards.device) if is_spread else shards,
+            piece=piece,
+            own=own,
+            joined=(lambda tensor: shards.sum(tensor.contiguous()).div_(shards.world_size)) if is_spread else None,
+            notes=(f"{left} samples left over from pieces of {size} were left out",) if left else (),
+        )
+
+
+def check(objective: Objective, piece: int | None) -> None:
+    """Refuse pieces that the objective can't be cut into.
+
+    Raises:
+        UserError: pieces are needed; they have less than one sample.
+    """
+    is_sum = objective.is_sum_over_samples
+    if piece is None and joins_samples(objective.bn_mode, objective.model, is_sum_over_samples=is_sum):
+        what = "BatchNorm in train mode" if is_sum else "the loss"
+        modes = ", or use BatchNorm's mode 'eval' or 'frozen-batch'" if is_sum else ""
+        raise UserError(
+            f"{what} joins the samples of a batch, so that no single sample has a gradient: compare pieces of a size "
+            f"that you name (piece=32), each a batch of its own{modes}"
+        )
+    if piece is not None and piece < 1:
+        raise UserError(f"pieces of {piece} samples aren't possible (allowed: 1 or more)")
+
+
+def _sums_over_ranks(objective: Objective) -> bool:
+    """Whether the forward pass, or the loss, of a piece sums over all ranks."""
+    if not objective.is_sum_over_samples:
+        return True
+    layers = batch_norms(objective.model) if objective.bn_mode == "train" else []
+    return any(type(layer).forward is not _BatchNorm.forward for layer in layers)
