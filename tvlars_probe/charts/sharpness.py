@@ -30,6 +30,7 @@ OPERATORS = {
     "hessian": "sharpness λ₁(H)",
     "relative": "relative sharpness (tensors scaled by their norm)",
     "effective": "effective sharpness (grey: limit of stability)",
+    "ggn": "sharpness of the Gauss-Newton matrix",
 }
 """The panels of `sharpness_curves` from top to bottom, by operator."""
 
@@ -37,6 +38,7 @@ _OF = {
     "hessian": "the Hessian",
     "relative": "the relative Hessian",
     "effective": "the effective Hessian",
+    "ggn": "the Gauss-Newton matrix",
 }
 EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
 """Label of a spectral density's axis, or of its panel, by operator."""

@@ -11,6 +11,7 @@ from tvlars_probe.curvature import doubts
 from tvlars_probe.curvature.cross_check import cross_checked
 from tvlars_probe.curvature.density import spectral_density
 from tvlars_probe.curvature.epsilon import DIMENSIONS, EPSILONS, epsilon_sharpness
+from tvlars_probe.curvature.gauss_newton import GaussNewtonOperator
 from tvlars_probe.curvature.hutchpp import hutchpp
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.operators import HessianOperator, ScaledOperator
@@ -95,7 +96,7 @@ class Figures:
             if not parameters:
                 return  # all weights are zero, and the operator with them
         try:
-            hessian = self._hessian_of(parameters)
+            hessian = self._hessian_of(kind, parameters)
         except UserError:
             if whole:
                 raise
@@ -118,12 +119,16 @@ class Figures:
         if self.measures.density:
             self._density(subject)
 
-    def _hessian_of(self, parameters: Mapping[str, Tensor]) -> HessianOperator:
-        """The Hessian with respect to some parameters; operators on the same ones share it, and its graphs."""
+    def _hessian_of(self, kind: str, parameters: Mapping[str, Tensor]) -> HessianOperator:
+        """The Hessian, or Gauss-Newton matrix, with respect to some parameters.
+
+        Operators on the same ones share it, and its graphs.
+        """
+        wanted: type[HessianOperator] = GaussNewtonOperator if kind == "ggn" else HessianOperator
         names = tuple(parameters)
-        if self._last is None or self._last[0] != names:
+        if self._last is None or self._last[0] != names or type(self._last[1]) is not wanted:
             self._last = None  # before new graphs are built, the old ones go
-            self._last = names, HessianOperator(self.objective, parameters)
+            self._last = names, wanted(self.objective, parameters)
         return self._last[1]
 
     def _peer(self, hessian: HessianOperator) -> Any:

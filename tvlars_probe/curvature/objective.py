@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules import module as every_module
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import additivity
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
 from tvlars_probe.curvature.batches import as_batches
 from tvlars_probe.curvature.embeddings import rescale_rows
+from tvlars_probe.curvature.losses import Supervised, as_number
+from tvlars_probe.curvature.plain import make_plain
 from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
@@ -35,20 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Supervised:
-    """What `supervised` returns; its loss is known, as that may be a module."""
-
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs, targets = batch
-        return self.loss_fn(model(inputs), targets)
-
-
 def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     """Return the function that computes ``loss_fn(model(inputs), targets)`` of a batch (inputs, targets)."""
-    return _Supervised(loss_fn)
+    return Supervised(loss_fn)
 
 
 class Objective:
@@ -95,7 +84,7 @@ class Objective:
         self.shards = shards or Ranks()
         self._weigh, self._is_sum = weights, is_sum_over_samples
         self._on_all_ranks(partial(_refuse_unreadable, model))
-        given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, _Supervised)))
+        given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, Supervised)))
         self._sample = [batch for batch in given if len(batch[0])]
         found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self._sample])
         # What weighs nothing is no part of f; its loss may be NaN, as the mean over no targets is.
@@ -210,7 +199,7 @@ class Objective:
                 preserved(*modules),
             ):
                 for root in modules:
-                    _make_plain(root)
+                    make_plain(root)
                 # Running statistics differ from rank to rank. The first rank's go into the copies that we work on.
                 self.shards.broadcast(self.model.buffers())
                 rescale_rows(self.model, self.shards, partial(self._on_all_ranks, self._forward_by_batches))
@@ -268,14 +257,7 @@ class Objective:
         versions = [t._version for t in given]
         loss: Any = self.compute(self.model, given)
         self._writes_to_inputs = self._writes_to_inputs and [t._version for t in given] != versions
-        if not isinstance(loss, Tensor):
-            raise UserError(f"the loss is a {type(loss).__name__}: it must be a tensor, with its graph")
-        if loss.numel() != 1:
-            shape = tuple(loss.shape)
-            raise UserError(f"the loss has the shape {shape}, and must be one number: use reduction='mean'")
-        if not loss.is_floating_point():
-            raise UserError(f"the loss is of type {loss.dtype}: it must be a real floating-point number")
-        return loss if loss.ndim == 0 else loss.reshape(())
+        return as_number(loss)
 
     def term(self, index: int, batch: Batch | None = None) -> Tensor:
         """Batch ``index``'s share of f, 0-dim; the shares of all ranks' batches sum to f(w). Use it inside `held`.
@@ -324,22 +306,3 @@ def _refuse_unreadable(model: nn.Module) -> None:
     if not any(True for _ in model.parameters()):
         raise UserError("the model has no parameters")
     refuse_unreadable(model.named_parameters())
-
-
-def _make_plain(root: nn.Module) -> None:
-    """Put all modules into evaluation mode, and take off hooks on gradients, and compiled forwards; for good.
-
-    A hook changes the gradient, and would change the Hessian. Compiled forwards can't be differentiated twice.
-    """
-    for p in root.parameters():
-        p._backward_hooks = None
-        if p._post_accumulate_grad_hooks:
-            p._post_accumulate_grad_hooks.clear()
-    for module in root.modules():
-        module.training = False  # not by eval(), in which a class of its own may do more
-        if not isinstance(module, torch.jit.ScriptModule):
-            module._backward_hooks.clear()
-            module._backward_pre_hooks.clear()
-            module._compiled_call_impl = None
-    every_module._global_backward_hooks.clear()
-    every_module._global_backward_pre_hooks.clear()

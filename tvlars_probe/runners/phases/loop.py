@@ -211,7 +211,7 @@ class Training:
             self.model,
             None,
             batches,
-            compute=phase.probe_loss,
+            compute=phase.probed,
             every=asked.every,
             operators=tuple(o for o in asked.operators if o != "effective" or self.unmeasured is None),
             bn_mode=bn_mode,

@@ -214,7 +214,7 @@ def _measure(
     batches = sample.batches(ranks, dtype, whole=whole, make=phase.probe_batch)
     objective = Objective(
         state.model,
-        phase.probe_loss,
+        phase.probed,
         batches,
         bn_mode=mode,
         shards=ranks,
