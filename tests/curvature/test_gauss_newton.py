@@ -105,12 +105,10 @@ def test_products_are_those_of_curvlinops(name: str) -> None:
     peer = pytest.importorskip("curvlinops")
     model, loss, (x, y) = net(name)
     model.train(name == "attention")  # whose evaluation mode has a fused kernel, which theirs can't differentiate
-    theirs = peer.GGNLinearOperator(
-        model, nn.MSELoss() if loss is F.mse_loss else nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)]
-    )
+    theirs = nn.MSELoss() if loss is F.mse_loss else nn.CrossEntropyLoss()
     v = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH):
-        expected = theirs @ v
+        expected = peer.GGNLinearOperator(model, theirs, list(model.parameters()), [(x, y)]) @ v
     objective = Objective(model, supervised(loss), (x, y))
     with objective.held():
         found = GaussNewtonOperator(objective, dict(model.named_parameters())).matvec(v)

@@ -109,15 +109,17 @@ class ScaledOperator:
 
 
 class Derivatives(Protocol):
-    """The derivatives of a batch's share of f, with graphs that can be differentiated once more.
+    """The derivatives of a batch's share of f, with graphs that can be differentiated once more."""
 
-    Attributes:
-        value: what is differentiated first, with its graph.
-        gradients: by parameter a tensor with its graph; None where ``value`` doesn't depend on it.
-    """
+    @property
+    def value(self) -> Tensor:
+        """What is differentiated first, with its graph."""
+        ...
 
-    value: Tensor
-    gradients: tuple[Tensor | None, ...]
+    @property
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """By parameter a tensor with its graph; None where `value` doesn't depend on it."""
+        ...
 
     def chosen(self, used: list[bool]) -> Derivatives:
         """The same for the parameters that are used."""
