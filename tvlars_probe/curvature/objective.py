@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import additivity
+from tvlars_probe.curvature.agreeing import on_all_ranks
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
 from tvlars_probe.curvature.batches import as_batches
 from tvlars_probe.curvature.embeddings import rescale_rows
@@ -22,7 +23,8 @@ from tvlars_probe.curvature.plain import make_plain
 from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
-from tvlars_probe.whole_tensors import refuse_model, refuse_unreadable
+from tvlars_probe.shards import reshard
+from tvlars_probe.whole_tensors import is_dtensor, refuse_model, refuse_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +64,20 @@ class Objective:
         weights: n_b as a function of the batch, a number >= 0 that is a sum over the batch's samples.
         is_sum_over_samples: False for a loss that joins the samples, of all ranks where there are several. It takes
             each rank's part as one batch, and isn't tested.
+        takes_dtensors: whether the model may hold DTensors. Of such a model only `value` can be had, and its loss isn't
+            tested.
+
+    Attributes:
+        model: the model.
+        compute: the loss of a batch.
+        bn_mode: mode of BatchNorm.
+        shards: the ranks that hold the sample.
+        sample: this rank's batches.
+        batches: those of them that count, in the order of ``weights``.
+        weights: n_b of each.
+        total_weight: Σ n_b over all ranks.
+        samples: number of samples, of all ranks.
+        is_sum_over_samples: as given.
 
     Raises:
         UserError: data of another form; a rank has no samples, or only such as weigh nothing; an unknown mode; several
@@ -78,19 +94,20 @@ class Objective:
         shards: Ranks | None = None,
         weights: Weights | None = None,
         is_sum_over_samples: bool = True,
+        takes_dtensors: bool = False,
     ) -> None:
         check_bn_mode(bn_mode)
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.shards = shards or Ranks()
-        self._weigh, self._is_sum = weights, is_sum_over_samples
-        self._on_all_ranks(partial(_refuse_unreadable, model))
+        self._weigh, self.is_sum_over_samples = weights, is_sum_over_samples
+        self._on_all_ranks(partial(_refuse_unreadable, model, takes_dtensors=takes_dtensors))
         given = self._on_all_ranks(lambda: as_batches(data, pairs=isinstance(compute, Supervised)))
-        self._sample = [batch for batch in given if len(batch[0])]
-        found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self._sample])
+        self.sample = [batch for batch in given if len(batch[0])]
+        found = self._on_all_ranks(lambda: [self._weight_of(batch) for batch in self.sample])
         # What weighs nothing is no part of f; its loss may be NaN, as the mean over no targets is.
-        self.batches = [batch for batch, weight in zip(self._sample, found, strict=True) if weight]
+        self.batches = [batch for batch, weight in zip(self.sample, found, strict=True) if weight]
         self.weights = [weight for weight in found if weight]
-        mine = sum(len(batch[0]) for batch in self._sample)
+        mine = sum(len(batch[0]) for batch in self.sample)
         # Every rank learns of another's empty share, and all raise: none is left waiting in a later collective.
         counts = torch.tensor([mine, len(self.batches), int(not self.batches)], device=self.device)
         self.samples, self._pieces, idle = (int(count) for count in self.shards.sum(counts).tolist())
@@ -106,24 +123,7 @@ class Objective:
 
     def _on_all_ranks(self, work: Callable[[], T]) -> T:
         """Do work at whose end no rank waits for another; where it raises on one of them, all raise."""
-        if self.shards.world_size == 1:
-            return work()
-        error: Exception | None = None
-        try:
-            result = work()
-        except Exception as caught:
-            error = caught
-        # The first rank of the worst severity: what it says is said on all ranks that have nothing as bad of their own.
-        severity, size = 0 if error is None else 1 + isinstance(error, UserError), self.shards.world_size
-        worst, rank = divmod(self.shards.agree([severity * size + size - 1 - self.shards.rank])[0], size)
-        if worst:
-            source = size - 1 - rank
-            text = self.shards.from_rank(source, str(error))
-            kind: type[Exception] = UserError if worst > 1 else RuntimeError
-            if error is not None and severity == worst:
-                raise error
-            raise kind(f"rank {source} can't compute the loss of its part of the sample: {text}") from error
-        return result
+        return on_all_ranks(self.shards, work)
 
     def _weight_of(self, batch: Batch) -> float:
         """n_b of a batch.
@@ -144,18 +144,23 @@ class Objective:
         return value
 
     def _refuse_pieces_of_a_whole(self) -> None:
-        if len(self._sample) > 1 and not self._is_sum:
-            raise UserError(f"the loss joins all samples, which must be one batch (got {len(self._sample)})")
-        if len(self._sample) > 1 and self.bn_mode == "train" and batch_norms(self.model):
+        if len(self.sample) > 1 and not self.is_sum_over_samples:
+            raise UserError(f"the loss joins all samples, which must be one batch (got {len(self.sample)})")
+        if len(self.sample) > 1 and self.bn_mode == "train" and batch_norms(self.model):
             raise UserError(
                 f"BatchNorm in train mode takes statistics over the whole sample, which must be one batch "
-                f"(got {len(self._sample)}): give it whole, or use mode 'frozen-batch' or 'eval'"
+                f"(got {len(self.sample)}): give it whole, or use mode 'frozen-batch' or 'eval'"
             )
 
     @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next(self.model.parameters()).device
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model holds DTensors."""
+        return any(is_dtensor(p) for p in self.model.parameters())
 
     @property
     def is_held(self) -> bool:
@@ -201,7 +206,7 @@ class Objective:
                 for root in modules:
                     make_plain(root)
                 # Running statistics differ from rank to rank. The first rank's go into the copies that we work on.
-                self.shards.broadcast(self.model.buffers())
+                self.shards.broadcast(b for b in self.model.buffers() if not is_dtensor(b))
                 rescale_rows(self.model, self.shards, partial(self._on_all_ranks, self._forward_by_batches))
                 with batch_norm_mode(self.model, bn_mode, self.shards, partial(self._on_all_ranks, self._forward)):
                     yield
@@ -210,12 +215,12 @@ class Objective:
 
     def _forward_by_batches(self) -> None:
         """Pass all of this rank's sample through the model."""
-        for batch in self._sample:
+        for batch in self.sample:
             self.loss_of(batch)
 
     def _forward(self) -> None:
         """Pass all of this rank's sample through the model at once, as statistics of the sample need it."""
-        self.loss_of(tuple(torch.cat(tensors) for tensors in zip(*self._sample, strict=True)))
+        self.loss_of(tuple(torch.cat(tensors) for tensors in zip(*self.sample, strict=True)))
 
     def _test(self) -> None:
         """Refuse a loss that would depend on how the sample is cut into batches.
@@ -223,7 +228,7 @@ class Objective:
         Raises:
             UserError: it does.
         """
-        if self._pieces < 2 or not self._is_sum:
+        if self._pieces < 2 or not self.is_sum_over_samples or self.is_sharded:
             return
         mixture = self._on_all_ranks(lambda: additivity.mixture(self.batches))
         # Some of the first rank's samples join the others': ranks are compared with one another, too.
@@ -269,6 +274,15 @@ class Objective:
         batch = self.batches[index] if batch is None else batch
         return self.loss_of(batch) * (self.weights[index] / self.total_weight)
 
+    def value(self) -> float:
+        """f(w) by forward passes alone, on every rank; it may be NaN or infinite. Use it inside `held`."""
+        total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
+        with torch.no_grad():
+            for index in range(len(self.batches)):
+                total += self.term(index).to(total)
+        reshard(self.model)
+        return self.shards.sum(total).item()
+
     def loss(self) -> float:
         """f(w), on every rank.
 
@@ -276,33 +290,29 @@ class Objective:
             NonFiniteLossError: f(w) isn't finite.
             UserError: f has no graph that leads to a parameter.
         """
-        total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
-        is_cut_off = False
         with self.held():
-            for index in range(len(self.batches)):
-                with torch.set_grad_enabled(index == 0):
-                    term = self.term(index)
-                is_cut_off |= index == 0 and not term.requires_grad
-                total += term.detach().to(total)
+            # One batch shows whether there is a graph; what is sharded has no use for one.
+            with torch.set_grad_enabled(not self.is_sharded):
+                is_cut_off = not self.term(0).requires_grad and torch.is_grad_enabled()
+            value = self.value()
             is_cut_off &= any(p.requires_grad for p in self.model.parameters())
             if self.shards.any(is_cut_off):
                 raise UserError(
                     "the loss depends on no parameter that requires a gradient, or is cut off from them (by detach(), "
                     "item() or no_grad())"
                 )
-        value = self.shards.sum(total).item()
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the model's loss on the sample is {value}: there is no curvature to compute")
         return value
 
 
-def _refuse_unreadable(model: nn.Module) -> None:
+def _refuse_unreadable(model: nn.Module, *, takes_dtensors: bool) -> None:
     """Refuse a model that has no parameters, or some that this rank can't read.
 
     Raises:
         UserError: it is one.
     """
-    refuse_model(model)
+    refuse_model(model, takes_dtensors=takes_dtensors)
     if not any(True for _ in model.parameters()):
         raise UserError("the model has no parameters")
-    refuse_unreadable(model.named_parameters())
+    refuse_unreadable(model.named_parameters(), takes_dtensors=takes_dtensors)

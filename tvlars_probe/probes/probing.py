@@ -1,4 +1,4 @@
-"""What is measured before updates: the probes of a run, called in the same steps on every rank."""
+"""What is measured before updates, and of them: the probes of a run, called in the same steps on every rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Probing:
-    """Calls probes before updates, until one of them fails on any rank.
+    """Calls probes before updates, and some of them after these, until one of them fails on any rank.
 
     Args:
         probes: the probes of this process.
@@ -26,15 +26,19 @@ class Probing:
 
     def __init__(self, probes: Sequence[Probe], failures: ProbeFailures) -> None:
         self._probes, self._failures = list(probes), failures
+        self._following: list[Any] = []
+        self._step = 0
         self.is_on = True
 
     def replace(self, probes: Sequence[Probe]) -> None:
         """Go on with other probes; after `stop`, with none."""
         self._probes = list(probes) if self.is_on else []
+        self._following = []
 
     def stop(self) -> None:
         """Measure nothing from now on."""
         self._probes.clear()
+        self._following.clear()
         self.is_on = False
 
     @property
@@ -58,6 +62,7 @@ class Probing:
         Returns:
             False where a probe has failed on any rank: the caller then calls `stop`.
         """
+        self._following, self._step = [], step  # what waits for an update that was never whole is forgotten
         for probe in self._probes:
             # A probe whose ``due`` raises counts as due, so that its failure reaches the agreement below.
             name, due = type(probe).__name__, True
@@ -72,7 +77,38 @@ class Probing:
                     columns = probe.measure(step, phase, rates())
                     if journal is not None and columns:
                         journal.append(getattr(probe, "table", "curvature"), columns)
+                    if getattr(probe, "follows_update", False):
+                        following: Any = probe
+                        following.remember()
+                        self._following.append(following)
             # After each probe: the next one may sum over the ranks, and would wait for one that has failed.
+            if ranks.any(measured.failed):
+                return False
+        return True
+
+    @property
+    def awaits_update(self) -> bool:
+        """Whether probes wait for the update of the step in which they have measured."""
+        return bool(self._following)
+
+    def measure_update(self, phase: str, lr: float, ranks: Ranks, journal: Journal | None) -> bool:
+        """Let the probes that wait for it measure the update just made; every rank takes part.
+
+        Args:
+            phase: name of the training phase.
+            lr: learning rate of the first parameter group in it.
+            ranks: the ranks of the run.
+            journal: takes the rows; None on ranks other than 0.
+
+        Returns:
+            False where a probe has failed on any rank: the caller then calls `stop`.
+        """
+        following, self._following = self._following, []
+        for probe in following:
+            with self._failures.attempt(type(probe).__name__, self._step) as measured:
+                columns = probe.measure_update(self._step, phase, lr)
+                if journal is not None and columns:
+                    journal.append(getattr(probe, "table", "curvature"), columns)
             if ranks.any(measured.failed):
                 return False
         return True

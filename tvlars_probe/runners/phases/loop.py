@@ -214,6 +214,8 @@ class Training:
             compute=phase.probed,
             every=asked.every,
             operators=tuple(o for o in asked.operators if o != "effective" or self.unmeasured is None),
+            measures=asked.measures,
+            batch_size=min(self.plan.batch_size, len(self.data.train)) if "batch" in asked.measures else None,
             bn_mode=bn_mode,
             budget=asked.share,
             tol=asked.tol,
