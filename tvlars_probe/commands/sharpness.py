@@ -37,7 +37,7 @@ _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness"
 @option("--batch-size", section="What", type=int, show_default="the run's", help="Samples of such a mini-batch.")
 @option("--directional-sharpness", section="What", is_flag=True, help="The curvature along the coming update.")
 @option("--critical-sharpness", section="What", is_flag=True, help=
-        "2/rate of the smallest multiple of the coming update at which the loss rises; forward passes only.")  # fmt: skip
+        "2/rate at the smallest multiple of the coming update that raises the loss; forward passes only.")  # fmt: skip
 @option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
 @option("--operator", section="What", type=_LIST(OPERATORS), default="hessian", help=
         "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; or the Gauss-Newton "

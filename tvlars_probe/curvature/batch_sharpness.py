@@ -73,12 +73,13 @@ def batch_sharpness(
     ]
     cut = on_all_ranks(shards, lambda: disjoint(everything, batch_size, seed))
     mine = [*range(shards.rank, len(cut), shards.world_size)]
-    found = torch.full((len(cut),), 0.0, dtype=torch.float64)
+    found, functions = torch.zeros(len(cut), dtype=torch.float64), dict[str, None]()
 
     def measure() -> None:
         for made, place in enumerate(mine):
             report(made, len(mine))
-            found[place] = _quotient(objective, parameters, cut[place])
+            found[place], names = _quotient(objective, parameters, cut[place])
+            functions.update(dict.fromkeys(names))
 
     with _buffers_of_first(objective):
         on_all_ranks(shards, measure)
@@ -95,6 +96,7 @@ def batch_sharpness(
         high=None if half is None else mean + half,
         values=tuple(values.tolist()),
         batch_size=batch_size,
+        custom_functions=tuple(functions),
         matvecs=count,
         seconds=time.perf_counter() - began,
     )
@@ -111,8 +113,8 @@ def _buffers_of_first(objective: Objective) -> Iterator[None]:
         yield
 
 
-def _quotient(objective: Objective, parameters: Mapping[str, Tensor], batch: Batch) -> float:
-    """gᵀ·H·g/‖g‖² of one mini-batch; NaN where the gradient is zero."""
+def _quotient(objective: Objective, parameters: Mapping[str, Tensor], batch: Batch) -> tuple[float, tuple[str, ...]]:
+    """gᵀ·H·g/‖g‖² of one mini-batch, NaN where the gradient is zero; and the custom functions in its graph."""
     one = Objective(
         objective.model,
         objective.compute,
@@ -127,4 +129,4 @@ def _quotient(objective: Objective, parameters: Mapping[str, Tensor], batch: Bat
         g = hessian.gradient()
         product = hessian.matvec(g)
         both = products(torch.stack([product, g]), g).cpu()
-    return (both[0] / both[1]).item()
+    return (both[0] / both[1]).item(), hessian.custom_functions

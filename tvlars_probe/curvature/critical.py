@@ -86,7 +86,7 @@ class _Search:
         import torch
 
         self._displaced, self._report = displaced, report
-        self.start = displaced.loss_at(0.0)
+        self.start = displaced.loss_here()
         self._unit = ULPS * torch.finfo(dtype).eps * abs(self.start)
         self.below, self.above, self._has_fallen = 0.0, math.inf, False
 

@@ -244,8 +244,7 @@ class Figures:
         if not found.symmetric:
             self._note_asymmetry(found.asymmetry, subject)
             return doubts.ASYMMETRIC
-        functions = subject.hessian.custom_functions
-        return doubts.unchecked(functions) if functions else None
+        return doubts.of_functions(subject.hessian.custom_functions)
 
     def _note_asymmetry(self, share: float, subject: _Subject) -> None:
         self._note(subject, doubts.of_asymmetry(self.objective.model, share, subject.title))
@@ -285,16 +284,20 @@ class Figures:
             self.notes.setdefault("batch sharpness", f"batch sharpness is unknown: {error}")
             return
         about = {"error_kind": "standard-error", "low": found.low, "high": found.high, "batch_size": size}
+        about |= {"check": doubts.of_functions(found.custom_functions)}
         self._add("batch_sharpness", found, found.value, found.standard_error, "hessian", **about)
 
     def directional(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         """Measure the curvature along the update."""
         self.report("directional sharpness")
-        found = directional_sharpness(self._hessian_of("hessian", parameters), update)
+        hessian = self._hessian_of("hessian", parameters)
+        self.left_out |= dict.fromkeys(hessian.left_out)
+        found = directional_sharpness(hessian, update)
         if found.value is None:
             self.notes.setdefault("directional", "directional sharpness is unknown: the update changes no weight")
             return
-        self._add("directional_sharpness", found, found.value, None, "hessian")
+        check = doubts.of_functions(hessian.custom_functions)
+        self._add("directional_sharpness", found, found.value, None, "hessian", check=check)
 
     def critical(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         """Find where along the update the loss rises."""
@@ -308,7 +311,7 @@ class Figures:
         if found.value is None or found.low is None or found.high is None:
             self.notes.setdefault("critical", f"critical sharpness is unknown: {found.reason}")
             return
-        about = {"low": found.low, "high": found.high, "tol": self.measures.critical_tol, "error_kind": "bracket"}
+        about: dict[str, Any] = {"tol": self.measures.critical_tol, "error_kind": "bracket"}
         self._add("critical_sharpness", found, found.value, (found.high - found.low) / 2, None, **about)
 
     def _add(

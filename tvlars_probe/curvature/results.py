@@ -196,6 +196,8 @@ class BatchSharpness:
         high: its upper end.
         values: those of the mini-batches.
         batch_size: samples of a mini-batch.
+        custom_functions: names of the `torch.autograd.Function`s in the graph of the loss, whose second derivative is
+            theirs.
         matvecs: products with mini-batches' Hessians, one each.
         seconds: wall-clock time.
     """
@@ -206,6 +208,7 @@ class BatchSharpness:
     high: float | None
     values: tuple[float, ...]
     batch_size: int
+    custom_functions: tuple[str, ...]
     matvecs: int
     seconds: float
 

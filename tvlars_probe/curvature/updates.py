@@ -82,6 +82,11 @@ class Displaced:
         self._origin = [shard.clone() for shard in self._shards]
         self._changes = [update.changes[name].to(self._origin[i]) for i, name in enumerate(moving)]
 
+    def loss_here(self) -> float:
+        """f(w), where the weights are."""
+        self.evaluations += 1
+        return self.objective.value()
+
     def loss_at(self, c: float) -> float:
         """f(w + c·Δw), the same on every rank; it may be NaN or infinite. The weights are put back."""
         self.evaluations += 1

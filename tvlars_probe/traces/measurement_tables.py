@@ -77,17 +77,16 @@ CURVATURE = Table(
             "name",
             "name",
             "residual or kato-temple (residual²/gap), each raised to what may hide and what the checks found; "
-            "standard-error; or bracket, half of the distance from low to high",
+            "standard-error; or bracket: c lies between a multiple that raises the loss and one that doesn't",
         ),
         Column(
             "low",
             "float64",
             "1",
-            "lower end: of a trace's or batch sharpness' 95 % interval, by Student's distribution; of critical "
-            "sharpness' bracket",
+            "of a trace or batch sharpness: lower end of its 95 % interval, by Student's distribution",
             later=True,
         ),
-        Column("high", "float64", "1", "upper end of it", later=True),
+        Column("high", "float64", "1", "of a trace or batch sharpness: upper end of it", later=True),
         Column("tol", "float64", "1", "relative error asked for; of critical sharpness, that of c"),
         Column(
             "converged",
