@@ -48,6 +48,13 @@ def shard_of(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     return shard
 
 
+def reshard(model: nn.Module) -> None:
+    """Let FSDP2 gather parameters anew in the next forward pass: it may keep what it has gathered after a pass."""
+    for module in model.modules():
+        if any(one.__name__ == "FSDPModule" for one in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
+
+
 def whole_of(tensor: Tensor) -> Tensor:
     """All elements of a tensor: of a DTensor they are gathered, and every rank calls this."""
     if not is_dtensor(tensor):

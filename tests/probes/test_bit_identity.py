@@ -34,6 +34,8 @@ def trained(name: str, folder: Path, bn_mode: str | None) -> tuple[list[Tensor],
             fixed,
             every=1,
             operators=("hessian", "effective", "relative"),
+            measures=("eigenvalue", "batch", "directional", "critical"),
+            batch_size=4,
             bn_mode=mode,
             tol=0.1,
         )

@@ -26,6 +26,12 @@ SAMPLES = {
 }  # fmt: skip
 """Headings of `tvlars_probe.analyses.minimizer.Minimizer.samples`."""
 
+MINI_BATCH = {
+    "measure": "along gradients and updates", "measurements": "measurements", "start": "start", "end": "end",
+    "end_error": "std. error", "limit": "2/rate", "end_over_limit": "end / (2/rate)",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.mini_batch.MiniBatch.summary`."""
+
 CORRELATION = {
     "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
     "by_chance_share": "by chance", "runs": "runs", "why_no_interval": "why no interval",

@@ -4,7 +4,8 @@
 batches. It changes when a normalised layer is rescaled, although the function stays the same. *Relative* sharpness, for
 which each tensor is scaled by its norm, doesn't change (cf. Dinh et al. 2017). The two together decide between trapped
 and escaped. *Effective* sharpness is that of the steps really taken. Beyond its limit the oscillation on a quadratic
-grows (Cohen et al. 2021, 2022). For mini-batch runs the limit is a reference line without a verdict.
+grows (Cohen et al. 2021, 2022). For mini-batch runs the limit is a reference line without a verdict: what they obey is
+said by batch sharpness, where that is on record (`mini_batch`).
 
 All of it is said of the sample that was measured on, or of the mean over several draws of that size (`draws`). A curve
 holds one of them (`one_sample`).
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses import draws, one_sample
+from tvlars_probe.analyses import draws, mini_batch, one_sample
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.facts import RunFacts
+    from tvlars_probe.analyses.mini_batch import MiniBatch
 
 QUESTION = "Is it trapped in a sharp minimum?"
 
@@ -69,6 +71,7 @@ class SharpnessRule:
         late: the end state is the median over this last share of that range; the last value always counts.
         escaped: a curve that ends below this share of its early peak has escaped.
         least: fewest measurements of a curve with which its state is told.
+        near: batch sharpness whose mean over the late steps is within this share of 2/rate is at the edge.
 
     Raises:
         UserError: a threshold is outside its range.
@@ -78,11 +81,14 @@ class SharpnessRule:
     late: float = 0.2
     escaped: float = 0.5
     least: int = 5
+    near: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("early", "late"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name):g} is outside its range (allowed: a share from 0 to 1)")
+        if not 0 < self.near < 1:
+            raise UserError(f"near={self.near:g} is outside its range (allowed: a share above 0, below 1)")
         if not 0 < self.escaped <= 1:
             raise UserError(f"--escaped {self.escaped:g} is outside its range (allowed: a share above 0, up to 1)")
         if self.least < 1:
@@ -109,6 +115,7 @@ class Minimizer:
             successive measurements of which both are at least `SharpnessRule.escaped` times the peak.
         blocks: top eigenvalues of single layers and tensors, a row per step and block; like the two below, in any mode.
         further: traces and epsilon-sharpness.
+        mini_batch: batch, directional and critical sharpness beside 2/rate; None where none of them is on record.
         spectrum: the spectral densities, the latest of a step, over draws their mean.
     """
 
@@ -122,6 +129,7 @@ class Minimizer:
     summary: pd.DataFrame
     blocks: pd.DataFrame
     further: pd.DataFrame
+    mini_batch: MiniBatch | None
     spectrum: pd.DataFrame
 
     @property
@@ -136,6 +144,7 @@ def analyse_minimizer(
     spectrum: pd.DataFrame,
     facts: RunFacts,
     *,
+    rates: pd.DataFrame | None = None,
     bn_mode: str | None = None,
     rule: SharpnessRule | None = None,
 ) -> Minimizer:
@@ -145,6 +154,7 @@ def analyse_minimizer(
         curvature: the columns `COLUMNS` of the table ``curvature``, and of those of `draws` what there is.
         spectrum: the columns `SPECTRUM_COLUMNS` of the table ``spectrum``, likewise.
         facts: what the run's manifest tells.
+        rates: the columns `mini_batch.STEP_COLUMNS` of the table ``steps``.
         bn_mode: BatchNorm mode to read; by default the one with the most measured steps.
         rule: thresholds of the rule.
     """
@@ -157,6 +167,7 @@ def analyse_minimizer(
     whole = eigenvalues["scope_kind"] == "all"
     curves, samples = one_sample.curves_of_one_sample(eigenvalues[whole], mode)
     summary = pd.DataFrame([_summarise(str(name), group, limits) for name, group in curves.groupby("operator")])
+    elsewhere = ("eigenvalue", *mini_batch.MEASURES)
     return Minimizer(
         facts=facts,
         verdict=_verdict(summary, limits),
@@ -167,7 +178,16 @@ def analyse_minimizer(
         samples=samples,
         summary=summary,
         blocks=eigenvalues.loc[~whole, list(BLOCK_COLUMNS)].reset_index(drop=True),
-        further=figures.loc[figures["measure"] != "eigenvalue", list(FURTHER_COLUMNS)].reset_index(drop=True),
+        further=figures.loc[~figures["measure"].isin(elsewhere), list(FURTHER_COLUMNS)].reset_index(drop=True),
+        mini_batch=mini_batch.analyse_mini_batches(
+            figures,
+            pd.DataFrame(columns=list(mini_batch.STEP_COLUMNS)) if rates is None else rates,
+            facts,
+            mode,
+            late=limits.late,
+            least=limits.least,
+            near=limits.near,
+        ),
         spectrum=densities[[*SPECTRUM_COLUMNS, "samples", "draws"]],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvlars_probe.analyses import draws
+from tvlars_probe.analyses import draws, mini_batch
 from tvlars_probe.analyses.comparison import Comparison, compare, epoch_columns, run_row
 from tvlars_probe.analyses.correlation import EPOCH_COLUMNS, SharpnessCorrelation, correlate
 from tvlars_probe.analyses.landscape import COLUMNS as LANDSCAPE_COLUMNS
@@ -39,9 +39,11 @@ def last_accuracy(epochs: pd.DataFrame) -> float | None:
 
 def minimizer_of(source: Source, *, bn_mode: str | None = None, rule: SharpnessRule | None = None) -> Minimizer:
     """Trapped in a sharp minimum, or escaped?"""
-    curvature = source.curvature((*CURVATURE_COLUMNS, *draws.COLUMNS))
+    curvature = source.curvature((*CURVATURE_COLUMNS, *draws.COLUMNS, *mini_batch.COLUMNS))
     spectrum = source.spectrum((*SPECTRUM_COLUMNS, *draws.SPECTRUM_COLUMNS))
-    return analyse_minimizer(curvature, spectrum, source.facts, bn_mode=bn_mode, rule=rule)
+    # The rates are read only where something is compared with them.
+    rates = source.steps(mini_batch.STEP_COLUMNS) if curvature["measure"].isin(mini_batch.MEASURES).any() else None
+    return analyse_minimizer(curvature, spectrum, source.facts, rates=rates, bn_mode=bn_mode, rule=rule)
 
 
 def comparison_of(

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.correlation import SharpnessCorrelation
     from tvlars_probe.analyses.warmup_pairs import WarmupPairs
 
-MEASURES = {"hessian": "sharpness λ₁", "relative": "relative sharpness", "effective": "effective sharpness"}
+MEASURES = {
+    "hessian": "sharpness λ₁",
+    "relative": "relative sharpness",
+    "effective": "effective sharpness",
+    "ggn": "sharpness of the Gauss-Newton matrix",
+}
 """Labels of sharpness by operator. `gap_chart` draws the first that is on record."""
 
 METRICS = {

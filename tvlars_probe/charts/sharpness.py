@@ -30,6 +30,10 @@ OPERATORS = {
     "hessian": "sharpness λ₁(H)",
     "relative": "relative sharpness (tensors scaled by their norm)",
     "effective": "effective sharpness (grey: limit of stability)",
+    "ggn": "sharpness of the Gauss-Newton matrix",
+    "batch_sharpness": "batch sharpness: along mini-batches' gradients (grey: 2/rate)",
+    "directional_sharpness": "directional sharpness: along the update (grey: 2/rate)",
+    "critical_sharpness": "critical sharpness: where the update raises the loss (grey: 2/rate)",
 }
 """The panels of `sharpness_curves` from top to bottom, by operator."""
 
@@ -37,6 +41,7 @@ _OF = {
     "hessian": "the Hessian",
     "relative": "the relative Hessian",
     "effective": "the effective Hessian",
+    "ggn": "the Gauss-Newton matrix",
 }
 EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
 """Label of a spectral density's axis, or of its panel, by operator."""
@@ -235,7 +240,14 @@ def layer_blocks(result: Minimizer) -> alt.LayerChart:
 def _curves(results: Sequence[Minimizer]) -> list[pd.DataFrame]:
     """Of each run and operator the curve and, where it has one, its limit of stability as another curve."""
     # Columns are added to all rows at once: there may be thousands of runs, each of a few rows.
-    told = _joined([_labelled(r, r.curves) for r in results]).assign(line="sharpness")
+    told = _joined(
+        [_labelled(r, r.curves) for r in results]
+        + [
+            _labelled(r, r.mini_batch.curves.rename(columns={"measure": "operator"}))
+            for r in results
+            if r.mini_batch is not None
+        ]
+    ).assign(line="sharpness")
     limit = told[told["limit"].notna()]
     nothing = dict.fromkeys(("error", "standard_error", "low", "high"), np.nan)
     limit = limit.assign(line="limit", value=limit["limit"], converged=None, draws=1, **nothing)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.analyses.headings import CORRELATION, SAMPLES
+from tvlars_probe.analyses.headings import CORRELATION, MINI_BATCH, SAMPLES
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
@@ -80,6 +80,11 @@ def render(console: Console, result: Minimizer) -> None:
         console.print()
         shown = result.summary.rename(columns={"beyond_limit": "beyond_limit_share"})  # shown in percent
         console.print(table_of(shown, _SUMMARY))
+    if (beside := result.mini_batch) is not None:
+        console.print()
+        print_verdict(console, beside.verdict, title="Mini-batches:")
+        console.print()
+        console.print(table_of(beside.summary, MINI_BATCH))
     if len(result.further):
         console.print()
         told = result.further.dropna(axis="columns", how="all")  # few measures have a standard error, or a box

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LIST = click.Choice
 
+_SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness")
+
 
 @click.command(cls=Command, name="sharpness", context_settings={"max_content_width": 110})
 @click.argument("run", type=FilePath())
@@ -30,9 +32,16 @@ _LIST = click.Choice
 @option("--trace", section="What", is_flag=True, help="The trace, with its standard error.")
 @option("--density", section="What", is_flag=True, help="The spectral density, into the table spectrum.")
 @option("--epsilon", section="What", is_flag=True, help="Keskar's epsilon-sharpness.")
+@option("--batch-sharpness", section="What", is_flag=True, help=
+        "The curvature along mini-batches' own gradients, with its standard error over them.")  # fmt: skip
+@option("--batch-size", section="What", type=int, show_default="the run's", help="Samples of such a mini-batch.")
+@option("--directional-sharpness", section="What", is_flag=True, help="The curvature along the coming update.")
+@option("--critical-sharpness", section="What", is_flag=True, help=
+        "2/rate at the smallest multiple of the coming update that raises the loss; forward passes only.")  # fmt: skip
 @option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
 @option("--operator", section="What", type=_LIST(OPERATORS), default="hessian", help=
-        "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm.")  # fmt: skip
+        "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; or the Gauss-Newton "
+        "matrix.")  # fmt: skip
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
 @option("--split", section="Loss", type=_LIST(SPLITS), default="train", help="Part of the data.")
@@ -91,7 +100,8 @@ def _check_audit(ctx: click.Context) -> None:
         UserError: one of them was given on the command line.
     """
     # A value doesn't tell whether it was given or is the default; its source does.
-    own = ("top", "bottom", "trace", "density", "epsilon", "per_layer", "operator", "bn_mode", "engine")
+    own = ("top", "bottom", "trace", "density", "epsilon", *_SHARPNESSES, "batch_size", "per_layer", "operator",
+           "bn_mode", "engine")  # fmt: skip
     given = [name for name in own if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if given:
         names = ", ".join("--bn" if name == "bn_mode" else f"--{name.replace('_', '-')}" for name in given)
@@ -117,7 +127,7 @@ def _json_value(name: str, value: Any) -> Any:
 _OF_MEANS = (
     "step", "phase", "measurement_id", "operator", "scope", "scope_kind", "rank", "value", "standard_error", "low",
     "high", "deviation", "draws", "error", "not_converged", "check", "samples", "loss", "split", "bn_mode", "engine",
-    "precision", "epsilon", "dimensions", "limit",
+    "precision", "batch_size", "epsilon", "dimensions", "limit",
 )  # fmt: skip
 """What JSON tells of a mean over draws."""
 
@@ -152,9 +162,13 @@ def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob
 
-    named = ("top", "bottom", "trace", "density", "epsilon", "per_layer", "engine", "tol", "max_matvecs",
-             "trace_matvecs", "density_probes", "density_steps", "seed")  # fmt: skip
+    named = ("top", "bottom", "trace", "density", "epsilon", *_SHARPNESSES, "per_layer", "engine", "tol",
+             "max_matvecs", "trace_matvecs", "density_probes", "density_steps", "seed")  # fmt: skip
     asked = {name: values[name] for name in named} | {"operators": (values["operator"],)}
+    if values["batch_sharpness"]:
+        asked["batch_size"] = values["batch_size"] or _batch_size_of(run)
+    elif values["batch_size"] is not None:
+        raise UserError("--batch-size is the size of the mini-batches of --batch-sharpness, which isn't asked for")
     if audit:
         asked = {"tol": values["tol"], "seed": values["seed"], "max_matvecs": values["max_matvecs"]}
     return SharpnessJob(
@@ -165,6 +179,20 @@ def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
         place=PlaceConfig(devices=values["devices"], nproc=values["nproc"], threads=values["threads"]),
         **{name: values[name] for name in ("checkpoint", "split", "samples", "draws", "precision", "model")},
     )
+
+
+def _batch_size_of(run: Path) -> int:
+    """Samples of a run's mini-batches.
+
+    Raises:
+        UserError: the run doesn't tell.
+    """
+    from tvlars_probe.runs import open_run
+
+    size = open_run(run).manifest.batch_size
+    if size is None:
+        raise UserError(f"{run} doesn't tell its batch size, which batch sharpness needs: give --batch-size")
+    return size
 
 
 _Cells = dict[str, "Callable[[dict[str, Any]], str]"]
@@ -261,7 +289,9 @@ def render(rows: pd.DataFrame) -> None:
 
 
 def _measure(row: dict[str, Any]) -> str:
-    """A measure's name; ε-sharpness depends on two settings, which stand in it."""
+    """A measure's name; ε-sharpness and batch sharpness depend on settings, which stand in it."""
+    if row["measure"] == "batch_sharpness":
+        return f"batch_sharpness, batches of {_number(row['batch_size'])}"
     if row["measure"] != "epsilon_sharpness":
         return str(row["measure"])
     return f"epsilon {row['epsilon']:g}, {_number(row['dimensions']) or 'all'} dim."

@@ -8,6 +8,7 @@ import click
 
 from tvlars_probe.commands.noise_options import NOISE_FIELDS, NOISE_OPTIONS
 from tvlars_probe.commands.options import FilePath, option
+from tvlars_probe.curvature.measures import IN_TRAINING
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
@@ -87,6 +88,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
         {
             "sharpness_every": "every",
             "sharpness_operators": "operators",
+            "sharpness_measures": "measures",
             "sharpness_samples": "samples",
             "sharpness_bn": "bn_mode",
             "sharpness_tol": "tol",
@@ -273,7 +275,13 @@ _OPTIONS = (
     option(
         "--sharpness-operators", section=_SHARPNESS, greedy=True, type=_choice(OPERATORS),
         default=("hessian", "effective", "relative"),
-        help="Of the Hessian itself, as the optimizer's rates scale it, and relative to each tensor's norm.",
+        help="Of the Hessian itself, as the optimizer's rates scale it, relative to each tensor's norm; or of the "
+        "Gauss-Newton matrix.",
+    ),
+    option(
+        "--sharpness-measures", section=_SHARPNESS, greedy=True, type=_choice(IN_TRAINING), default=("eigenvalue",),
+        help="The top eigenvalue of each operator; along mini-batches' gradients; along the update; where along it the "
+        "loss rises.",
     ),
     option(
         "--sharpness-samples", section=_SHARPNESS, type=int, default=256,

@@ -154,7 +154,8 @@ def _differentiated_statistics(layers: list[_BatchNorm], shards: Ranks) -> Itera
     with contextlib.ExitStack() as stack:
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(check).remove)
-        if shards.world_size == 1:
+        # Our own synchronised layer would sum over the process group, whichever ranks hold the sample.
+        if shards.world_size == 1 and not any(map(_is_our_own, layers)):
             for layer in layers:
                 layer.training = True  # the objective puts modes back
             yield
@@ -172,7 +173,7 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[
     """
     # The exception is our own synchronised layer, whose forward is this one's arithmetic.
     for layer in layers:
-        if type(layer).forward is not _BatchNorm.forward and not type(layer).__module__.startswith("tvlars_probe."):
+        if type(layer).forward is not _BatchNorm.forward and not _is_our_own(layer):
             raise UserError(
                 f"{type(layer).__name__} has a forward of its own, which can't take its statistics over several ranks: "
                 f"use one rank, or mode 'eval' or 'frozen-batch'"
@@ -194,6 +195,10 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[
             del layer.__dict__["forward"]
             if forward is not None:
                 layer.__dict__["forward"] = forward
+
+
+def _is_our_own(layer: _BatchNorm) -> bool:
+    return type(layer).__module__.startswith("tvlars_probe.")
 
 
 def _statistics(x: Tensor, shards: Ranks) -> tuple[Tensor, Tensor]:

@@ -107,3 +107,31 @@ def joined(first: Batch, second: Batch) -> Batch | None:
     """Both batches as one; None where their tensors differ in form, as padded sequences do from batch to batch."""
     forms = [[(t.shape[1:], t.dtype) for t in batch] for batch in (first, second)]
     return tuple(torch.cat(two) for two in zip(first, second, strict=True)) if forms[0] == forms[1] else None
+
+
+def disjoint(batches: Sequence[Batch], size: int, seed: int) -> list[Batch]:
+    """Cut samples, in random order, into batches of one size; what the last one lacks to it is left out.
+
+    Args:
+        batches: batches that together are the samples.
+        size: samples of each batch that is returned.
+        seed: of the order.
+
+    Raises:
+        UserError: the batches differ in form, so that their samples can't be mixed.
+    """
+    forms = {tuple((t.shape[1:], t.dtype, k) for t, k in zip(b, _rows_per_sample(b), strict=True)) for b in batches}
+    if len(forms) > 1:
+        raise UserError(
+            "the batches of the sample differ in form, so that their samples can't be mixed: pad them alike"
+        )
+    whole = tuple(torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    rows = _rows_per_sample(whole)
+    order = torch.randperm(len(whole[0]), generator=torch.Generator().manual_seed(seed))
+    chosen = order[: len(order) // size * size].split(size)
+    return [
+        tuple(
+            t[(places[:, None] * k + torch.arange(k)).flatten().to(t.device)] for t, k in zip(whole, rows, strict=True)
+        )
+        for places in chosen
+    ]

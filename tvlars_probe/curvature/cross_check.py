@@ -19,7 +19,9 @@ from torch.autograd import forward_ad
 
 from tvlars_probe.curvature.convergence import limit
 from tvlars_probe.curvature.doubts import AGREES, DIFFERS, unchecked
+from tvlars_probe.curvature.gauss_newton import GaussNewtonOperator, evaluated, returned, slopes_of
 from tvlars_probe.curvature.krylov import norm, rounding
+from tvlars_probe.curvature.losses import two_parts
 from tvlars_probe.curvature.preserving import refill
 
 if TYPE_CHECKING:
@@ -98,12 +100,8 @@ class ForwardOverReverse:
             others = {id(t): self._of_type(t.detach()) for t in own}
             tensors = others | {id(p): dual for p, dual in zip(hessian.parameters, duals, strict=True)}
             for index, batch in enumerate(objective.batches):
-                with _exchanged(objective.model, tensors):
-                    loss = objective.term(index, tuple(self._of_type(part) for part in batch))
-                gradients = torch.autograd.grad(loss, [*duals, *hessian.parameters], allow_unused=True)
-                if any(g is not None for g in gradients[len(duals) :]):
-                    raise NotCheckedError("the loss reaches parameters by another way than through the model")
-                parts = [None if g is None else forward_ad.unpack_dual(g).tangent for g in gradients[: len(duals)]]
+                typed = tuple(self._of_type(part) for part in batch)
+                parts = self._by_parameter(index, typed, duals, tensors)
                 # No gradient, or one without tangent, is constant.
                 flat = [
                     torch.zeros_like(p, dtype=self.dtype) if part is None else part
@@ -112,8 +110,51 @@ class ForwardOverReverse:
                 total += torch.cat([part.detach().reshape(-1) for part in flat])
         return total
 
+    def _by_parameter(
+        self, index: int, batch: tuple[Tensor, ...], duals: list[Tensor], tensors: dict[int, Tensor]
+    ) -> list[Tensor | None]:
+        """A batch's share of the product, by parameter; None for zero."""
+        with _exchanged(self.hessian.objective.model, tensors):
+            loss = self.hessian.objective.term(index, batch)
+        gradients = self._gradients(loss, duals, None)
+        return [None if g is None else forward_ad.unpack_dual(g).tangent for g in gradients]
+
+    def _gradients(self, value: Tensor | list[Tensor], inputs: list[Tensor], weights: Any) -> tuple[Tensor | None, ...]:
+        """The gradient by the tensors that are in the parameters' places."""
+        found = torch.autograd.grad(value, [*inputs, *self.hessian.parameters], weights, allow_unused=True)
+        if any(g is not None for g in found[len(inputs) :]):
+            raise NotCheckedError("the loss reaches parameters by another way than through the model")
+        return found[: len(inputs)]
+
     def _of_type(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+class ForwardGaussNewton(ForwardOverReverse):
+    """The Gauss-Newton matrix's product with J·v as the outputs' forward derivative."""
+
+    def _by_parameter(
+        self, index: int, batch: tuple[Tensor, ...], duals: list[Tensor], tensors: dict[int, Tensor]
+    ) -> list[Tensor | None]:
+        objective, loss = self.hessian.objective, two_parts(self.hessian.objective.compute)
+        # Forward alone: backward passes in forward mode take formulas that many operations lack.
+        with _exchanged(objective.model, tensors):
+            pushed, _ = returned(objective, loss, batch)
+        plain = [forward_ad.unpack_dual(dual).primal.detach().requires_grad_() for dual in duals]
+        exchanged = tensors | {id(p): q for p, q in zip(self.hessian.parameters, plain, strict=True)}
+        with _exchanged(objective.model, exchanged):
+            found = evaluated(objective, loss, index, batch)
+        tangents = [forward_ad.unpack_dual(pushed[place]).tangent for place in found.places]
+        slopes = slopes_of(found.term, found.leaves)
+        pairs = [
+            (s, v) for s, v in zip(slopes, tangents, strict=True) if s is not None and s.requires_grad and v is not None
+        ]
+        if not pairs:
+            return [None] * len(duals)
+        weights = torch.autograd.grad(
+            [s for s, _ in pairs], found.leaves, [v for _, v in pairs], materialize_grads=True
+        )
+        return [*self._gradients(found.outputs, plain, weights)]
 
 
 @contextlib.contextmanager
@@ -154,13 +195,14 @@ def cross_checked(
     Args:
         found: eigenvalues with their vectors and ``combined``.
         rebuilt: makes of another product with the Hessian the operator that is compared with A.
-        hessian: the Hessian of which A is made.
+        hessian: the Hessian, or Gauss-Newton matrix, of which A is made.
         loss: f(w).
 
     Returns:
         the eigenvalues, and the outcome: one of those in `tvlars_probe.curvature.doubts`.
     """
     w, product = found.combined
+    route = ForwardGaussNewton if isinstance(hessian, GaussNewtonOperator) else ForwardOverReverse
     own = hessian.dtype
     # The other type is a second chance. In float64 torch leaves fused kernels aside that have no forward derivative, an
     # LSTM's on the CPU for instance; a loss may have constants of its own type, and fail in float64.
@@ -168,7 +210,7 @@ def cross_checked(
     wanted = wanted[::-1] if abs(loss) < SATURATED else wanted
     for dtype in wanted:
         try:
-            other = rebuilt(ForwardOverReverse(hessian, dtype)).matvec(w.to(dtype))
+            other = rebuilt(route(hessian, dtype)).matvec(w.to(dtype))
         except NotCheckedError:
             continue
         # In the wider type: the difference is what counts, and of what is left rounding would be a large part.

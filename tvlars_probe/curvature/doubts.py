@@ -29,6 +29,11 @@ def unchecked(custom_functions: Sequence[str]) -> str:
     return f"{UNCHECKED}: {', '.join(custom_functions)}" if custom_functions else UNCHECKED
 
 
+def of_functions(custom_functions: Sequence[str]) -> str | None:
+    """The outcome where no check is made: None if torch wrote all of the graph's functions."""
+    return unchecked(custom_functions) if custom_functions else None
+
+
 def of_asymmetry(model: nn.Module, share: float, what: str) -> str:
     """A sentence on asymmetric products, with their cause where it is known, and the remedy.
 

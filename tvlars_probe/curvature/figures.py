@@ -8,15 +8,27 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.curvature import doubts
+from tvlars_probe.curvature.batch_sharpness import batch_sharpness
+from tvlars_probe.curvature.critical import critical_sharpness
 from tvlars_probe.curvature.cross_check import cross_checked
 from tvlars_probe.curvature.density import spectral_density
+from tvlars_probe.curvature.directional import directional_sharpness
 from tvlars_probe.curvature.epsilon import DIMENSIONS, EPSILONS, epsilon_sharpness
+from tvlars_probe.curvature.gauss_newton import GaussNewtonOperator
 from tvlars_probe.curvature.hutchpp import hutchpp
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.operators import HessianOperator, ScaledOperator
-from tvlars_probe.curvature.results import EpsilonSharpness, Measurement
+from tvlars_probe.curvature.results import (
+    BatchSharpness,
+    CriticalSharpness,
+    DirectionalSharpness,
+    Eigenvalues,
+    EpsilonSharpness,
+    Measurement,
+    TraceEstimate,
+)
 from tvlars_probe.curvature.scaling import norm_of, scaled
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import NonFiniteLossError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,8 +37,12 @@ if TYPE_CHECKING:
 
     from tvlars_probe.curvature.measures import Measures
     from tvlars_probe.curvature.objective import Objective
-    from tvlars_probe.curvature.results import Density, Eigenvalues, TraceEstimate
+    from tvlars_probe.curvature.results import Density
     from tvlars_probe.curvature.scaling import Rates
+    from tvlars_probe.curvature.updates import Update
+
+
+Found = Eigenvalues | TraceEstimate | EpsilonSharpness | BatchSharpness | CriticalSharpness | DirectionalSharpness
 
 
 @dataclass(frozen=True)
@@ -84,18 +100,25 @@ class Figures:
     notes: dict[str, str] = field(default_factory=dict)
     _last: tuple[tuple[str, ...], HessianOperator] | None = None
 
+    def leave_out(self, parameters: Mapping[str, Tensor]) -> None:
+        """Note the parameters that are frozen."""
+        self.left_out |= dict.fromkeys(name for name, p in parameters.items() if not p.requires_grad)
+
+    def free_graphs(self) -> None:
+        """Let go of the graphs that are kept for operators on the same parameters."""
+        self._last = None
+
     def operator(
         self, kind: str, scope: str, scope_kind: str, parameters: Mapping[str, Tensor], *, whole: bool
     ) -> None:
         """Measure one operator on some parameters: on the ``whole`` model, or on the block of a layer."""
-        self.left_out |= dict.fromkeys(name for name, p in parameters.items() if whole and not p.requires_grad)
         # S is zero on a tensor of zeros: its rows of S H S would only add eigenvalues of 0.
         if kind == "relative":
             parameters = {name: p for name, p in parameters.items() if norm_of(p).item() > 0}
             if not parameters:
                 return  # all weights are zero, and the operator with them
         try:
-            hessian = self._hessian_of(parameters)
+            hessian = self._hessian_of(kind, parameters)
         except UserError:
             if whole:
                 raise
@@ -118,12 +141,16 @@ class Figures:
         if self.measures.density:
             self._density(subject)
 
-    def _hessian_of(self, parameters: Mapping[str, Tensor]) -> HessianOperator:
-        """The Hessian with respect to some parameters; operators on the same ones share it, and its graphs."""
+    def _hessian_of(self, kind: str, parameters: Mapping[str, Tensor]) -> HessianOperator:
+        """The Hessian, or Gauss-Newton matrix, with respect to some parameters.
+
+        Operators on the same ones share it, and its graphs.
+        """
+        wanted: type[HessianOperator] = GaussNewtonOperator if kind == "ggn" else HessianOperator
         names = tuple(parameters)
-        if self._last is None or self._last[0] != names:
+        if self._last is None or self._last[0] != names or type(self._last[1]) is not wanted:
             self._last = None  # before new graphs are built, the old ones go
-            self._last = names, HessianOperator(self.objective, parameters)
+            self._last = names, wanted(self.objective, parameters)
         return self._last[1]
 
     def _peer(self, hessian: HessianOperator) -> Any:
@@ -217,8 +244,7 @@ class Figures:
         if not found.symmetric:
             self._note_asymmetry(found.asymmetry, subject)
             return doubts.ASYMMETRIC
-        functions = subject.hessian.custom_functions
-        return doubts.unchecked(functions) if functions else None
+        return doubts.of_functions(subject.hessian.custom_functions)
 
     def _note_asymmetry(self, share: float, subject: _Subject) -> None:
         self._note(subject, doubts.of_asymmetry(self.objective.model, share, subject.title))
@@ -242,17 +268,63 @@ class Figures:
                     "epsilon_sharpness", found, found.value, None, None, epsilon=epsilon, dimensions=found.dimensions
                 )
 
+    def batches(self, parameters: Mapping[str, Tensor]) -> None:
+        """Measure the curvature along mini-batches' own gradients."""
+        size = self.measures.batch_size
+        assert size is not None
+        try:
+            found = batch_sharpness(
+                self.objective,
+                parameters,
+                batch_size=size,
+                seed=self.measures.seed,
+                report=lambda made, total: self.report(f"batch sharpness: mini-batch {made + 1} of {total}"),
+            )
+        except NonFiniteLossError as error:
+            self.notes.setdefault("batch sharpness", f"batch sharpness is unknown: {error}")
+            return
+        about = {"error_kind": "standard-error", "low": found.low, "high": found.high, "batch_size": size}
+        about |= {"check": doubts.of_functions(found.custom_functions)}
+        self._add("batch_sharpness", found, found.value, found.standard_error, "hessian", **about)
+
+    def directional(self, parameters: Mapping[str, Tensor], update: Update) -> None:
+        """Measure the curvature along the update."""
+        self.report("directional sharpness")
+        hessian = self._hessian_of("hessian", parameters)
+        self.left_out |= dict.fromkeys(hessian.left_out)
+        found = directional_sharpness(hessian, update)
+        if found.value is None:
+            self.notes.setdefault("directional", "directional sharpness is unknown: the update changes no weight")
+            return
+        check = doubts.of_functions(hessian.custom_functions)
+        self._add("directional_sharpness", found, found.value, None, "hessian", check=check)
+
+    def critical(self, parameters: Mapping[str, Tensor], update: Update) -> None:
+        """Find where along the update the loss rises."""
+        found = critical_sharpness(
+            self.objective,
+            parameters,
+            update,
+            tol=self.measures.critical_tol,
+            report=lambda made: self.report(f"critical sharpness: evaluation {made} of the loss"),
+        )
+        if found.value is None or found.low is None or found.high is None:
+            self.notes.setdefault("critical", f"critical sharpness is unknown: {found.reason}")
+            return
+        about: dict[str, Any] = {"tol": self.measures.critical_tol, "error_kind": "bracket"}
+        self._add("critical_sharpness", found, found.value, (found.high - found.low) / 2, None, **about)
+
     def _add(
         self,
         measure: str,
-        found: Eigenvalues | TraceEstimate | EpsilonSharpness,
+        found: Found,
         value: float,
         error: float | None,
-        subject: _Subject | None,
+        subject: _Subject | str | None,
         **further: Any,
     ) -> None:
-        where: dict[str, Any] = {"operator": "none"}
-        if subject is not None:
+        where: dict[str, Any] = {"operator": subject or "none"}
+        if isinstance(subject, _Subject):
             where = {"operator": subject.kind, "scope": subject.scope, "scope_kind": subject.scope_kind}
             where |= subject.further
         dtype = next(self.objective.model.parameters()).dtype
@@ -260,7 +332,7 @@ class Figures:
             measure=measure,
             value=value,
             error=error,
-            matvecs=found.evaluations if isinstance(found, EpsilonSharpness) else found.matvecs,
+            matvecs=found.evaluations if isinstance(found, EpsilonSharpness | CriticalSharpness) else found.matvecs,
             seconds=found.seconds,
             samples=self.objective.samples,
             sample_id=self.sample_id,

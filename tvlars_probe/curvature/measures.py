@@ -7,19 +7,31 @@ from dataclasses import dataclass
 from tvlars_probe.curvature.results import CRITERIA, ENGINES, OPERATORS
 from tvlars_probe.errors import UserError, unknown
 
+IN_TRAINING = ("eigenvalue", "batch", "directional", "critical")
+"""What may be measured while a run trains: the top eigenvalue, and three sharpnesses that need no operator's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
     """What to compute.
 
     Attributes:
-        operators: among "hessian", "effective" and "relative"; see `tvlars_probe.curvature.scaling`.
+        operators: among "hessian", "effective" and "relative" (see `tvlars_probe.curvature.scaling`) and "ggn" (see
+            `tvlars_probe.curvature.gauss_newton`).
         top: number of eigenvalues from the top of the spectrum.
         bottom: number of eigenvalues from the bottom.
         trace: whether to estimate the trace.
         density: whether to estimate the spectral density.
         epsilon: whether to search for Keskar's ε-sharpness. It belongs to the loss, not to an operator, and is measured
             once.
+        batch_sharpness: whether to measure the curvature along mini-batches' own gradients, once for the loss; see
+            `tvlars_probe.curvature.batch_sharpness`.
+        batch_size: samples of such a mini-batch.
+        directional_sharpness: whether to measure the Hessian's curvature along the update, made or coming; see
+            `tvlars_probe.curvature.directional`.
+        critical_sharpness: whether to find the multiple of the update at which the loss rises; see
+            `tvlars_probe.curvature.critical`.
+        critical_tol: width of the bracket of that multiple, as a share of it.
         per_layer: whether to measure eigenvalues, trace and density also of each layer's diagonal block.
         engine: "lanczos" or "pyhessian"; the latter computes top eigenvalues and trace of the raw Hessian only.
         tol: relative error of eigenvalues.
@@ -40,6 +52,11 @@ class Measures:
     trace: bool = False
     density: bool = False
     epsilon: bool = False
+    batch_sharpness: bool = False
+    batch_size: int | None = None
+    directional_sharpness: bool = False
+    critical_sharpness: bool = False
+    critical_tol: float = 0.01
     per_layer: bool = False
     engine: str = "lanczos"
     tol: float = 1e-3
@@ -64,9 +81,16 @@ class Measures:
             raise UserError(f"{min(self.top, self.bottom)} eigenvalues can't be computed (allowed: 0 or more)")
         if self.seed < 0:
             raise UserError(f"seed {self.seed} is no seed (allowed: 0 or more)")
-        if not (self.top or self.bottom or self.trace or self.density or self.epsilon):
-            raise UserError("nothing to measure: ask for eigenvalues (top, bottom), trace, density or epsilon")
-        least = {"max_matvecs": 1, "density_steps": 1, "density_probes": 1, "trace_matvecs": 6}
+        if not (self.of_operators or self.of_updates or self.epsilon or self.batch_sharpness):
+            raise UserError(
+                "nothing to measure: ask for eigenvalues (top, bottom), trace, density, epsilon, or batch, directional "
+                "or critical sharpness"
+            )
+        if self.batch_sharpness and self.batch_size is None:
+            raise UserError("batch sharpness needs batch_size, the number of samples of the run's mini-batches")
+        if not 0 < self.critical_tol < 1:
+            raise UserError(f"critical_tol {self.critical_tol:g} is no share (allowed: above 0, below 1)")
+        least = {"batch_size": 1, "max_matvecs": 1, "density_steps": 1, "density_probes": 1, "trace_matvecs": 6}
         for name, allowed in least.items():
             value = getattr(self, name)
             if value is not None and value < allowed:
@@ -74,7 +98,19 @@ class Measures:
         if self.engine == "pyhessian":
             self._check_pyhessian()
 
+    @property
+    def of_operators(self) -> bool:
+        """Whether an operator's eigenvalues, trace or density are asked for."""
+        return bool(self.top or self.bottom or self.trace or self.density)
+
+    @property
+    def of_updates(self) -> bool:
+        """Whether something is asked for that depends on an update."""
+        return self.directional_sharpness or self.critical_sharpness
+
     def _check_pyhessian(self) -> None:
+        if self.of_updates or self.batch_sharpness:
+            raise UserError("PyHessian has no batch, directional or critical sharpness: use --engine lanczos")
         if self.density:
             raise UserError("PyHessian's density needs torch.eig, which torch no longer has: use --engine lanczos")
         if self.operators != ("hessian",) or self.bottom:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules import module as every_module
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import additivity
@@ -20,10 +18,13 @@ from tvlars_probe.curvature.agreeing import on_all_ranks
 from tvlars_probe.curvature.batch_norm import batch_norm_mode, batch_norms, check_bn_mode
 from tvlars_probe.curvature.batches import as_batches
 from tvlars_probe.curvature.embeddings import rescale_rows
+from tvlars_probe.curvature.losses import Supervised, as_number
+from tvlars_probe.curvature.plain import make_plain
 from tvlars_probe.curvature.preserving import preserved
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.reductions import accumulation_dtype
-from tvlars_probe.whole_tensors import refuse_model, refuse_unreadable
+from tvlars_probe.shards import reshard
+from tvlars_probe.whole_tensors import is_dtensor, refuse_model, refuse_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,25 +37,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Supervised:
-    """What `supervised` returns; its loss is known, as that may be a module."""
-
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs, targets = batch
-        return self.loss_fn(model(inputs), targets)
-
-
 def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     """Return the function that computes ``loss_fn(model(inputs), targets)`` of a batch (inputs, targets)."""
-    return _Supervised(loss_fn)
+    return Supervised(loss_fn)
 
 
 def is_supervised(compute: Compute) -> bool:
     """Whether it was made by `supervised`, so that its batches are pairs."""
-    return isinstance(compute, _Supervised)
+    return isinstance(compute, Supervised)
 
 
 class Objective:
@@ -79,6 +69,20 @@ class Objective:
         weights: n_b as a function of the batch, a number >= 0 that is a sum over the batch's samples.
         is_sum_over_samples: False for a loss that joins the samples, of all ranks where there are several. It takes
             each rank's part as one batch, and isn't tested.
+        takes_dtensors: whether the model may hold DTensors. Of such a model only `value` can be had, and its loss isn't
+            tested.
+
+    Attributes:
+        model: the model.
+        compute: the loss of a batch.
+        bn_mode: mode of BatchNorm.
+        shards: the ranks that hold the sample.
+        sample: this rank's batches.
+        batches: those of them that count, in the order of ``weights``.
+        weights: n_b of each.
+        total_weight: Σ n_b over all ranks.
+        samples: number of samples, of all ranks.
+        is_sum_over_samples: as given.
 
     Raises:
         UserError: data of another form; a rank has no samples, or only such as weigh nothing; an unknown mode; several
@@ -95,19 +99,20 @@ class Objective:
         shards: Ranks | None = None,
         weights: Weights | None = None,
         is_sum_over_samples: bool = True,
+        takes_dtensors: bool = False,
     ) -> None:
         check_bn_mode(bn_mode)
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.shards = shards or Ranks()
         self._weigh, self.is_sum_over_samples = weights, is_sum_over_samples
-        self._on_all_ranks(partial(_refuse_unreadable, model))
+        self._on_all_ranks(partial(_refuse_unreadable, model, takes_dtensors=takes_dtensors))
         given = self._on_all_ranks(lambda: as_batches(data, pairs=is_supervised(compute)))
-        self._sample = [batch for batch in given if len(batch[0])]
-        found = self._on_all_ranks(lambda: [self.weight_of(batch) for batch in self._sample])
+        self.sample = [batch for batch in given if len(batch[0])]
+        found = self._on_all_ranks(lambda: [self.weight_of(batch) for batch in self.sample])
         # What weighs nothing is no part of f; its loss may be NaN, as the mean over no targets is.
-        self.batches = [batch for batch, weight in zip(self._sample, found, strict=True) if weight]
+        self.batches = [batch for batch, weight in zip(self.sample, found, strict=True) if weight]
         self.weights = [weight for weight in found if weight]
-        mine = sum(len(batch[0]) for batch in self._sample)
+        mine = sum(len(batch[0]) for batch in self.sample)
         # Every rank learns of another's empty share, and all raise: none is left waiting in a later collective.
         counts = torch.tensor([mine, len(self.batches), int(not self.batches)], device=self.device)
         self.samples, self._pieces, idle = (int(count) for count in self.shards.sum(counts).tolist())
@@ -144,18 +149,23 @@ class Objective:
         return value
 
     def _refuse_pieces_of_a_whole(self) -> None:
-        if len(self._sample) > 1 and not self.is_sum_over_samples:
-            raise UserError(f"the loss joins all samples, which must be one batch (got {len(self._sample)})")
-        if len(self._sample) > 1 and self.bn_mode == "train" and batch_norms(self.model):
+        if len(self.sample) > 1 and not self.is_sum_over_samples:
+            raise UserError(f"the loss joins all samples, which must be one batch (got {len(self.sample)})")
+        if len(self.sample) > 1 and self.bn_mode == "train" and batch_norms(self.model):
             raise UserError(
                 f"BatchNorm in train mode takes statistics over the whole sample, which must be one batch "
-                f"(got {len(self._sample)}): give it whole, or use mode 'frozen-batch' or 'eval'"
+                f"(got {len(self.sample)}): give it whole, or use mode 'frozen-batch' or 'eval'"
             )
 
     @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next(self.model.parameters()).device
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model holds DTensors."""
+        return any(is_dtensor(p) for p in self.model.parameters())
 
     @property
     def is_held(self) -> bool:
@@ -199,9 +209,9 @@ class Objective:
                 preserved(*modules),
             ):
                 for root in modules:
-                    _make_plain(root)
+                    make_plain(root)
                 # Running statistics differ from rank to rank. The first rank's go into the copies that we work on.
-                self.shards.broadcast(self.model.buffers())
+                self.shards.broadcast(b for b in self.model.buffers() if not is_dtensor(b))
                 rescale_rows(self.model, self.shards, partial(self._on_all_ranks, self._forward_by_batches))
                 with batch_norm_mode(self.model, bn_mode, self.shards, partial(self._on_all_ranks, self._forward)):
                     yield
@@ -210,12 +220,12 @@ class Objective:
 
     def _forward_by_batches(self) -> None:
         """Pass all of this rank's sample through the model."""
-        for batch in self._sample:
+        for batch in self.sample:
             self.loss_of(batch)
 
     def _forward(self) -> None:
         """Pass all of this rank's sample through the model at once, as statistics of the sample need it."""
-        self.loss_of(tuple(torch.cat(tensors) for tensors in zip(*self._sample, strict=True)))
+        self.loss_of(tuple(torch.cat(tensors) for tensors in zip(*self.sample, strict=True)))
 
     def _test(self) -> None:
         """Refuse a loss that would depend on how the sample is cut into batches.
@@ -223,7 +233,7 @@ class Objective:
         Raises:
             UserError: it does.
         """
-        if self._pieces < 2 or not self.is_sum_over_samples:
+        if self._pieces < 2 or not self.is_sum_over_samples or self.is_sharded:
             return
         mixture = self._on_all_ranks(lambda: additivity.mixture(self.batches))
         # Some of the first rank's samples join the others': ranks are compared with one another, too.
@@ -257,14 +267,7 @@ class Objective:
         versions = [t._version for t in given]
         loss: Any = self.compute(self.model, given)
         self._writes_to_inputs = self._writes_to_inputs and [t._version for t in given] != versions
-        if not isinstance(loss, Tensor):
-            raise UserError(f"the loss is a {type(loss).__name__}: it must be a tensor, with its graph")
-        if loss.numel() != 1:
-            shape = tuple(loss.shape)
-            raise UserError(f"the loss has the shape {shape}, and must be one number: use reduction='mean'")
-        if not loss.is_floating_point():
-            raise UserError(f"the loss is of type {loss.dtype}: it must be a real floating-point number")
-        return loss if loss.ndim == 0 else loss.reshape(())
+        return as_number(loss)
 
     def term(self, index: int, batch: Batch | None = None) -> Tensor:
         """Batch ``index``'s share of f, 0-dim; the shares of all ranks' batches sum to f(w). Use it inside `held`.
@@ -276,6 +279,15 @@ class Objective:
         batch = self.batches[index] if batch is None else batch
         return self.loss_of(batch) * (self.weights[index] / self.total_weight)
 
+    def value(self) -> float:
+        """f(w) by forward passes alone, on every rank; it may be NaN or infinite. Use it inside `held`."""
+        total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
+        with torch.no_grad():
+            for index in range(len(self.batches)):
+                total += self.term(index).to(total)
+        reshard(self.model)
+        return self.shards.sum(total).item()
+
     def loss(self) -> float:
         """f(w), on every rank.
 
@@ -283,52 +295,29 @@ class Objective:
             NonFiniteLossError: f(w) isn't finite.
             UserError: f has no graph that leads to a parameter.
         """
-        total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
-        is_cut_off = False
         with self.held():
-            for index in range(len(self.batches)):
-                with torch.set_grad_enabled(index == 0):
-                    term = self.term(index)
-                is_cut_off |= index == 0 and not term.requires_grad
-                total += term.detach().to(total)
+            # One batch shows whether there is a graph; what is sharded has no use for one.
+            with torch.set_grad_enabled(not self.is_sharded):
+                is_cut_off = not self.term(0).requires_grad and torch.is_grad_enabled()
+            value = self.value()
             is_cut_off &= any(p.requires_grad for p in self.model.parameters())
             if self.shards.any(is_cut_off):
                 raise UserError(
                     "the loss depends on no parameter that requires a gradient, or is cut off from them (by detach(), "
                     "item() or no_grad())"
                 )
-        value = self.shards.sum(total).item()
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the model's loss on the sample is {value}: there is no curvature to compute")
         return value
 
 
-def _refuse_unreadable(model: nn.Module) -> None:
+def _refuse_unreadable(model: nn.Module, *, takes_dtensors: bool) -> None:
     """Refuse a model that has no parameters, or some that this rank can't read.
 
     Raises:
         UserError: it is one.
     """
-    refuse_model(model)
+    refuse_model(model, takes_dtensors=takes_dtensors)
     if not any(True for _ in model.parameters()):
         raise UserError("the model has no parameters")
-    refuse_unreadable(model.named_parameters())
-
-
-def _make_plain(root: nn.Module) -> None:
-    """Put all modules into evaluation mode, and take off hooks on gradients, and compiled forwards; for good.
-
-    A hook changes the gradient, and would change the Hessian. Compiled forwards can't be differentiated twice.
-    """
-    for p in root.parameters():
-        p._backward_hooks = None
-        if p._post_accumulate_grad_hooks:
-            p._post_accumulate_grad_hooks.clear()
-    for module in root.modules():
-        module.training = False  # not by eval(), in which a class of its own may do more
-        if not isinstance(module, torch.jit.ScriptModule):
-            module._backward_hooks.clear()
-            module._backward_pre_hooks.clear()
-            module._compiled_call_impl = None
-    every_module._global_backward_hooks.clear()
-    every_module._global_backward_pre_hooks.clear()
+    refuse_unreadable(model.named_parameters(), takes_dtensors=takes_dtensors)

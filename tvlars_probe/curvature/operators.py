@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,6 +108,55 @@ class ScaledOperator:
         return product.mul_(self.scale)
 
 
+class Derivatives(Protocol):
+    """The derivatives of a batch's share of f, with graphs that can be differentiated once more."""
+
+    @property
+    def value(self) -> Tensor:
+        """What is differentiated first, with its graph."""
+        ...
+
+    @property
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """By parameter a tensor with its graph; None where `value` doesn't depend on it."""
+        ...
+
+    def chosen(self, used: list[bool]) -> Derivatives:
+        """The same for the parameters that are used."""
+        ...
+
+    def product(self, params: list[Tensor], parts: list[Tensor], *, keep: bool) -> tuple[Tensor, ...] | None:
+        """The matrix times a vector, both by parameter; None for zero. Without ``keep`` the graphs are used up."""
+        ...
+
+    def slopes(self, params: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """The share's gradient by parameter."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """A gradient, of which the Hessian is the derivative."""
+
+    value: Tensor
+    gradients: tuple[Tensor | None, ...]
+
+    def chosen(self, used: list[bool]) -> _Gradient:
+        return _Gradient(self.value, tuple(g for g, u in zip(self.gradients, used, strict=True) if u))
+
+    def product(self, params: list[Tensor], parts: list[Tensor], *, keep: bool) -> tuple[Tensor, ...] | None:
+        # A gradient without a graph is constant (f is linear in its parameter): it adds nothing.
+        pairs = [(g, part) for g, part in zip(self.gradients, parts, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            return None
+        # The vector-Jacobian product of the gradient is vᵀH, and H is symmetric. It takes one backward pass.
+        outputs, weights = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, params, weights, retain_graph=keep, materialize_grads=True)
+
+    def slopes(self, params: list[Tensor]) -> tuple[Tensor | None, ...]:
+        return self.gradients
+
+
 class HessianOperator:
     """The exact Hessian of an objective with respect to some parameters, by double backpropagation.
 
@@ -140,7 +190,7 @@ class HessianOperator:
         candidates = {name: p for name, p in parameters.items() if p.requires_grad}
         if not candidates:
             raise UserError("no parameter is chosen that requires a gradient")
-        self._graphs: list[tuple[Tensor | None, ...]] = []
+        self._graphs: list[Derivatives] = []
         self.device = objective.device
         used = self._differentiate_once(candidates, memory_budget)
         self.names = tuple(name for name, is_used in zip(candidates, used, strict=True) if is_used)
@@ -148,7 +198,7 @@ class HessianOperator:
         self.parameters = [candidates[name] for name in self.names]
         if not self.parameters:
             raise UserError("the loss depends on none of the parameters chosen")
-        self._graphs = [tuple(g for g, u in zip(graph, used, strict=True) if u) for graph in self._graphs]
+        self._graphs = [graph.chosen(used) for graph in self._graphs]
         self.sizes = [p.numel() for p in self.parameters]
         self.size, self.dtype = sum(self.sizes), self.parameters[0].dtype
 
@@ -161,11 +211,10 @@ class HessianOperator:
             room = free_memory(self.device, objective.shards.world_size) // 2
         for index in range(len(objective.batches)):
             with SavedBytes() as saved:
-                term = objective.term(index)
-                graph = _gradient(term, params)
+                graph = self._derivatives(index, params)
             if index == 0:
-                self.custom_functions = custom_functions(term)
-            used += torch.tensor([float(g is not None) for g in graph], device=self.device)
+                self.custom_functions = custom_functions(graph.value)
+            used += torch.tensor([float(g is not None) for g in graph.gradients], device=self.device)
             # All graphs are kept or none, so that one flag says whether a product frees the graphs that it uses.
             room -= saved.bytes
             self._keeps = self._keeps and room >= 0
@@ -193,16 +242,10 @@ class HessianOperator:
         parts = list(self.split(v).values())
         total = torch.empty_like(v) if out is None else out
         is_first = True
-        for graph in self._gradients():
-            # A gradient without a graph is constant (f is linear in its parameter): it adds nothing.
-            pairs = [(g, part) for g, part in zip(graph, parts, strict=True) if g is not None and g.requires_grad]
-            if not pairs:
+        for graph in self._each():
+            products = graph.product(self.parameters, parts, keep=self._keeps)
+            if products is None:
                 continue
-            # The vector-Jacobian product of the gradient is vᵀH, and H is symmetric. It takes one backward pass.
-            outputs, weights = zip(*pairs, strict=True)
-            products = torch.autograd.grad(
-                outputs, self.parameters, weights, retain_graph=self._keeps, materialize_grads=True
-            )
             # The first batch overwrites what ``out`` held; the others are added through views of it.
             if is_first:
                 torch.cat([product.detach().reshape(-1) for product in products], out=total)
@@ -214,28 +257,41 @@ class HessianOperator:
     def gradient(self) -> Tensor:
         """∇f(w), shape (n,)."""
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        for graph in self._gradients():
-            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(graph, self.parameters, strict=True)]
+        for graph in self._each():
+            gradients = graph.slopes(self.parameters)
+            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
             total += torch.cat([part.detach().reshape(-1) for part in parts])
         return self.objective.shards.sum(total)
 
-    def _gradients(self) -> Iterator[tuple[Tensor | None, ...]]:
-        """Each batch's gradient with its graph, one tensor or None per parameter."""
+    def _each(self) -> Iterator[Derivatives]:
+        """Each batch's derivatives with their graphs."""
         if self._keeps:
             yield from self._graphs
             return
         for index in range(len(self.objective.batches)):
-            yield _gradient(self.objective.term(index), self.parameters)
+            yield self._derivatives(index, self.parameters)
+
+    def _derivatives(self, index: int, params: list[Tensor]) -> Derivatives:
+        """What a product needs of batch ``index``."""
+        term = self.objective.term(index)
+        return _Gradient(term, gradient_of(term, params))
 
 
-def _gradient(term: Tensor, params: list[Tensor]) -> tuple[Tensor | None, ...]:
+def gradient_of(
+    term: Tensor | list[Tensor], params: list[Tensor], weights: list[Tensor] | None = None
+) -> tuple[Tensor | None, ...]:
     """The gradient with its graph, None where ``term`` doesn't depend on a parameter.
+
+    Args:
+        term: what is differentiated, one number or several tensors.
+        params: with respect to what.
+        weights: by what the elements of several tensors are multiplied before they are added up.
 
     Raises:
         UserError: the model checkpoints activations in the re-entrant form, whose graph can't be differentiated again.
     """
     try:
-        return torch.autograd.grad(term, params, create_graph=True, allow_unused=True)
+        return torch.autograd.grad(term, params, weights, create_graph=True, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise

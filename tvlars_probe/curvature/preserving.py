@@ -20,6 +20,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from tvlars_probe.errors import UserError
+from tvlars_probe.shards import shard_of
+from tvlars_probe.whole_tensors import is_dtensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +88,15 @@ def _keep_parameter(stack: contextlib.ExitStack, p: Tensor) -> None:
     hooks, late_hooks = p._backward_hooks, p._post_accumulate_grad_hooks
     kept = {**(late_hooks or {})}
 
+    # FSDP gathers a DTensor from memory of its own, of which the shard is a view: there the numbers are put back.
+    shards = [(shard_of(data), shard_of(data).clone())] if is_dtensor(p) else []
+
     def put_back() -> None:
-        p.data, p.grad, p.requires_grad, p._backward_hooks = data, grad, requires_grad, hooks
+        for shard, numbers in shards:
+            shard.copy_(numbers)
+        if not shards:
+            p.data = data
+        p.grad, p.requires_grad, p._backward_hooks = grad, requires_grad, hooks
         # torch goes on with a dict of these hooks that is exchanged, so its contents are.
         if p._post_accumulate_grad_hooks is not None:
             refill(p._post_accumulate_grad_hooks, kept)
@@ -96,7 +105,8 @@ def _keep_parameter(stack: contextlib.ExitStack, p: Tensor) -> None:
     # A graph of the caller's that has saved p refuses a backward pass after p's version has moved on.
     stack.enter_context(torch.autograd.grad_mode._unsafe_preserve_version_counter(p))
     stack.callback(put_back)
-    p.data = _copy(data)
+    if not shards:
+        p.data = _copy(data)
     # The very tensors are put back, not copies of their values: DDP, for one, holds gradients as views of its buckets.
     p.grad = None
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-OPERATORS = ("hessian", "effective", "relative")
-"""See `tvlars_probe.curvature.scaling`."""
+OPERATORS = ("hessian", "effective", "relative", "ggn")
+"""See `tvlars_probe.curvature.scaling`, and for the last one `tvlars_probe.curvature.gauss_newton`."""
 
 ENGINES = ("lanczos", "pyhessian")
 
@@ -186,6 +186,72 @@ class EpsilonSharpness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSharpness:
+    """The curvature along mini-batches' own gradients; see `tvlars_probe.curvature.batch_sharpness`.
+
+    Attributes:
+        value: mean of g_Bᵀ·H_B·g_B/‖g_B‖² over the mini-batches.
+        standard_error: of the mean; None of a single mini-batch.
+        low: lower end of the mean's 95 % interval, by Student's distribution; None of a single mini-batch.
+        high: its upper end.
+        values: those of the mini-batches.
+        batch_size: samples of a mini-batch.
+        custom_functions: names of the `torch.autograd.Function`s in the graph of the loss, whose second derivative is
+            theirs.
+        matvecs: products with mini-batches' Hessians, one each.
+        seconds: wall-clock time.
+    """
+
+    value: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+    batch_size: int
+    custom_functions: tuple[str, ...]
+    matvecs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalSharpness:
+    """2/η_c; see `tvlars_probe.curvature.critical`.
+
+    Attributes:
+        value: the middle between ``low`` and ``high``; None where it isn't known.
+        low: 2/(c·lr) at the smallest c at which the loss was seen to have risen.
+        high: 2/(c·lr) at the largest c below it at which it hadn't.
+        multiple: c, the multiple of the update.
+        reason: why there is no value.
+        evaluations: of the loss, by forward passes alone.
+        seconds: wall-clock time.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    multiple: float | None
+    reason: str | None
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectionalSharpness:
+    """ΔᵀHΔ/‖Δ‖² along an update Δ.
+
+    Attributes:
+        value: the figure; None for an update of zero.
+        matvecs: products with the Hessian.
+        seconds: wall-clock time.
+    """
+
+    value: float | None
+    matvecs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One figure, as a row of the table ``curvature`` without the columns that concern a run.
 
@@ -213,6 +279,7 @@ class Measurement:
     seed: int
     precision: str
     engine: str
+    batch_size: int | None = None
     epsilon: float | None = None
     dimensions: int | None = None
     rate_step: int | None = None

@@ -84,10 +84,15 @@ def norm_of(p: Tensor) -> Tensor:
 def scaled(kind: str, hessian: HessianOperator, rates: Rates | None) -> HessianOperator | ScaledOperator:
     """The operator named ``kind``, one of `OPERATORS`.
 
+    Args:
+        kind: its name.
+        hessian: the Hessian; for "ggn" the Gauss-Newton matrix.
+        rates: the optimizer's rates.
+
     Raises:
         UserError: an unknown kind, or "effective" without rates or without those of one of the parameters.
     """
-    if kind == "hessian":
+    if kind in ("hessian", "ggn"):
         return hessian
     if kind == "relative":
         return relative(hessian)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.curvature.measures import Measures
 from tvlars_probe.curvature.measuring import measure
 from tvlars_probe.curvature.objective import Objective, supervised
+from tvlars_probe.curvature.updates import coming_update
 from tvlars_probe.wrappers import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.objective import Weights
@@ -32,6 +34,7 @@ def sharpness(
     rates: Rates | None = None,
     shards: Ranks | None = None,
     weights: Weights | None = None,
+    optimizer: Optimizer | None = None,
     report: Report = lambda _: None,
     **measures: Any,
 ) -> Sharpness:
@@ -53,8 +56,10 @@ def sharpness(
         shards: ranks that each hold a part of the data; ``Ranks.of_process_group()`` under DDP.
         weights: n of a batch (inputs, targets), for losses that are means over something else than samples:
             ``lambda batch: class_weights[batch[1]].sum()``, or ``lambda batch: (batch[1] != -100).sum()``.
+        optimizer: whose coming update directional and critical sharpness are measured along: the update that a copy of
+            it makes from the gradient of f. It stays as it is.
         report: called with a line about what is being computed.
-        **measures: fields of `Measures`: ``operators``, ``top``, ``trace``, ``density``, ``per_layer``, ``tol``, ...
+        **measures: fields of `Measures`: ``operators``, ``top``, ``trace``, ``batch_sharpness``, ``tol``, ...
 
     Raises:
         UserError: something can't be measured as asked; the loss isn't a mean over samples, or not by ``weights``.
@@ -65,4 +70,6 @@ def sharpness(
     chosen = {name: p for name, p in model.named_parameters() if parameters is None or parameters(name)}
     if isinstance(operator := measures.get("operators"), str):
         measures["operators"] = (operator,)
-    return measure(objective, chosen, Measures(**measures), rates=rates, report=report)
+    asked = Measures(**measures)
+    update = coming_update(objective, chosen, optimizer) if optimizer is not None and asked.of_updates else None
+    return measure(objective, chosen, asked, rates=rates, update=update, report=report)

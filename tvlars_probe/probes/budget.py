@@ -78,6 +78,11 @@ class ProbeBudget:
         self._made[name] += 1
         self._waits[name] = 0
 
+    def went_on(self, name: str, seconds: float) -> None:
+        """The last measurement by the probe ``name`` has gone on after the update, and took so much longer."""
+        self._spent, self._lasts[name] = self._spent + seconds, self._lasts[name] + seconds
+        self._of_each[name] += seconds
+
     def left_out(self, name: str, step: int) -> None:
         """A measurement that was due has been left out."""
         self._left_out.setdefault(name, []).append(step)

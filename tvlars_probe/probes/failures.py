@@ -29,6 +29,8 @@ class Probe(Protocol):
 
     It must change nothing that training reads. Under a process group every rank's probe is called in the same steps.
     Its rows go to the table ``curvature``, or to the one that its attribute ``table`` names.
+
+    A probe may measure the update, too: see `UpdateProbe`.
     """
 
     @property
@@ -63,6 +65,35 @@ class Probe(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
+        ...
+
+
+class UpdateProbe(Probe, Protocol):
+    """A probe that also measures the update itself: a recorder calls it once more, just after update t.
+
+    With several optimizers that is after the last one's update, in steps in which all of them make one.
+    """
+
+    @property
+    def follows_update(self) -> bool:
+        """Whether `remember` and `measure_update` are to be called in steps in which `measure` is."""
+        ...
+
+    def remember(self) -> None:
+        """Copy what is needed of the weights before update t; called after `measure`."""
+        ...
+
+    def measure_update(self, step: int, phase: str, lr: float) -> dict[str, list[Any]]:
+        """Measure the update just made. What training reads must be, to the bit, what it was.
+
+        Args:
+            step: t, the index of the update: the state that is measured is still that before it.
+            phase: name of the training phase.
+            lr: learning rate of the first parameter group in it.
+
+        Returns:
+            rows of the probe's table, as a list per column; {} for no row.
+        """
         ...
 
 

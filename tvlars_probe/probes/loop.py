@@ -19,7 +19,8 @@ class LoopEvents(Protocol):
                 |                                       #   probes measure, a row is opened, ‖w‖ ‖g‖ ⟨w,g⟩ are read
                 |   w ← w + Δw
                 |   after_update(0)                     # the weights are w + Δw:
-                |                                       #   ‖Δw‖ is read, and what the optimizer leaves behind
+                |                                       #   ‖Δw‖ is read, and what the optimizer leaves behind;
+                |                                       #   probes measure Δw, at copies of w
                 rec.log(loss=loss)                      # the row gets the loss, the ranks agree on what comes next
             ...                                         # a flush, when it is due: rows cross to the journal
                                                         # the last rows are flushed, the journal is closed

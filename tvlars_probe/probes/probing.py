@@ -1,4 +1,4 @@
-"""What is measured before updates: the probes of a run, called in the same steps on every rank."""
+"""What is measured before updates, and of them: the probes of a run, called in the same steps on every rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Probing:
-    """Calls probes before updates, until one of them fails on any rank.
+    """Calls probes before updates, and some of them after these, until one of them fails on any rank.
 
     Args:
         probes: the probes of this process.
@@ -30,15 +30,19 @@ class Probing:
     def __init__(self, probes: Sequence[Probe], failures: ProbeFailures, budget: ProbeBudget) -> None:
         self._failures, self.budget = failures, budget
         self._probes = _named(probes)
+        self._following: dict[str, Any] = {}
+        self._step = 0
         self.is_on = True
 
     def replace(self, probes: Sequence[Probe]) -> None:
         """Go on with other probes; after `stop`, with none."""
         self._probes = _named(probes) if self.is_on else {}
+        self._following = {}
 
     def stop(self) -> None:
         """Measure nothing from now on."""
         self._probes.clear()
+        self._following.clear()
         self.is_on = False
 
     @property
@@ -63,6 +67,7 @@ class Probing:
             False where a probe has failed on any rank: the caller then calls `stop`.
         """
         self.budget.step_begins()
+        self._following, self._step = {}, step  # what waits for an update that was never whole is forgotten
         for key, probe in self._probes.items():
             # A probe whose ``due`` raises counts as due, so that its failure reaches the agreement below.
             name, due = type(probe).__name__, True
@@ -76,6 +81,10 @@ class Probing:
                     columns = probe.measure(step, phase, rates())
                     if journal is not None and columns:
                         journal.append(getattr(probe, "table", "curvature"), columns)
+                    if getattr(probe, "follows_update", False):
+                        following: Any = probe
+                        following.remember()
+                        self._following[key] = following
             self.budget.made(key, time.perf_counter() - began)
             # After each probe: the next one may sum over the ranks, and would wait for one that has failed.
             if ranks.any(measured.failed):
@@ -92,6 +101,35 @@ class Probing:
             return True
         self.budget.left_out(key, step)
         return False
+
+    @property
+    def awaits_update(self) -> bool:
+        """Whether probes wait for the update of the step in which they have measured."""
+        return bool(self._following)
+
+    def measure_update(self, phase: str, lr: float, ranks: Ranks, journal: Journal | None) -> bool:
+        """Let the probes that wait for it measure the update just made; every rank takes part.
+
+        Args:
+            phase: name of the training phase.
+            lr: learning rate of the first parameter group in it.
+            ranks: the ranks of the run.
+            journal: takes the rows; None on ranks other than 0.
+
+        Returns:
+            False where a probe has failed on any rank: the caller then calls `stop`.
+        """
+        following, self._following = self._following, {}
+        for key, probe in following.items():
+            began = time.perf_counter()
+            with self._failures.attempt(type(probe).__name__, self._step) as measured:
+                columns = probe.measure_update(self._step, phase, lr)
+                if journal is not None and columns:
+                    journal.append(getattr(probe, "table", "curvature"), columns)
+            self.budget.went_on(key, time.perf_counter() - began)
+            if ranks.any(measured.failed):
+                return False
+        return True
 
     def states(self, step: int, ranks: Ranks) -> list[dict[str, Any]] | None:
         """Return the states from which the probes continue after ``step`` updates.

@@ -199,6 +199,11 @@ class Recording:
                 self._begin_row()
             self.rows.note_rates(index)
         self.rows.after(index, started)
+        if self._probing.awaits_update and self.rows.has_all_updates:
+            with self.rows.probing_after_update():
+                lr = self.rows.first_lr
+                if not self._probing.measure_update(self.phase, lr, self.ranks, self._journal):
+                    self._stop_probing()
 
     @property
     def stopping(self) -> str:

@@ -1,4 +1,4 @@
-"""The in-training probe of the Hessian: its top eigenvalue at chosen steps, on a fixed batch.
+"""The in-training probe of the Hessian, on a fixed batch at chosen steps: its top eigenvalue, and three sharpnesses.
 
 The probe reads and never writes: a run with it is bit-identical to one without. Each measurement starts from a random
 vector. The last measurement's eigenvector would be no cheaper: where another eigenvalue has meanwhile overtaken the top
@@ -14,10 +14,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.collectives import Ranks
-from tvlars_probe.curvature.measures import Measures
+from tvlars_probe.curvature.measures import IN_TRAINING, Measures
 from tvlars_probe.curvature.measuring import measure
 from tvlars_probe.curvature.objective import Objective, supervised
-from tvlars_probe.errors import NonFiniteLossError, UserError
+from tvlars_probe.curvature.updates import at_weights, copies, update_since
+from tvlars_probe.errors import NonFiniteLossError, UserError, unknown
 from tvlars_probe.probes.cadence import cadence
 from tvlars_probe.traces.manifest import now
 from tvlars_probe.wrappers import unwrap
@@ -33,10 +34,15 @@ if TYPE_CHECKING:
 
 
 class SharpnessProbe:
-    """Measures the top eigenvalue before chosen updates. Give it to `tvlars_probe.record` as one of ``probes``.
+    """Measures curvature before chosen updates, and along them. Give it to `tvlars_probe.record` as one of ``probes``.
 
     The operators are defined in `tvlars_probe.curvature.scaling`, the BatchNorm modes in
     `tvlars_probe.curvature.batch_norm`.
+
+    Its measures are "eigenvalue" (the top one of each operator) and, once for the loss, "batch" (along mini-batches'
+    own gradients), "directional" and "critical" (along the update of the step). The last two are measured just after
+    the update, at a copy of the weights before it, and stand in the row of the step. "critical" alone takes forward
+    passes only: then the model may hold DTensors, and kernels that can't be differentiated twice.
 
     Args:
         model: the model that is trained; wrappers are taken off.
@@ -44,7 +50,9 @@ class SharpnessProbe:
         data: a pair (inputs, targets), or batches of them; under DDP each rank's own part of the sample. In several
             batches, the loss is tested at the first measurement: see `tvlars_probe.sharpness`.
         every: n, to measure before updates 0, n, 2n, ..., or "log" (each of the first ten, then ten in each decade).
-        operators: among "hessian", "effective" and "relative".
+        operators: among "hessian", "effective", "relative" and "ggn".
+        measures: among "eigenvalue", "batch", "directional" and "critical".
+        batch_size: samples of a mini-batch, for "batch"; give that of the run.
         bn_mode: "train", "eval" or "frozen-batch".
         budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
             out. None sets no limit.
@@ -69,6 +77,8 @@ class SharpnessProbe:
         *,
         every: int | str = 100,
         operators: tuple[str, ...] = ("hessian",),
+        measures: tuple[str, ...] = ("eigenvalue",),
+        batch_size: int | None = None,
         bn_mode: str = "train",
         budget: float | None = None,
         tol: float = 1e-3,
@@ -86,7 +96,8 @@ class SharpnessProbe:
                 raise UserError("a probe of no loss: give loss_fn, or compute=")
             compute = supervised(loss_fn)
         self._cadence = cadence(every)
-        self._measures = Measures(operators=tuple(operators), tol=tol, seed=seed)
+        self._before, self._after = _split(tuple(measures), tuple(operators), batch_size, tol=tol, seed=seed)
+        self._weights: dict[str, Tensor] = {}
         self._model = unwrap(model)
         self._objective = Objective(
             self._model,
@@ -96,7 +107,13 @@ class SharpnessProbe:
             shards=shards or Ranks.of_process_group(),
             weights=weights,
             is_sum_over_samples=is_sum_over_samples,
+            takes_dtensors={*measures} == {"critical"},
         )
+        if (size := batch_size or 0) > self._objective.samples and "batch" in measures:
+            raise UserError(
+                f"batch sharpness needs a mini-batch of {size:,} samples, and the probe's sample has "
+                f"{self._objective.samples:,}: take a larger sample"
+            )
         self._budget, self._sample_id = budget, sample_id
         self._began, self._spent, self._last = time.perf_counter(), 0.0, 0.0
 
@@ -129,21 +146,55 @@ class SharpnessProbe:
         Returns:
             rows of the table ``curvature``, as a list per column; {} where the sample's loss isn't finite.
         """
+        self._last = 0.0
+        if self._before is None:
+            return {}
+        operators = tuple(o for o in self._before.operators if o != "effective" or self._has_rates(rates))
+        asked = replace(self._before, operators=operators)
+        return self._columns(asked, step, phase, rates=rates)
+
+    @property
+    def follows_update(self) -> bool:
+        """Whether something is measured along the update."""
+        return self._after is not None
+
+    def remember(self) -> None:
+        """Copy the weights before the update."""
+        self._weights = copies(self._trained())
+
+    def measure_update(self, step: int, phase: str, lr: float) -> dict[str, list[Any]]:
+        """Measure the update just made, at the weights before it.
+
+        Args:
+            step: index of the update.
+            phase: name of the training phase.
+            lr: learning rate of the first parameter group in it.
+
+        Returns:
+            rows of the table ``curvature``, as a list per column; {} where nothing is known of the update.
+        """
+        assert self._after is not None
+        parameters = self._trained()
+        before = {name: w for name, w in self._weights.items() if name in parameters}
+        self._weights = {}
+        update = update_since(before, parameters, lr)
+        with at_weights(parameters, before):
+            return self._columns(self._after, step, phase, update=update)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def _columns(self, asked: Measures, step: int, phase: str, **given: Any) -> dict[str, list[Any]]:
+        """Measure what is asked for, and count its time; {} where the sample's loss isn't finite."""
         began = time.perf_counter()
-        operators = tuple(o for o in self._measures.operators if o != "effective" or self._has_rates(rates))
         try:
-            found = measure(
-                self._objective,
-                {name: p for name, p in self._model.named_parameters() if p.requires_grad},
-                replace(self._measures, operators=operators),
-                rates=rates,
-                sample_id=self._sample_id,
-            )
+            found = measure(self._objective, self._trained(), asked, sample_id=self._sample_id, **given)
         except NonFiniteLossError:
             return {}  # a run that diverges has its finding, and a probe doesn't end it
         finally:  # a measurement that came to nothing has cost time, too
-            self._last = time.perf_counter() - began
-            self._spent += self._last
+            seconds = time.perf_counter() - began
+            self._last += seconds
+            self._spent += seconds
         return curvature_columns(found.measurements, step=step, phase=phase, split="train")
 
     def _has_rates(self, rates: Rates | None) -> bool:
@@ -168,6 +219,26 @@ class SharpnessProbe:
         # Time between two sessions is no part of the run: the clock goes on from where it stood.
         self._began = time.perf_counter() - state.get("elapsed", 0.0)
         self._spent, self._last = state.get("spent", 0.0), state.get("last", 0.0)
+
+
+def _split(
+    measures: tuple[str, ...], operators: tuple[str, ...], batch_size: int | None, *, tol: float, seed: int
+) -> tuple[Measures | None, Measures | None]:
+    """What is measured before an update, and what after it; None for nothing."""
+    for name in measures:
+        if name not in IN_TRAINING:
+            raise unknown("measure", name, IN_TRAINING)
+    if not measures:
+        raise UserError(f"a probe of nothing: give measures (allowed: {', '.join(IN_TRAINING)})")
+    common: dict[str, Any] = {"tol": tol, "seed": seed, "operators": operators}
+    before = after = None
+    if {"eigenvalue", "batch"} & {*measures}:
+        top, batch = int("eigenvalue" in measures), "batch" in measures
+        before = Measures(top=top, batch_sharpness=batch, batch_size=batch_size, **common)
+    if {"directional", "critical"} & {*measures}:
+        directional, critical = ("directional" in measures), ("critical" in measures)
+        after = Measures(top=0, directional_sharpness=directional, critical_sharpness=critical, **common)
+    return before, after
 
 
 def curvature_columns(

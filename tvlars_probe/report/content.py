@@ -201,6 +201,9 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
         if len(rows):
             drawn.add(make)
     tables = [ReportTable("Sharpness", result.summary, SUMMARY)] if len(result.summary) else []
+    if result.mini_batch is not None:
+        table = ReportTable("Along gradients and updates", result.mini_batch.summary, headings.MINI_BATCH)
+        tables.append(table)
     if len(result.samples) > len(result.summary) or (result.samples["draws"] > 1).any():
         tables.append(ReportTable("Sharpness by sample", result.samples, headings.SAMPLES))
     title = f"{result.facts.name}: {result.facts.method}"

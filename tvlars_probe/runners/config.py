@@ -10,6 +10,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from tvlars_probe.curvature.measures import IN_TRAINING
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import UserError, unknown
@@ -134,7 +135,8 @@ class SharpnessConfig:
 
     Attributes:
         every: steps between measurements, "log" (each of the first ten steps, then ten in each decade), or None.
-        operators: operators to measure, among "hessian", "effective" and "relative".
+        operators: operators to measure, among "hessian", "effective", "relative" and "ggn".
+        measures: among "eigenvalue", "batch", "directional" and "critical"; see `tvlars_probe.SharpnessProbe`.
         samples: training samples of the fixed probe batch; all of them where there are fewer.
         bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
         tol: relative error of the eigenvalue.
@@ -143,6 +145,7 @@ class SharpnessConfig:
 
     every: str | None = None
     operators: tuple[str, ...] = ("hessian", "effective", "relative")
+    measures: tuple[str, ...] = ("eigenvalue",)
     samples: int = 256
     bn_mode: str = "train"
     tol: float = 1e-3
@@ -154,6 +157,11 @@ class SharpnessConfig:
         for name in self.operators:
             if name not in OPERATORS:
                 raise unknown("--sharpness-operators", name, OPERATORS)
+        if not self.measures:
+            raise UserError(f"--sharpness-measures names none (allowed: {', '.join(IN_TRAINING)})")
+        for name in self.measures:
+            if name not in IN_TRAINING:
+                raise unknown("--sharpness-measures", name, IN_TRAINING)
         if self.samples < 1:
             raise UserError(f"--sharpness-samples {self.samples} is too few (allowed: 1 or more)")
         if self.bn_mode not in BN_MODES:
@@ -246,6 +254,12 @@ class TrainConfig:
             raise UserError(
                 f"--noise can't be used with {what}, which joins the samples of all ranks: no piece of a batch has a "
                 "gradient of its own (measure a fixed sample by --noise-every)"
+            )
+        asked = self.sharpness
+        if asked.every and "batch" in asked.measures and asked.samples < self.batch_size:
+            raise UserError(
+                f"--sharpness-measures batch needs mini-batches of --batch-size {self.batch_size} in the sample: use "
+                f"--sharpness-samples {4 * self.batch_size} or so (it is {asked.samples})"
             )
         if self.sharpness.every and {*self.sharpness.operators} == {"effective"} and not self.optimizer.has_rates:
             raise UserError(

@@ -16,7 +16,8 @@ _OPERATOR = (
         "name",
         "name",
         "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ, or "
-        "what stands in for decoupled decay that tensors don't share; relative: each tensor scaled by its norm; none",
+        "what stands in for decoupled decay that tensors don't share; relative: each tensor scaled by its norm; ggn: "
+        "the generalised Gauss-Newton matrix Jᵀ·∇²ℓ·J, J the Jacobian of the model's outputs; none",
     ),
     Column("scope", "name", "name", "all, or the layer or tensor whose block it is"),
     Column("scope_kind", "name", "name", "all, layer or tensor"),
@@ -52,23 +53,41 @@ CURVATURE = Table(
         STEP,
         PHASE,
         *_MEASUREMENT,
-        Column("measure", "name", "name", "eigenvalue, trace or epsilon_sharpness", required=True),
+        Column(
+            "measure",
+            "name",
+            "name",
+            "eigenvalue, trace, epsilon_sharpness; batch_sharpness: mean of gᵀHg/|g|² over mini-batches, of their own "
+            "gradients and Hessians; directional_sharpness: ΔᵀHΔ/|Δ|² along the update Δ of the step (after training, "
+            "the coming one); critical_sharpness: 2/(c·lr), c the smallest multiple of Δ at which the loss rises, lr "
+            "the first parameter group's",
+            required=True,
+        ),
         *_OPERATOR,
         Column("rank", "int64", "1", "of an eigenvalue: 1, 2, ... from the top, -1, -2, ... from the bottom"),
         Column("value", "float64", "1", "the figure"),
-        Column("error", "float64", "1", "of the value, absolute; null for lower bounds"),
+        Column(
+            "error",
+            "float64",
+            "1",
+            "of the value, absolute; null for lower bounds, one mini-batch, and along an update",
+        ),
         Column(
             "error_kind",
             "name",
             "name",
-            "residual or kato-temple (residual²/gap), each raised to what may hide and what the checks found; or "
-            "standard-error",
+            "residual or kato-temple (residual²/gap), each raised to what may hide and what the checks found; "
+            "standard-error; or bracket: c lies between a multiple that raises the loss and one that doesn't",
         ),
         Column(
-            "low", "float64", "1", "of a trace: lower end of its 95 % interval, by Student's distribution", later=True
+            "low",
+            "float64",
+            "1",
+            "of a trace or batch sharpness: lower end of its 95 % interval, by Student's distribution",
+            later=True,
         ),
-        Column("high", "float64", "1", "of a trace: upper end of it", later=True),
-        Column("tol", "float64", "1", "relative error asked for"),
+        Column("high", "float64", "1", "of a trace or batch sharpness: upper end of it", later=True),
+        Column("tol", "float64", "1", "relative error asked for; of critical sharpness, that of c"),
         Column(
             "converged",
             "bool",
@@ -77,8 +96,15 @@ CURVATURE = Table(
             "products aren't symmetric",
         ),
         Column("check", "name", "name", _CHECK, later=True),
-        Column("matvecs", "int64", "1", "products with the operator that the measurement of this scope took"),
+        Column(
+            "matvecs",
+            "int64",
+            "1",
+            "products with the operator that the measurement of this scope took; of epsilon_sharpness evaluations of "
+            "loss and gradient, of critical_sharpness forward passes over the sample",
+        ),
         *_SAMPLE,
+        Column("batch_size", "int64", "sample", "batch_sharpness: samples of a mini-batch", later=True),
         Column("epsilon", "float64", "1", "epsilon_sharpness: size of the box"),
         Column("dimensions", "int64", "1", "epsilon_sharpness: of the random subspace; null for the whole space"),
         Column("rate_step", "int64", "step", "effective: the step whose applied rates D holds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tvlars_probe.probes.rows.telling import Telling
 from tvlars_probe.traces.manifest import now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -237,6 +238,27 @@ class StepRows:
         row.step_seconds += self.clock.since_mark(started)
         self.clock.probed(time.perf_counter() - started)
         row.probe_seconds += self.clock.mark_end()
+
+    @property
+    def has_all_updates(self) -> bool:
+        """Whether the open row has an update of every optimizer."""
+        return self.open is not None and len(self.open.stepped) == len(self._optimizers)
+
+    @property
+    def first_lr(self) -> float:
+        """Learning rate of the first parameter group in the update just made. On accelerators the host may wait."""
+        return float(self._rates.lrs[0][0])
+
+    @contextlib.contextmanager
+    def probing_after_update(self) -> Iterator[None]:
+        """Count the time spent inside as the probes' in the open row, and as no step's own."""
+        started = time.perf_counter()
+        try:
+            with self.clock.paused():
+                yield
+        finally:
+            if self.open is not None:
+                self.open.probe_seconds += time.perf_counter() - started
 
     def _leave_to_flush(self, offset: int, reader: NormReader, active: Sequence[bool]) -> None:
         """Note what fills the trust ratios that follow from the norms of whole tensors, once those are known."""

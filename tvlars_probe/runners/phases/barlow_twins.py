@@ -77,9 +77,13 @@ class Pretraining(Phase):
         """Two views of each image, drawn with one seed for every run."""
         return TwinViews(seed=0, flips=self.config.data.flips)(images, indices, 0, dtype)
 
-    def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def probe_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        both: tuple[Tensor, Tensor] = model(*batch)
+        return both
+
+    def loss_of_outputs(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """The loss over all ranks' samples, the same on every rank."""
-        first, second = model(*batch)
+        first, second = outputs
         return barlow_twins_loss(first, second, self.config.barlow.lmbda)
 
 

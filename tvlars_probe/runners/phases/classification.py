@@ -93,9 +93,12 @@ class Classification(Phase):
         """Images without augmentation, and their labels."""
         return images.batch(torch.as_tensor(indices, device=images.images.device), dtype)
 
-    def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs, labels = batch
-        return F.cross_entropy(model(inputs), labels)
+    def probe_outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(batch[0])
+        return logits
+
+    def loss_of_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs, batch[1])
 
 
 def _reducing(replica: Replica, *, now: bool) -> contextlib.AbstractContextManager[object]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from tvlars_probe.curvature.losses import Composed
 from tvlars_probe.runners.phases.modes import MODES, PHASES
 
 if TYPE_CHECKING:
@@ -109,8 +110,21 @@ class Phase(ABC):
         """The samples at ``indices`` as a batch to probe the loss on. What is random is the same for every run."""
 
     @abstractmethod
+    def probe_outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's outputs on a batch made by `probe_batch`."""
+
+    @abstractmethod
+    def loss_of_outputs(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean loss of a batch's outputs."""
+
     def probe_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss of a batch made by `probe_batch`."""
+        return self.loss_of_outputs(self.probe_outputs(model, batch), batch)
+
+    @property
+    def probed(self) -> Composed:
+        """`probe_loss` in its two parts."""
+        return Composed(self.probe_outputs, self.loss_of_outputs)
 
     def probe_bn_mode(self, asked: str) -> str:
         """BatchNorm's mode while the loss is probed in training, where a user asks for the mode ``asked``."""

@@ -13,6 +13,7 @@ from torch import nn
 from tvlars_probe.curvature.measures import Measures
 from tvlars_probe.curvature.measuring import measure, sample_hash
 from tvlars_probe.curvature.objective import Objective, supervised
+from tvlars_probe.curvature.updates import coming_update
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.sharpness import new_measurement_id
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
     from tvlars_probe.collectives import Ranks
 
+MINI_BATCHES = 8
+"""How many mini-batches batch sharpness is averaged over at least, unless samples are given, or there are fewer."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -53,8 +57,8 @@ class SharpnessJob:
         checkpoint: last, best, all, or a step.
         measures: what to compute.
         split: part of the data: train, val or test.
-        samples: number of samples of that part, the same ones for every run; None takes 1,000, or all where there are
-            fewer.
+        samples: number of samples of that part, the same ones for every run; None takes 1,000, for batch sharpness
+            eight mini-batches where these are more, and all where there are fewer.
         draws: number of disjoint samples of that size, on each of which everything is measured; None is one sample.
             The first is the one that is taken without draws.
         bn_modes: BatchNorm modes; everything is measured in each.
@@ -94,7 +98,9 @@ class SharpnessJob:
 
     def size_of_sample(self, there: int) -> int:
         """How many of the ``there`` samples of the data each draw takes."""
-        return self.samples if self.samples is not None else min(DEFAULT_SAMPLES, max(there // self.number, 1))
+        # One mini-batch would have no standard error.
+        wanted = max(DEFAULT_SAMPLES, MINI_BATCHES * (self.measures.batch_size or 0))
+        return self.samples if self.samples is not None else min(wanted, max(there // self.number, 1))
 
     def measures_of(self, engine: str, draw: int) -> Measures:
         """What to compute by an engine on a draw."""
@@ -214,21 +220,24 @@ def _measure(
     batches = sample.batches(ranks, dtype, whole=whole, make=phase.probe_batch)
     objective = Objective(
         state.model,
-        phase.probe_loss,
+        phase.probed,
         batches,
         bn_mode=mode,
         shards=ranks,
         is_sum_over_samples=phase.is_sum_over_samples,
     )
+    parameters = dict(state.model.named_parameters())
+    update = coming_update(objective, parameters, state.optimizer) if job.measures.of_updates else None
     rates = None
     if "effective" in job.measures.operators and state.step:
         # By the checkpoint's lr × trust_ratio: the schedule has moved the optimizer's lr on since that update.
         rates = applied_rates(state.model, state.optimizer, scaled_lr=state.scaled_lr, step=state.step - 1)
     sharpness = measure(
         objective,
-        dict(state.model.named_parameters()),
+        parameters,
         job.measures_of(engine, draw),
         rates=rates,
+        update=update,
         sample_id=sample.sample_id,
         report=say,
     )
@@ -248,6 +257,11 @@ def _of_stranger(ranks: Ranks, job: SharpnessJob, say: Any) -> list[Measured]:
         raise UserError(
             "--operator effective needs the optimizer's rates, which --model doesn't give: call tvlars_probe.sharpness("
             "..., rates=tvlars_probe.applied_rates(model, optimizer)) in your own code"
+        )
+    if job.measures.of_updates:
+        raise UserError(
+            "directional and critical sharpness need the optimizer, which --model doesn't give: call "
+            "tvlars_probe.sharpness(..., optimizer=optimizer) in your own code"
         )
     # The data come as they are: pieces one after the other, of which the first is what one sample takes.
     count = job.samples if job.samples is not None else max(len(inputs) // job.number, 1)

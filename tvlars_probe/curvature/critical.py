@@ -1,0 +1,131 @@
+"""Critical sharpness: 2/η_c, η_c the smallest rate at which the coming update raises the loss (arXiv:2601.16979).
+
+The update Δw that was made, or is coming, at the rate η is taken times c. The loss f(w + c·Δw) falls at first and rises
+above f(w) from some c on; there η_c = c·η. On a quadratic, f(w + cΔ) − f(w) = c·gᵀΔ + c²·ΔᵀHΔ/2. For gradient descent
+(Δ = −η·g) the figure is then gᵀHg/‖g‖², the curvature along the gradient. It takes forward passes only.
+
+c is bracketed from 1 on by factors of two, and the bracket is halved until it is narrow. The smallest c is meant: where
+the loss rises, falls and rises again between two points that were evaluated, that isn't seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from tvlars_probe.curvature.results import CriticalSharpness
+from tvlars_probe.curvature.updates import Displaced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import Tensor
+
+    from tvlars_probe.curvature.objective import Objective
+    from tvlars_probe.curvature.updates import Update
+
+LARGEST = 2.0**20
+"""c is looked for between 1/LARGEST and LARGEST."""
+
+ULPS = 4
+"""A loss has changed if it differs from f(w) by more than so many units in its last place."""
+
+
+def critical_sharpness(
+    objective: Objective,
+    parameters: Mapping[str, Tensor],
+    update: Update,
+    *,
+    tol: float = 0.01,
+    report: Callable[[int], None] = lambda _: None,
+) -> CriticalSharpness:
+    """Find the smallest c at which f(w + c·Δw) > f(w); the figure is 2/(c·lr).
+
+    Args:
+        objective: f; it may be of a model that can't be differentiated twice, or whose parameters are DTensors.
+        parameters: by name; those that the update changes are moved.
+        update: Δw, and the lr of its first parameter group.
+        tol: width of the last bracket as a share of c.
+        report: called with the number of evaluations made.
+
+    Returns:
+        the figure, whose ``value`` is None where no c is found: ``reason`` says why.
+    """
+    began = time.perf_counter()
+    with objective.held():
+        displaced = Displaced(objective, parameters, update)
+        search = _Search(displaced, next(iter(objective.model.parameters())).dtype, report)
+        reason = search.bracket()
+        if reason is None and not update.lr > 0:
+            reason = f"the learning rate of the update is {update.lr:g}"
+        if reason is None:
+            search.bisect(tol)
+    low, high = (2 / (c * update.lr) if reason is None else None for c in (search.above, search.below))
+    return CriticalSharpness(
+        value=None if low is None or high is None else (low + high) / 2,
+        low=low,
+        high=high,
+        multiple=None if reason else (search.below + search.above) / 2,
+        reason=reason,
+        evaluations=displaced.evaluations,
+        seconds=time.perf_counter() - began,
+    )
+
+
+class _Search:
+    """Brackets the c from which on the loss is above f(w).
+
+    Attributes:
+        below: the largest c below ``above`` at which it was seen not to be.
+        above: the smallest c at which it was seen to be; infinite before one was.
+    """
+
+    def __init__(self, displaced: Displaced, dtype: torch.dtype, report: Callable[[int], None]) -> None:
+        import torch
+
+        self._displaced, self._report = displaced, report
+        self.start = displaced.loss_here()
+        self._unit = ULPS * torch.finfo(dtype).eps * abs(self.start)
+        self.below, self.above, self._has_fallen = 0.0, math.inf, False
+
+    def rises(self, c: float) -> bool:
+        """Whether f(w + c·Δw) is above f(w); what isn't finite is."""
+        change = self._displaced.loss_at(c) - self.start
+        self._report(self._displaced.evaluations)
+        # Written so that NaN counts as a rise.
+        is_above = not change <= self._unit
+        self._has_fallen |= change < -self._unit
+        if is_above:
+            self.above = min(self.above, c)
+        elif c < self.above:
+            self.below = max(self.below, c)
+        return is_above
+
+    def bracket(self) -> str | None:
+        """Find a c at which the loss has risen, and a smaller one at which it hasn't; or say why there is none."""
+        if not math.isfinite(self.start):
+            return f"the loss at the weights is {self.start:g}"
+        c = 1.0
+        if self.rises(c):
+            # On, until the loss is seen to fall. It may be unchanged to rounding just where it crosses f(w), or because
+            # the update is that small.
+            unchanged = 0
+            while c > 1 / LARGEST and not self._has_fallen and unchanged < 3:
+                c /= 2
+                unchanged += not self.rises(c)
+        else:
+            while c < LARGEST and not math.isfinite(self.above):
+                c *= 2
+                self.rises(c)
+        if not math.isfinite(self.above):
+            return f"the loss doesn't rise up to {LARGEST:,.0f} times the update"
+        if not self._has_fallen:
+            return "the loss falls nowhere along the update, or by less than its rounding"
+        return None
+
+    def bisect(self, tol: float) -> None:
+        """Halve the bracket until its width is at most ``tol`` times c."""
+        while self.above - self.below > tol * self.above:
+            self.rises((self.below + self.above) / 2)
