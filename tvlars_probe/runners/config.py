@@ -17,6 +17,7 @@ from tvlars_probe.findings.ids import known_rules
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
+from tvlars_probe.runners.branch_config import BranchConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.traces.plain_types import mismatches, shown
@@ -189,6 +190,7 @@ class TrainConfig:
         recording: what is recorded.
         sharpness: how the Hessian is measured in training.
         barlow: settings of Barlow Twins and its linear probe, for mode "bt".
+        branch: where the run goes on from, if it is a branch of another one; ``epochs`` then counts its stretches.
         mode: "clf" (classification) or "bt" (Barlow Twins, then a linear probe).
         batch_size: samples of one update, over all ranks.
         micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is that of the
@@ -210,6 +212,7 @@ class TrainConfig:
     recording: RecordConfig = field(default_factory=RecordConfig)
     sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
     barlow: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    branch: BranchConfig | None = None
     mode: str = "clf"
     batch_size: int = 512
     micro_batch: int | None = None
@@ -250,7 +253,7 @@ class TrainConfig:
     def scheduled_epochs(self) -> int:
         """Epochs of the first phase, which the run's optimizer and schedule are for."""
         epochs: int = operator.attrgetter(MODES[self.mode].epochs)(self)
-        return epochs
+        return epochs if self.branch is None else self.branch.epochs
 
     @property
     def joins_ranks(self) -> bool:
@@ -280,6 +283,8 @@ class TrainConfig:
             numbers["sync_bn"] = True
         if self.data.augments:
             numbers["augmentation"] = "standard"
+        if self.branch is not None:
+            numbers["branch"] = self.branch.numbers()
         return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def without_download(self) -> TrainConfig:
@@ -312,9 +317,11 @@ class TrainConfig:
             "recording": RecordConfig,
             "sharpness": SharpnessConfig,
             "barlow": BarlowTwinsConfig,
+            "branch": BranchConfig,
         }
-        if not parts.keys() - {"sharpness", "barlow"} <= stored.keys():  # every version has written these
+        if not parts.keys() - {"sharpness", "barlow", "branch"} <= stored.keys():  # every version has written these
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
+        stored = {name: value for name, value in stored.items() if name != "branch" or value is not None}
         there = {name: kind for name, kind in parts.items() if name in stored}
         wrong = [f"{name} is {shown(stored[name])}" for name in there if not isinstance(stored[name], dict)]
         wrong = wrong or [text for name, kind in there.items() for text in mismatches(kind, stored[name])]

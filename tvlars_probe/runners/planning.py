@@ -88,7 +88,7 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
     for phase in phases_of(config):
         plan = phase.plan(samples, world_size=world_size)
         # For its error: a warm-up that leaves no step after it.
-        phase.schedule.build(epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
+        phase.build_schedule(plan)
         _check_phase(phase, data, plan)
 
 
