@@ -96,8 +96,23 @@ def curves_of(sources: Sequence[Source], metric: str) -> list[TargetCurve]:
     """The metric of each run over samples."""
     if metric != "loss":
         return [_of_epochs(source, metric) for source in sources]
-    width = _BATCHES * max(source.facts.batch_size or 1 for source in sources)
+    width = _BATCHES * max(batch_size_of(source) for source in sources)
     return [_of_steps(source.steps(["step", "loss", "samples"]), width) for source in sources]
+
+
+def batch_size_of(source: Source) -> int:
+    """Samples of one update: as the manifest tells it, or the median of what the steps' samples grow by.
+
+    Raises:
+        UserError: neither is told.
+    """
+    if source.facts.batch_size:
+        return int(source.facts.batch_size)
+    seen = source.steps(["step", "samples"])["samples"].dropna().to_numpy(float)
+    sizes = np.diff(seen, prepend=0.0)
+    if not (sizes > 0).any():
+        raise UserError(f"{source.facts.name} doesn't tell its batch size: record it by rec.log(loss=..., samples=...)")
+    return round(float(np.median(sizes[sizes > 0])))
 
 
 def _of_epochs(source: Source, metric: str) -> TargetCurve:

@@ -1,9 +1,9 @@
 """At which batch do more samples stop paying? Steps and samples to a target loss, over runs with several batch sizes.
 
-Each batch size stands at its best learning rate. With a small batch a run needs few samples and many steps, with a large
-one few steps and many samples; the batch in between, at which both are twice what they must be, is the critical batch
-size (`tvlars_probe.analyses.trade_off`). Unlike the noise scale of gradients this takes nothing for granted of optimizer
-or curvature: it is what more samples bought.
+Each batch size stands at its best learning rate. With a small batch a run needs few samples and many steps, with a
+large one few steps and many samples; the batch in between, at which both are twice what they must be, is the critical
+batch size (`tvlars_probe.analyses.trade_off`). Unlike the noise scale of gradients this takes nothing for granted of
+optimizer or curvature: it is what more samples bought.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses.intervals import IntervalEstimate
-from tvlars_probe.analyses.target_curves import EARLY, MISSED, REACHED, TargetCurve, chosen_metric, curves_of
+from tvlars_probe.analyses.target_curves import (
+    EARLY,
+    MISSED,
+    REACHED,
+    TargetCurve,
+    batch_size_of,
+    chosen_metric,
+    curves_of,
+)
 from tvlars_probe.analyses.trade_off import TradeOff, fit_trade_off
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import counted, some_of
@@ -79,8 +87,8 @@ def time_to_target(
     """Fit the trade-off between steps and samples to a sweep over batch sizes.
 
     By default the target is of the loss on a fixed sample of training data, evaluated after each epoch
-    (``train_eval_loss``): it has neither the batches' noise nor a gap to test data. Its value is the lowest that lets the
-    most batch sizes count: those of which every seed at some rate reaches it, and none before its first evaluation.
+    (``train_eval_loss``): it has neither the batches' noise nor a gap to test data. Its value is the lowest that lets
+    the most batch sizes count: those of which every seed at some rate reaches it, and none before its first evaluation.
 
     The best rate of a batch size is the one at which most of its seeds reach the target, and of these the one with the
     fewest steps, by the mean of their logarithms over seeds.
@@ -94,8 +102,8 @@ def time_to_target(
         seed: seed of the bootstrap.
 
     Raises:
-        UserError: the runs are of several optimizers, models or data sets, or don't tell their batch size; there is no
-            such metric, or no loss that all of them have.
+        UserError: the runs are of several optimizers, models or data sets; there is no such metric, or no loss that all
+            of them have; a run doesn't tell its samples.
     """
     runs = [source for source in sources if source.facts.branch is None]
     _check_alike(runs)
@@ -104,7 +112,7 @@ def time_to_target(
     curves = curves_of(runs, metric)
     frame = pd.DataFrame(
         {
-            "batch_size": [int(run.facts.batch_size or 0) for run in runs],
+            "batch_size": [batch_size_of(run) for run in runs],
             "lr": [_rate(run) for run in runs],
             "seed": [run.facts.seed for run in runs],
             "run": [run.facts.name for run in runs],
@@ -113,9 +121,8 @@ def time_to_target(
     wanted = _chosen_target(frame, curves) if target is None else sign * target
     table = _reached(frame, curves, wanted)
     batches = _batches(table)
-    table["is_best"] = table["lr"] == table["batch_size"].map(
-        dict(zip(batches["batch_size"], batches["lr"], strict=True))
-    )
+    best = dict(zip(batches["batch_size"], batches["lr"], strict=True))
+    table["is_best"] = [lr == best[size] for size, lr in zip(table["batch_size"], table["lr"], strict=True)]
     used = table[table["is_best"] & (table["outcome"] == REACHED)]
     has_fit = used["batch_size"].nunique() >= FEWEST_FOR_FIT
     fit = _fitted(used, level, seed) if has_fit else None
@@ -143,13 +150,12 @@ def _check_alike(runs: Sequence[Source]) -> None:
         found = sorted({str(getattr(run.facts, name)) for run in runs})
         if len(found) > 1:
             raise UserError(f"the runs are of several {name}s ({some_of(found)}): give those of one")
-    if unknown := [run.facts.name for run in runs if not run.facts.batch_size]:
-        raise UserError(f"{some_of(unknown)} doesn't tell its batch size: record(..., batch_size=) does")
 
 
 def _rate(run: Source) -> float:
+    """The run's peak learning rate; 0 where it isn't told, so that such runs have one rate."""
     rate = run.facts.peak_lr if run.facts.peak_lr is not None else run.facts.lr
-    return math.nan if rate is None else float(rate)
+    return 0.0 if rate is None else float(rate)
 
 
 def _chosen_target(frame: pd.DataFrame, curves: Sequence[TargetCurve]) -> float:
@@ -184,8 +190,7 @@ def _batches(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for size in sorted({*table["batch_size"]}):
         of_size = table[table["batch_size"] == size]
-        rates = [(rate, of_size[of_size["lr"].eq(rate) | (of_size["lr"].isna() & pd.isna(rate))])
-                 for rate in of_size["lr"].unique()]  # fmt: skip
+        rates = [(rate, of_size[of_size["lr"] == rate]) for rate in sorted({*of_size["lr"]})]
         # Early ones first: such a rate is at least as fast as any that was timed.
         rate, best = min(rates, key=lambda item: _order(item[1]))
         reached = best[best["outcome"] == REACHED]
@@ -242,6 +247,8 @@ def _doubts(runs: Sequence[Source], table: pd.DataFrame, batches: pd.DataFrame, 
         doubts.append(f"batch {told(some)} reached the target before its first evaluation, and isn't timed there")
     if {run.facts.schedule for run in runs} - {None, "none"}:
         doubts.append("the learning rate follows a schedule that ends with the run: steps depend on the length planned")
+    if {*table["outcome"]} == {MISSED}:
+        doubts.append("no run reached the target: give a higher loss, or train longer")
     if fit is None:
         return doubts
     if math.isnan(fit.b_crit.low):
@@ -252,12 +259,10 @@ def _doubts(runs: Sequence[Source], table: pd.DataFrame, batches: pd.DataFrame, 
             f"(chance {fit.chance:.1g})"
         )
     least, most = usable["batch_size"].min(), usable["batch_size"].max()
-    if not fit.b_crit.value <= most:
-        doubts.append("all batches lie below the critical one, or don't show it: try larger ones")
-    elif fit.b_crit.value < least:
+    if fit.b_crit.value > most or (math.isnan(fit.b_crit.value) and fit.b_crit.high == math.inf):
+        doubts.append("all batches lie below the critical one: try larger ones")
+    elif fit.b_crit.value < least or math.isnan(fit.b_crit.value):
         doubts.append("all batches lie above the critical one: try smaller ones")
-    if {*table["outcome"]} == {MISSED}:
-        doubts.append("no run reached the target: give a higher loss, or train longer")
     return doubts
 
 
