@@ -205,28 +205,32 @@ def _table(ends: pd.DataFrame, tolerance: float, level: float) -> pd.DataFrame:
 
 def _difference(losses: pd.DataFrame, size: int, first: int, level: float) -> Mean:
     """The mean difference of two batch sizes' losses over the seeds that both have; of the first from itself none."""
+    of_size, of_first = (_by_seed(losses, one) for one in (size, first))
     if size == first:
-        return Mean(0.0, 0.0, int((losses["batch_size"] == first).sum()))
-    by_seed = losses.pivot_table(index="seed", columns="batch_size", values="loss")
+        return Mean(0.0, 0.0, len(of_first))
     # A branch that diverged has no difference from the other: `Mean` passes over what isn't finite.
-    return Mean.of((by_seed[size] - by_seed[first]).tolist(), level) if size in by_seed else Mean(math.nan, math.nan, 0)
+    return Mean.of([loss - of_first[seed] for seed, loss in of_size.items() if seed in of_first], level)
+
+
+def _by_seed(losses: pd.DataFrame, size: int) -> dict[Any, float]:
+    """A batch size's losses at one number of samples, by seed."""
+    there = losses["batch_size"].to_numpy() == size
+    return dict(zip(losses["seed"].to_numpy()[there], losses["loss"].to_numpy()[there], strict=True))
 
 
 def _course(losses: pd.DataFrame, level: float) -> pd.DataFrame:
     """`Branches.course`."""
-    columns = ["samples", "batch_size", "difference", "low", "high", "seeds"]
-    if losses.empty:
-        return pd.DataFrame(columns=columns)
-    first, rows = int(losses["batch_size"].min()), []
-    for samples in sorted({*losses["samples"]}):
-        there = losses[losses["samples"] == samples]
-        if first not in {*there["batch_size"]}:
-            continue
-        for size in sorted({*there["batch_size"]} - {first}):
-            mean = _difference(there, int(size), first, level)
+    rows: list[tuple[float, ...]] = []
+    for samples, there in losses.groupby("samples", sort=True):
+        sizes = sorted({*there["batch_size"]})
+        if sizes[0] != losses["batch_size"].min():
+            continue  # the yardstick wasn't evaluated here
+        for size in sizes[1:]:
+            mean = _difference(there, int(size), int(sizes[0]), level)
             low, high = mean.value - mean.half_width, mean.value + mean.half_width
-            rows.append((int(samples), int(size), mean.value, low, high, mean.count))
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((samples, size, mean.value, low, high, mean.count))  # type: ignore[arg-type]
+    columns = ["samples", "batch_size", "difference", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=columns).astype({"samples": int, "batch_size": int, "seeds": int})
 
 
 def _bounds(table: pd.DataFrame) -> tuple[tuple[float | None, float | None], list[str]]:
