@@ -16,6 +16,7 @@ from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
     "sweep": ("sweep", "Train a grid of runs."),
+    "branch": ("branch", "Go on from a checkpoint with several batch sizes."),
     "data": ("data", "Data sets: what is there, and how to get what isn't."),
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),

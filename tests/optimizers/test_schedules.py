@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tvlars_probe.errors import UserError
-from tvlars_probe.optimizers.schedules import ScheduleConfig
+from tvlars_probe.optimizers.schedules import BranchSchedule, ScheduleConfig
 
 
 def test_cosine_is_torchs() -> None:
@@ -56,3 +56,25 @@ def test_a_warm_up_without_lars_warm_is_refused() -> None:
 def test_an_unknown_schedule_lists_the_known() -> None:
     with pytest.raises(UserError, match=r"unknown schedule 'step' \(known: none, cosine, lars-warm\)"):
         ScheduleConfig(name="step")
+
+
+@pytest.mark.parametrize("name", ["none", "cosine", "lars-warm"])
+@pytest.mark.parametrize(("batch_size", "first"), [(64, 7), (256, 3), (1024, 11)])
+def test_a_branch_reads_the_schedule_by_samples(name: str, batch_size: int, first: int) -> None:
+    """At every number of samples that both have, it has the other run's factor; the peak is the highest of its own."""
+    config = ScheduleConfig(name=name)
+    whole = config.build(epochs=10, steps_per_epoch=4, batch_size=256)
+    stride = batch_size / 256
+    steps = int((40 - first) / stride)
+    branch = BranchSchedule(name, steps, whole=whole, first=first, stride=stride)
+    for step in range(steps):
+        at = first + step * stride
+        if at == int(at):
+            assert branch.factor(step) == whole.factor(int(at))
+    assert branch.peak_factor == max(branch.factor(step) for step in range(steps))
+
+
+def test_a_branch_beyond_the_end_keeps_the_last_factor() -> None:
+    whole = ScheduleConfig(name="cosine").build(epochs=1, steps_per_epoch=10, batch_size=8)
+    branch = BranchSchedule("cosine", 8, whole=whole, first=8, stride=1.0)
+    assert [branch.factor(step) for step in (2, 5, 7)] == [whole.factor(10)] * 3

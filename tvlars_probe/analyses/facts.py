@@ -26,7 +26,8 @@ They say where a run computes or what it records, or `RunFacts` has a field for 
 
 _OWN_FIELDS = {
     "schedule.name", "data.name", "data.folder", "data.download", "model.name", "optimizer.name", "optimizer.lr",
-    "optimizer.lmbda",
+    "optimizer.lmbda", "branch.run_id", "branch.batch_size", "branch.epochs", "branch.steps_per_epoch",
+    "branch.passes", "branch.batches",
 }  # fmt: skip
 """Single entries, by dotted name, that `RunFacts.settings` leaves out for the same reasons."""
 
@@ -166,6 +167,12 @@ class RunFacts:
             told = _flat({"group": [{name: group.get(name) for name in _OF_GROUPS} for group in self.groups]})
         kept = {name: value for name, value in told.items() if name not in _OWN_FIELDS and value is not None}
         return kept | {"data": self.data, "model": self.model, "epochs": self.epochs}
+
+    @property
+    def branch(self) -> Mapping[str, Any] | None:
+        """Where the run goes on from, if it is a branch of another one: the part ``branch`` of its configuration."""
+        told = self.config.get("branch")
+        return told if isinstance(told, dict) else None
 
     @property
     def bad_loss_step(self) -> int | None:

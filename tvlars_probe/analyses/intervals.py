@@ -51,6 +51,36 @@ class Mean:
         return cls(float(np.mean(finite)), half, len(finite), float(np.std(finite, ddof=1)))
 
 
+@dataclass(frozen=True, slots=True)
+class IntervalEstimate:
+    """An estimate with its interval, which needn't be symmetric.
+
+    Attributes:
+        value: the estimate; NaN where there is none.
+        low: lower end of the 95 % interval; NaN where it is unknown, 0 where a positive quantity's is open.
+        high: upper end; NaN where it is unknown, infinite where it is open.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval, and both of its ends are closed."""
+        return self.low > 0 and self.high < math.inf  # False with NaN
+
+    @property
+    def text(self) -> str:
+        """The estimate for a reader: "310 (210 to 450)"."""
+        value = "unknown" if math.isnan(self.value) else f"{self.value:,.3g}"
+        if math.isnan(self.low) or math.isnan(self.high):
+            return f"{value} (interval unknown)"
+        if self.high == math.inf:
+            return f"{value} ({self.low:,.3g} or more)"
+        return f"{value} ({self.low:,.3g} to {self.high:,.3g})"
+
+
 MOST_ORDERS = 5040
 """Up to so many orders of the pairs are all counted, those of seven; of more, a sample."""
 

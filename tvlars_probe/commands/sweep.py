@@ -58,19 +58,33 @@ def _metavar(param: Option) -> str:
     return f"[{kind}]..." if "|" in kind else f"{kind}..."
 
 
+def launch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where runs are trained: the fields of `LaunchPlan`, and ``--dry-run``."""
+    for add in reversed(_LAUNCH_OPTIONS):
+        command = add(command)
+    return command
+
+
+_LAUNCH_OPTIONS = (
+    option(
+        "--launcher", section="Sweep", type=click.Choice(LAUNCHERS), default="inline",
+        help="Here one after another, in subprocesses, or as jobs of slurm.",
+    ),
+    option("--jobs", section="Sweep", type=int, default=1, help="Runs at once, with local and slurm."),
+    option("--dry-run", section="Sweep", is_flag=True, help="Only show what would be trained."),
+    option("--partition", section="Slurm", show_default="slurm's own", help="Partition."),
+    option("--time", "minutes", section="Slurm", type=int, default=24 * 60, help="Time limit of a run in minutes."),
+    option("--gpus", section="Slurm", type=int, default=0, help="GPUs per node, one rank each."),
+    option("--nodes", section="Slurm", type=int, default=1, help="Nodes of a run."),
+    option("--cpus", section="Slurm", type=int, show_default="slurm's own", help="Cores per rank."),
+)  # fmt: skip
+
+
 @click.command(cls=Command, name="sweep", context_settings={"max_content_width": 110})
 @click.argument("grid", required=False)
 @option("--out", section="Sweep", type=FilePath(), show_default="runs/ and the grid's name", help=
         "Folder of the runs.")  # fmt: skip
-@option("--launcher", section="Sweep", type=click.Choice(LAUNCHERS), default="inline", help=
-        "Here one after another, in subprocesses, or as jobs of slurm.")  # fmt: skip
-@option("--jobs", section="Sweep", type=int, default=1, help="Runs at once, with local and slurm.")
-@option("--dry-run", section="Sweep", is_flag=True, help="Only show what would be trained.")
-@option("--partition", section="Slurm", show_default="slurm's own", help="Partition.")
-@option("--time", "minutes", section="Slurm", type=int, default=24 * 60, help="Time limit of a run in minutes.")
-@option("--gpus", section="Slurm", type=int, default=0, help="GPUs per node, one rank each.")
-@option("--nodes", section="Slurm", type=int, default=1, help="Nodes of a run.")
-@option("--cpus", section="Slurm", type=int, show_default="slurm's own", help="Cores per rank.")
+@launch_options
 @grid_options
 def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) -> None:
     """Train a grid of runs.
@@ -92,6 +106,21 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
         for trial in trials:
             say(" ".join(("tvlars-probe", *trial.command, "--run-dir", str(trial.path))))
         return
+    carry_out_all(trials, plan, folder)
+
+
+def carry_out_all(trials: Sequence[Trial], plan: LaunchPlan, folder: Path) -> None:
+    """Train the trials that aren't finished, say of each how it ended, and print a table of all.
+
+    Args:
+        trials: the trials.
+        plan: where they are trained.
+        folder: the sweep's folder.
+
+    Raises:
+        RunFailedError: one failed, or isn't finished.
+        UserError: the launcher can't be used here, or the folder can't be written.
+    """
     say(f"{counted(len(trials), 'run')} in {folder}")
     count = iter(range(1, len(trials) + 1))
     outcomes = sweep(

@@ -28,10 +28,12 @@ class Share:
         pieces: indices of the rank's samples, cut into micro-batches. A rank without samples, in a batch smaller than
             the number of ranks, has no pieces, or only empty ones if the plan is ``in_step``.
         batch_size: number of samples in the global batch.
+        epoch: the pass over the data that the batch begins in, which its augmentation is drawn for.
     """
 
     pieces: list[Indices]
     batch_size: int
+    epoch: int = 0
 
     @property
     def size(self) -> int:
@@ -65,15 +67,24 @@ class BatchPlan:
     @property
     def steps_per_epoch(self) -> int:
         """Updates per epoch."""
-        return math.ceil(self.samples / self.batch_size)
+        return math.ceil(self.length / self.batch_size)
+
+    @property
+    def length(self) -> int:
+        """Samples per epoch."""
+        return self.samples
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Share]:
         """This rank's share of each batch of an epoch, from batch ``first`` on."""
         # Each rank draws the whole order and takes its part: ranks need no message, and a resumed run no saved state.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
         for start in range(first * self.batch_size, self.samples, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield Share(self._pieces(np.array_split(batch, self.world_size)[self.rank], len(batch)), len(batch))
+            yield self._share(order[start : start + self.batch_size], epoch)
+
+    def _share(self, batch: Indices, epoch: int) -> Share:
+        """This rank's share of a batch that begins in the pass ``epoch``."""
+        pieces = self._pieces(np.array_split(batch, self.world_size)[self.rank], len(batch))
+        return Share(pieces, len(batch), epoch)
 
     def _pieces(self, share: Indices, batch_size: int) -> list[Indices]:
         """Cut a share into micro-batches of nearly equal size: a small rest would give BatchNorm poor statistics."""
@@ -96,7 +107,7 @@ class BatchPlan:
         BatchNorm takes them over one rank's piece or, if the plan is ``in_step``, over the ranks' pieces together.
         """
         # Batches have two sizes: the full one and the last one's.
-        sizes = {self.batch_size, self.samples % self.batch_size or self.batch_size}
+        sizes = {self.batch_size, self.length % self.batch_size or self.batch_size}
         pieces: list[int] = []
         for size in sizes:
             shares = np.array_split(np.arange(size), self.world_size)

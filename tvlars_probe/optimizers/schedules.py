@@ -7,7 +7,7 @@ which `torch.optim.lr_scheduler.LambdaLR` applies.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tvlars_probe.errors import UserError, unknown
@@ -38,7 +38,7 @@ class Schedule:
     warmup_steps: int = 0
     scale: float = 1.0
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: float) -> float:
         """Learning rate in ``step`` (from 0) divided by ``lr``.
 
         none: 1. cosine: (1 + cos(π·step/total_steps)) / 2. lars-warm: scale·step/warmup_steps during the warm-up,
@@ -62,7 +62,37 @@ class Schedule:
         return self.scale
 
 
-def _cosine(step: int, total_steps: int) -> float:
+@dataclass(frozen=True, slots=True)
+class BranchSchedule(Schedule):
+    """A part of another run's schedule, read by samples: for a run that goes on from there with another batch size.
+
+    In step j it has the factor of the other schedule's step ``first`` + j·``stride``, with the stride B'/B of a batch
+    of B' samples where the other run had B: at equal numbers of samples both have one factor. That step needn't be
+    whole.
+
+    Attributes:
+        whole: the other run's schedule.
+        first: the other run's step at which this one begins.
+        stride: steps of the other run, in samples, that one step stands for.
+    """
+
+    whole: Schedule = field(kw_only=True)
+    first: int = field(kw_only=True)
+    stride: float = field(kw_only=True)
+
+    def factor(self, step: float) -> float:
+        # Beyond the end a cosine would rise again. A run whose last batches reach over it has the last factor.
+        return self.whole.factor(min(self.first + step * self.stride, self.whole.total_steps))
+
+    @property
+    def peak_factor(self) -> float:
+        # The factor rises through the warm-up and then falls: it is highest at the ends, or beside the warm-up's end.
+        turn = int((self.whole.warmup_steps - self.first) / self.stride)
+        steps = {0, self.total_steps - 1, turn, turn + 1}
+        return max(self.factor(step) for step in steps if 0 <= step < self.total_steps)
+
+
+def _cosine(step: float, total_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
 
 

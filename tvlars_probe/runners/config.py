@@ -18,6 +18,7 @@ from tvlars_probe.findings.ids import known_rules
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
+from tvlars_probe.runners.branch_config import BranchConfig
 from tvlars_probe.runners.noise_config import NoiseConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.phases.modes import MODES
@@ -203,6 +204,7 @@ class TrainConfig:
         sharpness: how the Hessian is measured in training.
         noise: how the gradient's noise is measured in training.
         barlow: settings of Barlow Twins and its linear probe, for mode "bt".
+        branch: where the run goes on from, if it is a branch of another one; ``epochs`` then counts its stretches.
         mode: "clf" (classification) or "bt" (Barlow Twins, then a linear probe).
         batch_size: samples of one update, over all ranks.
         micro_batch: most samples that a rank computes at once; gradients are accumulated. The update is that of the
@@ -225,6 +227,7 @@ class TrainConfig:
     sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     barlow: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    branch: BranchConfig | None = None
     mode: str = "clf"
     batch_size: int = 512
     micro_batch: int | None = None
@@ -282,7 +285,7 @@ class TrainConfig:
     def scheduled_epochs(self) -> int:
         """Epochs of the first phase, which the run's optimizer and schedule are for."""
         epochs: int = operator.attrgetter(MODES[self.mode].epochs)(self)
-        return epochs
+        return epochs if self.branch is None else self.branch.epochs
 
     @property
     def joins_ranks(self) -> bool:
@@ -312,6 +315,8 @@ class TrainConfig:
             numbers["sync_bn"] = True
         if self.data.augments:
             numbers["augmentation"] = "standard"
+        if self.branch is not None:
+            numbers["branch"] = self.branch.numbers()
         return hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def without_download(self) -> TrainConfig:
@@ -345,9 +350,12 @@ class TrainConfig:
             "sharpness": SharpnessConfig,
             "noise": NoiseConfig,
             "barlow": BarlowTwinsConfig,
+            "branch": BranchConfig,
         }
-        if not parts.keys() - {"sharpness", "noise", "barlow"} <= stored.keys():  # every version has written these
+        # Every version has written the others.
+        if not parts.keys() - {"sharpness", "noise", "barlow", "branch"} <= stored.keys():
             raise UserError("the run was not made by tvlars-probe train: its manifest has no such configuration")
+        stored = {name: value for name, value in stored.items() if name != "branch" or value is not None}
         there = {name: kind for name, kind in parts.items() if name in stored}
         wrong = [f"{name} is {shown(stored[name])}" for name in there if not isinstance(stored[name], dict)]
         wrong = wrong or [text for name, kind in there.items() for text in mismatches(kind, stored[name])]

@@ -94,7 +94,7 @@ def check_fit(config: TrainConfig, data: ImageData, world_size: int) -> None:
                 "fixed sample by --noise-every"
             )
         # For its error: a warm-up that leaves no step after it.
-        phase.schedule.build(epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
+        phase.build_schedule(plan)
         _check_phase(phase, data, plan)
 
 

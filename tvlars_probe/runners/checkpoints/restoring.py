@@ -59,7 +59,9 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -
         refuse_for_this_run(path, [f"its optimizer's state is another's: {error}"])
 
 
-def restore_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any], made: int, path: Path) -> None:
+def restore_schedule(
+    scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any], made: int, path: Path, *, before: int = 0
+) -> None:
     """Put the scheduler where it was after ``made`` updates of the phase; call it after `restore_optimizer`.
 
     Args:
@@ -68,15 +70,18 @@ def restore_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, A
         state: the checkpoint.
         made: updates of the phase so far.
         path: the checkpoint's file, for messages.
+        before: updates that the optimizer had counted when the phase began.
 
     Raises:
         RunDirectoryError: the checkpoint's scheduler is in another step, or the restored learning rates aren't those of
             the schedule.
     """
-    refuse_for_this_run(path, _off_schedule(scheduler, schedule, state, made))
+    refuse_for_this_run(path, _off_schedule(scheduler, schedule, state, made, before))
 
 
-def _off_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any], made: int) -> Iterator[str]:
+def _off_schedule(
+    scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any], made: int, before: int
+) -> Iterator[str]:
     """Put the scheduler after ``made`` updates, and yield where the restored learning rates are off the schedule."""
     saved, groups = state["scheduler"].get("last_epoch"), scheduler.optimizer.param_groups
     if not fits(saved, int) or saved != made:
@@ -90,8 +95,8 @@ def _off_schedule(scheduler: LambdaLR, schedule: Schedule, state: dict[str, Any]
         lr, due = group["lr"], base * schedule.factor(made)
         if not math.isclose(lr, due, rel_tol=1e-6, abs_tol=0):
             yield f"its lr is {lr:g}, and the schedule's {due:g}"
-        if (counted := updates_made(group)) not in (None, made):
-            yield f"its optimizer has made {counted} updates of {made}"
+        if (counted := updates_made(group)) not in (None, before + made):
+            yield f"its optimizer has made {counted} updates of {before + made}"
 
 
 def rng_state(ranks: Ranks) -> list[dict[str, Any]]:

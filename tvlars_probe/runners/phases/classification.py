@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tvlars_probe.data.augmentation import Augmentation
     from tvlars_probe.data.batches import Indices, Share
     from tvlars_probe.data.images import ImageData, TensorImages
+    from tvlars_probe.optimizers.schedules import Schedule
     from tvlars_probe.runners.phases.phase import Batch
     from tvlars_probe.runners.phases.replica import Replica
 
@@ -35,7 +36,7 @@ class Classification(Phase):
 
     def plan(self, samples: int, *, rank: int = 0, world_size: int = 1) -> BatchPlan:
         config = self.config
-        return BatchPlan(
+        plan = BatchPlan(
             samples=samples,
             batch_size=config.batch_size,
             micro_batch=config.micro_batch,
@@ -44,6 +45,15 @@ class Classification(Phase):
             seed=config.seed,
             in_step=config.joins_ranks,
         )
+        return plan if config.branch is None else config.branch.plan(plan, epochs=self.epochs)
+
+    def build_schedule(self, plan: BatchPlan) -> Schedule:
+        branch = self.config.branch
+        return super().build_schedule(plan) if branch is None else branch.build_schedule(self.schedule, plan)
+
+    @property
+    def updates_before(self) -> int:
+        return 0 if self.config.branch is None else self.config.branch.step
 
     def build_model(self, data: ImageData) -> nn.Module:
         model = self.config.model.build(channels=data.channels, num_classes=data.num_classes)

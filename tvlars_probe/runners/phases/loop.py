@@ -98,9 +98,7 @@ class Training:
         plan = phase.plan(len(data.train), rank=ranks.rank, world_size=ranks.world_size)
         replica = _replica(phase, ranks, data, images)
         optimizer = phase.build_optimizer(replica.model)
-        schedule = phase.schedule.build(
-            epochs=phase.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size
-        )
+        schedule = phase.build_schedule(plan)
         return cls(
             phase=phase,
             data=data,
@@ -165,7 +163,8 @@ class Training:
         restoring.restore_model(self.model, state, path)
         restoring.restore_optimizer(self.optimizer, state, path)
         # After the optimizer, whose restored learning rates are compared with the schedule.
-        restoring.restore_schedule(self.scheduler, self.schedule, state, made, path)
+        before = phase.updates_before
+        restoring.restore_schedule(self.scheduler, self.schedule, state, made, path, before=before)
         restoring.restore_rng(state["rng"], self.ranks, path)
         self.saver.best.entry = state["best"]
         self.position = Position(
@@ -275,7 +274,7 @@ class Training:
         for batches, share in enumerate(self.plan.epoch(epoch, first), start=first + 1):
             lr = self.optimizer.param_groups[0]["lr"]  # before the scheduler moves it on
             self.tell_pieces(share, recorder)
-            loss = self.update(share, epoch, tally)
+            loss = self.update(share, share.epoch, tally)
             # Wishes come before log(), in which the ranks agree on what to do after this step.
             self.saver.wish(recorder)
             recorder.log(loss=loss, samples=share.size, epoch=epoch)
@@ -304,7 +303,7 @@ class Training:
             recorder.note_piece(samples=size, weight=size)
 
     def update(self, share: Share, epoch: int, tally: Tally) -> Tensor:
-        """Make one update from this rank's share of a batch, and return the share's mean loss."""
+        """Make one update from this rank's share of a batch of the pass ``epoch``, and return the share's mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.phase.backward(self.replica, share, epoch, tally)
         self.optimizer.step()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvlars_probe.data.augmentation import Augmentation
     from tvlars_probe.data.batches import BatchPlan, Indices, Share
     from tvlars_probe.data.images import ImageData, TensorImages
-    from tvlars_probe.optimizers.schedules import ScheduleConfig
+    from tvlars_probe.optimizers.schedules import Schedule, ScheduleConfig
     from tvlars_probe.runners.config import TrainConfig
     from tvlars_probe.runners.evaluation import Tally
     from tvlars_probe.runners.phases.replica import Replica
@@ -59,6 +59,22 @@ class Phase(ABC):
     def schedule(self) -> ScheduleConfig:
         """The learning-rate schedule: the run's own, unless a phase has another."""
         return self.config.schedule
+
+    def build_schedule(self, plan: BatchPlan) -> Schedule:
+        """The schedule of the phase's steps.
+
+        Args:
+            plan: the phase's batches.
+
+        Raises:
+            UserError: the warm-up takes all steps of the phase.
+        """
+        return self.schedule.build(epochs=self.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
+
+    @property
+    def updates_before(self) -> int:
+        """Updates that the optimizer has counted before the phase's first one: a branch goes on from its parent's."""
+        return 0
 
     @property
     def model_option(self) -> str:

@@ -9,6 +9,7 @@ from tvlars_probe.errors import DataError
 from tvlars_probe.probes.record import exports_named, record
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.launching.stop_signals import StopSignals
+from tvlars_probe.runners.phases.branching import begin_branch, checkpoint_of
 from tvlars_probe.runners.phases.loop import Training
 from tvlars_probe.runners.phases.phase import phases_of
 from tvlars_probe.runners.progress import Silent
@@ -44,6 +45,8 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
     if state:
         assert job.checkpoint is not None
         first.load_state_dict(state, job.checkpoint)
+    elif job.config.branch is not None:
+        begin_branch(first, job.config.branch, checkpoint_of(job.path, job.config.branch))
     teller = Teller()
     recorder = _recorder(job, state, first, trainings, teller)
     # Signals outermost: one that comes while the recorder writes its last rows doesn't cut it short.
