@@ -50,3 +50,9 @@ FINDINGS = {
     "parameter": "tensor", "text": "first finding",
 }  # fmt: skip
 """Headings of the table of findings by rule."""
+
+BATCH_SIZE = {
+    "answer": "answer", "of": "of", "step": "step", "batch": "own batch", "told": "batch where more stops paying",
+    "unit": "unit",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.batch_size.BatchSizeAnswers.table`."""

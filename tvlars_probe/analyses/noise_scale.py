@@ -185,14 +185,22 @@ def averaged(gradient_square: Floats, noise_trace: Floats, *, level: float = LEV
     count = n // length
     if count < FEWEST_BLOCKS:
         return *means, UNKNOWN
-    both = np.stack([gradient_square, noise_trace])[:, n - count * length :]
-    blocks = both.reshape(2, count, length).mean(axis=2)
+    both = np.stack([gradient_square, noise_trace])
+    # Blocks may begin at any of the first steps: the mean over all of these doesn't jump as the window moves on.
+    spread = np.mean([_spread(both[:, offset:], length) for offset in range(length)], axis=0) * length / n
+    quantile = float(stats.t.ppf((1 + level) / 2, count - 2))
+    return *means, ratio_of(*means, spread[0, 0], spread[1, 1], spread[0, 1], quantile)
+
+
+def _spread(series: Floats, length: int) -> Floats:
+    """The covariances of the means of blocks of this length about their straight line, (2, 2); ``series`` is (2, n)."""
+    count = series.shape[1] // length
+    blocks = series[:, : count * length].reshape(2, count, length).mean(axis=2)
     at = np.arange(count) - (count - 1) / 2
     apart = blocks - blocks.mean(axis=1, keepdims=True)
     apart = apart - (apart @ at)[:, None] / (at @ at) * at
-    spread = apart @ apart.T / (count - 2) * length / n
-    quantile = float(stats.t.ppf((1 + level) / 2, count - 2))
-    return *means, ratio_of(*means, spread[0, 0], spread[1, 1], spread[0, 1], quantile)
+    spread: Floats = apart @ apart.T / (count - 2)
+    return spread
 
 
 def ratio_of(x: float, y: float, xx: float, yy: float, xy: float, quantile: float) -> Ratio:

@@ -92,7 +92,7 @@ def noise_verdict(curve: pd.DataFrame, batch: float | None, unit: str) -> Verdic
     if batch is None:
         return Verdict(QUESTION, CANT_TELL, f"{scale}; the run's own batch isn't known.", figures)
     answer = side_of(batch, low, high)
-    said = f"batch {batch:,.0f} {unit}"
+    said = f"a batch of {batch:,.0f} {unit}"
     if answer == CANT_TELL:
         why = "the interval is unknown" if math.isnan(low) else "the interval is too wide to place the batch"
         return Verdict(QUESTION, CANT_TELL, f"{said}: {why}: {scale}.", figures)
@@ -105,13 +105,14 @@ def _share(flags: Any) -> float | None:
 
 
 def disagreement_of(curve: pd.DataFrame) -> str | None:
-    """A sentence where a probe within the steps of a window of training has an interval apart from that one's."""
+    """A sentence where a probe near the middle of a window of training has an interval apart from that one's."""
     training, probes = (curve[curve["source"] == name] for name in ("training", "probe"))
     if not len(training):
         return None
     for row in probes.to_dict("records"):
         near = training.iloc[int((training["step"] - row["step"]).abs().to_numpy().argmin())]
-        is_within = near["first_step"] <= row["step"] <= near["last_step"]
+        # At a window's edge they may differ since the scale itself changes within it.
+        is_within = 4 * abs(near["step"] - row["step"]) <= near["last_step"] - near["first_step"]
         if is_within and (row["low"] > near["high"] or row["high"] < near["low"]):
             return (
                 f"at step {row['step']:,} the probe's interval of B_simple lies apart from that of training: its "
