@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def with_noise(run: Path, folder: Path, *, noise: float = 600.0, steps: int = 40, tensors: bool = True) -> Path:
-    """A copy of a run in ``folder``, with signal and noise of its steps, of all tensors and (unless told) of each."""
+def with_noise(run: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of a run in ``folder``, with what `add_noise` adds to it."""
     copy = folder / run.name
     shutil.copytree(run, copy)
-    manifest = Manifest.load(copy)
+    add_noise(copy, **settings)
+    return copy
+
+
+def add_noise(run: Path, *, noise: float = 600.0, steps: int = 40, tensors: bool = True) -> None:
+    """Add signal and noise of steps to a run, of all tensors together and (unless told) of each."""
+    manifest = Manifest.load(run)
     (phase, entries), *_ = manifest.parameters.items()
     names = ["", *(entry["name"] for entry in entries)] if tensors else [""]
-    rng, writer = np.random.default_rng(0), TraceWriter(copy / "trace", manifest.run_id)
+    rng, writer = np.random.default_rng(0), TraceWriter(run / "trace", manifest.run_id)
     found = [estimates(rng, steps, noise=noise, batch=48, dimensions=30) for _ in names]
     signal, trace = (np.array([each[k] for each in found]).T for k in (0, 1))
     count = signal.size
@@ -38,7 +44,6 @@ def with_noise(run: Path, folder: Path, *, noise: float = 600.0, steps: int = 40
         **{name: [value] * count for name, value in told.items()},
     })  # fmt: skip
     writer.flush()
-    return copy
 
 
 def measured(run: Path, step: int, *, noise: float = 10.0, name: str = "m") -> None:

@@ -172,6 +172,7 @@ def test_an_optimizer_under_which_another_norm_counts_is_a_doubt(
         ((500.0, 400.0, 600.0), "at", "500 (95 %: 400 to 600)"),
         ((500.0, 100.0, 5000.0), "can't tell", "500 (95 %: 100 to 5,000)"),
         ((math.nan, 700.0, math.inf), "below", "at least 700 (95 %)"),
+        ((900.0, 700.0, math.inf), "below", "900 (95 %: 700 or more)"),
         ((math.nan, 20.0, math.inf), "can't tell", "at least 20 (95 %)"),
         ((math.nan, 0.0, math.inf), "can't tell", "unknown"),
         ((math.nan, 0.0, 90.0), "beyond", "at most 90 (95 %)"),

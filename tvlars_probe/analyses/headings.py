@@ -56,3 +56,9 @@ BATCH_SIZE = {
     "unit": "unit",
 }  # fmt: skip
 """Headings of `tvlars_probe.analyses.batch_size.BatchSizeAnswers.table`."""
+
+COMPARISON = {
+    "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",
+    "diverged": "diverged",
+}  # fmt: skip
+"""Headings of the table of settings on a report's page, after its fields."""

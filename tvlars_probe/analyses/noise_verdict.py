@@ -45,6 +45,8 @@ def interval_text(value: float, low: float, high: float) -> str:
     """A figure with its interval, as "61 (95 %: 52 to 73)", "at least 1,200" or "unknown"."""
     if math.isnan(low) or math.isnan(high):
         return "unknown" if math.isnan(value) else f"{number(value)} (its error is unknown)"
+    if high == math.inf and not math.isnan(value):
+        return f"{number(value)} (95 %: {number(low)} or more)"
     if high == math.inf:
         return f"at least {number(low)} (95 %)" if low > 0 else "unknown"
     if math.isnan(value):

@@ -110,12 +110,14 @@ def _axis(ends: Sequence[float]) -> alt.Axis:
 
 
 def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
-    """Samples to the target by batch size: each run, and the fit E = E_min·(1 + B/B_crit).
+    """Samples to the target by batch size: each run at its batch's best rate, and the fit E = E_min·(1 + B/B_crit).
 
     Raises:
         NothingToShowError: no run has reached the target.
     """
     rows = result.table[np.isfinite(result.table["samples"].astype(float)) & (result.table["samples"] > 0)]
+    if "is_best" in rows:
+        rows = rows[rows["is_best"].astype(bool)]
     rows = rows[rows["batch_size"] > 0].head(MOST_ROWS)
     if not len(rows):
         raise NothingToShowError("no run has reached the target: choose an easier one (batch-size --target)")
@@ -143,5 +145,6 @@ def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
             rule = alt.Chart(inline(pd.DataFrame([{"batch_size": b.value}]))).mark_rule(strokeDash=[6, 4])
             layers.append(rule.encode(x=x))
     seen = f"Critical batch by time to target: {interval_text(b.value, b.low, b.high)}"
-    of = f"{counted(len(rows), 'run')}; line: E_min·(1 + B/B_crit), E_min {interval_text(e.value, e.low, e.high)}"
+    fewest = interval_text(e.value, e.low, e.high)
+    of = f"{counted(len(rows), 'run')} at the best rate of each batch; line: E_min·(1 + B/B_crit), E_min {fewest}"
     return alt.layer(*layers).properties(width=theme.WIDTH, height=_HEIGHT, title=theme.title(seen, of))

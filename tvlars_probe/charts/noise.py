@@ -25,7 +25,7 @@ COLOURS = {"training": "#0072B2", "probe": "#D55E00"}
 _HEIGHT = 260
 """Height of a plot, in units of the chart."""
 
-_LABEL = "noise scale B_simple = tr Σ/|G|²"
+_LABEL = "noise scale tr Σ/|G|²"
 
 
 def noise_curve(result: NoiseScale) -> alt.LayerChart | alt.FacetChart:
@@ -52,7 +52,7 @@ def noise_curve(result: NoiseScale) -> alt.LayerChart | alt.FacetChart:
     unit = result.unit
     scale = alt.Scale(type="log", domain=[limits.low, limits.high], nice=True)
     y: dict[str, Any] = {
-        "title": f"B_simple ({unit})", "scale": scale, "axis": theme.log_axis([limits.low, limits.high]),
+        "title": f"{_LABEL} ({unit})", "scale": scale, "axis": theme.log_axis([limits.low, limits.high]),
     }  # fmt: skip
     names = [name for name in COLOURS if name in {*frame["source"]}]
     colour = alt.Color(
