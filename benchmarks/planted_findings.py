@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import tvlars_probe
 from tvlars_probe.data.registry import DataConfig
+from tvlars_probe.findings.inspector import Inspector
+from tvlars_probe.findings.window import Tensors, Window
+from tvlars_probe.noise.estimates import unbiased
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,8 +100,41 @@ PLANTED = {
     "phi_dead": Planted("λ_φ of TVLARS is 0.5", _tvlars(0.5), step=19),
     "excluded_overwritten": Planted("the rate of LARS becomes 5e4", _lars, _large_rate),
     "update_below_rounding": Planted("bfloat16 weights, AdamW at 1e-5", _adamw, step=0, dtype=torch.bfloat16),
+    # The first stretch of 64 steps is judged in its last one.
+    "batch_beyond_noise": Planted("batches of 1,024 from the first step on", step=63),
 }
 """By rule."""
+
+
+def _noise_of_first_steps(steps: int, batch: int = 1024, pieces: int = 8) -> Window:
+    """Signal and noise of the first steps of a small network on digits, from the gradients of pieces of its batches."""
+    images, labels, model = _digits(torch.float32)
+    parameters, estimates = [*model.parameters()], []
+    for _ in range(steps):
+        parts = torch.randint(len(images), (batch,)).chunk(pieces)
+        each = [torch.autograd.grad(cross_entropy(model(images[p]), labels[p]), parameters) for p in parts]
+        flat = torch.stack([parameters_to_vector(gradients) for gradients in each])
+        squares, mean = flat.double().square().sum(1).mean(), flat.mean(0)
+        estimates.append(unbiased(squares, mean.double().square().sum(), pieces / batch, 1 / batch))
+        vector_to_parameters(parameters_to_vector(parameters).detach() - 0.05 * mean, parameters)
+    signal, noise = np.array(estimates).T
+    blank, none = np.full(steps, np.nan), np.empty((steps, 0))
+    figures = dict.fromkeys(
+        ("weight_norm", "grad_norm", "update_norm", "trust_ratio", "direction_norm", "phi"), none
+    )  # fmt: skip
+    return Window(
+        0, blank, np.zeros(steps, bool), blank, np.zeros(steps, bool), blank, none.astype(bool), none, figures,
+        Tensors.of([], [], [], []), np.full(steps, float(batch)), signal, noise,
+    )  # fmt: skip
+
+
+def _digits(dtype: torch.dtype) -> tuple[Tensor, Tensor, nn.Module]:
+    """Images, labels, and a small network, always with the same weights."""
+    torch.manual_seed(0)
+    data = DataConfig(name="digits").load(1).train
+    images, labels = data.images.reshape(len(data.images), -1).float(), data.labels
+    images /= images.max()
+    return images, labels, nn.Sequential(nn.Linear(images.shape[1], 32), nn.ReLU(), nn.Linear(32, 10)).to(dtype)
 
 
 def plant(rule: str, path: Path) -> tuple[int, int | None]:
@@ -107,11 +145,11 @@ def plant(rule: str, path: Path) -> tuple[int, int | None]:
         found nothing, or found something before.
     """
     case = PLANTED[rule]
-    torch.manual_seed(0)
-    data = DataConfig(name="digits").load(1).train
-    images, labels = data.images.reshape(len(data.images), -1).float(), data.labels
-    images /= images.max()
-    model = nn.Sequential(nn.Linear(images.shape[1], 32), nn.ReLU(), nn.Linear(32, 10)).to(case.dtype)
+    if rule == "batch_beyond_noise":
+        # The rule alone is on the watch here, not the recorder, which takes pieces from micro-batches and ranks.
+        found = Inspector((rule,)).inspect(_noise_of_first_steps(case.step + 1))
+        return case.step, (found[0].step if found else None)
+    images, labels, model = _digits(case.dtype)
     optimizer = case.optimizer(model)
     with tvlars_probe.record(model, optimizer, path, findings=(rule,)) as rec:
         for step in range(case.step + 1):

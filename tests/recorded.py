@@ -69,6 +69,7 @@ def measured(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """Copies of them that every kind of chart can be drawn from; the first one has all measures."""
     import shutil
 
+    from tests.noisy import add_noise
     from tvlars_probe.curvature.measures import Measures
     from tvlars_probe.runners.config import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob, measure_run
@@ -81,5 +82,6 @@ def measured(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     cpu = PlaceConfig(devices=("cpu",), threads=1)
     measures = Measures(density=True, density_probes=1, density_steps=15, per_layer=True, tol=0.1)
     measure_run(SharpnessJob(run=runs[0], measures=measures, samples=32, place=cpu))
+    add_noise(runs[0])
     measure_landscape(LandscapeJob(run=runs[0], dimensions=2, points=5, samples=32, place=cpu))
     return runs

@@ -26,6 +26,7 @@ COMMANDS = {
     "board": ("board", "Show runs in a browser, while they train and after."),
     "warmup": ("warmup", "Was warm-up needed, for which layers, how long?"),
     "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
+    "batch-size": ("batch_size", "How large may the batch be? Three answers side by side."),
     "compare": ("compare", "Optimizers, batch sizes and schedules side by side."),
     "replay": ("replay", "Trust ratios that another variant would have given."),
     "landscape": ("landscape", "The loss around a minimum, or between two."),

@@ -41,7 +41,8 @@ REMEDIES = {
     "update-spectral-norm": "--spectral-every", "warmup": "--schedule lars-warm", "sharpness": "--sharpness-every",
     "density": "sharpness --density",
     "blocks": "tvlars-probe sharpness", "gap": "--sharpness-every", "landscape": "tvlars-probe landscape",
-    "landscape-map": "tvlars-probe landscape",
+    "landscape-map": "tvlars-probe landscape", "noise": "train --noise", "noise-layers": "record(noise=True)",
+    "batch-size": "tvlars-probe batch-size", "time-to-target": "",
 }  # fmt: skip
 """By kind, what the error names. Trust ratios of 1 and a run without explosions are something to show."""
 

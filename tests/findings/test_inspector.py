@@ -20,7 +20,7 @@ def test_ids_never_change() -> None:
     assert {*OFF} < {*IDS}
     assert [*IDS] == [
         "non_finite", "loss_spike", "grad_spike", "ratio_clamped", "ratio_vanished", "phi_dead",
-        "excluded_overwritten", "update_below_rounding",
+        "excluded_overwritten", "update_below_rounding", "batch_beyond_noise",
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.findings.windows import NAMES, SOUND, inspected, rows_of, tensors
 from tests.oracles import findings as oracle
+from tests.oracles.findings import Row
 from tvlars_probe.findings.inspector import RULES
 
 if TYPE_CHECKING:
@@ -238,3 +239,55 @@ def test_what_is_not_finite_is_one_finding_until_it_is_finite_again() -> None:
         assert [(one.step, one.parameter) for one in found] == [(3, "fc.bias"), (7, None), (10, None)]
         assert found[0].text == f"the weights of fc.bias aren't finite; the loss is {rows[3].loss:.4g}"
         assert found[2].value == math.inf
+
+
+def noisy(rows: list[Row], batch: float, scale: float, *, spread: float, seed: int = 0) -> list[Row]:
+    """The rows, with a batch and estimates of |G|² = 1 and tr Σ = ``scale`` that scatter."""
+    rng = np.random.default_rng(seed)
+    for row in rows:
+        row.batch = batch
+        row.signal, row.noise = 1 + spread * rng.normal(), scale * (1 + spread * rng.normal())
+    return rows
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scales=st.lists(st.sampled_from([1.0, 20.0, 31.0, 33.0, 100.0, math.nan, math.inf, -1.0]), min_size=4, max_size=4),
+    untold=st.sets(st.integers(0, STEPS - 1), max_size=20),
+    flushes=edges,
+    resumes=st.booleans(),
+)
+def test_batches_beyond_noise_are_those_of_the_oracle(
+    scales: list[float], untold: set[int], flushes: list[int], resumes: bool
+) -> None:
+    rows = noisy(rows_of(STEPS), 64.0, 1.0, spread=0.3)
+    for step, row in enumerate(rows):
+        row.noise *= scales[step // 50]
+    for step in untold:
+        rows[step].signal = math.nan
+    assert steps_of(inspected(rows, tensors(), ["batch_beyond_noise"], flushes, resumes)) == oracle.beyond_noise(rows)
+
+
+def test_a_batch_far_beyond_the_noise_is_told_once_an_episode() -> None:
+    rows = [row for scale in (4.0, 4.0, 90.0, 4.0) for row in noisy(rows_of(64), 64.0, scale, spread=0.1)]
+    found = inspected(rows, tensors(), ["batch_beyond_noise"])
+    assert steps_of(found) == [63, 255]
+    assert (found[0].value, found[0].parameter) == (64.0, None)
+    assert found[0].threshold == pytest.approx(8, rel=0.05)
+    assert "a batch of 64 is far beyond the gradient's noise scale" in found[0].text
+    assert "94 % of its samples are wasted" in found[0].text
+
+
+@pytest.mark.parametrize(("scale", "most"), [(256.0, 0.0), (64.0, 0.0), (32.0, 0.01), (4.0, 1.0)])
+def test_a_batch_up_to_the_noise_scale_is_told_of_in_no_run(scale: float, most: float) -> None:
+    """400 runs of four stretches of two pieces in three dimensions, whose estimates scatter the most."""
+    rng = np.random.default_rng(1)
+    pieces = rng.normal(size=(400, 4 * 64, 2, 3)) * np.sqrt(scale / 3 / 32) + [1.0, 0.0, 0.0]
+    square, whole = (pieces**2).sum(-1).mean(-1), (pieces.mean(-2) ** 2).sum(-1)
+    noise = (square - whole) / (2 / 64 - 1 / 64)
+    signal, told = whole - noise / 64, 0
+    for run in range(400):
+        rows = [Row(batch=64.0, signal=s, noise=n) for s, n in zip(signal[run], noise[run], strict=True)]
+        told += bool(inspected(rows, tensors(), ["batch_beyond_noise"]))
+    assert told / 400 <= most
+    assert scale > 4 or told == 400

@@ -67,6 +67,9 @@ def window_of(rows: Sequence[Row], first_step: int, about: Tensors) -> Window:
         lr=figures.pop("lr"),
         figures=figures,
         tensors=about,
+        batches=np.array([row.batch for row in rows]),
+        gradient_square=np.array([row.signal for row in rows]),
+        noise_trace=np.array([row.noise for row in rows]),
     )
 
 

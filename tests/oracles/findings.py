@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 class Row:
     """One step: its loss (None where not told), its ‖g‖, its φ, and by tensor the figures that were recorded.
 
-    ``before_clipping`` says whether that ‖g‖ is one before clipping.
+    ``before_clipping`` says whether that ‖g‖ is one before clipping. ``batch``, ``signal`` and ``noise`` are the
+    batch and the estimates of |G|² and tr Σ.
     """
 
     loss: float | None = None
     grad_norm: float = math.nan
     before_clipping: bool = False
     phi: float = math.nan
+    batch: float = math.nan
+    signal: float = math.nan
+    noise: float = math.nan
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -89,3 +93,26 @@ def vanished(figures: dict[str, float], past: list[dict[str, float]]) -> bool | 
 
     last = [value for one in past[-64:] if math.isfinite(value := plain(one))]
     return len(last) >= 16 and plain(figures) < 1e-6 * statistics.median(last)
+
+
+def beyond_noise(rows: list[Row]) -> list[int]:
+    """Where the batch begins to be far beyond the noise scale: the last step of each such stretch of 64 recorded ones.
+
+    The mean of batch·|G|² − 2·tr Σ is above 4 of its standard errors. An episode ends in a stretch with a mean of zero
+    or less.
+    """
+    found, open_, stretch = [], False, list[float]()
+    for place, row in enumerate(rows):
+        if not all(map(math.isfinite, (row.batch, row.signal, row.noise))):
+            continue
+        stretch.append(row.batch * row.signal - 2 * row.noise)
+        if len(stretch) == 64:
+            mean, error = statistics.fmean(stretch), statistics.stdev(stretch) / 8
+            if mean > max(4 * error, 0.0):
+                if not open_:
+                    found.append(place)
+                open_ = True
+            elif mean <= 0:
+                open_ = False
+            stretch = []
+    return found

@@ -56,3 +56,15 @@ FINDINGS = {
     "parameter": "tensor", "text": "first finding",
 }  # fmt: skip
 """Headings of the table of findings by rule."""
+
+BATCH_SIZE = {
+    "answer": "answer", "of": "of", "step": "step", "batch": "own batch", "told": "batch where more stops paying",
+    "unit": "unit",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.batch_size.BatchSizeAnswers.table`."""
+
+COMPARISON = {
+    "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",
+    "diverged": "diverged",
+}  # fmt: skip
+"""Headings of the table of settings on a report's page, after its fields."""

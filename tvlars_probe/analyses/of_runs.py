@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+
 from tvlars_probe.analyses import draws, mini_batch
 from tvlars_probe.analyses.comparison import Comparison, compare, epoch_columns, run_row
 from tvlars_probe.analyses.correlation import EPOCH_COLUMNS, SharpnessCorrelation, correlate
@@ -11,14 +14,15 @@ from tvlars_probe.analyses.landscape import COLUMNS as LANDSCAPE_COLUMNS
 from tvlars_probe.analyses.landscape import Landscape, analyse_landscape
 from tvlars_probe.analyses.minimizer import COLUMNS as CURVATURE_COLUMNS
 from tvlars_probe.analyses.minimizer import SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
+from tvlars_probe.analyses.noise_of_tensors import windows_of
+from tvlars_probe.analyses.noise_scale import COLUMNS as NOISE_COLUMNS
+from tvlars_probe.analyses.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.warmup import COLUMNS as WARMUP_COLUMNS
 from tvlars_probe.analyses.warmup import STEP_COLUMNS, Warmup, analyse_warmup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
-
-    import pandas as pd
 
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.analyses.warmup_rule import Thresholds
@@ -63,3 +67,12 @@ def correlation_of(results: Sequence[tuple[Source, Minimizer]], *, seed: int = 0
 def landscape_of(source: Source, rows: pd.DataFrame | None = None) -> Landscape:
     """How wide is the minimum? Reads the last slice among ``rows``, by default among all on record."""
     return analyse_landscape(source.landscape(LANDSCAPE_COLUMNS) if rows is None else rows, source.facts)
+
+
+def noise_scale_of(source: Source, *, window: int | None = None, tensors: bool = True) -> NoiseScale:
+    """Is the batch within what the gradient noise supports? ``tensors``: whether the rows of tensors are read, too."""
+    rows = source.noise(NOISE_COLUMNS)
+    steps = np.unique(rows.loc[rows["source"].astype(str) == "training", "step"].to_numpy(np.int64))
+    firsts = windows_of(steps, window)
+    layers = source.noise_of_tensors(firsts) if tensors else pd.DataFrame(columns=list(LAYER_COLUMNS))
+    return analyse_noise(rows, layers, source.facts, window=window)

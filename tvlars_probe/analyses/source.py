@@ -12,6 +12,8 @@ import numpy as np
 
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid, Rows
+from tvlars_probe.analyses.noise_of_tensors import COLUMNS as TENSOR_COLUMNS
+from tvlars_probe.analyses.noise_of_tensors import TensorSums
 from tvlars_probe.errors import TraceError, unknown
 from tvlars_probe.traces.datasets import distinct
 
@@ -98,6 +100,38 @@ class Source:
         """Rows of ``spectrum`` of the phase that are densities of the whole model."""
         rows = self._frame("spectrum", [*dict.fromkeys((*columns, "phase", "scope"))])
         return self._of_phase(rows[rows["scope"].astype(str) == "all"])
+
+    def noise(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Rows of ``noise`` of the phase that are of the whole model, in order of steps.
+
+        Raises:
+            TraceError: there are more than `MOST_UPDATES`.
+        """
+        wanted = [*dict.fromkeys((*columns, "step", "phase", "scope_kind"))]
+
+        def whole(batches: Iterator[pa.RecordBatch]) -> pd.DataFrame:
+            # Rows of tensors are hundreds of times as many: they are passed over batch by batch.
+            kept, seen = [self.trace.frame("noise", wanted, steps=(0, -1))], 0
+            for batch in batches:
+                rows = batch.to_pandas()
+                kept.append(self._of_phase(rows[rows["scope_kind"].astype(str) == "all"]))
+                if (seen := seen + len(kept[-1])) > MOST_UPDATES:
+                    raise TraceError(
+                        f"the table noise of {self.trace.path} has more than {MOST_UPDATES:,} rows of the whole model: "
+                        f"move parts out of its folder, or read some steps of it in Python (tvlars_probe.open_run)"
+                    )
+            filled = [rows for rows in kept if len(rows)] or kept[:1]
+            return pd.concat(filled, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
+
+        import pandas as pd
+
+        return self.trace.batches("noise", wanted, whole)[list(columns)]
+
+    def noise_of_tensors(self, firsts: NDArray[np.int64]) -> pd.DataFrame:
+        """Each tensor's noise over windows of steps that begin at ``firsts``; its rows are never all in memory."""
+        phase = self.facts.phase if self.has_phases else None
+        # Sums begin anew where parts are merged meanwhile.
+        return self.trace.batches("noise", TENSOR_COLUMNS, lambda b: TensorSums(firsts, phase).add(b).frame())
 
     def landscape(self, columns: Sequence[str]) -> pd.DataFrame:
         """Rows of ``landscape``, of all phases: a slice belongs to a checkpoint, whatever the phase."""

@@ -162,6 +162,39 @@ def _landscape_map(sources: Sequence[Source]) -> Chart:
     return landscape_map(of_runs.landscape_of(sources[0], planes))
 
 
+def _noise(sources: Sequence[Source]) -> Chart:
+    from tvlars_probe.charts.noise import noise_curve
+
+    result = of_runs.noise_scale_of(sources[0], tensors=False)
+    if not len(result.curve):
+        raise NothingToShowError(f"no noise of the whole model is on record ({_NOISE})")
+    return noise_curve(result)
+
+
+def _noise_of_layers(sources: Sequence[Source]) -> Chart:
+    from tvlars_probe.charts.noise import noise_map
+
+    chart: Chart = noise_map(of_runs.noise_scale_of(sources[0]))
+    return chart
+
+
+def _batch_size(sources: Sequence[Source]) -> Chart:
+    from tvlars_probe.analyses.batch_size import batch_size_of
+    from tvlars_probe.charts.batch_sizes import answers_chart
+
+    return answers_chart(batch_size_of(sources))
+
+
+def _time_to_target(sources: Sequence[Source]) -> Chart:
+    from tvlars_probe.analyses.time_to_target import time_to_target
+    from tvlars_probe.charts.batch_sizes import time_chart
+
+    try:
+        return time_chart(time_to_target(sources))
+    except UserError as error:
+        raise NothingToShowError(str(error)) from None
+
+
 def _of_layers(what: str, quantity: str, *columns: str) -> Kind:
     """The heat map of a quantity of the layers."""
     about = f"layer × step heat map of {what}"
@@ -191,6 +224,10 @@ KINDS: dict[str, Kind] = {
     "learning-rates": Kind(
         "accuracy against the peak learning rate", "epochs", True, _rate_sensitivity, ("test_acc1",), counts_all=True
     ),
+    "noise": Kind("gradient noise scale by step, beside the run's own batch", "noise", False, _noise),
+    "noise-layers": Kind("layer × step heat map of the gradient noise scale", "noise", False, _noise_of_layers),
+    "batch-size": Kind("how large the batch may be: the answers side by side", "steps", True, _batch_size),
+    "time-to-target": Kind("samples to a target loss by batch size", "steps", True, _time_to_target),
     "landscape": Kind("loss along a direction, or between two runs", "landscape", False, _landscape_line),
     "landscape-map": Kind("loss over the plane of two directions", "landscape", False, _landscape_map),
 }
@@ -220,12 +257,15 @@ def lacking(name: str, source: Source) -> str | None:
 _SHARPNESS = "train --sharpness-every, or tvlars-probe sharpness"
 _DENSITY = "tvlars-probe sharpness --density"
 
+_NOISE = "train --noise or --noise-every, record(noise=True), or tvlars-probe batch-size RUN --checkpoint last"
+
 _REMEDIES = {
     "layers": "no layers are on record (train --record full)",
     "steps": "no step is on record yet",
     "epochs": "no epoch is finished yet",
     "curvature": f"no sharpness is on record ({_SHARPNESS})",
     "spectrum": f"no density is on record ({_DENSITY})",
+    "noise": f"no gradient noise is on record ({_NOISE})",
     "landscape": "no slice is on record (tvlars-probe landscape)",
 }
 """By table: what a run without a row in it lacks, and the command that records it."""

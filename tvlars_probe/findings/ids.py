@@ -21,6 +21,7 @@ IDS = (
     "phi_dead",
     "excluded_overwritten",
     "update_below_rounding",
+    "batch_beyond_noise",
 )
 """All rules. An id never changes."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tvlars_probe.findings.ids import DEFAULT
 from tvlars_probe.findings.non_finite import NonFinite
+from tvlars_probe.findings.of_noise import BatchBeyondNoise
 from tvlars_probe.findings.of_tensors import ExcludedOverwritten, RatioClamped, RatioVanished, UpdateBelowRounding
 from tvlars_probe.findings.of_the_model import GradSpike, LossSpike, PhiDead
 
@@ -30,6 +31,7 @@ RULES: dict[str, type[FindingRule]] = {
         PhiDead,
         ExcludedOverwritten,
         UpdateBelowRounding,
+        BatchBeyondNoise,
     )
 }
 """The rules by their ids."""

@@ -7,15 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.batch_size import batch_size_of
 from tvlars_probe.analyses.comparison import compare, run_row
 from tvlars_probe.analyses.correlation import correlate
 from tvlars_probe.analyses.findings import findings_by_rule
 from tvlars_probe.analyses.grid import norm_ratio
-from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of
+from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of, noise_scale_of
 from tvlars_probe.analyses.rates import decompose
 from tvlars_probe.analyses.warmup import COLUMNS, STEP_COLUMNS, analyse_warmup
 from tvlars_probe.analyses.warmup_pairs import pair_warmups
-from tvlars_probe.charts import comparisons, curves, explosions, landscape, layers, sharpness
+from tvlars_probe.charts import batch_sizes, comparisons, curves, explosions, landscape, layers, noise, sharpness
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.kinds import draw, lacking
 from tvlars_probe.errors import NothingToShowError
@@ -119,7 +120,7 @@ def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> 
     found = _Gathered()
     for index, source in enumerate(sources):
         _analyse(source, found, detailed=index < most_detailed)
-    sections = [*_over_runs(found), *found.own]
+    sections = [*_over_runs(found), *_batch_size(sources), *found.own]
     names: dict[str, None] = {}  # a set that keeps the order of the model
     for result, _ in found.warmups[:most_detailed]:
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
@@ -162,7 +163,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
                 drawn.add(partial(draw, name, [source]))
     title, tables = f"{facts.name}: {facts.method}{facts.sampling}", tuple(_warmup_tables(warmup))
     found.own.append(drawn.section(f"warmup-{len(found.facts)}", title, warmup.verdict, tables))
-    found.own += list(_minimizer_sections(source, minimizer, len(found.facts)))
+    found.own += [*_minimizer_sections(source, minimizer, len(found.facts)), *_noise(source, len(found.facts))]
 
 
 _INK = "currentColor"
@@ -217,6 +218,27 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
         yield around.section(f"landscape-{number}", title, slice_.verdict)
 
 
+def _noise(source: Source, number: int) -> Iterator[Section]:
+    """The section on the gradient's noise in one run, where it is on record."""
+    if lacking("noise", source) is None and len((result := noise_scale_of(source)).curve):
+        drawn = _Drawn(notes=[f"{doubt[:1].upper()}{doubt[1:]}." for doubt in result.doubts])
+        drawn.add(lambda: noise.noise_curve(result))
+        if len(result.layers):
+            drawn.add(lambda: noise.noise_map(result))
+        yield drawn.section(f"noise-{number}", f"{source.facts.name}: {source.facts.method}", result.verdict)
+
+
+def _batch_size(sources: Sequence[Source]) -> Iterator[Section]:
+    """How large the batch may be, over several runs of which any can tell."""
+    if len(sources) > 1 and len((result := batch_size_of(sources)).table):
+        drawn = _Drawn(notes=[f"{doubt[:1].upper()}{doubt[1:]}." for doubt in result.doubts])
+        drawn.add(lambda: batch_sizes.answers_chart(result))
+        if (time := result.time) is not None:
+            drawn.add(lambda: batch_sizes.time_chart(time))
+        table = ReportTable("Answers", result.table, headings.BATCH_SIZE)
+        yield drawn.section("batch-size", "All runs", result.verdict, (table,))
+
+
 def _findings(found: _Gathered) -> Section | None:
     """What rules found wrong while the runs trained; None where they found nothing."""
     import pandas as pd
@@ -249,7 +271,7 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
     plain.add(lambda: curves.loss_curves(found.losses))
     plain.add(lambda: curves.accuracy_curves(found.epochs))
     cells = {name: name.replace("_", " ") for name in (*comparison.rows, *comparison.columns)}
-    settings = ReportTable("Settings", comparison.table, cells | COMPARISON)
+    settings = ReportTable("Settings", comparison.table, cells | headings.COMPARISON)
     yield plain.section("comparison", "All runs", comparison.verdict, (settings,))
     pairs = pair_warmups(found.warmups)
     if len(pairs.pairs):
@@ -326,9 +348,3 @@ SUMMARY = {
     "on": "measured on",
 }  # fmt: skip
 """Headings of a run's table of sharpness."""
-
-COMPARISON = {
-    "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",
-    "diverged": "diverged",
-}  # fmt: skip
-"""Headings of the table of settings, after its fields."""

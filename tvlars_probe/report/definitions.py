@@ -31,6 +31,10 @@ DEFINITIONS: dict[str, str] = {
     "quadratic's oscillation would grow. For mini-batch runs it is a reference, not a verdict.",
     "trapped, escaped": "A run has escaped if raw and relative sharpness both end below half of their early peak, "
     "and is trapped if both don't.",
+    "noise scale": "B_simple = tr Σ/|G|²: the variance of one sample's gradient over the squared norm of the mean "
+    "gradient, averaged apart over recorded steps. Below it a batch of twice the size saves nearly half of the steps; "
+    "far beyond it hardly any.",
+    "below, at, beyond": "Whether the run's own batch lies below the noise scale's 95 % interval, within it or beyond.",
     "BatchNorm mode": "eval uses running statistics, train those of the sample, frozen-batch those of the sample held "
     "constant. No chart joins two modes.",
     "generalisation gap": "Accuracy on un-augmented training data minus accuracy on test data, in percentage points.",

@@ -1,0 +1,135 @@
+"""``tvlars-probe batch-size``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvlars_probe.analyses.headings import BATCH_SIZE
+from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.text import say
+from tvlars_probe.curvature.results import BN_MODES
+from tvlars_probe.data.registry import SPLITS
+from tvlars_probe.errors import TraceError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tvlars_probe.analyses.batch_size import BatchSizeAnswers
+    from tvlars_probe.runs import Run
+
+_MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision", "devices", "nproc", "threads")
+"""Parameters of the measurement, which need ``--checkpoint``."""
+
+
+@click.command(cls=Command, name="batch-size")
+@analysis_options
+@option("--target", section="Analysis", type=float, show_default="chosen from the runs", help=
+        "Loss to reach, for the time to target.")  # fmt: skip
+@option("--window", section="Analysis", type=int, show_default="a tenth of them, 30 to 1000", help=
+        "Recorded steps that signal and noise are averaged over.")  # fmt: skip
+@option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
+@option("--seed", section="Analysis", type=int, default=0, help="Of everything random.")
+@option("--checkpoint", section="Measuring first", help=
+        "Measure the noise of one run at this checkpoint: last, best, all, or a step.")  # fmt: skip
+@option("--split", section="Measuring first", type=click.Choice(SPLITS), default="train", help="Part of the data.")
+@option("--samples", section="Measuring first", type=int, show_default="1000, or as many as there are", help=
+        "Samples of it.")  # fmt: skip
+@option("--piece", section="Measuring first", type=int, show_default="1: each sample by itself", help=
+        "Samples of a piece whose gradient is taken.")  # fmt: skip
+@option("--bn", "bn_mode", section="Measuring first", type=click.Choice(BN_MODES), default="eval", help=
+        "BatchNorm: running statistics, the piece's, or the sample's held constant.")  # fmt: skip
+@option("--eigenvectors", section="Measuring first", type=int, default=0, help=
+        "Top eigenvectors of the Hessian along which the share of the noise is told.")  # fmt: skip
+@option("--precision", section="Measuring first", type=click.Choice(("float32", "float64")),
+        show_default="that of the run's weights", help="Of the model.")  # fmt: skip
+@option("--devices", "--dv", section="Measuring first", greedy=True, default=("auto",), show_default=
+        "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
+@option("--nproc", section="Measuring first", type=int, show_default="1", help="Ranks on the CPU.")
+@option("--threads", section="Measuring first", type=int, show_default="cores / ranks", help="torch threads per rank.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    runs: tuple[str, ...],
+    output: Output,
+    target: float | None,
+    window: int | None,
+    phase: str | None,
+    seed: int,
+    checkpoint: str | None,
+    **measuring: Any,
+) -> None:
+    """How large may the batch be? Three answers side by side.
+
+    The noise scale of each run, by what train --noise or --noise-every has recorded, or measured here with
+    --checkpoint; steps and samples to a target loss, of a sweep over batches; and runs branched from one checkpoint
+    (tvlars-probe branch). Every figure has its 95 % interval, or is unknown.
+    """
+    from tvlars_probe.analyses.batch_size import batch_size_of
+    from tvlars_probe.analyses.noise_scale import window_of
+    from tvlars_probe.analyses.source import Source
+    from tvlars_probe.runs import open_runs
+
+    window_of(0, window)  # refused before anything is read or measured
+    found = open_runs(runs)
+    if checkpoint is None:
+        _check_measuring(ctx)
+    else:
+        _measure([*found], checkpoint, seed, measuring)
+        found = open_runs(runs)
+    result = batch_size_of([Source(run, phase) for run in found], target=target, window=window, seed=seed)
+    if not len(result.table):
+        raise TraceError(f"{', '.join(runs)} can't tell how large the batch may be. {'. '.join(result.missing)}")
+    emit(output, result, result.table, lambda console: render(console, result))
+
+
+def _check_measuring(ctx: click.Context) -> None:
+    """Refuse options of a measurement that isn't made.
+
+    Raises:
+        UserError: one of them was given on the command line.
+    """
+    given = [name for name in _MEASURING if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        names = ", ".join("--bn" if name == "bn_mode" else f"--{name}" for name in given)
+        raise UserError(f"{names} says how to measure, and nothing is measured: add --checkpoint last, or leave it out")
+
+
+def _measure(runs: list[Run], checkpoint: str, seed: int, settings: dict[str, Any]) -> None:
+    """Measure the noise of one run, and keep it with the run.
+
+    Raises:
+        UserError: several runs are given.
+    """
+    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.posthoc.noise import NoiseJob, measure_noise
+
+    if len(runs) != 1:
+        raise UserError(f"--checkpoint measures one run, {len(runs)} were given: measure each by itself, then give all "
+                        f"of them without it")  # fmt: skip
+    runs[0].noise(["step"])  # raises if the rows on record can't be read: then none are added
+    place = PlaceConfig(**{name: settings.pop(name) for name in ("devices", "nproc", "threads")})
+    name = measure_noise(NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings))
+    say(f"Measured, and kept with the run: {name}")
+
+
+def render(console: Console, result: BatchSizeAnswers) -> None:
+    """Print the answers, and what may mislead."""
+    print_verdict(console, result.verdict, title="Batch size")
+    for noise in result.noise:
+        console.print()
+        print_verdict(console, noise.verdict, title=f"{noise.facts.name} ({noise.facts.method})")
+    for other in (result.time, result.branches):
+        if other is not None:
+            console.print()
+            print_verdict(console, other.verdict, title="Runs together")
+    console.print()
+    console.print(table_of(result.table, BATCH_SIZE))
+    for title, sentences in (("Not answered", result.missing), ("Doubts", result.doubts)):
+        if sentences:
+            console.print(f"\n{title}:")
+        for sentence in sentences:
+            console.print(f"- {sentence}", soft_wrap=True)
