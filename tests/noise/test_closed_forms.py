@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Case = tuple[Callable[[], tuple[Tensor, Tensor]], nn.Module, dict[str, tuple[float, float]]]
 
-DRAWS, SAMPLES = 1000, 128
+DRAWS, SAMPLES = 1000, 512
 
 
 def held(draw: Callable[[], tuple[Tensor, Tensor]], model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor],
@@ -103,7 +103,7 @@ def test_intervals_hold_what_is_known(case: Callable[[], Case]) -> None:
 def test_estimates_come_near_to_what_is_known(case: Callable[[], Case]) -> None:
     """One draw of many samples."""
     draw, model, truth = case()
-    parts = [draw() for _ in range(40)]
+    parts = [draw() for _ in range(10)]
     data = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
     found = tvlars_probe.gradient_noise(model, F.mse_loss if case is regression else half_square, data)
     for scope, (square, trace) in truth.items():
