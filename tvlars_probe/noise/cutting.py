@@ -63,7 +63,7 @@ def objective_of(
 
 
 @dataclass(eq=False)
-class Stretch:
+class Stretched:
     """Neighbouring batches of one form, as if they were one.
 
     Attributes:
@@ -88,16 +88,16 @@ class Stretch:
         return found[0] if len(found) == 1 else tuple(torch.cat(tensors) for tensors in zip(*found, strict=True))
 
 
-def stretches_of(batches: Sequence[Batch]) -> list[Stretch]:
+def stretches_of(batches: Sequence[Batch]) -> list[Stretched]:
     """The batches, those of one form together."""
-    found: list[Stretch] = []
+    found: list[Stretched] = []
     for batch in batches:
         n = len(batch[0])
         if found and _form(found[-1].batches[0]) == _form(batch):
             found[-1].batches.append(batch)
             found[-1].samples += n
         else:
-            found.append(Stretch([batch], n))
+            found.append(Stretched([batch], n))
     return found
 
 
@@ -119,7 +119,7 @@ class Cut:
         notes: a sentence on the samples that are left over.
     """
 
-    stretches: list[Stretch]
+    stretches: list[Stretched]
     shards: Ranks
     piece: int | None
     own: int = 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.objective import Objective
     from tvlars_probe.noise.gradients import Way
-    from tvlars_probe.noise.passes import Products
+    from tvlars_probe.noise.passes import InnerProducts
 
     Report = Callable[[str], None]
 
@@ -142,7 +142,7 @@ def _directions(
     return [hessian.split(row) for row in rows]
 
 
-def _estimates(found: Products, size: int, vectors: int, common: dict[str, Any]) -> list[NoiseEstimate]:
+def _estimates(found: InnerProducts, size: int, vectors: int, common: dict[str, Any]) -> list[NoiseEstimate]:
     """The rows: the whole model, its layers, its tensors."""
     names, whole = found.names, [*range(len(found.names))]
     layers: dict[str, list[int]] = {}

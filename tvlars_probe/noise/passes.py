@@ -12,7 +12,7 @@ import torch
 from tvlars_probe.curvature.agreeing import on_all_ranks
 from tvlars_probe.curvature.operators import free_memory
 from tvlars_probe.errors import NonFiniteLossError, UserError
-from tvlars_probe.noise.factors import BLOCK, Rows, wide
+from tvlars_probe.noise.factors import BLOCK, Formed, wide
 from tvlars_probe.noise.gradients import ByLayers, Gradients, OneByOne, doubtful
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.batches import Batch
     from tvlars_probe.curvature.objective import Objective
-    from tvlars_probe.noise.cutting import Stretch
+    from tvlars_probe.noise.cutting import Stretched
     from tvlars_probe.noise.gradients import Way
 
     Floats = NDArray[np.float64]
@@ -40,7 +40,7 @@ OF_GRAM = 32
 class Chunk(NamedTuple):
     """Samples whose gradients are held at once."""
 
-    stretch: Stretch
+    stretch: Stretched
     first: int
     last: int
 
@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Products:
+class InnerProducts:
     """Inner products of the pieces' gradients, of the pieces of all ranks in the order of the ranks.
 
     Attributes:
@@ -93,14 +93,14 @@ class Passes:
     objective: Objective
     parameters: Mapping[str, Tensor]
     shards: Ranks
-    stretches: Sequence[Stretch]
+    stretches: Sequence[Stretched]
     way: Way
     budget: int | None = None
     vectors: Sequence[Mapping[str, Tensor]] = ()
     report: Report = lambda _: None
     notes: dict[str, None] = field(default_factory=dict)
 
-    def run(self) -> Products:
+    def run(self) -> InnerProducts:
         """Make the passes.
 
         Raises:
@@ -121,7 +121,7 @@ class Passes:
         names = self._used(first)
         mean = {name: self._mean(first, name, m) for name in names}
         second = on_all_ranks(self.shards, lambda: self._second(first, chunks, mean))
-        square = [Rows(mean[name].reshape(1, -1)).squares().item() for name in names]
+        square = [Formed(mean[name].reshape(1, -1)).squares().item() for name in names]
         nothing = torch.zeros(first.pieces, dtype=first.loss.dtype)
         gathered = self._gathered(
             [first.squares.get(name, nothing) for name in names]
@@ -130,7 +130,7 @@ class Passes:
         )
         gram = self.shards.from_first({name: first.gram.get(name) for name in names})
         size = max((len(g) for g in gram.values() if g is not None), default=0)
-        return Products(
+        return InnerProducts(
             names=names,
             squares=gathered[: len(names)],
             products=gathered[len(names) : 2 * len(names)],
@@ -224,7 +224,7 @@ class Passes:
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _gathered(self, rows: list[Tensor]) -> Floats:
-        """Rows of this rank's pieces, with those of the other ranks behind or before them."""
+        """Formed of this rank's pieces, with those of the other ranks behind or before them."""
         mine = torch.stack(rows).cpu()
         counts = [int(count) for count in self.shards.gather(torch.tensor([mine.shape[1]]))]
         padded = torch.nn.functional.pad(mine, (0, max(counts) - mine.shape[1]))
