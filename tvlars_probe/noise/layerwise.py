@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from tvlars_probe.noise.factors import Convolved, Looked, Outer, Formed, is_formed
+from tvlars_probe.noise.factors import Convolved, Formed, Looked, Outer, is_formed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
