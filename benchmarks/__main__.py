@@ -72,6 +72,10 @@ ENTRIES = {
         whole=("--rounds", "2", "--batch-size", "32"),
         smoke=("--rounds", "1", "--batch-size", "8", "--steps", "1", "--product-batch-size", "2", "--small"),
     ),
+    "noise": Entry(
+        whole=(),
+        smoke=("--model", "cnn", "--batch-size", "4", "--rounds", "1", "--samples", "16", "--budget", "200"),
+    ),
     "planted": Entry(
         whole=("--cases", "1600", "--steps", "20"),
         timed=False,

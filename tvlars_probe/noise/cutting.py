@@ -16,7 +16,7 @@ from tvlars_probe.curvature.objective import Objective, is_supervised
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -38,13 +38,12 @@ def objective_of(
     shards: Ranks,
     weights: Weights | None = None,
     is_sum_over_samples: bool = True,
-    piece: int | None = None,
 ) -> Objective:
     """The objective of which `tvlars_probe.noise.measuring.noise_of` takes the samples apart.
 
-    Its arguments are those of `Objective`, and the size of a piece. One batch is given to it in two parts of whole
-    pieces: what is taken apart is first tested to be a mean over samples. Where batches join their samples, the
-    objective is this rank's alone: it holds the model, and each piece is a batch of its own.
+    Its arguments are those of `Objective`. One batch is given to it in two halves: what is taken apart is first tested
+    to be a mean over samples. Where batches join their samples, the objective is this rank's alone: it holds the model,
+    and each piece is a batch of its own.
 
     Raises:
         UserError: as `Objective` does.
@@ -58,9 +57,52 @@ def objective_of(
             return Objective(model, compute, whole, **options)  # type: ignore[arg-type]
 
         return on_all_ranks(shards, build)
-    if len(given) == 1 and (half := len(given[0][0]) // (2 * (piece or 1)) * (piece or 1)):
+    if len(given) == 1 and (half := len(given[0][0]) // 2):
         given = [consecutive(given[0], 0, half), consecutive(given[0], half, len(given[0][0]))]
     return Objective(model, compute, given, bn_mode=bn_mode, shards=shards, weights=weights)
+
+
+@dataclass(eq=False)
+class Stretched:
+    """Neighbouring batches of one form, as if they were one.
+
+    Attributes:
+        batches: the batches.
+        samples: how many of their samples, from the first on, are taken.
+    """
+
+    batches: list[Batch]
+    samples: int
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def take(self, first: int, last: int) -> Batch:
+        """The samples ``first`` to ``last`` − 1, as far as there are so many."""
+        found, start, last = [], 0, min(last, self.samples)
+        for batch in self.batches:
+            n = len(batch[0])
+            if first < start + n and last > start:
+                found.append(consecutive(batch, max(first - start, 0), min(last - start, n)))
+            start += n
+        return found[0] if len(found) == 1 else tuple(torch.cat(tensors) for tensors in zip(*found, strict=True))
+
+
+def stretches_of(batches: Sequence[Batch]) -> list[Stretched]:
+    """The batches, those of one form together."""
+    found: list[Stretched] = []
+    for batch in batches:
+        n = len(batch[0])
+        if found and _form(found[-1].batches[0]) == _form(batch):
+            found[-1].batches.append(batch)
+            found[-1].samples += n
+        else:
+            found.append(Stretched([batch], n))
+    return found
+
+
+def _form(batch: Batch) -> list[tuple[float, torch.Size, torch.dtype]]:
+    return [(len(t) / len(batch[0]), t.shape[1:], t.dtype) for t in batch]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +110,7 @@ class Cut:
     """A sample in pieces.
 
     Attributes:
-        batches: this rank's samples; each batch is cut into whole pieces.
+        stretches: this rank's samples, of which each stretch holds whole pieces.
         shards: the ranks that hold pieces. Where a piece has a part on every rank, each rank sees all pieces: then
             it is this rank alone.
         piece: samples of a piece; None for single samples.
@@ -77,7 +119,7 @@ class Cut:
         notes: a sentence on the samples that are left over.
     """
 
-    batches: list[Batch]
+    stretches: list[Stretched]
     shards: Ranks
     piece: int | None
     own: int = 1
@@ -100,12 +142,14 @@ class Cut:
                 f"that sums over ranks needs them: give a multiple of {shards.world_size}"
             )
         own = size // shards.world_size if is_spread else size
-        kept = [len(batch[0]) // own * own for batch in objective.batches]
+        stretches = stretches_of(objective.batches)
+        kept = [len(stretch) // own * own for stretch in stretches]
         samples = int(shards.sum(torch.tensor([sum(len(batch[0]) for batch in objective.batches)]).to(shards.device)))
         fewest = -shards.agree([-sum(kept) // own])[0]
         if is_spread:  # one batch; every rank must make as many passes as the others
             kept = [fewest * own]
-        batches = [consecutive(batch, 0, n) for batch, n in zip(objective.batches, kept, strict=True) if n]
+        for stretch, n in zip(stretches, kept, strict=True):
+            stretch.samples = n
         mine = torch.tensor([sum(kept) // own]).to(shards.device)
         pieces = fewest if is_spread else int(shards.sum(mine))
         if pieces < 2 or not fewest:
@@ -116,7 +160,7 @@ class Cut:
             )
         left = samples - pieces * size
         return cls(
-            batches=batches,
+            stretches=[stretch for stretch in stretches if stretch.samples],
             shards=Ranks(shards.device) if is_spread else shards,
             piece=piece,
             own=own,

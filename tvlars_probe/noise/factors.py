@@ -58,7 +58,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class Formed:
     """Gradients that are held themselves.
 
     Attributes:
@@ -81,8 +81,8 @@ class Rows:
         flat = self.rows.flatten(1)
         return wide(flat @ flat.T)
 
-    def few(self, count: int) -> Rows:
-        return Rows(self.rows[:count])
+    def few(self, count: int) -> Formed:
+        return Formed(self.rows[:count])
 
 
 def _type(tensor: Tensor) -> torch.dtype:
@@ -132,7 +132,7 @@ class Outer:
                 found.append(_sums((u @ u.transpose(2, 3)) * (d @ d.transpose(2, 3))).sum((1, 2)))
         return torch.cat(found)
 
-    def formed(self) -> Rows:
+    def formed(self) -> Formed:
         """These gradients themselves."""
         u, d = self._block(0, 1)
         each = u.shape[1] * u.shape[3] * d.shape[3]
@@ -141,7 +141,7 @@ class Outer:
         for first in range(0, len(rows), size):
             u, d = self._block(first, first + size)
             rows[first : first + size] = (d.transpose(2, 3) @ u).flatten(1)
-        return Rows(rows)
+        return Formed(rows)
 
     def along(self, direction: Tensor) -> Tensor:
         moved = self._through(direction.to(self.inputs))

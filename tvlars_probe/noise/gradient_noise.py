@@ -85,7 +85,6 @@ def gradient_noise(
         shards=shards,
         weights=weights,
         is_sum_over_samples=is_sum_over_samples,
-        piece=piece,
     )
     return noise_of(
         objective,

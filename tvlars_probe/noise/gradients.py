@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from tvlars_probe.curvature.batches import consecutive
 from tvlars_probe.curvature.graphs import SavedBytes
-from tvlars_probe.noise.factors import Rows, wide
+from tvlars_probe.noise.factors import Formed, wide
 from tvlars_probe.noise.layerwise import layers_of, watched
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tvlars_probe.curvature.batches import Batch
     from tvlars_probe.curvature.objective import Objective
     from tvlars_probe.noise.factors import Factor
-    from tvlars_probe.noise.layerwise import Pass
+    from tvlars_probe.noise.layerwise import LayerPass
 
 
 @dataclass(eq=False)
@@ -94,7 +94,7 @@ class OneByOne:
                 whole = torch.zeros_like(p) if gradient is None else gradient.to_dense().detach()
                 found[name].append(self._joined(whole) if self._joined else whole)
         factors: dict[str, Factor] = {
-            name: Rows(torch.stack(found.pop(name))) for name in self.parameters if name in used
+            name: Formed(torch.stack(found.pop(name))) for name in self.parameters if name in used
         }
         return Gradients(
             count=count,
@@ -157,7 +157,7 @@ class Vectorised:
             count=n,
             loss=wide(losses).sum(),
             total={name: whole.sum(0) for name, whole in found.items()},
-            factors={name: Rows(whole) for name, whole in found.items()},
+            factors={name: Formed(whole) for name, whole in found.items()},
             bytes=2 * sum(p.nbytes for p in self.parameters.values()),
         )
 
@@ -215,13 +215,13 @@ class ByLayers:
             found.bytes += others_found.bytes + saved.bytes // n
         return found
 
-    def _enter(self, seen: Pass, outputs: Tensor, found: Gradients) -> None:
+    def _enter(self, seen: LayerPass, outputs: Tensor, found: Gradients) -> None:
         """Add the gradients of a layer's tensors, from the gradient at its output."""
         made = seen.factors(outputs)
         found.factors |= made
         found.bytes += outputs.nbytes // found.count
         for full, factor in made.items():
-            if isinstance(factor, Rows):
+            if isinstance(factor, Formed):
                 found.bytes += factor.rows.nbytes // found.count
                 if full not in found.total:
                     found.total[full] = factor.rows.sum(0).view(self.parameters[full].shape)

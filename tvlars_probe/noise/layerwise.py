@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from tvlars_probe.noise.factors import Convolved, Looked, Outer, Rows, is_formed
+from tvlars_probe.noise.factors import Convolved, Formed, Looked, Outer, is_formed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Pass:
+class LayerPass:
     """What one layer saw and gave in the passes of a batch.
 
     Attributes:
@@ -81,7 +81,7 @@ class Pass:
         return found
 
 
-def layers_of(model: nn.Module, chosen: Iterable[str]) -> list[Pass]:
+def layers_of(model: nn.Module, chosen: Iterable[str]) -> list[LayerPass]:
     """The layers whose gradients can be taken apart and that have tensors chosen, each before its first pass.
 
     Not among them: layers of classes with a forward of their own, parametrised ones, and those that share a tensor.
@@ -97,7 +97,7 @@ def layers_of(model: nn.Module, chosen: Iterable[str]) -> list[Pass]:
         mine = {local: full for local, full in own.items() if full in names}
         is_shared = any(owners[id(module._parameters[local])] > 1 for local in mine)
         if mine and not is_shared and _is_known(module):
-            found.append(Pass(module, mine))
+            found.append(LayerPass(module, mine))
     return found
 
 
@@ -119,7 +119,7 @@ def _is_known(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def watched(passes: Iterable[Pass]) -> Iterator[None]:
+def watched(passes: Iterable[LayerPass]) -> Iterator[None]:
     """Note what layers see and give in the passes made inside."""
     with contextlib.ExitStack() as stack:
         for each in passes:
@@ -129,7 +129,7 @@ def watched(passes: Iterable[Pass]) -> Iterator[None]:
         yield
 
 
-def _watching(seen: Pass) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+def _watching(seen: LayerPass) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def watch(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.calls += 1
         # Called by keyword, or without a graph: nothing can be told of it.
@@ -143,12 +143,12 @@ def _watching(seen: Pass) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
 
 def _linear(layer: nn.Linear, a: Tensor, d: Tensor) -> Made:
     made: Made = {"weight": Outer(a, d)}
-    return made if layer.bias is None else made | {"bias": Rows(_sum_between(d, d.ndim - 1))}
+    return made if layer.bias is None else made | {"bias": Formed(_sum_between(d, d.ndim - 1))}
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, a: Tensor, d: Tensor) -> Made:
     made: Made = {"weight": Convolved(layer, a, d)}
-    return made if layer.bias is None else made | {"bias": Rows(d.flatten(2).sum(2))}
+    return made if layer.bias is None else made | {"bias": Formed(d.flatten(2).sum(2))}
 
 
 def _embedding(layer: nn.Embedding, a: Tensor, d: Tensor) -> Made:
@@ -170,15 +170,15 @@ def _group_norm(layer: nn.GroupNorm, a: Tensor, d: Tensor) -> Made:
 def _per_channel(normal: Tensor, d: Tensor, bias: Tensor | None) -> Made:
     """The scale and shift of channels, which are dimension 1."""
     size = (len(d), d.shape[1], -1)
-    made: Made = {"weight": Rows((d * normal).reshape(size).sum(2))}
-    return made if bias is None else made | {"bias": Rows(d.reshape(size).sum(2))}
+    made: Made = {"weight": Formed((d * normal).reshape(size).sum(2))}
+    return made if bias is None else made | {"bias": Formed(d.reshape(size).sum(2))}
 
 
 def _layer_norm(layer: nn.LayerNorm, a: Tensor, d: Tensor) -> Made:
     normal = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
     last = d.ndim - len(layer.normalized_shape)
-    made: Made = {"weight": Rows(_sum_between(d * normal, last))}
-    return made if layer.bias is None else made | {"bias": Rows(_sum_between(d, last))}
+    made: Made = {"weight": Formed(_sum_between(d * normal, last))}
+    return made if layer.bias is None else made | {"bias": Formed(_sum_between(d, last))}
 
 
 def _sum_between(values: Tensor, last: int) -> Tensor:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.objective import Objective
     from tvlars_probe.noise.gradients import Way
-    from tvlars_probe.noise.passes import Products
+    from tvlars_probe.noise.passes import InnerProducts
 
     Report = Callable[[str], None]
 
@@ -73,7 +73,7 @@ def noise_of(
             objective=objective,
             parameters=chosen,
             shards=cut.shards,
-            batches=cut.batches,
+            stretches=cut.stretches,
             way=_way(objective, chosen, cut),
             budget=memory_budget,
             vectors=vectors,
@@ -100,8 +100,8 @@ def noise_of(
 
 def _way(objective: Objective, parameters: Mapping[str, Tensor], cut: Cut) -> Way:
     """How gradients are taken, by losses scaled so that f is the plain mean of the pieces'."""
-    weight = sum(objective.weight_of(batch) for batch in cut.batches)
-    count = sum(len(batch[0]) // cut.own for batch in cut.batches)
+    weight = sum(objective.weight_of(stretch.take(0, len(stretch))) for stretch in cut.stretches)
+    count = sum(len(stretch) // cut.own for stretch in cut.stretches)
     sums = torch.tensor([weight, count], dtype=accumulation_dtype(objective.device), device=objective.device)
     total, pieces = cut.shards.sum(sums).tolist()
     scale = pieces / total
@@ -142,7 +142,7 @@ def _directions(
     return [hessian.split(row) for row in rows]
 
 
-def _estimates(found: Products, size: int, vectors: int, common: dict[str, Any]) -> list[NoiseEstimate]:
+def _estimates(found: InnerProducts, size: int, vectors: int, common: dict[str, Any]) -> list[NoiseEstimate]:
     """The rows: the whole model, its layers, its tensors."""
     names, whole = found.names, [*range(len(found.names))]
     layers: dict[str, list[int]] = {}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from tvlars_probe.curvature.agreeing import on_all_ranks
-from tvlars_probe.curvature.batches import consecutive
 from tvlars_probe.curvature.operators import free_memory
 from tvlars_probe.errors import NonFiniteLossError, UserError
-from tvlars_probe.noise.factors import BLOCK, Rows, wide
+from tvlars_probe.noise.factors import BLOCK, Formed, wide
 from tvlars_probe.noise.gradients import ByLayers, Gradients, OneByOne, doubtful
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from tvlars_probe.collectives import Ranks
     from tvlars_probe.curvature.batches import Batch
     from tvlars_probe.curvature.objective import Objective
+    from tvlars_probe.noise.cutting import Stretched
     from tvlars_probe.noise.gradients import Way
 
     Floats = NDArray[np.float64]
@@ -37,8 +37,21 @@ OF_GRAM = 32
 """Pieces whose inner products with one another are taken."""
 
 
+class Chunk(NamedTuple):
+    """Samples whose gradients are held at once."""
+
+    stretch: Stretched
+    first: int
+    last: int
+
+    @property
+    def batch(self) -> Batch:
+        """The samples."""
+        return self.stretch.take(self.first, self.last)
+
+
 @dataclass(kw_only=True)
-class Products:
+class InnerProducts:
     """Inner products of the pieces' gradients, of the pieces of all ranks in the order of the ranks.
 
     Attributes:
@@ -70,7 +83,7 @@ class Passes:
         objective: f.
         parameters: that require a gradient, by name.
         shards: the ranks.
-        batches: this rank's samples; each batch is cut into chunks.
+        stretches: this rank's samples, which are cut into chunks.
         way: how gradients are taken.
         budget: bytes; None for half of what is free.
         vectors: orthonormal directions, by parameter.
@@ -80,14 +93,14 @@ class Passes:
     objective: Objective
     parameters: Mapping[str, Tensor]
     shards: Ranks
-    batches: Sequence[Batch]
+    stretches: Sequence[Stretched]
     way: Way
     budget: int | None = None
     vectors: Sequence[Mapping[str, Tensor]] = ()
     report: Report = lambda _: None
     notes: dict[str, None] = field(default_factory=dict)
 
-    def run(self) -> Products:
+    def run(self) -> InnerProducts:
         """Make the passes.
 
         Raises:
@@ -108,7 +121,7 @@ class Passes:
         names = self._used(first)
         mean = {name: self._mean(first, name, m) for name in names}
         second = on_all_ranks(self.shards, lambda: self._second(first, chunks, mean))
-        square = [Rows(mean[name].reshape(1, -1)).squares().item() for name in names]
+        square = [Formed(mean[name].reshape(1, -1)).squares().item() for name in names]
         nothing = torch.zeros(first.pieces, dtype=first.loss.dtype)
         gathered = self._gathered(
             [first.squares.get(name, nothing) for name in names]
@@ -117,7 +130,7 @@ class Passes:
         )
         gram = self.shards.from_first({name: first.gram.get(name) for name in names})
         size = max((len(g) for g in gram.values() if g is not None), default=0)
-        return Products(
+        return InnerProducts(
             names=names,
             squares=gathered[: len(names)],
             products=gathered[len(names) : 2 * len(names)],
@@ -132,13 +145,11 @@ class Passes:
     def _scale(self) -> float:
         return self.way.scale  # type: ignore[attr-defined, no-any-return]
 
-    def _plan(self) -> list[Batch]:
-        """Cut the batches into chunks that fit the budget."""
+    def _plan(self) -> list[Chunk]:
+        """Cut the samples into chunks that fit the budget."""
         size = min(self._affordable(), MOST_AT_ONCE) * self.way.piece
         return [
-            consecutive(batch, start, min(start + size, len(batch[0])))
-            for batch in self.batches
-            for start in range(0, len(batch[0]), size)
+            Chunk(stretch, start, start + size) for stretch in self.stretches for start in range(0, len(stretch), size)
         ]
 
     def _affordable(self) -> int:
@@ -174,8 +185,7 @@ class Passes:
 
     def _bytes_of_a_piece(self) -> int:
         """Memory that a piece takes, by the gradients of two."""
-        batch, piece = self.batches[0], self.way.piece
-        self._alone = self.gradients(consecutive(batch, 0, min(2, len(batch[0]) // piece) * piece), whole=True)
+        self._alone = self.gradients(self.stretches[0].take(0, 2 * self.way.piece), whole=True)
         return max(self._alone.bytes, 1)
 
     def doubtful(self, first: Gradients) -> set[str]:
@@ -201,12 +211,12 @@ class Passes:
             total = torch.zeros_like(self.parameters[name])
         return self.shards.sum(total.contiguous()).div_(pieces)
 
-    def _second(self, first: _First, chunks: Sequence[Batch], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _second(self, first: _First, chunks: Sequence[Chunk], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """⟨h_k, h̄⟩ of this rank's pieces, by parameter."""
         found: dict[str, list[Tensor]] = {name: [] for name in mean}
         for index, chunk in enumerate(chunks):
             self.report(f"inner products with the mean, chunk {index + 1} of {len(chunks)}")
-            each = first.kept[index] if first.kept else self.gradients(chunk)
+            each = first.kept[index] if first.kept else self.gradients(chunk.batch)
             zeros = wide(torch.zeros(each.count))
             for name, direction in mean.items():
                 factor = each.factors.get(name)
@@ -214,7 +224,7 @@ class Passes:
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _gathered(self, rows: list[Tensor]) -> Floats:
-        """Rows of this rank's pieces, with those of the other ranks behind or before them."""
+        """Formed of this rank's pieces, with those of the other ranks behind or before them."""
         mine = torch.stack(rows).cpu()
         counts = [int(count) for count in self.shards.gather(torch.tensor([mine.shape[1]]))]
         padded = torch.nn.functional.pad(mine, (0, max(counts) - mine.shape[1]))
@@ -225,7 +235,7 @@ class Passes:
 class _First:
     """The first pass over this rank's chunks: squares, the sum, and what directions known beforehand give."""
 
-    def __init__(self, passes: Passes, chunks: Sequence[Batch]) -> None:
+    def __init__(self, passes: Passes, chunks: Sequence[Chunk]) -> None:
         self.total: dict[str, Tensor] = {}
         self.gram: dict[str, Floats] = {}
         self.doubts = set[str]()
@@ -236,7 +246,7 @@ class _First:
         self.loss = wide(torch.zeros((), device=passes.objective.device))
         for index, chunk in enumerate(chunks):
             passes.report(f"gradients, chunk {index + 1} of {len(chunks)}")
-            each = passes.gradients(chunk)
+            each = passes.gradients(chunk.batch)
             self.loss += each.loss
             before = sum(counts)
             for name, factor in each.factors.items():

@@ -6,8 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from scipy.stats import t as student
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -49,10 +47,12 @@ class NoiseEstimate:
 
     def simple_batch(self, level: float = 0.95) -> SimpleBatch:
         """B_simple = tr Σ/|G|² with its interval, by Fieller's theorem; see `SimpleBatch`."""
+        from scipy.special import stdtrit
+
         errors = self.noise_trace_error, self.gradient_square_error
         if errors[0] is None or errors[1] is None or self.covariance is None:
             return SimpleBatch(None, 0.0, math.inf)
-        quantile = float(student.ppf((1 + level) / 2, self.pieces - 1))
+        quantile = float(stdtrit(self.pieces - 1, (1 + level) / 2))
         return fieller(
             self.noise_trace,
             self.gradient_square,

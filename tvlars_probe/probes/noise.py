@@ -93,7 +93,6 @@ class NoiseProbe:
             shards=self._shards,
             weights=weights,
             is_sum_over_samples=is_sum_over_samples,
-            piece=piece,
         )
         check(self._objective, piece)
         self._settings = {

@@ -32,7 +32,7 @@ def noise_probe(phase: Phase, model: nn.Module, images: TensorImages, ranks: Ran
     return NoiseProbe(
         model,
         None,
-        sample.batches(ranks, dtype, whole=asked.piece is not None, make=phase.probe_batch),
+        sample.batches(ranks, dtype, whole=False, make=phase.probe_batch),
         compute=phase.probe_loss,
         every=asked.every,
         bn_mode=phase.probe_bn_mode(asked.bn_mode),

@@ -141,7 +141,7 @@ def _measure(
     ranks: Ranks, job: NoiseJob, state: RestoredState, sample: ProbeSample, dtype: torch.dtype, say: Any
 ) -> GradientNoise:
     phase = state.phase
-    batches = sample.batches(ranks, dtype, whole=job.piece is not None, make=phase.probe_batch)
+    batches = sample.batches(ranks, dtype, whole=False, make=phase.probe_batch)
     objective = objective_of(
         state.model,
         phase.probe_loss,
@@ -149,7 +149,6 @@ def _measure(
         bn_mode=job.bn_mode,
         shards=ranks,
         is_sum_over_samples=phase.is_sum_over_samples,
-        piece=job.piece,
     )
     return noise_of(
         objective,
