@@ -88,6 +88,7 @@ ENTRIES = {
     ),
     "findings": Entry(whole=("--seeds", "1"), timed=False, smoke=("--seeds", "1", "--runs", "2")),
     "augmentation": Entry(smoke=("--batch-size", "8", "--batches", "1", "--rounds", "1")),
+    "critical_batch": Entry(smoke=("--draws", "1", "--resamples", "20", "--usual")),
     "scaling": Entry(smoke=("--size", "500000", "100")),
     "trainers": Entry(smoke=None),
     "memory": Entry(smoke=None),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = {"python", "console"}
-LONGEST = {"README", "analyses", "sharpness", "training"}
+LONGEST = {"README", "analyses", "branches", "sharpness", "training"}
 ELSEWHERE = {"integrations", "trackers"}  # their blocks need other packages: tests/integrations runs them
 SHOWN = {"text", "sh"}  # output, and the Makefile's own targets, which CI runs
 

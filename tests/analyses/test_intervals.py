@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tvlars_probe.analyses.intervals import FEWEST, Mean, rank_correlation
+from tvlars_probe.analyses.intervals import FEWEST, IntervalEstimate, Mean, rank_correlation
 
 
 def test_the_mean_has_students_interval() -> None:
@@ -92,3 +92,17 @@ def test_an_interval_of_the_fewest_runs_holds_the_truth_as_often_as_it_says() ->
     told = [found for found in made if not found.why_no_interval]
     assert len(told) >= 190
     assert 0.91 <= np.mean([found.low <= truth <= found.high for found in told]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text", "is_known"),
+    [
+        ((12345.6, 250.0, 1e6), "12,346 (250 to 1,000,000)", True),
+        ((0.1234, 0.1, 2.0), "0.123 (0.1 to 2)", True),
+        ((math.nan, 0.0, 4.0), "unknown (0 to 4)", False),
+        ((300.0, 20.0, math.inf), "300 (20 or more)", False),
+        ((300.0, math.nan, math.nan), "300 (interval unknown)", False),
+    ],
+)
+def test_an_estimate_is_told_with_its_interval(estimate: tuple[float, float, float], text: str, is_known: bool) -> None:
+    assert (IntervalEstimate(*estimate).text, IntervalEstimate(*estimate).is_known) == (text, is_known)

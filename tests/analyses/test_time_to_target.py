@@ -71,7 +71,7 @@ def test_the_law_is_found_at_each_batchs_best_rate() -> None:
     assert result.e_min.value == pytest.approx(S_MIN * B_CRIT, rel=0.03)
     assert result.b_crit.low < result.b_crit.value < result.b_crit.high
     assert result.doubts == ()
-    assert result.verdict.answer == f"about {result.b_crit.value:,.3g}"
+    assert result.verdict.answer == f"about {result.b_crit.value:,.0f}"
     assert result.verdict["b_crit_low"] == result.b_crit.low
     assert result.table["is_best"].sum() == 18
     best = result.table[result.table["is_best"]]

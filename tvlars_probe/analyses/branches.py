@@ -277,17 +277,18 @@ def _verdict(
     if len(table) < 2:
         return Verdict(QUESTION, CANT_TELL, f"{counted(len(table), 'batch size')} is too few to compare.", figures)
     first, last = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
-    than = f"than batch {first:,} at equal samples, beyond the tolerance of {100 * tolerance:g} %"
+    # What costing means, once for all four answers.
+    cost = f"a {metric} more than {100 * tolerance:g} % above that of batch {first:,} at equal samples"
     if costly is not None and free is not None:
-        reason = f"batch {costly:,.0f} has a higher {metric} {than}; batch {free:,.0f} has not."
+        reason = f"batch {costly:,.0f} costs ({cost}); batch {free:,.0f} doesn't."
         return Verdict(QUESTION, f"between {free:,.0f} and {costly:,.0f}", f"{reason}{_at(table, costly)}", figures)
     if costly is not None:
-        reason = f"batch {costly:,.0f} has a higher {metric} {than}; no batch between is known to be free."
+        reason = f"batch {costly:,.0f} costs ({cost}); of none below it is it known that it doesn't."
         return Verdict(QUESTION, f"{costly:,.0f} or below", f"{reason}{_at(table, costly)}", figures)
     if free is not None:
-        reason = f"no batch is known to have a higher {metric} {than}; batch {free:,.0f} is known to have none."
+        reason = f"batch {free:,.0f} doesn't cost ({cost}); of none is it known that it does."
         return Verdict(QUESTION, f"above {free:,.0f}", f"{reason}{_at(table, free)}", figures)
-    reason = f"no batch up to {last:,} is known to have a higher {metric} {than}, and none to have none."
+    reason = f"of no batch is it known whether it costs ({cost})."
     return Verdict(QUESTION, CANT_TELL, f"{reason}{_at(table, last)}", figures)
 
 

@@ -73,12 +73,17 @@ class IntervalEstimate:
     @property
     def text(self) -> str:
         """The estimate for a reader: "310 (210 to 450)"."""
-        value = "unknown" if math.isnan(self.value) else f"{self.value:,.3g}"
+        value = "unknown" if math.isnan(self.value) else number(self.value)
         if math.isnan(self.low) or math.isnan(self.high):
             return f"{value} (interval unknown)"
         if self.high == math.inf:
-            return f"{value} ({self.low:,.3g} or more)"
-        return f"{value} ({self.low:,.3g} to {self.high:,.3g})"
+            return f"{value} ({number(self.low)} or more)"
+        return f"{value} ({number(self.low)} to {number(self.high)})"
+
+
+def number(value: float) -> str:
+    """A number with three digits, or all of a whole one: "0.123", "12,346"."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 MOST_ORDERS = 5040

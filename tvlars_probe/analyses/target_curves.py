@@ -71,7 +71,7 @@ class TargetCurve:
 
 
 def chosen_metric(sources: Sequence[Source], metric: str | None) -> str:
-    """The metric asked for, or the first of `METRICS` that every run has.
+    """The metric asked for, or the first loss of `METRICS` that every run has which didn't diverge.
 
     Raises:
         UserError: there is no such metric, or the runs have none in common.
@@ -80,12 +80,12 @@ def chosen_metric(sources: Sequence[Source], metric: str | None) -> str:
         if metric not in METRICS:
             raise unknown("metric of a target", metric, METRICS)
         return metric
-    columns = [name for name in METRICS if name != "loss" and not name.endswith("acc1")]
-    for name in columns:
-        if all(not source.lacks("epochs", name) for source in sources):
+    # A run that diverged in its first epoch has no evaluation, and reaches no target.
+    asked = [source for source in sources if source.facts.status != "diverged"]
+    for name in METRICS:
+        table = "steps" if name == "loss" else "epochs"
+        if asked and not name.endswith("acc1") and all(not source.lacks(table, name) for source in asked):
             return name
-    if all(not source.lacks("steps", "loss") for source in sources):
-        return "loss"
     raise UserError(
         "the runs have no loss in common, on training data, held-out data or test data: record one with each "
         "(rec.log(loss=...), rec.log_epoch(test_loss=...))"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.intervals import IntervalEstimate
+from tvlars_probe.analyses.intervals import IntervalEstimate, number
 from tvlars_probe.analyses.target_curves import (
     EARLY,
     MISSED,
@@ -170,9 +170,9 @@ def _chosen_target(frame: pd.DataFrame, curves: Sequence[TargetCurve]) -> float:
         counts = (worst <= value) & (first > value)
         # A batch of which some rate was there too early can't tell its best rate.
         early = ((worst <= value) & (first <= value)).groupby("batch_size").any()
-        number = int((counts.groupby("batch_size").any() & ~early).sum())
-        if number > most:
-            best, most = float(value), number
+        usable = int((counts.groupby("batch_size").any() & ~early).sum())
+        if usable > most:
+            best, most = float(value), usable
     return best
 
 
@@ -276,23 +276,23 @@ def _verdict(batches: pd.DataFrame, fit: TradeOff | None, *, metric: str, target
         Figure("e_min", estimates[2].value, "sample", "fewest samples to the target, with any batch"),
         Figure("target", target, "%" if metric.endswith("acc1") else "1", f"{metric} to be reached"),
     )
-    number = int((batches["seeds"] > 0).sum())
+    usable = int((batches["seeds"] > 0).sum())
     if fit is None:
-        reason = f"{counted(number, 'batch size')} reached {metric} {target:.4g}, and a fit takes {FEWEST_FOR_FIT}."
+        reason = f"{counted(usable, 'batch size')} reached {metric} {target:.4g}, and a fit takes {FEWEST_FOR_FIT}."
         if math.isnan(target):
             reason = f"no {metric} is reached by several batch sizes after their first evaluation."
         return Verdict(QUESTION, CANT_TELL, reason, figures)
     b_crit, s_min, e_min = estimates
     what = (
         f"to {metric} {target:.4g} it takes at least {s_min.text} steps and {e_min.text} samples; their ratio is "
-        f"{b_crit.text}, from {number} batch sizes."
+        f"{b_crit.text}, from {usable} batch sizes."
     )
     if math.isnan(b_crit.low):
         return Verdict(QUESTION, CANT_TELL, what, figures)
     if b_crit.is_known:
-        return Verdict(QUESTION, f"about {b_crit.value:,.3g}", what, figures)
+        return Verdict(QUESTION, f"about {number(b_crit.value)}", what, figures)
     if b_crit.low > 0:
-        return Verdict(QUESTION, f"above {b_crit.low:,.3g}", what, figures)
+        return Verdict(QUESTION, f"above {number(b_crit.low)}", what, figures)
     if b_crit.high < math.inf:
-        return Verdict(QUESTION, f"below {b_crit.high:,.3g}", what, figures)
+        return Verdict(QUESTION, f"below {number(b_crit.high)}", what, figures)
     return Verdict(QUESTION, CANT_TELL, what, figures)

@@ -190,7 +190,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "optimizer", describe_group(group)
     if facts["batch_size"]:
         yield "batch", f"{facts['batch_size']:,} over {facts['world_size']} rank(s)"
-    # The configuration of a user's own loop may hold anything under this name.
+    # The configuration of a user's own loop may hold anything under these names.
+    branch = facts["config"].get("branch")
+    if isinstance(branch, dict):
+        told = f"step {branch.get('step')}, batch {branch.get('batch_size')} there, rate by {branch.get('lr_rule')}"
+        yield "branch of", f"{branch.get('parent')} at {told}, {branch.get('samples')} samples from there"
     schedule = facts["config"].get("schedule")
     if isinstance(schedule, dict) and facts["peak_lr"] is not None:
         yield "schedule", f"{schedule.get('name')}, peak lr {facts['peak_lr']:g}"
