@@ -75,6 +75,9 @@ def test_what_did_not_converge_is_reported_as_such(run: Path, cli: Callable[...,
         (("--engine", "pyhessian", "--nproc", 2, "--devices", "cpu"), "--engine lanczos"),
         (("--samples", 1, "--nproc", 2, "--devices", "cpu"), "each rank needs one"),
         (("--trace", "--trace-matvecs", 2), "6 or more"),
+        (("--batch-sharpness", "--samples", 99), "needs a mini-batch of 100 samples, and the sample has 99"),
+        (("--batch-size", 5), "which isn't asked for"),
+        (("--engine", "pyhessian", "--critical-sharpness"), "PyHessian has no batch"),
         (("--model", "nonsense"), "package.module:function"),
         (("--devices", 0), "no CUDA device"),
     ],
@@ -118,12 +121,28 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(run: Path, cli: Callable[...,
 
 
 @pytest.mark.parametrize(
-    "option", [("--trace",), ("--top", 2), ("--bn", "train"), ("--density",)], ids=lambda words: words[0]
+    "option",
+    [("--trace",), ("--top", 2), ("--bn", "train"), ("--density",), ("--critical-sharpness",)],
+    ids=lambda words: words[0],
 )
 def test_an_audit_takes_no_measures_of_its_own(run: Path, cli: Callable[..., Any], option: tuple[Any, ...]) -> None:
     done = cli("sharpness", run, "--audit", *option)
     assert done.code == 2
     assert f"leave out {option[0]}" in done.err
+
+
+def test_what_is_not_known_along_an_update_is_said(run: Path, cli: Callable[..., Any]) -> None:
+    """A rate of zero makes no update."""
+    path = next((run / "checkpoints").iterdir())
+    state = torch.load(path, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = 0.0
+    torch.save(state, path)
+    done = cli("sharpness", run, "--top", 0, "--directional-sharpness", "--critical-sharpness", "--samples", 50)
+    assert done.code == 0, done.err
+    assert "directional sharpness is unknown: the update changes no weight" in done.err
+    assert "critical sharpness is unknown: the loss doesn't rise up to 1,048,576 times the update" in done.err
+    assert tvlars_probe.open_run(run).curvature().empty
 
 
 def test_a_density_is_in_the_json(run: Path, cli: Callable[..., Any]) -> None:

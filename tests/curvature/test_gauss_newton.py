@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tvlars_probe
 from tests.curvature.models import NETWORKS, chunked, network, sample
+from tests.oracles.hessians import dense_gauss_newton
 from tests.ranked import on_ranks
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature import losses
@@ -62,24 +62,6 @@ def net(name: str) -> tuple[nn.Module, Loss, tuple[Tensor, Tensor]]:
 NETS = [*NETWORKS, "attention", "regression"]
 
 
-def dense(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-    """Jᵀ·∇²ℓ·J with both factors as whole matrices, in the model's evaluation mode."""
-    model.eval()
-    params = dict(model.named_parameters())
-    sizes = [p.numel() for p in params.values()]
-
-    def outputs(flat: Tensor) -> Tensor:
-        parts = zip(params, torch.split(flat, sizes), strict=True)
-        moved = {name: part.view_as(params[name]) for name, part in parts}
-        return functional_call(model, moved, (x,)).flatten()
-
-    flat = torch.cat([p.detach().flatten() for p in params.values()])
-    with sdpa_kernel(SDPBackend.MATH):  # vmap knows no fused kernels
-        z, jacobian = outputs(flat), jacrev(outputs)(flat)
-    inner = jacrev(grad(lambda z: loss(z.view(len(x), -1), y)))(z)
-    return (jacobian.T @ inner @ jacobian).detach()
-
-
 def as_matrix(operator: HessianOperator) -> Tensor:
     return torch.stack([operator.matvec(e) for e in torch.eye(operator.size, dtype=operator.dtype)], dim=1)
 
@@ -94,7 +76,7 @@ def ours(model: nn.Module, loss: Any, data: Any, **options: Any) -> Tensor:
 @pytest.mark.parametrize("name", NETS)
 def test_it_is_the_product_of_dense_matrices(name: str) -> None:
     model, loss, (x, y) = net(name)
-    found, expected = ours(model, loss, (x, y)), dense(model, loss, x, y)
+    found, expected = ours(model, loss, (x, y)), dense_gauss_newton(model, loss, x, y)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * expected.abs().max().item() * len(expected))
     assert torch.linalg.eigvalsh(found).min() > -1e-12 * expected.abs().max() * len(expected)
 
@@ -128,7 +110,7 @@ def test_batches_weigh_what_they_are_told() -> None:
     counts = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
     loss = nn.CrossEntropyLoss(weight=counts)
     parts = ours(model, loss, chunked(x, y, 10, 14), weights=lambda batch: counts[batch[1]].sum())
-    torch.testing.assert_close(parts, dense(model, loss, x, y), rtol=0, atol=1e-13)
+    torch.testing.assert_close(parts, dense_gauss_newton(model, loss, x, y), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("mode", ["train", "frozen-batch"])
@@ -184,7 +166,7 @@ def test_the_gradient_is_the_objectives() -> None:
 
 def test_all_figures_of_it_are_measured() -> None:
     model, loss, (x, y) = net("mlp")
-    expected = dense(model, loss, x, y)
+    expected = dense_gauss_newton(model, loss, x, y)
     found = tvlars_probe.sharpness(
         model, loss, (x, y), operators=("hessian", "ggn"), trace=True, trace_matvecs=500, density=True, tol=1e-8
     )
@@ -224,7 +206,7 @@ def test_outputs_may_be_several_tensors() -> None:
             out = self.inner(x)
             return torch.cat([out["one"], out["two"]], 1)
 
-    expected = dense(Flat(), lambda z, y: loss({"one": z[:, :3], "two": z[:, 3:]}, y), x, y)
+    expected = dense_gauss_newton(Flat(), lambda z, y: loss({"one": z[:, :3], "two": z[:, 3:]}, y), x, y)
     torch.testing.assert_close(ours(model, loss, (x, y)), expected, rtol=0, atol=1e-13)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,3 +30,21 @@ def dense_hessian(
 
     matrix: Tensor = jacrev(grad(f))(torch.cat([params[name].detach().reshape(-1) for name in names]))
     return matrix.detach()
+
+
+def dense_gauss_newton(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Jᵀ·∇²ℓ·J with both factors as whole matrices, in the model's evaluation mode."""
+    model = copy.deepcopy(model).eval()
+    params = dict(model.named_parameters())
+    sizes = [p.numel() for p in params.values()]
+
+    def outputs(flat: Tensor) -> Tensor:
+        parts = zip(params, torch.split(flat, sizes), strict=True)
+        moved = {name: part.view_as(params[name]) for name, part in parts}
+        return functional_call(model, moved, (x,)).flatten()
+
+    flat = torch.cat([p.detach().flatten() for p in params.values()])
+    with sdpa_kernel(SDPBackend.MATH):  # vmap knows no fused kernels
+        z, jacobian = outputs(flat), jacrev(outputs)(flat)
+    inner = jacrev(grad(lambda z: loss(z.view(len(x), -1), y)))(z)
+    return (jacobian.T @ inner @ jacobian).detach()

@@ -281,10 +281,14 @@ class Objective:
 
     def value(self) -> float:
         """f(w) by forward passes alone, on every rank; it may be NaN or infinite. Use it inside `held`."""
+        return self._added([])
+
+    def _added(self, terms: list[Tensor]) -> float:
+        """f(w) from the terms of this rank's first batches, which are known, and of the others."""
         total = torch.zeros(1, dtype=accumulation_dtype(self.device), device=self.device)
         with torch.no_grad():
             for index in range(len(self.batches)):
-                total += self.term(index).to(total)
+                total += (terms[index] if index < len(terms) else self.term(index)).to(total)
         reshard(self.model)
         return self.shards.sum(total).item()
 
@@ -298,8 +302,9 @@ class Objective:
         with self.held():
             # One batch shows whether there is a graph; what is sharded has no use for one.
             with torch.set_grad_enabled(not self.is_sharded):
-                is_cut_off = not self.term(0).requires_grad and torch.is_grad_enabled()
-            value = self.value()
+                first = self.term(0)
+                is_cut_off = torch.is_grad_enabled() and not first.requires_grad
+            value = self._added([first.detach()])
             is_cut_off &= any(p.requires_grad for p in self.model.parameters())
             if self.shards.any(is_cut_off):
                 raise UserError(

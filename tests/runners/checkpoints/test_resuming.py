@@ -13,6 +13,7 @@ from torch import nn
 
 import tvlars_probe
 from tests.runners.resumed import assert_same_run, use_small_model
+from tvlars_probe.curvature.measures import IN_TRAINING
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import DataError, InterruptedRunError, RunDirectoryError
 from tvlars_probe.optimizers.registry import OptimizerConfig
@@ -35,7 +36,7 @@ def config(**changes: Any) -> TrainConfig:
         "optimizer": OptimizerConfig(name="tvlars", lr=4.0),
         "place": PlaceConfig(devices=("cpu",), threads=1),
         "recording": RecordConfig(checkpoint_every=0),
-        "sharpness": SharpnessConfig(every="3", operators=("hessian",), samples=16, tol=0.05),
+        "sharpness": SharpnessConfig(every="3", operators=("hessian",), measures=IN_TRAINING, samples=32, tol=0.05),
         "batch_size": 32,
         "epochs": 3,
         **changes,

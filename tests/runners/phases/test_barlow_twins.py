@@ -152,10 +152,15 @@ def test_synchronised_batch_norm_makes_two_ranks_train_as_one(tmp_path: Path) ->
 
 
 def test_sharpness_is_measured_in_both_phases(tmp_path: Path) -> None:
-    result = run(tmp_path / "r", sharpness=SharpnessConfig(every="4", samples=24, operators=("hessian",)))
+    operators = ("hessian", "ggn")
+    result = run(tmp_path / "r", sharpness=SharpnessConfig(every="4", samples=24, operators=operators))
     curvature = result.frame("curvature")
-    assert curvature["step"].tolist() == [0, 4, 8, 12]
-    assert curvature["phase"].tolist() == ["pretrain"] * 3 + ["linear"]
+    assert curvature["step"].tolist() == [0, 0, 4, 4, 8, 8, 12, 12]
+    assert curvature["phase"].tolist() == ["pretrain"] * 6 + ["linear"] * 2
+    assert curvature["converged"].all()
+    # The linear probe's outputs are linear in its weights: there the two are one.
+    last = curvature[curvature["phase"] == "linear"]["value"].tolist()
+    assert last[0] == pytest.approx(last[1], rel=2e-3)
     plain = run(tmp_path / "plain")
     assert plain.steps()["loss"].tolist() == result.steps()["loss"].tolist()
 

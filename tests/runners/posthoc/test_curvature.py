@@ -43,12 +43,37 @@ def test_two_ranks_measure_as_one_uneven_shards_included(tmp_path: Path) -> None
 
 def test_two_ranks_probe_as_one_in_training(tmp_path: Path) -> None:
     for nproc in (1, 2):
-        cli_on_ranks(nproc, *TRAIN, "--sharpness-every", 2, "--sharpness-samples", 33, "--probe-budget", "100%",
+        cli_on_ranks(nproc, *TRAIN, "--sharpness-every", 2, "--sharpness-samples", 41, "--probe-budget", "100%",
+                     "--bs", 20, "--limit", 80,
+                     "--sharpness-measures", "eigenvalue", "batch", "directional", "critical",
                      "--lr", 1, "--run-dir", nproc, cwd=tmp_path)  # fmt: skip
     one, two = (tvlars_probe.open_run(tmp_path / name).curvature() for name in ("1", "2"))
-    assert one.step.tolist() == two.step.tolist() == [0, 0, 2, 2, 2]
+    assert one.step.tolist() == two.step.tolist()
+    assert {*one.step} == {0, 2, 4, 6}
+    assert one.measure.tolist() == two.measure.tolist()
     np.testing.assert_allclose(one.value, two.value, rtol=1e-4)  # each to its own tolerance of 1e-3
     assert one.sample_id.tolist() == two.sample_id.tolist()
+
+
+def test_the_coming_update_of_a_checkpoint_is_the_one_that_training_made(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    """Of batches that are the whole sample, without augmentation: along it both measure the same."""
+    whole = ("train", "--devices", "cpu", "--bs", 150, "--limit", 150, "--augmentation", "none", "--lr", 2)
+    asked = ("--sharpness-every", 2, "--sharpness-measures", "batch", "directional", "critical")
+    done = cli(*whole, *asked, "--sharpness-samples", 150, "--epochs", 3, "--run-dir", "a")
+    assert done.code == 0, done.err
+    assert cli(*whole, "--epochs", 2, "--run-dir", "b").code == 0
+    done = cli("sharpness", "b", "--top", 0, "--batch-sharpness", "--directional-sharpness", "--critical-sharpness")
+    assert done.code == 0, done.err
+    assert "batch_sharpness, batches of 150" in done.out
+    rows = tvlars_probe.open_runs([tmp_path / "a", tmp_path / "b"]).curvature()
+    rows = rows[rows.step == 2].astype({"measure": str})
+    assert rows.measure.value_counts().tolist() == [2, 2, 2]
+    for _, both in rows.groupby("measure"):
+        assert both.value.iloc[0] == pytest.approx(both.value.iloc[1], rel=1e-3)
+    # One mini-batch has no standard error.
+    assert rows[rows.measure == "batch_sharpness"].error.isna().all()
 
 
 def test_the_effective_sharpness_of_a_checkpoint_is_that_of_training(tmp_path: Path, cli: Callable[..., Any]) -> None:
