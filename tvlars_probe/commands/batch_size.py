@@ -9,7 +9,6 @@ import click
 from tvlars_probe.analyses.headings import BATCH_SIZE
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
-from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
@@ -113,7 +112,7 @@ def _measure(runs: list[Run], checkpoint: str, seed: int, settings: dict[str, An
     runs[0].noise(["step"])  # raises if the rows on record can't be read: then none are added
     place = PlaceConfig(**{name: settings.pop(name) for name in ("devices", "nproc", "threads")})
     name = measure_noise(NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings))
-    say(f"Measured, and kept with the run: {name}")
+    click.echo(f"Measured, and kept with the run: {name}", err=True)  # stdout may be JSON
 
 
 def render(console: Console, result: BatchSizeAnswers) -> None:
