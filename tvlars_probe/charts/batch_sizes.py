@@ -128,8 +128,10 @@ def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
         scale=alt.Scale(type="log", nice=False, padding=20),
     )  # fmt: skip
     y: dict[str, Any] = {
-        "title": "samples to the target", "scale": alt.Scale(type="log", nice=True), "axis": theme.log_axis(samples),
-    }  # fmt: skip
+        "title": "samples to the target",
+        "scale": alt.Scale(type="log", nice=False, padding=12),
+        "axis": theme.log_axis(samples),
+    }
     shown = [name for name in ("batch_size", "lr", "seed", "run", "steps", "samples") if name in rows]
     tips = [alt.Tooltip("batch_size:Q", title="batch", format=","), alt.Tooltip("samples:Q", format=",.0f")]
     tips += [alt.Tooltip(f"{name}:N") for name in ("lr", "seed", "run") if name in shown]
