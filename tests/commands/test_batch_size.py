@@ -51,13 +51,14 @@ def test_with_a_checkpoint_it_measures_first(run: Path, cli: Cli, monkeypatch: p
 
     def measure(job: Any) -> str:
         jobs.append(job)
-        measured(job.run, 40)
+        measured(job.run, 40, top_share=0.31, top_share_error=0.02, top_vectors=5)
         return "m"
 
     monkeypatch.setattr("tvlars_probe.runners.posthoc.noise.measure_noise", measure)
     done = cli("batch-size", run, "--checkpoint", "last", "--samples", 64, "--bn", "frozen-batch", "--dv", "cpu")
     assert "Measured, and kept with the run: m" in done.err
     assert "is beyond what the gradient noise supports" in done.out
+    assert "31 % of the noise (standard error 2) lies along the Hessian's 5 top eigenvectors, at step 40" in done.out
     (job,) = jobs
     assert (job.run, job.checkpoint, job.split, job.samples, job.piece) == (run, "last", "train", 64, None)
     assert (job.bn_mode, job.eigenvectors, job.precision, job.place.devices) == ("frozen-batch", 0, None, ("cpu",))

@@ -121,6 +121,11 @@ def render(console: Console, result: BatchSizeAnswers) -> None:
     for noise in result.noise:
         console.print()
         print_verdict(console, noise.verdict, title=f"{noise.facts.name} ({noise.facts.method})")
+        for row in noise.curve[noise.curve["top_share"].notna()].tail(1).to_dict("records"):
+            error = row["top_share_error"]
+            told = "its error is unknown" if error != error else f"standard error {100 * error:.2g}"
+            which = f"the Hessian's {row['top_vectors']:.0f} top eigenvectors, at step {row['step']:,}"
+            console.print(f"{100 * row['top_share']:.3g} % of the noise ({told}) lies along {which}", soft_wrap=True)
     for other in (result.time, result.branches):
         if other is not None:
             console.print()
