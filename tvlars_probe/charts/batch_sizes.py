@@ -83,6 +83,7 @@ def answers_chart(result: BatchSizeAnswers) -> alt.LayerChart | alt.FacetChart:
             base.mark_tick(thickness=2, height=18).encode(x=alt.X("batch:Q", **x), color=alt.value("#888888"))
         )
     of = ["bars: 95 %", *(["▶ no upper end"] if frame["is_open"].any() else [])]
+    of += ["from the edge: no lower end"] if (table["low"] <= 0).any() else []
     of += ["grey tick: the run's own batch"] if table["batch"].notna().any() else []
     if len(table) < len(result.table):
         of.append(f"the first {len(table)} of {counted(len(result.table), 'answer')}")

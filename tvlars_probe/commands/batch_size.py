@@ -126,10 +126,10 @@ def render(console: Console, result: BatchSizeAnswers) -> None:
             told = "its error is unknown" if error != error else f"standard error {100 * error:.2g}"
             which = f"the Hessian's {row['top_vectors']:.0f} top eigenvectors, at step {row['step']:,}"
             console.print(f"{100 * row['top_share']:.3g} % of the noise ({told}) lies along {which}", soft_wrap=True)
-    for other in (result.time, result.branches):
+    for title, other in (("Time to target", result.time), ("Branches", result.branches)):
         if other is not None:
             console.print()
-            print_verdict(console, other.verdict, title="Runs together")
+            print_verdict(console, other.verdict, title=title)
     console.print()
     console.print(table_of(result.table, BATCH_SIZE))
     for title, sentences in (("Not answered", result.missing), ("Doubts", result.doubts)):
