@@ -118,7 +118,8 @@ def disagreement_of(curve: pd.DataFrame) -> str | None:
         if is_within and (row["low"] > near["high"] or row["high"] < near["low"]):
             return (
                 f"at step {row['step']:,} the probe's interval of B_simple lies apart from that of training: its "
-                f"sample, its augmentation or its mode of BatchNorm ({row['bn_mode']}) makes another gradient"
+                f"sample, its augmentation or its mode of BatchNorm ({row['bn_mode']}) makes another gradient, or |G|² "
+                f"changes within the window, where the largest count most"
             )
     return None
 
