@@ -122,6 +122,8 @@ def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
     rows = rows[rows["batch_size"] > 0].head(MOST_ROWS)
     if not len(rows):
         raise NothingToShowError("no run has reached the target: choose an easier one (batch-size --target)")
+    if rows["batch_size"].nunique() < 2:
+        raise NothingToShowError("these runs are no sweep over batches (tvlars-probe sweep with several --batch-size)")
     b, e = result.b_crit, result.e_min
     batches, samples = rows["batch_size"].astype(float), rows["samples"].astype(float)
     x = alt.X(
