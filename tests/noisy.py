@@ -46,7 +46,7 @@ def add_noise(run: Path, *, noise: float = 600.0, steps: int = 40, tensors: bool
     writer.flush()
 
 
-def measured(run: Path, step: int, *, noise: float = 10.0, name: str = "m") -> None:
+def measured(run: Path, step: int, *, noise: float = 10.0, name: str = "m", **further: Any) -> None:
     """Add a row of a probe to a run, as the measurement at a checkpoint does."""
     manifest = Manifest.load(run)
     row: dict[str, Any] = {
@@ -54,7 +54,7 @@ def measured(run: Path, step: int, *, noise: float = 10.0, name: str = "m") -> N
         "created_at": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), "scope": "all", "scope_kind": "all",
         "pieces": 100, "piece_size": 1.0, "unit": "samples", "samples": 100, "gradient_square": 2.0,
         "gradient_square_error": 0.1, "noise_trace": noise, "noise_trace_error": 0.1, "split": "train",
-        "bn_mode": "eval",
+        "bn_mode": "eval", **further,
     }  # fmt: skip
     writer = TraceWriter(run, manifest.run_id)
     writer.append("noise", {key: [value] for key, value in row.items()})

@@ -1,4 +1,4 @@
-"""Matrices of ``layers`` that would not fit in memory: steps at equal distances are passed over, and it is said."""
+"""What analyses read: steps at equal distances where matrices would not fit in memory, and the noise of a phase."""
 
 from __future__ import annotations
 
@@ -65,3 +65,48 @@ def test_an_empty_table_has_no_stride(tmp_path: Path) -> None:
     source = Source(open_run(tmp_path))
     assert source.layers(["weight_norm"]).steps.size == 0
     assert source.facts.stride == 1
+
+
+def noisy_phases(path: Path) -> None:
+    """Two phases of four steps, with rows of ``noise`` of the whole model and of two tensors; a probe in ``noise/``."""
+    scopes = ("all", "w0", "w1")
+    tables = {name: [{"name": "w0"}, {"name": "w1"}] for name in ("pretrain", "linear")}
+    Manifest(run_id="r", parameters=tables).save(path)  # type: ignore[arg-type]
+    steps, count = np.repeat(np.arange(8), 3), 24
+    rows = {
+        "step": steps, "phase": ["pretrain"] * 12 + ["linear"] * 12, "source": ["training"] * count,
+        "scope": [*scopes] * 8, "scope_kind": ["all", "tensor", "tensor"] * 8, "gradient_square": steps + 1.0,
+        "noise_trace": 10.0 * steps,
+    }  # fmt: skip
+    writer = TraceWriter(path / "trace", "r")
+    writer.append("noise", rows)
+    writer.flush()
+    after = TraceWriter(path, "r")
+    after.append("noise", {
+        "step": [2], "phase": ["pretrain"], "source": ["probe"], "scope": ["all"], "scope_kind": ["all"],
+        "gradient_square": [9.0], "noise_trace": [9.0],
+    })  # fmt: skip
+    after.flush()
+
+
+def test_noise_is_that_of_the_phase_and_of_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy_phases(tmp_path)
+    run = open_run(tmp_path)
+    first, second = Source(run, "pretrain"), Source(run, "linear")
+    rows = first.noise(("step", "source", "gradient_square"))
+    assert rows["step"].tolist() == [0, 1, 2, 2, 3]
+    assert rows["source"].tolist() == ["training", "training", "training", "probe", "training"]
+    assert second.noise(("gradient_square",))["gradient_square"].tolist() == [5, 6, 7, 8]
+    tensors = second.noise_of_tensors(np.array([4, 6]))
+    assert sorted(zip(tensors["parameter"], tensors["gradient_square"], strict=True)) == [
+        ("w0", 5.5), ("w0", 7.5), ("w1", 5.5), ("w1", 7.5),
+    ]  # fmt: skip
+    monkeypatch.setattr("tvlars_probe.analyses.source.MOST_UPDATES", 3)
+    with pytest.raises(TraceError, match="more than 3 rows of the whole model"):
+        first.noise(("step",))
+
+
+def test_a_run_without_noise_has_no_rows_of_it(source: Source) -> None:
+    assert source.lacks("noise")
+    assert len(source.noise(("step", "gradient_square"))) == 0
+    assert len(source.noise_of_tensors(np.empty(0, np.int64))) == 0

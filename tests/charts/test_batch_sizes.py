@@ -123,3 +123,5 @@ def test_time_to_target_is_drawn_with_its_fit() -> None:
     assert spec_of(chart)["title"]["text"] == "Critical batch by time to target: 150 (95 %: 90 to 300)"
     with pytest.raises(NothingToShowError, match="no run has reached the target"):
         time_chart(Time(Bounds(1.0, 1.0, 1.0), table=table.assign(samples=math.nan)))  # type: ignore[arg-type]
+    with pytest.raises(NothingToShowError, match="no sweep over batches"):
+        time_chart(Time(Bounds(1.0, 1.0, 1.0), table=table.head(1)))  # type: ignore[arg-type]

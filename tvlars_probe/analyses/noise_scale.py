@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "step", "source", "unit", "samples", "pieces", "gradient_square", "gradient_square_error", "noise_trace",
-    "noise_trace_error", "split", "bn_mode",
+    "noise_trace_error", "split", "bn_mode", "top_share", "top_share_error", "top_vectors",
 )  # fmt: skip
 """Columns of the table ``noise`` that `analyse_noise` needs, of rows of the whole model."""
 
 CURVE_COLUMNS = (
     "step", "first_step", "last_step", "rows", "source", "split", "bn_mode", "batch", "gradient_square", "noise_trace",
-    "simple_batch", "low", "high", "is_open",
+    "simple_batch", "low", "high", "is_open", "top_share", "top_share_error", "top_vectors",
 )  # fmt: skip
 """Columns of `NoiseScale.curve`."""
 
@@ -95,6 +95,8 @@ class NoiseScale:
         curve: a row per window of steps in training, which overlap, and per row of a probe: ``step`` is the window's
             middle, ``first_step`` and ``last_step`` its ends, both included. ``simple_batch`` is B_simple, NaN where
             it can't be told; ``low`` and ``high`` are its 95 % interval, whose upper end is infinite where ``is_open``.
+            ``top_share`` of the noise, with ``top_share_error``, lies along the Hessian's ``top_vectors`` first
+            eigenvectors, if a probe has measured it.
         layers: the same of each tensor, its windows side by side.
         verdict: below, at, beyond, or can't tell, by the estimate that ends last.
         doubts: sentences on what may mislead.
@@ -244,7 +246,7 @@ def _probe_points(rows: pd.DataFrame) -> list[dict[str, object]]:
     points = []
     for row in rows.to_dict("records"):
         x, y = float(row["gradient_square"]), float(row["noise_trace"])
-        errors = [math.nan if e is None else float(e) for e in (row["gradient_square_error"], row["noise_trace_error"])]
+        errors = [_number(row[name]) for name in ("gradient_square_error", "noise_trace_error")]
         ratio = ratio_of(x, y, errors[0] ** 2, errors[1] ** 2, 0.0, normal)
         points.append(
             {
@@ -259,9 +261,14 @@ def _probe_points(rows: pd.DataFrame) -> list[dict[str, object]]:
                 "gradient_square": x,
                 "noise_trace": y,
                 **_told(ratio),
+                **{name: _number(row[name]) for name in ("top_share", "top_share_error", "top_vectors")},
             }
         )
     return points
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None or pd.isna(value) else float(value)
 
 
 def _told(ratio: Ratio) -> dict[str, object]:

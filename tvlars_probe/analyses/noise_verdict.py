@@ -96,8 +96,8 @@ def noise_verdict(curve: pd.DataFrame, batch: float | None, unit: str) -> Verdic
     answer = side_of(batch, low, high)
     said = f"a batch of {batch:,.0f} {unit}"
     if answer == CANT_TELL:
-        why = "the interval is unknown" if math.isnan(low) else "the interval is too wide to place the batch"
-        return Verdict(QUESTION, CANT_TELL, f"{said}: {why}: {scale}.", figures)
+        why = "the interval is unknown:" if math.isnan(low) else "the interval is too wide:"
+        return Verdict(QUESTION, CANT_TELL, f"{why} {said} can't be placed: {scale}.", figures)
     reason = f"{said} is {answer} what the gradient noise supports: {scale}."
     return Verdict(QUESTION, answer, reason, figures)
 
@@ -118,7 +118,8 @@ def disagreement_of(curve: pd.DataFrame) -> str | None:
         if is_within and (row["low"] > near["high"] or row["high"] < near["low"]):
             return (
                 f"at step {row['step']:,} the probe's interval of B_simple lies apart from that of training: its "
-                f"sample, its augmentation or its mode of BatchNorm ({row['bn_mode']}) makes another gradient"
+                f"sample, its augmentation or its mode of BatchNorm ({row['bn_mode']}) makes another gradient, or |G|² "
+                f"changes within the window, where the largest count most"
             )
     return None
 

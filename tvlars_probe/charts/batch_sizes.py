@@ -83,6 +83,7 @@ def answers_chart(result: BatchSizeAnswers) -> alt.LayerChart | alt.FacetChart:
             base.mark_tick(thickness=2, height=18).encode(x=alt.X("batch:Q", **x), color=alt.value("#888888"))
         )
     of = ["bars: 95 %", *(["▶ no upper end"] if frame["is_open"].any() else [])]
+    of += ["from the edge: no lower end"] if (table["low"] <= 0).any() else []
     of += ["grey tick: the run's own batch"] if table["batch"].notna().any() else []
     if len(table) < len(result.table):
         of.append(f"the first {len(table)} of {counted(len(result.table), 'answer')}")
@@ -121,6 +122,8 @@ def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
     rows = rows[rows["batch_size"] > 0].head(MOST_ROWS)
     if not len(rows):
         raise NothingToShowError("no run has reached the target: choose an easier one (batch-size --target)")
+    if rows["batch_size"].nunique() < 2:
+        raise NothingToShowError("these runs are no sweep over batches (tvlars-probe sweep with several --batch-size)")
     b, e = result.b_crit, result.e_min
     batches, samples = rows["batch_size"].astype(float), rows["samples"].astype(float)
     x = alt.X(
@@ -128,8 +131,10 @@ def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
         scale=alt.Scale(type="log", nice=False, padding=20),
     )  # fmt: skip
     y: dict[str, Any] = {
-        "title": "samples to the target", "scale": alt.Scale(type="log", nice=True), "axis": theme.log_axis(samples),
-    }  # fmt: skip
+        "title": "samples to the target",
+        "scale": alt.Scale(type="log", nice=False, padding=12),
+        "axis": theme.log_axis(samples),
+    }
     shown = [name for name in ("batch_size", "lr", "seed", "run", "steps", "samples") if name in rows]
     tips = [alt.Tooltip("batch_size:Q", title="batch", format=","), alt.Tooltip("samples:Q", format=",.0f")]
     tips += [alt.Tooltip(f"{name}:N") for name in ("lr", "seed", "run") if name in shown]

@@ -9,7 +9,6 @@ import click
 from tvlars_probe.analyses.headings import BATCH_SIZE
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
-from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
@@ -113,7 +112,7 @@ def _measure(runs: list[Run], checkpoint: str, seed: int, settings: dict[str, An
     runs[0].noise(["step"])  # raises if the rows on record can't be read: then none are added
     place = PlaceConfig(**{name: settings.pop(name) for name in ("devices", "nproc", "threads")})
     name = measure_noise(NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings))
-    say(f"Measured, and kept with the run: {name}")
+    click.echo(f"Measured, and kept with the run: {name}", err=True)  # stdout may be JSON
 
 
 def render(console: Console, result: BatchSizeAnswers) -> None:
@@ -122,10 +121,15 @@ def render(console: Console, result: BatchSizeAnswers) -> None:
     for noise in result.noise:
         console.print()
         print_verdict(console, noise.verdict, title=f"{noise.facts.name} ({noise.facts.method})")
-    for other in (result.time, result.branches):
+        for row in noise.curve[noise.curve["top_share"].notna()].tail(1).to_dict("records"):
+            error = row["top_share_error"]
+            told = "its error is unknown" if error != error else f"standard error {100 * error:.2g}"
+            which = f"the Hessian's {row['top_vectors']:.0f} top eigenvectors, at step {row['step']:,}"
+            console.print(f"{100 * row['top_share']:.3g} % of the noise ({told}) lies along {which}", soft_wrap=True)
+    for title, other in (("Time to target", result.time), ("Branches", result.branches)):
         if other is not None:
             console.print()
-            print_verdict(console, other.verdict, title="Runs together")
+            print_verdict(console, other.verdict, title=title)
     console.print()
     console.print(table_of(result.table, BATCH_SIZE))
     for title, sentences in (("Not answered", result.missing), ("Doubts", result.doubts)):

@@ -35,7 +35,7 @@ class BatchBeyondNoise(FindingRule):
 
     name = "batch_beyond_noise"
     about = (
-        f"the batch is beyond {FAR:g} times the gradient's noise scale tr Σ/|G|², by more than {ERRORS:g} standard "
+        f"the batch is beyond {FAR:g} times the gradient's noise scale B_simple, by more than {ERRORS:g} standard "
         f"errors of the mean over {STRETCH} recorded steps"
     )
 
