@@ -36,7 +36,9 @@ from tvlars_probe.optimizers.description_words import Scaling
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.train import train
 
 if TYPE_CHECKING:

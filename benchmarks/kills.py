@@ -29,7 +29,10 @@ import click
 from benchmarks.environment import environment
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.traces.run_directory import is_held
 

@@ -19,7 +19,9 @@ import torch
 from benchmarks.environment import environment
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.phases.loop import Training
 from tvlars_probe.runners.train import train
 from tvlars_probe.runs import open_run

@@ -25,7 +25,7 @@ from tvlars_probe.data.images import TensorImages
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.phases.running import build_trainings
 
 FLOORS = {

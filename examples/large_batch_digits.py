@@ -25,7 +25,9 @@ from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.report.content import gather
 from tvlars_probe.report.page import render
-from tvlars_probe.runners.config import RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.train import train
 
 PEAKS = (8.0, 16.0, 32.0, 64.0)

@@ -34,7 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from tvlars_probe.data.registry import DataConfig
         from tvlars_probe.optimizers.registry import OptimizerConfig
         from tvlars_probe.optimizers.schedules import ScheduleConfig
-        from tvlars_probe.runners.config import RecordConfig, SharpnessConfig, TrainConfig
+        from tvlars_probe.runners.configuration.recording import RecordConfig
+        from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+        from tvlars_probe.runners.configuration.training import TrainConfig
         from tvlars_probe.runners.train import train
 
         key = (optimizer, schedule, seed, sharpness, precision, tuple(sorted(settings.items())))
@@ -71,7 +73,7 @@ def measured(recorded: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
     from tests.noisy import add_noise
     from tvlars_probe.curvature.measures import Measures
-    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.configuration.place import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob, measure_run
     from tvlars_probe.runners.posthoc.landscape import LandscapeJob, measure_landscape
 

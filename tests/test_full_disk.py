@@ -16,7 +16,10 @@ from tvlars_probe.errors import RunDirectoryError, StorageError, UserError
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.train import resume, train
 from tvlars_probe.traces import run_directory, writer
 

@@ -15,7 +15,7 @@ from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
 
 if TYPE_CHECKING:
-    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.configuration.training import TrainConfig
 
 LINES = (Path(__file__).parents[1] / "golden" / "command_lines.txt").read_text().splitlines()
 

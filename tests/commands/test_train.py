@@ -16,7 +16,7 @@ from tests.data.idx import write_fashion_mnist
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 
 QUICK = ("--limit", 64, "--bs", 32, "--epochs", 2, "--devices", "cpu", "--threads", 1)
 

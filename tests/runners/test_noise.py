@@ -10,7 +10,8 @@ import pytest
 import tvlars_probe
 from tests.ranked import cli_on_ranks
 from tvlars_probe.errors import UserError
-from tvlars_probe.runners.config import RecordConfig, TrainConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,10 @@ from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
 from tvlars_probe.probes.sharpness import SharpnessProbe
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.train import resume, train
 
 CPU = PlaceConfig(devices=("cpu",), threads=1)

@@ -17,7 +17,10 @@ from tvlars_probe.models.backbones import ModelConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.posthoc.restored_state import restore_state
 from tvlars_probe.runners.train import resume, train

@@ -103,7 +103,7 @@ def _measure(runs: list[Run], checkpoint: str, seed: int, settings: dict[str, An
     Raises:
         UserError: several runs are given.
     """
-    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.configuration.place import PlaceConfig
     from tvlars_probe.runners.posthoc.noise import NoiseJob, measure_noise
 
     if len(runs) != 1:

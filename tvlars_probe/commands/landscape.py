@@ -69,7 +69,7 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
 
 def _compute(paths: list[Path], values: dict[str, Any]) -> None:
     """Measure a slice and store it with the first run. The imports need torch, which ``--stored`` does without."""
-    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.configuration.place import PlaceConfig
     from tvlars_probe.runners.posthoc.landscape import LandscapeJob, measure_landscape
 
     devices = values.pop("devices")

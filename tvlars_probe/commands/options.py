@@ -98,3 +98,8 @@ def _is_number(word: str) -> bool:
 def option(*names: str, section: str, **kwargs: Any) -> Callable[..., Any]:
     """Declare an `Option` in a section of the help, as `click.option` does."""
     return click.option(*names, cls=Option, section=section, **kwargs)
+
+
+def choice(names: Any) -> click.Choice[str]:
+    """One of some names, in any case of letters: the official experiments' command lines have ``--sd None``."""
+    return click.Choice(list(names), case_sensitive=False)

@@ -159,7 +159,7 @@ def build_job(run: Path, audit: bool, values: dict[str, Any]) -> Any:
         values: the other options, by the names of their parameters.
     """
     from tvlars_probe.curvature.measures import Measures
-    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.configuration.place import PlaceConfig
     from tvlars_probe.runners.posthoc.curvature import SharpnessJob
 
     named = ("top", "bottom", "trace", "density", "epsilon", *_SHARPNESSES, "per_layer", "engine", "tol",

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.noise_options import NOISE_FIELDS, NOISE_OPTIONS
-from tvlars_probe.commands.options import FilePath, option
-from tvlars_probe.curvature.measures import IN_TRAINING
-from tvlars_probe.curvature.results import BN_MODES, OPERATORS
+from tvlars_probe.commands.options import FilePath, choice, option
+from tvlars_probe.commands.probe_options import PROBE_OPTIONS, PROBE_PARTS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
 from tvlars_probe.exports.budget import TRACKERS
@@ -18,16 +16,9 @@ from tvlars_probe.models.backbones import MODELS, STEMS, ModelConfig
 from tvlars_probe.models.initialization import INITIALIZATIONS
 from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.optimizers.schedules import SCHEDULES, ScheduleConfig
-from tvlars_probe.runners.config import (
-    DETAILS,
-    ON_PROBE_ERROR,
-    PRECISIONS,
-    PlaceConfig,
-    RecordConfig,
-    SharpnessConfig,
-    TrainConfig,
-)
-from tvlars_probe.runners.noise_config import NoiseConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import DETAILS, ON_PROBE_ERROR, RecordConfig
+from tvlars_probe.runners.configuration.training import PRECISIONS, TrainConfig
 from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.phases.modes import MODES
 
@@ -83,34 +74,17 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             **_same("projector", "lr_classifier", "lr_backbone", "probe_batch_size"),
         },
     ),
-    "sharpness": (
-        SharpnessConfig,
-        {
-            "sharpness_every": "every",
-            "sharpness_operators": "operators",
-            "sharpness_measures": "measures",
-            "sharpness_samples": "samples",
-            "sharpness_bn": "bn_mode",
-            "sharpness_tol": "tol",
-            "probe_budget": "budget",
-        },
-    ),
-    "noise": (NoiseConfig, NOISE_FIELDS),
+    **PROBE_PARTS,
 }  # fmt: skip
 _PLAIN = ("mode", "batch_size", "micro_batch", "epochs", "seed", "precision", "sync_bn")
 """Options that are fields of `TrainConfig` itself."""
 
 
-def _choice(names: Any) -> click.Choice[str]:
-    # In any case of letters: the official experiments' command lines have --sd None.
-    return click.Choice(list(names), case_sensitive=False)
-
-
 _DATA, _TRAINING, _BARLOW, _OPTIMIZER = "Data and model", "Training", "Barlow Twins", "Optimizer"
-_RECORDING, _SHARPNESS, _DEVICES = "Recording", "Sharpness", "Devices"
+_RECORDING, _DEVICES = "Recording", "Devices"
 
 _OPTIONS = (
-    option("--dataset", "--ds", section=_DATA, type=_choice(DATASETS), default="digits", help="Data set."),
+    option("--dataset", "--ds", section=_DATA, type=choice(DATASETS), default="digits", help="Data set."),
     option("--data-dir", section=_DATA, type=FilePath(path_type=str), help="Its folder, if not in the usual places."),
     option(
         "--download/--no-download", section=_DATA, default=None, show_default="cifar10 and cifar100 only",
@@ -123,20 +97,20 @@ _OPTIONS = (
         help="Side to which the images of an imagefolder are brought.",
     ),
     option(
-        "--augmentation", section=_DATA, type=_choice(AUGMENTATIONS), default="auto",
+        "--augmentation", section=_DATA, type=choice(AUGMENTATIONS), default="auto",
         help="Of a classifier's training images: crop, mirror, rotation; auto: as the data set has it.",
     ),
-    option("--model", section=_DATA, type=_choice(MODELS), default="cnn", help="Model."),
+    option("--model", section=_DATA, type=choice(MODELS), default="cnn", help="Model."),
     option(
-        "--stem", section=_DATA, type=_choice(STEMS), default="imagenet",
+        "--stem", section=_DATA, type=choice(STEMS), default="imagenet",
         help="First layers of a ResNet: 7x7 with stride and pooling, or 3x3.",
     ),
     option(
-        "--winit", section=_DATA, type=_choice(INITIALIZATIONS), default="default",
+        "--winit", section=_DATA, type=choice(INITIALIZATIONS), default="default",
         help="How the weights of convolutions and linear layers are drawn; default: as the layers do it.",
     ),
     option(
-        "--mode", section=_TRAINING, type=_choice(MODES), default="clf",
+        "--mode", section=_TRAINING, type=choice(MODES), default="clf",
         help="clf: classification. bt: Barlow Twins, then a linear probe.",
     ),
     option(
@@ -150,7 +124,7 @@ _OPTIONS = (
     ),
     option("--epochs", section=_TRAINING, type=int, default=20, help="Passes over the training data; bt: the probe's."),
     option(
-        "--schedule", "--sd", section=_TRAINING, type=_choice(SCHEDULES), default="none",
+        "--schedule", "--sd", section=_TRAINING, type=choice(SCHEDULES), default="none",
         help="Schedule of the rate.",
     ),
     option(
@@ -158,7 +132,7 @@ _OPTIONS = (
         help="Length of lars-warm's warm-up, fractions allowed.",
     ),
     option("--seed", section=_TRAINING, type=int, default=0, help="Seed of everything random."),
-    option("--precision", section=_TRAINING, type=_choice(PRECISIONS), default="float32", help="bf16 is by autocast."),
+    option("--precision", section=_TRAINING, type=choice(PRECISIONS), default="float32", help="bf16 is by autocast."),
     option(
         "--sync-bn", section=_TRAINING, is_flag=True,
         help="BatchNorm over the samples of all ranks; bt always has it.",
@@ -178,7 +152,7 @@ _OPTIONS = (
         help="That of the backbone meanwhile; 0 freezes it.",
     ),
     option("--probe-batch-size", section=_BARLOW, type=int, default=256, help="Batch of the linear probe."),
-    option("--optimizer", "--opt", section=_OPTIMIZER, type=_choice(OPTIMIZERS), default="lars", help="Optimizer."),
+    option("--optimizer", "--opt", section=_OPTIMIZER, type=choice(OPTIMIZERS), default="lars", help="Optimizer."),
     option("--lr", section=_OPTIMIZER, type=float, show_default=_RATES, help="Learning rate."),
     option("--weight-decay", "--wd", section=_OPTIMIZER, type=float, default=5e-4, help="Weight decay."),
     option("--momentum", section=_OPTIMIZER, type=float, default=0.9, help="Momentum of lars, tvlars and sgd."),
@@ -189,11 +163,11 @@ _OPTIONS = (
     option("--delay", section=_OPTIMIZER, type=float, default=0.0, help="TVLARS' d_e, in updates."),
     option("--gamma-min", section=_OPTIMIZER, type=float, default=0.0, help="TVLARS' gamma_min."),
     option(
-        "--denominator", section=_OPTIMIZER, type=_choice(("decayed", "sum", "grad")), default="decayed",
+        "--denominator", section=_OPTIMIZER, type=choice(("decayed", "sum", "grad")), default="decayed",
         help="What lars and tvlars divide by: |g + wd w|, |g| + wd |w|, or |g|.",
     ),
     option(
-        "--exclusion", section=_OPTIMIZER, type=_choice(("ndim", "undecayed")), default="ndim",
+        "--exclusion", section=_OPTIMIZER, type=choice(("ndim", "undecayed")), default="ndim",
         help="What lars and tvlars don't adapt: tensors of one dimension, or also any that are not decayed.",
     ),
     option(
@@ -206,7 +180,7 @@ _OPTIONS = (
         help="Learning rate of what lars and tvlars exclude: biases and normalisation.",
     ),
     option(
-        "--muon-rest", section=_OPTIMIZER, type=_choice(OPTIMIZERS["muon"].rests),
+        "--muon-rest", section=_OPTIMIZER, type=choice(OPTIMIZERS["muon"].rests),
         show_default=OPTIMIZERS["muon"].rests[0],
         help="Optimizer of what muon doesn't take: all but matrices between the first and the last layer.",
     ),
@@ -216,7 +190,7 @@ _OPTIONS = (
         help="Its learning rate.",
     ),
     option(
-        "--record", section=_RECORDING, type=_choice(DETAILS), default="full",
+        "--record", section=_RECORDING, type=choice(DETAILS), default="full",
         help="Which norms of the layers: all, all but the update's, or none.",
     ),
     option("--record-every", section=_RECORDING, type=int, default=1, help="Record the layers every so many steps."),
@@ -229,11 +203,11 @@ _OPTIONS = (
         help="Measure the spectral norms of weights and updates every so many steps.",
     ),
     option(
-        "--findings", section=_RECORDING, greedy=True, type=_choice((*WORDS, *IDS)), default=("default",),
+        "--findings", section=_RECORDING, greedy=True, type=choice((*WORDS, *IDS)), default=("default",),
         help="Rules that look for what is wrong while the run trains.",
     ),
     option(
-        "--stop-on", section=_RECORDING, greedy=True, type=_choice(("none", *IDS)), show_default="none",
+        "--stop-on", section=_RECORDING, greedy=True, type=choice(("none", *IDS)), show_default="none",
         help="End the run, with a checkpoint, when one of these rules finds something.",
     ),
     option(
@@ -253,7 +227,7 @@ _OPTIONS = (
         help="How many of the latest are kept, beside the best; 0 keeps all.",
     ),
     option(
-        "--on-probe-error", section=_RECORDING, type=_choice(ON_PROBE_ERROR), default="warn",
+        "--on-probe-error", section=_RECORDING, type=choice(ON_PROBE_ERROR), default="warn",
         help="When a probe raises: go on training without the probes, or end the run.",
     ),
     option(
@@ -261,36 +235,14 @@ _OPTIONS = (
         help="Training samples evaluated at each epoch's end; 0 for none.",
     ),
     option(
-        "--export", section=_RECORDING, greedy=True, type=_choice(TRACKERS), show_default="none",
+        "--export", section=_RECORDING, greedy=True, type=choice(TRACKERS), show_default="none",
         help="Trackers that are sent the run while it trains.",
     ),
     option(
         "--export-layers", section=_RECORDING, greedy=True, metavar="GLOB...", show_default="none",
         help="Tensors of which they get all figures, by patterns of their names.",
     ),
-    option(
-        "--sharpness-every", section=_SHARPNESS,
-        help="Measure the Hessian's top eigenvalue every so many steps, or 'log': dense early.",
-    ),
-    option(
-        "--sharpness-operators", section=_SHARPNESS, greedy=True, type=_choice(OPERATORS),
-        default=("hessian", "effective", "relative"),
-        help="Of the Hessian itself, as the optimizer's rates scale it, relative to each tensor's norm; or of the "
-        "Gauss-Newton matrix.",
-    ),
-    option(
-        "--sharpness-measures", section=_SHARPNESS, greedy=True, type=_choice(IN_TRAINING), default=("eigenvalue",),
-        help="The top eigenvalue of each operator; along mini-batches' gradients; along the update; where along it the "
-        "loss rises.",
-    ),
-    option(
-        "--sharpness-samples", section=_SHARPNESS, type=int, default=256,
-        help="Training samples it is measured on.",
-    ),
-    option("--sharpness-bn", section=_SHARPNESS, type=_choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
-    option("--sharpness-tol", section=_SHARPNESS, type=float, default=1e-3, help="Relative error of the eigenvalue."),
-    option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for all probes, such as 10%."),
-    *NOISE_OPTIONS,
+    *PROBE_OPTIONS,
     option(
         "--devices", "--dv", section=_DEVICES, greedy=True, default=("auto",),
         show_default="first CUDA device, else cpu",

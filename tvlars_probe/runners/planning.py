@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.errors import RunDirectoryError, RunHeldError, UserError
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.config import PlaceConfig, RecordConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.launching.meeting import Meeting
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.runners.phases.phase import phases_of

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.configuration.training import TrainConfig
     from tvlars_probe.runners.launching.places import Placement
 
 

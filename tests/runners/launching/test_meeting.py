@@ -11,7 +11,8 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import RunDirectoryError, RunFailedError
-from tvlars_probe.runners.config import PlaceConfig, TrainConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.launching import meeting
 from tvlars_probe.runners.launching.meeting import Meeting, agree
 from tvlars_probe.runners.planning import Job, plan_run

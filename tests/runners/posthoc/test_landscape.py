@@ -13,7 +13,7 @@ from torch import nn
 
 import tvlars_probe
 from tvlars_probe.errors import UserError
-from tvlars_probe.runners.config import PlaceConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
 from tvlars_probe.runners.posthoc.landscape import (
     LandscapeJob,
     _estimate_statistics,

@@ -14,7 +14,7 @@ import tvlars_probe
 from tests.ranked import cli_on_ranks
 from tvlars_probe.errors import UserError
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.posthoc.noise import NoiseJob, measure_noise
 from tvlars_probe.runners.posthoc.restored_state import load_config, restore_state

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.two_sweeps import at_once
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.sweeps import agenda, sweep
 from tvlars_probe.runners.sweeps.launch_plan import LaunchPlan
 from tvlars_probe.runners.sweeps.trials import Outcome, Trial, outcome

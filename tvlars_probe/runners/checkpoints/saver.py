@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tvlars_probe.probes.recorder import Recorder
-    from tvlars_probe.runners.config import RecordConfig
+    from tvlars_probe.runners.configuration.recording import RecordConfig
 
 
 @dataclass(kw_only=True)

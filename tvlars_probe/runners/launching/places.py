@@ -12,7 +12,7 @@ from tvlars_probe.errors import UserError
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 
 if TYPE_CHECKING:
-    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.configuration.place import PlaceConfig
 
 
 @dataclass(frozen=True, slots=True)

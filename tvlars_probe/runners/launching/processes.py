@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
 
     from tvlars_probe.collectives import Ranks
-    from tvlars_probe.runners.config import PlaceConfig
+    from tvlars_probe.runners.configuration.place import PlaceConfig
     from tvlars_probe.runners.launching.places import Placement
 
 _POLL_SECONDS = 0.1

@@ -11,7 +11,7 @@ from tvlars_probe.runners.checkpoints import contents, restoring
 from tvlars_probe.runners.checkpoints import files as checkpoints
 
 if TYPE_CHECKING:
-    from tvlars_probe.runners.branch_config import BranchConfig
+    from tvlars_probe.runners.configuration.branch import BranchConfig
     from tvlars_probe.runners.phases.loop import Training
 
 

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from tvlars_probe.optimizers.description import describe
-from tvlars_probe.probes.sharpness import SharpnessProbe
 from tvlars_probe.runners.checkpoints import contents, restoring
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints.saver import Saver
 from tvlars_probe.runners.evaluation import Precision
-from tvlars_probe.runners.phases.noise_probe import noise_probe
 from tvlars_probe.runners.phases.phase import FollowingPhase
-from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.phases.replica import Replica, distribute, seed_rank
 from tvlars_probe.runners.progress import reporter
 
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from tvlars_probe.data.batches import BatchPlan, Share
     from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.optimizers.schedules import Schedule
-    from tvlars_probe.probes.noise import NoiseProbe
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.runners.evaluation import Tally
     from tvlars_probe.runners.phases.phase import Phase
@@ -185,51 +180,6 @@ class Training:
             "schedule": self.schedule.name,
             "peak_lr": self.scheduler.base_lrs[0] * self.schedule.peak_factor,
         }
-
-    @property
-    def unmeasured(self) -> str | None:
-        """What is asked to be measured and can't be, in a sentence; None where all can."""
-        asked = self.phase.config.sharpness
-        lacking = [*dict.fromkeys(group.optimizer for group in describe(self.optimizer) if not group.has_rates)]
-        if asked.every is None or "effective" not in asked.operators or not lacking:
-            return None
-        return (
-            f"the effective sharpness isn't measured in the phase {self.phase.name}: an update by {', '.join(lacking)} "
-            "isn't a rate times the gradient"
-        )
-
-    def probes(self) -> list[SharpnessProbe | NoiseProbe]:
-        """The probes that the configuration asks for, which measure before updates."""
-        config = self.phase.config
-        probes: list[SharpnessProbe | NoiseProbe] = []
-        if config.sharpness.every is not None:
-            probes.append(self._sharpness_probe(config.sharpness.every))
-        if config.noise.every is not None:
-            dtype = self.replica.precision.dtype
-            probes.append(noise_probe(self.phase, self.model, self.data.train, self.ranks, dtype))
-        return probes
-
-    def _sharpness_probe(self, every: str) -> SharpnessProbe:
-        phase, asked = self.phase, self.phase.config.sharpness
-        sample = ProbeSample.draw(self.data.train, min(asked.samples, len(self.data.train)))
-        bn_mode = phase.probe_bn_mode(asked.bn_mode)
-        # Batch statistics, and a loss that joins all samples, need the sample in one batch.
-        whole = bn_mode == "train" or not phase.is_sum_over_samples
-        batches = sample.batches(self.ranks, self.replica.precision.dtype, whole=whole, make=phase.probe_batch)
-        return SharpnessProbe(
-            self.model,
-            None,
-            batches,
-            compute=phase.probed,
-            every=every,
-            operators=tuple(o for o in asked.operators if o != "effective" or self.unmeasured is None),
-            measures=asked.measures,
-            batch_size=min(self.plan.batch_size, len(self.data.train)) if "batch" in asked.measures else None,
-            bn_mode=bn_mode,
-            tol=asked.tol,
-            sample_id=sample.sample_id,
-            is_sum_over_samples=phase.is_sum_over_samples,
-        )
 
     def reporter(self, *, label: str | None = None, quiet: bool = False) -> Silent:
         """What shows how far the phase is.

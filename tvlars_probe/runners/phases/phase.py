@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvlars_probe.data.batches import BatchPlan, Indices, Share
     from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.optimizers.schedules import Schedule, ScheduleConfig
-    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.configuration.training import TrainConfig
     from tvlars_probe.runners.evaluation import Tally
     from tvlars_probe.runners.phases.replica import Replica
 

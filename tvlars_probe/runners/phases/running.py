@@ -12,6 +12,7 @@ from tvlars_probe.runners.launching.stop_signals import StopSignals
 from tvlars_probe.runners.phases.branching import begin_branch, checkpoint_of
 from tvlars_probe.runners.phases.loop import Training
 from tvlars_probe.runners.phases.phase import phases_of
+from tvlars_probe.runners.phases.probes import probes_of, unmeasured
 from tvlars_probe.runners.progress import Silent
 from tvlars_probe.traces.manifest import Manifest
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tvlars_probe.data.images import ImageData
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.probes.recorder import Recorder
-    from tvlars_probe.runners.config import TrainConfig
+    from tvlars_probe.runners.configuration.training import TrainConfig
     from tvlars_probe.runners.planning import Job
 
 
@@ -58,7 +59,7 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
             if before is not None:
                 training.follow(before)
                 name, model, optimizer = training.phase.name, training.model, training.optimizer
-                recorder.begin_phase(name, model, optimizer, probes=training.probes())
+                recorder.begin_phase(name, model, optimizer, probes=probes_of(training))
             _note_unmeasured(recorder, training)
             label = training.phase.name if len(trainings) > 1 else None
             training.run(recorder, teller.of_phase(training, label=label, quiet=job.quiet))
@@ -128,7 +129,7 @@ def _recorder(
         every=recording.every,
         spectral_every=recording.spectral_every,
         noise=recording.noise,
-        probes=training.probes(),
+        probes=probes_of(training),
         probe_budget=job.config.sharpness.share,
         on_probe_error=recording.on_probe_error,  # type: ignore[arg-type]
         findings=recording.findings,
@@ -168,7 +169,7 @@ def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
 
 def _note_unmeasured(recorder: Recorder, training: Training) -> None:
     """Note in the manifest what is asked to be measured in a phase and can't be."""
-    text = training.unmeasured
+    text = unmeasured(training.phase, training.optimizer)
     if text is not None and recorder.journal is not None and text not in recorder.manifest.notes:
         recorder.manifest.notes.append(text)
 

@@ -17,7 +17,7 @@ from tvlars_probe.curvature.updates import coming_update
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.sharpness import new_measurement_id
-from tvlars_probe.runners.config import PlaceConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.processes import launch
 from tvlars_probe.runners.phases.probe_sample import PIECE, ProbeSample, check_size

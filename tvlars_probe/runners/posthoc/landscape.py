@@ -15,7 +15,7 @@ from tvlars_probe.curvature.results import SLICE_BN_MODES
 from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.probes.sharpness import new_measurement_id
 from tvlars_probe.reductions import accumulation_dtype
-from tvlars_probe.runners.config import PlaceConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
 from tvlars_probe.runners.evaluation import loss_sum
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.phases.probe_sample import ProbeSample

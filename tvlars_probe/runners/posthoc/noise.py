@@ -14,7 +14,7 @@ from tvlars_probe.noise.cutting import objective_of
 from tvlars_probe.noise.measuring import noise_of
 from tvlars_probe.probes.noise import noise_columns
 from tvlars_probe.probes.sharpness import new_measurement_id
-from tvlars_probe.runners.config import PlaceConfig
+from tvlars_probe.runners.configuration.place import PlaceConfig
 from tvlars_probe.runners.launching.places import place
 from tvlars_probe.runners.launching.processes import launch
 from tvlars_probe.runners.phases.probe_sample import ProbeSample

@@ -11,7 +11,7 @@ from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints import restoring
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.evaluation import Precision
 from tvlars_probe.runners.phases.phase import Phase, phase_named
 from tvlars_probe.traces.manifest import Manifest

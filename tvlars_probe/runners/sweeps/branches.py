@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from tvlars_probe.errors import RunDirectoryError, UserError
 from tvlars_probe.optimizers.batch_change import for_batch
-from tvlars_probe.runners.branch_config import BranchConfig
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
-from tvlars_probe.runners.config import RecordConfig, SharpnessConfig, TrainConfig
+from tvlars_probe.runners.configuration.branch import BranchConfig
+from tvlars_probe.runners.configuration.recording import RecordConfig
+from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.planning import check_fit
 from tvlars_probe.runners.posthoc.restored_state import choose_checkpoints, load_config
 from tvlars_probe.runners.sweeps.trials import Trial

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import InterruptedRunError, RunDirectoryError, RunHeldError
-from tvlars_probe.runners.config import TrainConfig
+from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.run_directory import HAS_LOCKS, is_held, status
 
