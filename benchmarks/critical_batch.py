@@ -3,7 +3,7 @@
     python -m benchmarks.critical_batch
 
 Steps to a target are drawn from the law S = S_min·(1 + B_crit/B) with a lognormal error, for six batch sizes from 32 to
-1,024 and several seeds. The interval is that of `tvlars_probe.analyses.trade_off`; beside it stands the usual one, the
+1,024 and several seeds. The interval is that of `tvlars_probe.analyses.batches.trade_off`; beside it stands the usual one, the
 percentiles of fits to the seeds of each batch size drawn with replacement.
 """
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tvlars_probe.analyses.trade_off import fit_trade_off
+from tvlars_probe.analyses.batches.trade_off import fit_trade_off
 
 SIZES = 2.0 ** np.arange(5, 11)
 S_MIN = 500.0

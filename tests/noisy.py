@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.analyses.noise_rows import estimates
+from tests.analyses.batches.noise_rows import estimates
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.writer import TraceWriter
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.analyses.noise_rows import estimates, probe, rows
-from tests.analyses.test_batch_size import Bounds, Branched, Time, answers, scale
+from tests.analyses.batches.test_batch_size import Bounds, Branched, Time, answers, scale
+from tests.analyses.batches.noise_rows import estimates, probe, rows
 from tests.charts.specs import data_sets
+from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.facts import RunFacts
-from tvlars_probe.analyses.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.charts.batch_sizes import answers_chart, time_chart
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.noise import noise_curve, noise_map

@@ -61,7 +61,7 @@ BATCH_SIZE = {
     "answer": "answer", "of": "of", "step": "step", "batch": "own batch", "told": "batch where more stops paying",
     "unit": "unit",
 }  # fmt: skip
-"""Headings of `tvlars_probe.analyses.batch_size.BatchSizeAnswers.table`."""
+"""Headings of `tvlars_probe.analyses.batches.batch_size.BatchSizeAnswers.table`."""
 
 COMPARISON = {
     "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import draws, mini_batch
+from tvlars_probe.analyses.batches.noise_of_tensors import windows_of
+from tvlars_probe.analyses.batches.noise_scale import COLUMNS as NOISE_COLUMNS
+from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.comparison import Comparison, compare, epoch_columns, run_row
 from tvlars_probe.analyses.correlation import EPOCH_COLUMNS, SharpnessCorrelation, correlate
 from tvlars_probe.analyses.landscape import COLUMNS as LANDSCAPE_COLUMNS
 from tvlars_probe.analyses.landscape import Landscape, analyse_landscape
 from tvlars_probe.analyses.minimizer import COLUMNS as CURVATURE_COLUMNS
 from tvlars_probe.analyses.minimizer import SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
-from tvlars_probe.analyses.noise_of_tensors import windows_of
-from tvlars_probe.analyses.noise_scale import COLUMNS as NOISE_COLUMNS
-from tvlars_probe.analyses.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.warmup import COLUMNS as WARMUP_COLUMNS
 from tvlars_probe.analyses.warmup import STEP_COLUMNS, Warmup, analyse_warmup
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvlars_probe.analyses.batches.noise_of_tensors import COLUMNS as TENSOR_COLUMNS
+from tvlars_probe.analyses.batches.noise_of_tensors import TensorSums
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid, Rows
-from tvlars_probe.analyses.noise_of_tensors import COLUMNS as TENSOR_COLUMNS
-from tvlars_probe.analyses.noise_of_tensors import TensorSums
 from tvlars_probe.errors import TraceError, unknown
 from tvlars_probe.traces.datasets import distinct
 

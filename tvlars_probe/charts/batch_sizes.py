@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.noise_verdict import interval_text
+from tvlars_probe.analyses.batches.noise_verdict import interval_text
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_BARS, MOST_ROWS, inline
@@ -19,8 +19,8 @@ from tvlars_probe.errors import NothingToShowError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tvlars_probe.analyses.batch_size import BatchSizeAnswers
-    from tvlars_probe.analyses.time_to_target import TimeToTarget
+    from tvlars_probe.analyses.batches.batch_size import BatchSizeAnswers
+    from tvlars_probe.analyses.batches.time_to_target import TimeToTarget
 
 COLOURS = {"noise scale": "#0072B2", "time to target": "#D55E00", "branches": "#009E73"}
 """Colours of the answers."""

@@ -179,14 +179,14 @@ def _noise_of_layers(sources: Sequence[Source]) -> Chart:
 
 
 def _batch_size(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.analyses.batch_size import batch_size_of
+    from tvlars_probe.analyses.batches.batch_size import batch_size_of
     from tvlars_probe.charts.batch_sizes import answers_chart
 
     return answers_chart(batch_size_of(sources))
 
 
 def _time_to_target(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.analyses.time_to_target import time_to_target
+    from tvlars_probe.analyses.batches.time_to_target import time_to_target
     from tvlars_probe.charts.batch_sizes import time_chart
 
     try:

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.noise_verdict import AT, interval_text
+from tvlars_probe.analyses.batches.noise_verdict import AT, interval_text
 from tvlars_probe.analyses.verdict import CANT_TELL
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, cells, inline, pieces, thinned
@@ -16,7 +16,7 @@ from tvlars_probe.charts.limits import Limits
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
-    from tvlars_probe.analyses.noise_scale import NoiseScale
+    from tvlars_probe.analyses.batches.noise_scale import NoiseScale
     from tvlars_probe.charts.binning import Cells
 
 COLOURS = {"training": "#0072B2", "probe": "#D55E00"}

@@ -16,7 +16,7 @@ from tvlars_probe.errors import TraceError, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tvlars_probe.analyses.batch_size import BatchSizeAnswers
+    from tvlars_probe.analyses.batches.batch_size import BatchSizeAnswers
     from tvlars_probe.runs import Run
 
 _MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision", "devices", "nproc", "threads")
@@ -67,8 +67,8 @@ def command(
     --checkpoint; steps and samples to a target loss, of a sweep over batches; and runs branched from one checkpoint
     (tvlars-probe branch). Every figure has its 95 % interval, or is unknown.
     """
-    from tvlars_probe.analyses.batch_size import batch_size_of
-    from tvlars_probe.analyses.noise_scale import window_of
+    from tvlars_probe.analyses.batches.batch_size import batch_size_of
+    from tvlars_probe.analyses.batches.noise_scale import window_of
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.runs import open_runs
 

@@ -78,7 +78,7 @@ def _line(trial: Trial) -> str:
 
 def _render(paths: Sequence[Path]) -> None:
     """Print which batch starts to cost."""
-    from tvlars_probe.analyses.branches import branches_of
+    from tvlars_probe.analyses.batches.branches import branches_of
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.commands.analysis import print_verdict, table_of
     from tvlars_probe.commands.terminal import Terminal

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import headings
-from tvlars_probe.analyses.batch_size import batch_size_of
+from tvlars_probe.analyses.batches.batch_size import batch_size_of
 from tvlars_probe.analyses.comparison import compare, run_row
 from tvlars_probe.analyses.correlation import correlate
 from tvlars_probe.analyses.findings import findings_by_rule

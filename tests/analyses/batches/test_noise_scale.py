@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tests.analyses.noise_rows import estimates, probe, rows
+from tests.analyses.batches.noise_rows import estimates, probe, rows
+from tvlars_probe.analyses.batches.noise_of_tensors import COLUMNS, TensorSums, windows_of
+from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise, averaged, window_of
+from tvlars_probe.analyses.batches.noise_verdict import interval_text, side_of
 from tvlars_probe.analyses.facts import RunFacts
-from tvlars_probe.analyses.noise_of_tensors import COLUMNS, TensorSums, windows_of
-from tvlars_probe.analyses.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise, averaged, window_of
-from tvlars_probe.analyses.noise_verdict import interval_text, side_of
 from tvlars_probe.errors import UserError
 
 NO_LAYERS = pd.DataFrame(columns=list(LAYER_COLUMNS))

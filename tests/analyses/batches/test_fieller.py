@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tvlars_probe.analyses.ratios import UNKNOWN, fieller
+from tvlars_probe.analyses.batches.fieller import UNKNOWN, fieller
 
 T = 1.959964
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tvlars_probe.analyses.noise_scale import LAYER_COLUMNS, LAYER_WINDOWS, LEVEL, ratio_of, window_of
+from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, LAYER_WINDOWS, LEVEL, ratio_of, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

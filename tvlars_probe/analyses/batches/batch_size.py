@@ -1,9 +1,9 @@
 """How large may the batch be? Three answers side by side, and what fails where they disagree.
 
-- *noise scale*: B_simple from the gradient's noise at one moment (`tvlars_probe.analyses.noise_scale`);
+- *noise scale*: B_simple from the gradient's noise at one moment (`tvlars_probe.analyses.batches.noise_scale`);
 - *time to target*: B_crit = E_min/S_min from steps and samples to one loss, over a sweep of batches
-  (`tvlars_probe.analyses.time_to_target`);
-- *branches*: runs from one checkpoint with several batches (`tvlars_probe.analyses.branches`).
+  (`tvlars_probe.analyses.batches.time_to_target`);
+- *branches*: runs from one checkpoint with several batches (`tvlars_probe.analyses.batches.branches`).
 
 McCandlish et al. 2018 (arXiv 1812.06162) argue that the first two are about equal. They rest on different assumptions,
 so that a disagreement tells which one to doubt.
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tvlars_probe.analyses.branches import branches_of, is_branch
-from tvlars_probe.analyses.noise_verdict import interval_text
+from tvlars_probe.analyses.batches.branches import branches_of, is_branch
+from tvlars_probe.analyses.batches.noise_verdict import interval_text
+from tvlars_probe.analyses.batches.time_to_target import time_to_target
 from tvlars_probe.analyses.of_runs import noise_scale_of
-from tvlars_probe.analyses.time_to_target import time_to_target
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.errors import UserError
@@ -28,10 +28,10 @@ from tvlars_probe.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tvlars_probe.analyses.branches import Branches
-    from tvlars_probe.analyses.noise_scale import NoiseScale
+    from tvlars_probe.analyses.batches.branches import Branches
+    from tvlars_probe.analyses.batches.noise_scale import NoiseScale
+    from tvlars_probe.analyses.batches.time_to_target import TimeToTarget
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.analyses.time_to_target import TimeToTarget
 
 QUESTION = "How large may the batch be?"
 
@@ -96,9 +96,9 @@ def batch_size_of(
 
     Args:
         sources: runs; branched ones among them are told apart.
-        target: the loss to reach; see `tvlars_probe.analyses.time_to_target.time_to_target`.
+        target: the loss to reach; see `tvlars_probe.analyses.batches.time_to_target.time_to_target`.
         window: recorded steps that the noise scale is averaged over; see
-            `tvlars_probe.analyses.noise_scale.window_of`.
+            `tvlars_probe.analyses.batches.noise_scale.window_of`.
         seed: seed of the bootstrap.
 
     Raises:

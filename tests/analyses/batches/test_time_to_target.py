@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.analyses.made_sources import made_branch, made_run
-from tvlars_probe.analyses.target_curves import (
+from tvlars_probe.analyses.batches.target_curves import (
     EARLY,
     MISSED,
     REACHED,
@@ -16,7 +16,7 @@ from tvlars_probe.analyses.target_curves import (
     chosen_metric,
     curves_of,
 )
-from tvlars_probe.analyses.time_to_target import time_to_target
+from tvlars_probe.analyses.batches.time_to_target import time_to_target
 from tvlars_probe.analyses.verdict import CANT_TELL, plain
 from tvlars_probe.errors import UserError
 

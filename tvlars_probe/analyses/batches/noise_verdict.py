@@ -63,7 +63,7 @@ def noise_verdict(curve: pd.DataFrame, batch: float | None, unit: str) -> Verdic
     """Place the batch beside the estimate of B_simple that ends last, by `side_of`.
 
     Args:
-        curve: `tvlars_probe.analyses.noise_scale.NoiseScale.curve`.
+        curve: `tvlars_probe.analyses.batches.noise_scale.NoiseScale.curve`.
         batch: the run's own batch; None where it isn't known.
         unit: what both are counted in.
     """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from tvlars_probe.analyses.trade_off import fit_trade_off
+from tvlars_probe.analyses.batches.trade_off import fit_trade_off
 
 S_MIN, B_CRIT = 500.0, 250.0
 SIZES = 2.0 ** np.arange(5, 11)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
-from tests.analyses.noise_rows import probe
+from tests.analyses.batches.noise_rows import probe
 from tests.noisy import measured, with_noise
-from tvlars_probe.analyses import batch_size
-from tvlars_probe.analyses.batch_size import DISAGREE, BatchSizeAnswers, batch_size_of, side_by_side
+from tvlars_probe.analyses.batches import batch_size
+from tvlars_probe.analyses.batches.batch_size import DISAGREE, BatchSizeAnswers, batch_size_of, side_by_side
+from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.facts import RunFacts
-from tvlars_probe.analyses.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.source import Source
 from tvlars_probe.analyses.verdict import Verdict, plain
 from tvlars_probe.errors import UserError

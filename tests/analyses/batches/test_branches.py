@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tests.analyses.made_sources import made_branch, made_run
-from tvlars_probe.analyses.branches import branch_sets, branches_of, is_branch
+from tvlars_probe.analyses.batches.branches import branch_sets, branches_of, is_branch
 from tvlars_probe.analyses.verdict import CANT_TELL, plain
 from tvlars_probe.errors import UserError
 

@@ -2,7 +2,7 @@
 
 Each batch size stands at its best learning rate. With a small batch a run needs few samples and many steps, with a
 large one few steps and many samples; the batch in between, at which both are twice what they must be, is the critical
-batch size (`tvlars_probe.analyses.trade_off`). Unlike the noise scale of gradients this takes nothing for granted of
+batch size (`tvlars_probe.analyses.batches.trade_off`). Unlike the noise scale of gradients this takes nothing for granted of
 optimizer or curvature: it is what more samples bought.
 """
 
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.intervals import IntervalEstimate, number
-from tvlars_probe.analyses.target_curves import (
+from tvlars_probe.analyses.batches.target_curves import (
     EARLY,
     MISSED,
     REACHED,
@@ -25,7 +24,8 @@ from tvlars_probe.analyses.target_curves import (
     chosen_metric,
     curves_of,
 )
-from tvlars_probe.analyses.trade_off import TradeOff, fit_trade_off
+from tvlars_probe.analyses.batches.trade_off import TradeOff, fit_trade_off
+from tvlars_probe.analyses.intervals import IntervalEstimate, number
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.errors import UserError
@@ -49,7 +49,7 @@ class TimeToTarget:
 
     Attributes:
         verdict: the critical batch size with its interval.
-        metric: what the target is of; see `tvlars_probe.analyses.target_curves.METRICS`.
+        metric: what the target is of; see `tvlars_probe.analyses.batches.target_curves.METRICS`.
         target: the loss to reach, or the accuracy in percent; NaN where none is reached by enough batch sizes.
         is_chosen: whether the target was chosen here, and not by the caller.
         table: a row per run: ``batch_size``, ``lr`` (peak), ``seed``, ``run``, ``steps`` and ``samples`` to the target
@@ -97,7 +97,7 @@ def time_to_target(
         sources: runs of one optimizer, model and data set that differ in batch size, learning rate and seed. Branches
             are passed over.
         target: loss to reach, or accuracy in percent.
-        metric: one of `tvlars_probe.analyses.target_curves.METRICS`.
+        metric: one of `tvlars_probe.analyses.batches.target_curves.METRICS`.
         level: level of the intervals.
         seed: seed of the bootstrap.
 

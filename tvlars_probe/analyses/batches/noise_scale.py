@@ -29,14 +29,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tvlars_probe.analyses.noise_verdict import (
+from tvlars_probe.analyses.batches.fieller import UNKNOWN, Ratio, fieller
+from tvlars_probe.analyses.batches.noise_verdict import (
     disagreement_of,
     doubts_of_optimizer,
     doubts_of_rows,
     latest,
     noise_verdict,
 )
-from tvlars_probe.analyses.ratios import UNKNOWN, Ratio, fieller
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def analyse_noise(
 
     Args:
         rows: the columns `COLUMNS` of the table ``noise``, of the whole model alone.
-        layers: a row per tensor and window, as `tvlars_probe.analyses.noise_of_tensors` gives them.
+        layers: a row per tensor and window, as `tvlars_probe.analyses.batches.noise_of_tensors` gives them.
         facts: what the run's manifest tells.
         window: recorded steps to average over; see `window_of` for the default.
 
