@@ -3,8 +3,8 @@
     python -m benchmarks.critical_batch
 
 Steps to a target are drawn from the law S = S_min·(1 + B_crit/B) with a lognormal error, for six batch sizes from 32 to
-1,024 and several seeds. The interval is that of `tvlars_probe.analyses.batches.trade_off`; beside it stands the usual one, the
-percentiles of fits to the seeds of each batch size drawn with replacement.
+1,024 and several seeds. The interval is that of `tvlars_probe.analyses.batches.trade_off`; beside it stands the usual
+one, the percentiles of fits to the seeds of each batch size drawn with replacement.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.analyses.batches.test_batch_size import Bounds, Branched, Time, answers, scale
 from tests.analyses.batches.noise_rows import estimates, probe, rows
+from tests.analyses.batches.test_batch_size import Bounds, Branched, Time, answers, scale
 from tests.charts.specs import data_sets
 from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise
 from tvlars_probe.analyses.facts import RunFacts

@@ -2,8 +2,8 @@
 
 Each batch size stands at its best learning rate. With a small batch a run needs few samples and many steps, with a
 large one few steps and many samples; the batch in between, at which both are twice what they must be, is the critical
-batch size (`tvlars_probe.analyses.batches.trade_off`). Unlike the noise scale of gradients this takes nothing for granted of
-optimizer or curvature: it is what more samples bought.
+batch size (`tvlars_probe.analyses.batches.trade_off`). Unlike the noise scale of gradients this takes nothing for
+granted of optimizer or curvature: it is what more samples bought.
 """
 
 from __future__ import annotations
