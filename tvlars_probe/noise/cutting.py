@@ -181,7 +181,7 @@ def check(objective: Objective, piece: int | None) -> None:
         modes = ", or use BatchNorm's mode 'eval' or 'frozen-batch'" if is_sum else ""
         raise UserError(
             f"{what} joins the samples of a batch, so that no single sample has a gradient: compare pieces of a size "
-            f"that you name (piece=32), each a batch of its own{modes}"
+            f"that you name (piece=32, or --noise-piece 32 of train), each a batch of its own{modes}"
         )
     if piece is not None and piece < 1:
         raise UserError(f"pieces of {piece} samples aren't possible (allowed: 1 or more)")

@@ -212,7 +212,7 @@ class ByLayers:
             self.set_apart({*rest})
             others_found = Vectorised(self.objective, rest, self.scale).gradients(chunk)
             found.factors |= others_found.factors
-            found.bytes += others_found.bytes + saved.bytes // n
+            found.bytes += others_found.bytes + 2 * saved.bytes // n
         return found
 
     def _enter(self, seen: LayerPass, outputs: Tensor, found: Gradients) -> None:

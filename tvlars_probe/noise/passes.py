@@ -185,8 +185,10 @@ class Passes:
 
     def _bytes_of_a_piece(self) -> int:
         """Memory that a piece takes, by the gradients of two."""
-        self._alone = self.gradients(self.stretches[0].take(0, 2 * self.way.piece), whole=True)
-        return max(self._alone.bytes, 1)
+        found = self.gradients(self.stretches[0].take(0, 2 * self.way.piece), whole=True)
+        # The sum alone is kept, for `doubtful`: the gradients take as much as those of a chunk.
+        self._alone = Gradients(found.count, found.loss, found.total if isinstance(self.way, ByLayers) else {})
+        return max(found.bytes, 1)
 
     def doubtful(self, first: Gradients) -> set[str]:
         """The tensors whose gradients can't be taken apart by layers, by what the first chunk gave."""
@@ -221,6 +223,7 @@ class Passes:
             for name, direction in mean.items():
                 factor = each.factors.get(name)
                 found[name].append(zeros if factor is None else factor.along(direction).cpu())
+            del each, factor
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _gathered(self, rows: list[Tensor]) -> Floats:
@@ -265,11 +268,12 @@ class _First:
             counts.append(each.count)
             if self.doubts:
                 break
+            if len(chunks) == 1:  # needed once more, with the mean
+                self.kept = [each]
+            del each  # before the next chunk's, which take as much
         self.pieces = sum(counts)
         self.squares = {name: torch.cat(parts) for name, parts in squares.items()}
         self.along = torch.cat(along)
-        if len(chunks) == 1:  # needed once more, with the mean
-            self.kept = [each]
 
 
 def _along(each: Gradients, vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
