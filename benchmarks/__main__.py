@@ -72,6 +72,10 @@ ENTRIES = {
         whole=("--rounds", "2", "--batch-size", "32"),
         smoke=("--rounds", "1", "--batch-size", "8", "--steps", "1", "--product-batch-size", "2", "--small"),
     ),
+    "gauss_newton": Entry(whole=None, smoke=("--rounds", "1", "--batch-size", "4", "--model", "cnn")),
+    "batch_sharpness": Entry(
+        whole=None, smoke=("--batch-sizes", "512", "--seeds", "1", "--steps", "4", "--every", "1")
+    ),
     "planted": Entry(
         whole=("--cases", "1600", "--steps", "20"),
         timed=False,
