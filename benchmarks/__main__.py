@@ -76,6 +76,10 @@ ENTRIES = {
         whole=(),
         smoke=("--model", "cnn", "--batch-size", "4", "--rounds", "1", "--samples", "16", "--budget", "200"),
     ),
+    "gauss_newton": Entry(whole=None, smoke=("--rounds", "1", "--batch-size", "4", "--model", "cnn")),
+    "batch_sharpness": Entry(
+        whole=None, smoke=("--batch-sizes", "512", "--seeds", "1", "--steps", "4", "--every", "1")
+    ),
     "planted": Entry(
         whole=("--cases", "1600", "--steps", "20"),
         timed=False,
