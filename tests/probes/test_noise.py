@@ -69,19 +69,6 @@ def test_a_resumed_probe_goes_on_at_its_steps(tmp_path: Path) -> None:
     assert rows[rows.scope_kind == "all"].step.tolist() == [0, 3, 6]
 
 
-def test_a_budget_is_kept_over_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    one = probe(net(), budget=0.5)
-    assert one.has_budget
-    assert one.affordable()
-    one.load_state_dict({"elapsed": 10.0, "spent": 4.0, "last": 3.0})
-    assert not one.affordable()  # 4 + 3 of 10 + 3
-    clock[0] += 1.0
-    assert one.affordable()  # 7 of 14
-    assert one.state_dict() == {"elapsed": 11.0, "spent": 4.0, "last": 3.0}
-
-
 def test_a_loss_that_is_not_finite_gives_no_rows() -> None:
     model = net()
     one = probe(model)
@@ -91,8 +78,6 @@ def test_a_loss_that_is_not_finite_gives_no_rows() -> None:
 
 
 def test_what_is_asked_wrongly_is_refused_before_training() -> None:
-    with pytest.raises(UserError, match="budget of 2 is no share"):
-        probe(net(), budget=2)
     with pytest.raises(UserError, match="a probe of no loss"):
         tvlars_probe.NoiseProbe(net(), None, batch(1000))
     with pytest.raises(UserError, match="BatchNorm in train mode joins the samples"):

@@ -5,7 +5,6 @@ The probe reads and never writes: a run with it is bit-identical to one without.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.collectives import Ranks
@@ -41,8 +40,6 @@ class NoiseProbe:
         every: n, to measure before updates 0, n, 2n, ..., or "log" (each of the first ten, then ten in each decade).
         bn_mode: "frozen-batch", "eval" or "train", which needs ``piece``.
         piece: samples of a piece; None for single samples.
-        budget: highest share of the run's time to spend, 0 < budget <= 1; measurements that would exceed it are left
-            out. None sets no limit.
         memory_budget: bytes that may be taken beyond what the process holds; None for half of what is free.
         eigenvectors: how many of the Hessian's top eigenvectors to find, for the noise's share along them.
         seed: of that search.
@@ -67,7 +64,6 @@ class NoiseProbe:
         every: int | str = 100,
         bn_mode: str = "frozen-batch",
         piece: int | None = None,
-        budget: float | None = None,
         memory_budget: int | None = None,
         eigenvectors: int = 0,
         seed: int = 0,
@@ -77,8 +73,6 @@ class NoiseProbe:
         weights: Weights | None = None,
         is_sum_over_samples: bool = True,
     ) -> None:
-        if budget is not None and not 0 < budget <= 1:
-            raise UserError(f"a probe's budget of {budget:g} is no share of the run (allowed: above 0, at most 1)")
         if compute is None:
             if loss_fn is None:
                 raise UserError("a probe of no loss: give loss_fn, or compute=")
@@ -102,25 +96,17 @@ class NoiseProbe:
             "seed": seed,
             "sample_id": sample_id,
         }
-        self._budget = budget
-        self._began, self._spent, self._last = time.perf_counter(), 0.0, 0.0
 
     def due(self, step: int) -> bool:
-        """Whether the state before update ``step`` is to be measured, if the budget allows."""
+        """Whether the state before update ``step`` is to be measured."""
         return self._cadence.due(step)
 
-    @property
-    def has_budget(self) -> bool:
-        """Whether the probe has a budget, and `affordable` is asked."""
-        return self._budget is not None
+    has_budget = False
+    """Whether the probe has a budget of its own: `tvlars_probe.record` takes one for all probes."""
 
     def affordable(self) -> bool:
-        """Whether one more measurement stays within the budget, if it lasts as long as the last one.
-
-        That is (spent + last) <= budget · (elapsed + last), in seconds; so the first measurement is always affordable.
-        """
-        elapsed = time.perf_counter() - self._began
-        return self._budget is None or self._spent + self._last <= self._budget * (elapsed + self._last)
+        """Whether its own budget allows one more measurement."""
+        return True
 
     def measure(self, step: int, phase: str, rates: Rates | None) -> dict[str, list[Any]]:
         """Measure the state before update ``step``.
@@ -133,7 +119,6 @@ class NoiseProbe:
         Returns:
             rows of the table ``noise``, as a list per column; {} where the sample's loss isn't finite.
         """
-        began = time.perf_counter()
         try:
             found = noise_of(
                 self._objective,
@@ -143,21 +128,14 @@ class NoiseProbe:
             )
         except NonFiniteLossError:
             return {}  # a run that diverges has its finding, and a probe doesn't end it
-        finally:  # a measurement that came to nothing has cost time, too
-            self._last = time.perf_counter() - began
-            self._spent += self._last
         return noise_columns(found, step=step, phase=phase, split="train", measurement_id=state_id(phase, step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the budget goes by: seconds since the probe was made, and those of its measurements."""
-        elapsed = time.perf_counter() - self._began
-        return {"elapsed": elapsed, "spent": self._spent, "last": self._last}
+        """Return nothing: each measurement begins anew."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        # Time between two sessions is no part of the run: the clock goes on from where it stood.
-        self._began = time.perf_counter() - state.get("elapsed", 0.0)
-        self._spent, self._last = state.get("spent", 0.0), state.get("last", 0.0)
 
 
 def noise_columns(
