@@ -48,9 +48,9 @@ def noise_curve(result: NoiseScale) -> alt.LayerChart | alt.FacetChart:
     frame = pd.concat(
         thinned([_drawn(rows, limits) for _, rows in curve.groupby("source", sort=False)], "low"), ignore_index=True
     )
-    x = theme.step_axis("step:Q", alt.Scale(nice=False))
+    x = theme.step_axis("step:Q", alt.Scale(nice=False, padding=6))  # a point at the edge would be cut in half
     unit = result.unit
-    scale = alt.Scale(type="log", domain=[limits.low, limits.high], nice=True)
+    scale = alt.Scale(type="log", domain=[limits.low, limits.high], nice=False)
     y: dict[str, Any] = {
         "title": f"{_LABEL} ({unit})", "scale": scale, "axis": theme.log_axis([limits.low, limits.high]),
     }  # fmt: skip
