@@ -314,6 +314,25 @@ def test_samples_that_are_not_told_are_seen_in_the_forward_pass(tmp_path: Path) 
     assert_found(tmp_path / "r", wanted)
 
 
+def test_tokens_are_the_unit_where_they_are_told(tmp_path: Path) -> None:
+    """Each sample is a text of six tokens, so that tr Σ is that of a token: six times a sample's."""
+    found = {}
+    for name, told in (("samples", {"samples": 32}), ("tokens", {"samples": 32, "tokens": 192})):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with tvlars_probe.record(model, optimizer, tmp_path / name, noise=True) as rec:
+            for k, size in enumerate(SIZES):
+                x, y = piece(0, k, size)
+                (F.cross_entropy(model(x), y) / 4).backward()
+            optimizer.step()
+            rec.log(**told)  # type: ignore[arg-type]
+        found[name] = rows(tmp_path / name).loc[0, "all"]
+    samples, tokens = found["samples"], found["tokens"]
+    assert (tokens.unit, tokens.samples, tokens.piece_size) == ("tokens", 192, 48.0)
+    assert tokens.noise_trace == pytest.approx(6 * samples.noise_trace, rel=1e-12)
+    assert tokens.gradient_square == pytest.approx(samples.gradient_square, rel=1e-12)
+
+
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

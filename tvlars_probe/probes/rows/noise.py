@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvlars_probe.collectives import Ranks
-    from tvlars_probe.probes.rows.buffer import Drained
+    from tvlars_probe.probes.rows.buffer import Drained, StepRow
 
     Floats = NDArray[np.float64]
 
@@ -141,13 +141,23 @@ def _tables(drained: Drained) -> tuple[Floats, Floats]:
             continue
         values[i], counts[i, :, :-1] = row.pieces.values.cpu().numpy(), row.pieces.counts.cpu().numpy()
         counts[i, :, -1] = row.pieces.unclear
-        told, unit = (row.samples, 0.0) if row.tokens is None else (row.tokens, 1.0)
         for one in counts[i]:
-            if np.isnan(one[4]) and told:
-                # No sizes were seen: the pieces are taken to be of one size.
-                k, weight = one[0], one[1]
-                one[2:6] = weight * k / told, weight**2 / k * k / told, told, unit
+            _count(one, row)
     return values, counts.reshape(len(counts), -1)
+
+
+def _count(sums: Floats, row: StepRow) -> None:
+    """Complete the sums `COUNTS` of an optimizer's pieces by the numbers that the loop told of the whole step."""
+    number, weight, size, of_tokens = sums[0], sums[1], sums[4], sums[5]
+    told, unit = (row.samples, 0.0) if row.tokens is None else (row.tokens, 1.0)
+    if not told:
+        return
+    if np.isnan(size):
+        # No sizes were seen: the pieces are taken to be of one size.
+        sums[2:6] = weight * number / told, weight**2 / told, told, unit
+    elif unit and not of_tokens and size:
+        # Samples were seen and tokens are what the loss is a mean over: each sample is taken to have as many.
+        sums[2:6] = sums[2] * size / told, sums[3] * size / told, told, unit
 
 
 def _factor(
