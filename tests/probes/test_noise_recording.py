@@ -162,6 +162,24 @@ def test_an_unknown_scale_of_the_gradient_gives_no_rows(tmp_path: Path) -> None:
     assert "rec.clip_grad_norm_" in note
 
 
+@pytest.mark.parametrize("by", ["pieces", "samples"])
+def test_a_gradient_may_be_divided_by_the_loop_itself(by: str, tmp_path: Path) -> None:
+    """Sums of the pieces' mean losses, or of the samples' losses, are divided after the last backward pass."""
+    model, sizes = net(), (6, 6, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wanted = [expected(copy.deepcopy(model), 0, sizes)]
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", noise=True) as rec:
+        for k, size in enumerate(sizes):
+            x, y = piece(0, k, size)
+            F.cross_entropy(model(x), y, reduction="mean" if by == "pieces" else "sum").backward()
+        for p in model.parameters():
+            assert p.grad is not None
+            p.grad /= len(sizes) if by == "pieces" else sum(sizes)
+        optimizer.step()
+        rec.log(samples=sum(sizes))
+    assert_found(tmp_path / "r", wanted)
+
+
 def test_a_gradient_made_of_something_else_gives_no_rows(tmp_path: Path) -> None:
     model = net()
 

@@ -110,14 +110,18 @@ def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) ->
     used = values[:, 2]
     # By parameter: what is known of the pieces of its optimizer.
     spans = np.diff(drained.offsets)
-    k, weight, by_size, square_by_size, _, _, unclear = np.repeat(of_optimizers, spans, axis=1).transpose(2, 0, 1)
+    k, weight, by_size, square_by_size, sizes, _, unclear = np.repeat(of_optimizers, spans, axis=1).transpose(2, 0, 1)
     active = np.array([row.active & row.recorded for row in drained.rows], dtype=bool).reshape(shape)
     with np.errstate(all="ignore"):
         sums = sums / ranks.world_size
         clip = np.where(np.isnan(clips), 1.0, clips)[:, None]
         factor, fits = _factor(sums, used, np.sqrt(squares * weight) / ranks.world_size, rounding, active)
         scale = factor / clip
-        scale = np.where(np.abs(scale - 1) <= CLOSE, 1.0, np.where(_is_scaler(scale), scale, np.nan))
+        is_known = _is_close(scale, 1.0) | _is_scaler(scale)
+        # Or a loop has divided the gradient by the number of pieces, or of samples: of this rank's, or of all.
+        for number in (k, k / ranks.world_size, sizes, sizes / ranks.world_size):
+            is_known = is_known | _is_close(scale * number, 1.0)
+        scale = np.where(is_known, np.where(_is_close(scale, 1.0), 1.0, scale), np.nan)
         mean_square = scale**2 * weight / ranks.world_size**2 * squares
         square = (drained.values[:, COLUMNS.index("grad_norm")] / clip) ** 2
         signal, trace = unbiased(mean_square, square, by_size / weight, square_by_size / weight**2)
@@ -179,6 +183,11 @@ def _factor(
     factor = ((a * b).sum(axis=1) / ((a * a).sum(axis=1) * np.where(scale > 0, scale, 1.0)[:, 0]))[:, None]
     slack = CLOSE * np.abs(used) + 64 * rounding * np.abs(factor) * norms
     return factor, there & (np.abs(used - factor * sums) <= slack)
+
+
+def _is_close(values: Floats, target: float) -> NDArray[np.bool_]:
+    """Whether values are ``target`` but for rounding."""
+    return np.abs(values - target) <= CLOSE * target
 
 
 def _is_scaler(scale: Floats) -> NDArray[np.bool_]:
