@@ -4,9 +4,10 @@ The update Δw that was made, or is coming, at the rate η is taken times c. The
 above f(w) from some c on; there η_c = c·η. On a quadratic, f(w + cΔ) − f(w) = c·gᵀΔ + c²·ΔᵀHΔ/2. For gradient descent
 (Δ = −η·g) the figure is then gᵀHg/‖g‖², the curvature along the gradient. It takes forward passes only.
 
-c is bracketed from 1 on by factors of two, and the bracket is halved until it is narrow: it ends where the loss is below
-f(w), and above it, by more than rounding. Near a minimum, where the loss falls by little more than that, it is wide. The
-smallest c is meant: where the loss rises, falls and rises again between two points that were evaluated, that isn't seen.
+c is bracketed from 1 on by factors of two, and the bracket is halved until it is narrow: it ends where the loss is
+below f(w), and above it, by more than rounding. Near a minimum, where the loss falls by little more than that, it is
+wide. The smallest c is meant: where the loss rises, falls and rises again between two points that were evaluated, that
+isn't seen.
 """
 
 from __future__ import annotations
