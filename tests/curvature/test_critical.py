@@ -71,7 +71,7 @@ def test_the_bracket_is_as_narrow_as_asked_and_costs_one_evaluation_a_halving() 
 @pytest.mark.parametrize(
     ("changes", "lr", "reason"),
     [
-        ([0.0, 0.0, 0.0], 0.1, "doesn't rise up to"),
+        ([0.0, 0.0, 0.0], 0.1, "the update changes no weight"),
         ([1.0, -2.0, 0.5], 0.1, "falls nowhere along the update"),
         ([-1e-30, 0.0, 0.0], 0.1, "doesn't rise up to"),
         ([-0.1, 0.0, 0.0], 0.0, "the learning rate of the update is 0"),

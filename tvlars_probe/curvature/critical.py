@@ -59,7 +59,9 @@ def critical_sharpness(
     with objective.held():
         displaced = Displaced(objective, parameters, update)
         search = _Search(displaced, next(iter(objective.model.parameters())).dtype, report)
-        reason = search.bracket()
+        # Any rank's shard may be the one that moves.
+        moves = objective.shards.any(any(bool(change.any()) for change in update.changes.values()))
+        reason = search.bracket() if moves else "the update changes no weight"
         if reason is None and not update.lr > 0:
             reason = f"the learning rate of the update is {update.lr:g}"
         if reason is None:

@@ -121,6 +121,7 @@ class ProbeBudget:
         self._lasts = {name: float(seconds) for name, seconds in state.get("lasts", {}).items()}
         self._of_each.update({name: float(seconds) for name, seconds in state.get("of_each", {}).items()})
         self._steps.extend(map(float, state.get("steps", ())))
-        self._left_out.update({name: (int(n), int(a), int(b)) for name, (n, a, b) in state.get("left_out", {}).items()})
+        told = {name: tuple(map(int, figures)) for name, figures in state.get("left_out", {}).items()}
+        self._left_out.update({name: (x[0], x[1], x[2]) for name, x in told.items() if len(x) == 3})
         self._made.update({name: int(number) for name, number in state.get("made", {}).items()})
         self._waits.update({name: int(number) for name, number in state.get("waits", {}).items()})
