@@ -33,7 +33,7 @@ QUESTION = "Is it at the edge of stability of its mini-batches?"
 MEASURES = ("batch_sharpness", "directional_sharpness", "critical_sharpness")
 """The measures of the table ``curvature`` that are read, beside the top eigenvalue of the Hessian."""
 
-COLUMNS = ("batch_size",)
+COLUMNS = ("batch_size", "low", "high")
 """Columns of the table ``curvature`` that are read, beside those that the sharpness of a minimum needs."""
 
 STEP_COLUMNS = ("step", "lr")
