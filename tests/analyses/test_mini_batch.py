@@ -67,6 +67,50 @@ def test_the_limit_follows_the_rate_of_each_step() -> None:
 
 
 @pytest.mark.parametrize(
+    ("factor", "further", "answer"),
+    [
+        (1.0, {"error": 0.19 * LIMIT}, "at the edge"),
+        (1.0, {"error": 0.22 * LIMIT}, "can't tell"),
+        (0.6, {"error": 0.19 * LIMIT}, "below the edge"),
+        (0.6, {"error": 0.22 * LIMIT}, "can't tell"),
+        (1.5, {"error": 0.3 * LIMIT}, "can't tell"),
+        (0.6, {"error": np.nan}, "can't tell"),
+    ],
+)
+def test_what_its_error_leaves_open_cannot_be_told(factor: float, further: dict[str, Any], answer: str) -> None:
+    result = analysed(batch_rows(RISING * factor, **further)).mini_batch
+    assert result is not None
+    assert result.verdict.answer == answer
+
+
+def test_the_interval_on_record_decides() -> None:
+    """Of four mini-batches it is 3.2 standard errors wide."""
+    made = batch_rows(RISING * 0.6, error=0.15 * LIMIT)
+    made = made.assign(low=made["value"] - 0.48 * LIMIT, high=made["value"] + 0.48 * LIMIT)
+    result = analysed(made).mini_batch
+    assert result is not None
+    assert result.verdict.answer == "can't tell"
+    assert "its 95 % interval is 0.48 wide on either side" in result.verdict.reason
+
+
+def test_of_a_run_whose_batch_size_is_not_known_the_condition_is_told() -> None:
+    entry = {"optimizer": SGD.optimizer, "description": SGD.as_dict()}
+    told = RunFacts(name="made", groups=[entry])
+    result = analyse_minimizer(batch_rows(RISING), NO_SPECTRUM, told, rates=RATES).mini_batch
+    assert result is not None
+    assert result.verdict.reason.endswith("if the run's mini-batches are, as those measured, of 32.")
+
+
+def test_with_several_rates_it_cannot_be_told() -> None:
+    entries = [{"optimizer": SGD.optimizer, "lr": lr, "description": SGD.as_dict()} for lr in (0.1, 0.01)]
+    told = RunFacts(name="made", batch_size=32, groups=entries)
+    result = analyse_minimizer(batch_rows(RISING), NO_SPECTRUM, told, rates=RATES).mini_batch
+    assert result is not None
+    assert result.verdict.answer == "can't tell"
+    assert "SGD has several rates" in result.verdict.reason
+
+
+@pytest.mark.parametrize(
     ("group", "batch_size", "reason"),
     [
         (GroupDescription(optimizer="SGD", momentum=Momentum(form="heavy-ball", beta=0.9)), 32, "SGD has momentum"),

@@ -84,6 +84,7 @@ def test_divergence_is_a_finding_not_an_error(cli: Any) -> None:
         (["--sharpness-every", "often"], "give a number of steps, 1 or more, or 'log'"),
         (["--sharpness-every", "0"], "give a number of steps"),
         (["--sharpness-samples", "0"], "--sharpness-samples 0 is too few"),
+        (["--sharpness-measures", "batch"], "without --sharpness-every measures nothing"),
         (["--sharpness-operators", "fisher"], "'fisher' is not one of"),
         (["--probe-budget", "150%"], "such as 10%"),
         (["--probe-budget", "some"], "such as 10%"),

@@ -71,7 +71,7 @@ def test_the_bracket_is_as_narrow_as_asked_and_costs_one_evaluation_a_halving() 
 @pytest.mark.parametrize(
     ("changes", "lr", "reason"),
     [
-        ([0.0, 0.0, 0.0], 0.1, "doesn't rise up to"),
+        ([0.0, 0.0, 0.0], 0.1, "the update changes no weight"),
         ([1.0, -2.0, 0.5], 0.1, "falls nowhere along the update"),
         ([-1e-30, 0.0, 0.0], 0.1, "doesn't rise up to"),
         ([-0.1, 0.0, 0.0], 0.0, "the learning rate of the update is 0"),
@@ -125,6 +125,30 @@ def test_it_is_where_a_fine_scan_first_rises(name: str, optimizer: Any) -> None:
     assert 2 / ((first - step) * 0.01) >= row.value - row.error
     assert (row.operator, row.error_kind, row.tol) == ("none", "bracket", 0.01)
     assert row.error <= 0.0051 * row.value
+
+
+def test_near_a_minimum_the_bracket_holds_what_rounding_leaves_open() -> None:
+    """In float32, where the loss falls along the update by little more than its own rounding."""
+    loss_fn, told = nn.MSELoss(), []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(200, 10)
+        y = x @ torch.randn(10, 1) + 0.5 * torch.randn(200, 1)
+        model = nn.Linear(10, 1, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        for step in range(101):
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            if step in (0, 60, 100):
+                found = tvlars_probe.sharpness(model, loss_fn, (x, y), optimizer=optimizer, critical_sharpness=True)
+                hessian = 2 * x.double().T @ x.double() / len(x)
+                g = hessian @ model.weight.detach().double().T - 2 * x.double().T @ y.double() / len(x)
+                expected = (g.T @ hessian @ g / (g.T @ g)).item()
+                told += [(row, expected) for row in found.measurements if row.measure == "critical_sharpness"]
+            optimizer.step()
+    assert len(told) == 12
+    assert all(abs(row.value - expected) <= row.error + 1e-6 * expected for row, expected in told)
+    assert max(row.error / row.value for row, _ in told) > 0.05
 
 
 def test_batches_and_their_weights_do_not_matter() -> None:

@@ -97,6 +97,35 @@ class Recurrent(nn.Module):
         return self.fc(self.lstm(x[:, 0])[0][:, -1])
 
 
+class Padded(nn.Module):
+    """Looks rows up, of which one has no gradient there, and has one in the head that shares them."""
+
+    def __init__(self, *, shares: bool) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Embedding(4, 3, padding_idx=0), nn.Linear(3, 4)
+        nn.init.normal_(self.rows.weight)
+        if shares:
+            self.head.weight = self.rows.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = (2 * x.flatten(1)).long().abs().clamp(max=3)
+        return self.head(self.rows(places).tanh().mean(1))
+
+
+class Divided(nn.Module):
+    """Divides by what is computed without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.one(x.flatten(1)).tanh()
+        with torch.no_grad():
+            length = z.norm(dim=1, keepdim=True)
+        return self.two(z / length)
+
+
 def flat() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(12, 5, generator=generator, dtype=torch.float64), torch.arange(12) % 3
@@ -121,6 +150,9 @@ SOUND = {
     "residual block": lambda: network("residual block"),
     "LSTM": Recurrent,
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(16, 4)),
+    "padding": lambda: Padded(shares=False),
+    "padding with tied weights": lambda: Padded(shares=True),
+    "no_grad": Divided,
 }
 
 
@@ -130,7 +162,7 @@ def test_sound_figures_stay_converged_and_the_model_as_it_was(make: Any, dtype: 
     torch.manual_seed(0)
     model, (x, y) = make().to(dtype), sample(dtype=dtype)
     before, held = copy.deepcopy(model.state_dict()), {id(p) for p in model.parameters()}
-    found = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), top=2, per_layer=True)
+    found = tvlars_probe.sharpness(model, F.cross_entropy, (x, y), operators=("hessian", "ggn"), top=2, per_layer=True)
     assert {(m.check, m.converged) for m in found.measurements} == {("agrees", True)}
     assert found.notes == ()
     assert {id(p) for p in model.parameters()} == held

@@ -210,6 +210,13 @@ def test_outputs_may_be_several_tensors() -> None:
     torch.testing.assert_close(ours(model, loss, (x, y)), expected, rtol=0, atol=1e-13)
 
 
+def test_a_loss_may_work_in_place_on_the_outputs() -> None:
+    model, _, (x, y) = net("mlp")
+    expected = ours(model, lambda z, y: F.cross_entropy((z / 2).masked_fill(z > 1, 0.5), y), (x, y))
+    found = ours(model, lambda z, y: F.cross_entropy(z.masked_fill_(z > 1, 1).div_(2), y), (x, y))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
 def test_a_loss_linear_in_the_outputs_has_a_matrix_of_zeros() -> None:
     model, _, (x, y) = net("mlp")
     assert not ours(model, lambda z, y: z.sum(), (x, y)).any()

@@ -94,6 +94,13 @@ def test_an_optimizer_that_cannot_be_copied_is_refused() -> None:
         coming_update(objective, dict(model.named_parameters()), optimizer)
 
 
+def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    objective = Objective(model, supervised(F.mse_loss), (torch.ones(4, 3), torch.ones(4, 2)))
+    with pytest.raises(UserError, match="LBFGS doesn't step by a gradient alone"):
+        coming_update(objective, dict(model.named_parameters()), torch.optim.LBFGS(model.parameters()))
+
+
 def test_weights_are_put_back_bit_for_bit_with_their_memory_even_after_an_error() -> None:
     model = network("mlp")
     parameters = dict(model.named_parameters())

@@ -144,3 +144,24 @@ def test_other_shares_are_refused(share: Any, tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
     with pytest.raises(UserError, match="above 0 and at most 1"):
         tvlars_probe.record(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path / "r", probe_budget=share)
+
+
+def test_the_note_of_a_resumed_run_is_of_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    measured, state = 0, None
+    for _ in range(2):
+        probe = Slow(clock)
+        with tvlars_probe.record(
+            model, optimizer, tmp_path / "r", probes=[probe], probe_budget=0.25, total_steps=60, resume=state
+        ) as rec:
+            for _ in range(30):
+                clock.now += 1.0
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+                rec.log(samples=1)
+            state = rec.state_dict()
+        measured += len(probe.measured)
+    (note,) = tvlars_probe.open_run(tmp_path / "r").manifest.notes
+    assert f"left out {60 - measured} of 60 measurements by Slow, in steps " in note

@@ -173,6 +173,22 @@ def test_steps_in_which_not_all_optimizers_step_have_no_row(tmp_path: Path) -> N
     assert tvlars_probe.open_run(rec.path).curvature().step.tolist() == [1]
 
 
+def test_the_weights_of_an_update_that_was_never_whole_are_let_go(tmp_path: Path) -> None:
+    model = net()
+    optimizers = [torch.optim.SGD(part, 0.1) for part in (model[0].parameters(), model[1:].parameters())]
+    asked = probe(model, every=2, measures=("critical",))
+    held = []
+    with tvlars_probe.record(model, optimizers, tmp_path / "run", probes=[asked]) as rec:
+        for step in range(4):
+            x, y = batch(step)
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizers[step % 2].step()
+            held.append(len(asked._weights))
+            rec.log()
+    assert held == [6, 0, 6, 0]
+
+
 def test_a_failure_after_the_update_ends_the_probing_with_a_note(tmp_path: Path) -> None:
     class Broken(tvlars_probe.SharpnessProbe):
         def measure_update(self, step: int, phase: str, lr: float) -> Any:

@@ -5,10 +5,10 @@ where it is 2/η, η being the learning rate, while the top eigenvalue λ₁ sta
 arXiv:2412.20553). So batch sharpness is what decides, and λ₁ beside it is a reference: where batches are small it lies
 below 2/η without meaning that the rate is small.
 
-The statement has a condition: SGD without momentum, preconditioner, trust ratio or clipping, and mini-batches of the
-run's own size. Of other optimizers nothing is said. *Critical sharpness* is 2/η_c for the rate η_c at which the update
-would raise the loss: above 2/η the update that was made has raised it, whatever the optimizer. *Directional sharpness*
-is the curvature along that update.
+The statement has a condition: SGD with one rate, without momentum, preconditioner, trust ratio or clipping, and
+mini-batches of the run's own size. Of other optimizers nothing is said. *Critical sharpness* is 2/η_c for the rate η_c
+at which the update would raise the loss: above 2/η the update that was made has raised it, whatever the optimizer.
+*Directional sharpness* is the curvature along that update.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ QUESTION = "Is it at the edge of stability of its mini-batches?"
 MEASURES = ("batch_sharpness", "directional_sharpness", "critical_sharpness")
 """The measures of the table ``curvature`` that are read, beside the top eigenvalue of the Hessian."""
 
-COLUMNS = ("batch_size",)
+COLUMNS = ("batch_size", "low", "high")
 """Columns of the table ``curvature`` that are read, beside those that the sharpness of a minimum needs."""
 
 STEP_COLUMNS = ("step", "lr")
 """Columns of the table ``steps`` that are read."""
 
 AT_EDGE, BELOW, BEYOND = "at the edge", "below the edge", "beyond the edge"
+
+NORMAL = 1.96
+"""Standard errors on either side of a 95 % interval, where the trace has none."""
 
 REFERENCE = "eigenvalue"
 """What the summary calls λ₁."""
@@ -55,7 +58,8 @@ class MiniBatch:
             error over mini-batches), ``limit`` (2/η in that step; null where the rate isn't known), and the columns
             ``converged``, ``samples``, ``draws``, ``standard_error``, ``low``, ``high``.
         summary: a row per measure, and one of λ₁: ``measurements``, ``start``, ``end`` (mean of the late steps),
-            ``end_error`` (its standard error over mini-batches), ``limit`` (mean of theirs), ``end_over_limit``.
+            ``end_error`` (its standard error over mini-batches), ``end_half_width`` (half of its 95 % interval),
+            ``limit`` (mean of theirs), ``end_over_limit``.
     """
 
     verdict: Verdict
@@ -82,7 +86,8 @@ def analyse_mini_batches(
         mode: BatchNorm mode and part of the data.
         late: share of the steps, up to the last, over which the end state is averaged.
         least: measurements that a verdict takes.
-        near: at the edge is a mean within this share of 2/η.
+        near: at the edge is a mean within this share of 2/η. Where its 95 % interval is wider than twice that on
+            either side, or holds 2/η itself of a mean that isn't, it can't be told.
     """
     whole = figures[figures["scope_kind"] == "all"]
     top = whole[(whole["measure"] == REFERENCE) & (whole["rank"] == 1) & (whole["operator"] == "hessian")]
@@ -110,12 +115,14 @@ def _summarise(measure: str, curve: pd.DataFrame, late: float) -> dict[str, obje
     errors = end["standard_error"].astype(float).fillna(end["error"].astype(float))
     # Mini-batches of one sample are the same in all steps: their error isn't smaller for more steps.
     error = float(errors.mean()) if measure == MEASURES[0] else np.nan
+    half = float((end["high"].astype(float) - end["low"].astype(float)).mean() / 2)
     return {
         "measure": measure,
         "measurements": len(curve),
         "start": float(curve["value"].iloc[0]),
         "end": float(value.mean()),
         "end_error": error,
+        "end_half_width": half if np.isfinite(half) else NORMAL * error,
         "limit": float(limit.mean()),
         "end_over_limit": float((value / limit).mean()),
     }
@@ -141,11 +148,20 @@ def _verdict(curves: pd.DataFrame, summary: pd.DataFrame, facts: RunFacts, *, le
     if batch["measurements"] < least or not np.isfinite(share):
         reason = f"it takes {least} measurements of batch sharpness, at rates above 0."
         return Verdict(QUESTION, CANT_TELL, reason, told)
-    answer = AT_EDGE if abs(share - 1) <= near else BELOW if share < 1 else BEYOND
     doubt = f" ± {error:.2g}" if np.isfinite(error) else ""
     reference = f"; the top eigenvalue is at {top['end_over_limit']:.3g} of it" if top is not None else ""
-    reason = f"batch sharpness ends at {share:.3g}{doubt} of 2/rate = {batch['limit']:.4g}{reference}."
-    return Verdict(QUESTION, answer, reason, told)
+    reason = f"batch sharpness ends at {share:.3g}{doubt} of 2/rate = {batch['limit']:.4g}{reference}"
+    half, off = float(batch["end_half_width"]) / float(batch["limit"]), abs(share - 1)
+    # Without an error, of a single mini-batch, no side is known either.
+    if not half <= (2 * near if off <= near else off):
+        width = f"its 95 % interval is {half:.2g} wide on either side" if np.isfinite(half) else "its error isn't known"
+        more = "a larger sample has more mini-batches, and a smaller error."
+        return Verdict(QUESTION, CANT_TELL, f"{reason}; {width}: {more}", told)
+    answer = AT_EDGE if off <= near else BELOW if share < 1 else BEYOND
+    if facts.batch_size is None:
+        size = ", ".join(str(size) for size in _sizes(curves)) or "unknown size"
+        reason += f"; that holds if the run's mini-batches are, as those measured, of {size}"
+    return Verdict(QUESTION, answer, f"{reason}.", told)
 
 
 def _of(row: dict[Hashable, Any] | None, name: str) -> float | None:
@@ -164,9 +180,17 @@ def _unmet(curves: pd.DataFrame, facts: RunFacts) -> str | None:
         return f"this run's {name} scales the gradient by more than the rate"
     if any(group.maximize or group.max_grad_norm is not None for group in groups):
         return f"this run's {name} maximizes, or clips gradients"
-    told = curves.loc[curves["measure"] == MEASURES[0], "batch_size"] if "batch_size" in curves else pd.Series()
-    sizes = {int(size) for size in told.dropna()}
-    if facts.batch_size is not None and sizes != {facts.batch_size}:
-        measured = ", ".join(str(size) for size in sorted(sizes)) or "unknown size"
+    rates = {entry.get("lr") for entry in facts.groups} - {None}
+    if len(rates) > 1:
+        return f"this run's {name} has several rates"
+    sizes = _sizes(curves)
+    if facts.batch_size is not None and sizes != [facts.batch_size]:
+        measured = ", ".join(str(size) for size in sizes) or "unknown size"
         return f"it was measured on mini-batches of {measured}, while the run's are of {facts.batch_size}"
     return None
+
+
+def _sizes(curves: pd.DataFrame) -> list[int]:
+    """Sizes of the mini-batches on which batch sharpness was measured."""
+    told = curves.loc[curves["measure"] == MEASURES[0], "batch_size"] if "batch_size" in curves else pd.Series()
+    return sorted({int(size) for size in told.dropna()})

@@ -248,6 +248,9 @@ _OF_DRAWS: _Cells = {
 _SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "cross-check", "limit")
 """Columns that stand above the table where all rows have one value."""
 
+_FOLDED = len("directional_sharpness")
+"""Characters that a column which may fold has at least, where its cells are as long."""
+
 _WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged", "cross-check")
 """Columns that are set flush left."""
 
@@ -275,14 +278,17 @@ def render(rows: pd.DataFrame) -> None:
     size = f"{first['draws']} disjoint samples of {first['samples']:,}" if drawn else f"{first['samples']:,} samples"
     console.print(f"mean loss {first['loss']:.4g} on {size}{part}, {first['precision']}")
     console.print(", ".join(shared))
-    table = Table(box=None, pad_edge=False)
+    table, least = Table(box=None, pad_edge=False), list[int]()
     for name in shown:  # no figure is cut; where room is short, a layer's name goes on in the next line
         may_fold = name in ("scope", "measure")
-        width = None if may_fold else max(len(cell) for cell in cells[name])
+        width = max(len(cell) for cell in (name, *cells[name]))
+        least.append(min(width, _FOLDED) if may_fold else width)
         side: Any = "left" if name in _WORDS else "right"
-        table.add_column(name, justify=side, no_wrap=not may_fold, min_width=width, overflow="fold")
+        table.add_column(name, justify=side, no_wrap=not may_fold, min_width=least[-1], overflow="fold")
     for row in zip(*(cells[name] for name in shown), strict=True):
         table.add_row(*row)
+    # In less room rich leaves nothing of the columns that may fold, and cuts figures.
+    console.width = max(console.width, sum(least) + 2 * len(least))
     console.print(table)
     if drawn:
         console.print(f"Means over samples of {first['samples']:,}, which aren't figures of all the data")

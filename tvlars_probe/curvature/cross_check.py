@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from tvlars_probe.curvature.convergence import limit
 from tvlars_probe.curvature.doubts import AGREES, DIFFERS, unchecked
@@ -159,7 +161,10 @@ class ForwardGaussNewton(ForwardOverReverse):
 
 @contextlib.contextmanager
 def _exchanged(model: nn.Module, tensors: dict[int, Tensor]) -> Iterator[None]:
-    """Give a model other tensors in place of its own, by their ids, wherever a module holds them."""
+    """Give a model other tensors in place of its own, by their ids, wherever a module holds them.
+
+    Inside, no tangent passes where a backward pass lets no gradient through, so that both derive the same function.
+    """
     # Not by torch's functional_call, which leaves a module with the other tensors if the model holds it twice. All
     # attributes are put back: an LSTM, for one, keeps a list of its weights.
     kept = [(home, dict(home)) for module in model.modules() for home in _homes(module)]
@@ -167,10 +172,31 @@ def _exchanged(model: nn.Module, tensors: dict[int, Tensor]) -> Iterator[None]:
         for module in model.modules():
             for home in _homes(module)[1:]:
                 home.update({name: tensors[id(t)] for name, t in home.items() if id(t) in tensors})
-        yield
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module._parameters["weight"] = _held(module.weight, module.padding_idx)  # type: ignore[assignment]
+        with _ConstantWithoutGrad():
+            yield
     finally:
         for home, before in kept:
             refill(home, before)
+
+
+def _held(weight: Tensor, row: int) -> Tensor:
+    """Rows of an embedding, one of them a constant: a backward pass gives the row of ``padding_idx`` no gradient."""
+    is_held = torch.arange(len(weight), device=weight.device)[:, None] == row
+    return torch.where(is_held, forward_ad.unpack_dual(weight).primal.detach(), weight)
+
+
+class _ConstantWithoutGrad(TorchFunctionMode):
+    """What is computed under ``torch.no_grad()`` is a constant in forward mode, too: torch's own passes tangents on."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **kwargs or {})
+        if torch.is_grad_enabled():
+            return found
+        return tree_map(lambda x: forward_ad.unpack_dual(x).primal if isinstance(x, Tensor) else x, found)
 
 
 def _homes(module: nn.Module) -> list[dict[str, Any]]:

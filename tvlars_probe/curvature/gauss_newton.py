@@ -155,7 +155,7 @@ def evaluated(objective: Objective, loss: TwoParts, index: int, batch: Batch | N
     outputs = [parts[i] for i in places]
     leaves = [z.detach().requires_grad_() for z in outputs]
     for place, leaf in zip(places, leaves, strict=True):
-        parts[place] = leaf
+        parts[place] = leaf.clone()  # a loss may work in place on the outputs
     value = as_number(loss.loss(tree_unflatten(parts, form), given))
     return Evaluated(places, outputs, leaves, value * (objective.weights[index] / objective.total_weight))
 

@@ -110,7 +110,7 @@ def coming_update(objective: Objective, parameters: Mapping[str, Tensor], optimi
         optimizer: in the state from which it would go on.
 
     Raises:
-        UserError: the optimizer can't be copied, or updates none of the parameters.
+        UserError: the optimizer can't be copied, or can't step without a closure, or updates none of the parameters.
     """
     taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
     moving = {name: p for name, p in parameters.items() if p.requires_grad and id(p) in taken}
@@ -128,7 +128,13 @@ def coming_update(objective: Objective, parameters: Mapping[str, Tensor], optimi
     for name, p in twins.items():
         p.grad = gradients[name]
     lr = float(optimizer.param_groups[0]["lr"])
-    twin.step()
+    try:
+        twin.step()
+    except TypeError as error:  # a closure is missing: LBFGS and its like compute gradients at other weights, too
+        raise UserError(
+            f"{type(optimizer).__name__} doesn't step by a gradient alone ({error}), so that its coming update can't "
+            "be seen: directional and critical sharpness take an optimizer whose step() needs no closure"
+        ) from error
     return update_since({name: moving[name].detach() for name in twins}, twins, lr)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _REMEMBERED = 64
 """Steps whose median duration stands for that of the steps to come."""
@@ -42,7 +42,7 @@ class ProbeBudget:
         self._of_each: dict[str, float] = {}
         self._steps: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._previous: tuple[float, float] | None = None
-        self._left_out: dict[str, list[int]] = {}
+        self._left_out: dict[str, tuple[int, int, int]] = {}  # how many, the first step, the last
         self._made: collections.Counter[str] = collections.Counter()
         self._waits: collections.Counter[str] = collections.Counter()
 
@@ -85,16 +85,20 @@ class ProbeBudget:
 
     def left_out(self, name: str, step: int) -> None:
         """A measurement that was due has been left out."""
-        self._left_out.setdefault(name, []).append(step)
+        number, first, _ = self._left_out.get(name, (0, step, step))
+        self._left_out[name] = number + 1, first, step
         self._waits[name] += 1
 
-    def notes(self) -> list[str]:
-        """What was left out, in a sentence for each probe."""
-        return [
-            f"the probe budget of {self.share:.3g} of the run's time left out {len(steps):,} of "
-            f"{len(steps) + self._made[name]:,} measurements by {name}, in steps {steps[0]:,} to {steps[-1]:,}"
-            for name, steps in self._left_out.items()
-        ]
+    def notes(self, earlier: Iterable[str] = ()) -> list[str]:
+        """What was left out in the whole run, a sentence for each probe, after ``earlier`` notes without older such."""
+        begins = "the probe budget of "
+        told = {
+            f" measurements by {name}, in steps ": f"{begins}{self.share:.3g} of the run's time left out {number:,} of "
+            f"{number + self._made[name]:,} measurements by {name}, in steps {first:,} to {last:,}"
+            for name, (number, first, last) in self._left_out.items()
+        }
+        kept = [note for note in earlier if not (note.startswith(begins) and any(part in note for part in told))]
+        return [*kept, *told.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which the budget goes on after a resume."""
@@ -105,6 +109,9 @@ class ProbeBudget:
             "lasts": dict(self._lasts),
             "of_each": dict(self._of_each),
             "steps": [*self._steps],
+            "left_out": {name: [*figures] for name, figures in self._left_out.items()},
+            "made": dict(self._made),
+            "waits": dict(self._waits),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -114,3 +121,7 @@ class ProbeBudget:
         self._lasts = {name: float(seconds) for name, seconds in state.get("lasts", {}).items()}
         self._of_each.update({name: float(seconds) for name, seconds in state.get("of_each", {}).items()})
         self._steps.extend(map(float, state.get("steps", ())))
+        told = {name: tuple(map(int, figures)) for name, figures in state.get("left_out", {}).items()}
+        self._left_out.update({name: (x[0], x[1], x[2]) for name, x in told.items() if len(x) == 3})
+        self._made.update({name: int(number) for name, number in state.get("made", {}).items()})
+        self._waits.update({name: int(number) for name, number in state.get("waits", {}).items()})

@@ -80,7 +80,10 @@ class UpdateProbe(Probe, Protocol):
         ...
 
     def remember(self) -> None:
-        """Copy what is needed of the weights before update t; called after `measure`."""
+        """Copy what is needed of the weights before update t; called after `measure`.
+
+        Where the update is never whole, the method ``forget`` of a probe that has one is called before the next step.
+        """
         ...
 
     def measure_update(self, step: int, phase: str, lr: float) -> dict[str, list[Any]]:

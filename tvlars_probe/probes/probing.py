@@ -37,13 +37,20 @@ class Probing:
     def replace(self, probes: Sequence[Probe]) -> None:
         """Go on with other probes; after `stop`, with none."""
         self._probes = _named(probes) if self.is_on else {}
-        self._following = {}
+        self._forget()
 
     def stop(self) -> None:
         """Measure nothing from now on."""
         self._probes.clear()
-        self._following.clear()
+        self._forget()
         self.is_on = False
+
+    def _forget(self) -> None:
+        """Let go of what waits for an update that was never whole, with the copies of the weights."""
+        following, self._following = self._following, {}
+        for probe in following.values():
+            if (forget := getattr(probe, "forget", None)) is not None:
+                forget()
 
     @property
     def has_failed_here(self) -> bool:
@@ -67,7 +74,8 @@ class Probing:
             False where a probe has failed on any rank: the caller then calls `stop`.
         """
         self.budget.step_begins()
-        self._following, self._step = {}, step  # what waits for an update that was never whole is forgotten
+        self._forget()
+        self._step = step
         for key, probe in self._probes.items():
             # A probe whose ``due`` raises counts as due, so that its failure reaches the agreement below.
             name, due = type(probe).__name__, True

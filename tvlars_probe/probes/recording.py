@@ -286,7 +286,7 @@ class Recording:
             f"the gradient's noise isn't known of {number:,} recorded step(s): {REASONS[reason]}"
             for reason, number in self._crossing.lacking.items()
         ]
-        self._manifest.notes += self._probing.budget.notes()
+        self._manifest.notes[:] = self._probing.budget.notes(self._manifest.notes)
         if self._probing.has_failed_here:  # after the ranks had agreed for the last time
             self._stop_probing()
 

@@ -162,6 +162,10 @@ class SharpnessProbe:
         """Copy the weights before the update."""
         self._weights = copies(self._trained())
 
+    def forget(self) -> None:
+        """Let go of the copies: the update isn't going to be measured."""
+        self._weights = {}
+
     def measure_update(self, step: int, phase: str, lr: float) -> dict[str, list[Any]]:
         """Measure the update just made, at the weights before it.
 

@@ -40,6 +40,9 @@ class BudgetState(TypedDict):
         lasts: seconds of each probe's last one.
         of_each: seconds of all measurements of each probe.
         steps: seconds of the last steps.
+        left_out: of each probe, how many measurements were left out, and the first and last step of these.
+        made: how many measurements each probe has made.
+        waits: how many of each probe have been left out since its last one.
     """
 
     elapsed: float
@@ -47,6 +50,9 @@ class BudgetState(TypedDict):
     lasts: dict[str, float]
     of_each: dict[str, float]
     steps: list[float]
+    left_out: NotRequired[dict[str, list[int]]]
+    made: NotRequired[dict[str, int]]
+    waits: NotRequired[dict[str, int]]
 
 
 class RecorderState(TypedDict):

@@ -42,6 +42,11 @@ class SharpnessConfig:
         for name in self.measures:
             if name not in IN_TRAINING:
                 raise unknown("--sharpness-measures", name, IN_TRAINING)
+        if self.every is None and self.measures != ("eigenvalue",):
+            raise UserError(
+                f"--sharpness-measures {' '.join(self.measures)} without --sharpness-every measures nothing: give a "
+                "number of steps, or 'log', too"
+            )
         if self.samples < 1:
             raise UserError(f"--sharpness-samples {self.samples} is too few (allowed: 1 or more)")
         if self.bn_mode not in BN_MODES:
