@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -104,6 +105,19 @@ def test_branches_alone_give_a_bound(branches: Branched, answer: str, told: str)
     result = answers(branches=branches)
     assert result.verdict.answer == answer
     assert result.table["told"].tolist() == [told]
+
+
+def test_branches_that_cost_below_the_critical_batch_contradict_nothing() -> None:
+    """Where E = E_min·(1 + B/B_crit) holds exactly, 5 % more loss lies far below the batch that takes 2·E_min."""
+    critical, sizes = 150.0, np.array([4, 8, 16, 32, 64])
+    loss = np.exp(-1 / (1 + sizes / critical))  # progress by samples: E/E_min = 1
+    costly = float(sizes[loss > 1.05 * loss[0]][0])
+    assert costly == 16
+    result = answers(scale(critical, 5), branches=Branched(8.0, costly))
+    assert result.verdict.answer == "140 to 160 samples"
+    apart = answers(scale(critical, 5), branches=Branched(512.0, 1024.0))
+    assert apart.verdict.answer == DISAGREE
+    assert any("where samples begin to cost lies below the critical batch" in doubt for doubt in apart.doubts)
 
 
 def test_what_is_unknown_is_said_to_be() -> None:

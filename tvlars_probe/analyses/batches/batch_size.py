@@ -6,7 +6,9 @@
 - *branches*: runs from one checkpoint with several batches (`tvlars_probe.analyses.batches.branches`).
 
 McCandlish et al. 2018 (arXiv 1812.06162) argue that the first two are about equal. They rest on different assumptions,
-so that a disagreement tells which one to doubt.
+so that a disagreement tells which one to doubt. Branches answer another question, where more samples *begin* to cost:
+by the law E = E_min·(1 + B/B_crit) a loss is a few per cent worse at a small share of B_crit already. What costs
+nothing is below B_crit, therefore, and what costs needn't be above it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ ASSUMES = {
     TIME: "time to target is of the whole way to the target, and needs the best rate at each batch: a grid of rates "
     "that is coarse or ends early moves it",
     BRANCHES: "branches are of one moment, under one rule for the rate: where that rule doesn't suit the optimizer, "
-    "they answer for the rule (arXiv 2505.23971)",
+    "they answer for the rule (arXiv 2505.23971); where samples begin to cost lies below the critical batch",
 }
 """By answer, what it rests on: what to doubt where it disagrees with another."""
 
@@ -211,14 +213,18 @@ def _of_branches(result: Branches, count: int) -> dict[str, object]:
 
 
 def _spans(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Of each answer that has an interval, its ends; of noise scales in samples, the span of all runs."""
+    """Of each answer that has an interval, its ends; of noise scales in samples, the span of all runs.
+
+    Beside other answers branches tell of the critical batch only that it is above what costs nothing.
+    """
     told = table[(table["unit"] == "samples") & table["low"].notna() & table["high"].notna()]
     found = told.groupby("answer").agg({"low": "min", "high": "max"})
-    return {
+    spans = {
         name: (float(found.loc[name, "low"]), float(found.loc[name, "high"]))  # type: ignore[arg-type]
         for name in (NOISE, TIME, BRANCHES)
         if name in found.index
     }
+    return spans | ({BRANCHES: (spans[BRANCHES][0], math.inf)} if BRANCHES in spans and len(spans) > 1 else {})
 
 
 def _apart(table: pd.DataFrame) -> list[tuple[str, str]]:
