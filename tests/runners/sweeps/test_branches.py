@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,8 +35,6 @@ from tvlars_probe.runners.sweeps.trials import carry_out
 from tvlars_probe.runners.train import train
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tvlars_probe.runners.sweeps.trials import Trial
 
 SAMPLES, BATCH, STEP = 96, 32, 4
