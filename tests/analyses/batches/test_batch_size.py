@@ -142,6 +142,16 @@ def test_noise_of_several_runs_is_one_answer_over_their_span() -> None:
     assert "one answer" in result.verdict.reason
 
 
+def test_runs_of_several_models_have_no_one_answer(trained: Callable[..., Path], tmp_path: Path) -> None:
+    sources = [source(with_noise(trained(name), tmp_path / name)) for name in ("sgd", "lars")]
+    assert batch_size_of(sources).verdict.answer != "can't tell"
+    object.__setattr__(sources[1].facts, "model", "resnet18")
+    result = batch_size_of(sources)
+    assert result.verdict.answer == "can't tell"
+    assert "the runs are of several models (" in result.verdict.reason
+    assert "noise scale (" in result.verdict.reason
+
+
 def test_everything_becomes_json() -> None:
     assert plain(answers(scale(100, 10), branches=Branched(64.0, None)))["table"][1]["high"] is None
 

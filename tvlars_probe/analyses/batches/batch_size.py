@@ -24,7 +24,7 @@ from tvlars_probe.analyses.batches.noise_verdict import interval_text
 from tvlars_probe.analyses.batches.time_to_target import time_to_target
 from tvlars_probe.analyses.of_runs import noise_scale_of
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import counted
+from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.batches.branches import Branches
     from tvlars_probe.analyses.batches.noise_scale import NoiseScale
     from tvlars_probe.analyses.batches.time_to_target import TimeToTarget
+    from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.source import Source
 
 QUESTION = "How large may the batch be?"
@@ -77,7 +78,7 @@ class BatchSizeAnswers:
             ``value``, with its 95 % interval from ``low`` to ``high`` (NaN unknown, infinite where it has no upper
             end). Of branches it lies between the largest batch that costs nothing and the smallest that costs, and
             there is no value. ``told`` is all this in words.
-        verdict: the range that all answers share, or that they disagree, or can't tell.
+        verdict: the range that all answers share, or that they disagree, or can't tell, as for several models.
         missing: for each answer that isn't there, why not.
         doubts: sentences on what may mislead.
     """
@@ -128,7 +129,27 @@ def batch_size_of(
             branches = branches_of(sources)
         except UserError as error:
             missing.append(f"{BRANCHES}: {error}")
-    return side_by_side(noise, time, branches, missing=missing, runs=len(ordinary), branched=len(branched))
+    answering = [result.facts for result in noise]
+    answering += [source.facts for source in ordinary] if time is not None else []
+    answering += [source.facts for source in branched] if branches is not None else []
+    return side_by_side(
+        noise,
+        time,
+        branches,
+        missing=missing,
+        runs=len(ordinary),
+        branched=len(branched),
+        mixed=_mixed(answering),
+    )
+
+
+def _mixed(answering: Sequence[RunFacts]) -> str | None:
+    """In what the runs that answer differ so that one batch size isn't for all of them; None where they don't."""
+    for name, told in (("models", "model"), ("data sets", "data")):
+        found = {value for facts in answering if (value := getattr(facts, told)) is not None}
+        if len(found) > 1:
+            return f"the runs are of several {name} ({some_of(sorted(map(str, found)))})"
+    return None
 
 
 def side_by_side(
@@ -139,6 +160,7 @@ def side_by_side(
     missing: Sequence[str] = (),
     runs: int = 0,
     branched: int = 0,
+    mixed: str | None = None,
 ) -> BatchSizeAnswers:
     """Put the answers beside each other.
 
@@ -149,6 +171,7 @@ def side_by_side(
         missing: why answers aren't there.
         runs: number of runs of the sweep.
         branched: number of branched runs.
+        mixed: why no one batch size can be the answer for all runs.
     """
     rows = [_of_noise(result) for result in noise]
     if time is not None:
@@ -161,7 +184,8 @@ def side_by_side(
     doubts = [f"{result.facts.name}: {doubt}" for result in noise for doubt in result.doubts]
     for name, other in ((TIME, time), (BRANCHES, branches)):
         doubts += [f"{name}: {doubt}" for doubt in ([] if other is None else other.doubts)]
-    doubts += [ASSUMES[name] for name in (NOISE, TIME, BRANCHES) if any(name in pair for pair in apart)]
+    told_apart = [] if mixed else [name for pair in apart for name in pair]
+    doubts += [ASSUMES[name] for name in (NOISE, TIME, BRANCHES) if name in told_apart]
     if "tokens" in {*table["unit"]}:
         doubts.append("a noise scale in tokens isn't compared with answers in samples")
     return BatchSizeAnswers(
@@ -169,7 +193,7 @@ def side_by_side(
         time=time,
         branches=branches,
         table=table,
-        verdict=_verdict(table, apart),
+        verdict=_verdict(table, apart) if mixed is None else _of_mixed(table, mixed),
         missing=tuple(missing),
         doubts=tuple(dict.fromkeys(doubts)),
     )
@@ -238,13 +262,21 @@ def _apart(table: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
-def _verdict(table: pd.DataFrame, apart: Sequence[tuple[str, str]]) -> Verdict:
-    spans = _spans(table)
+def _of_mixed(table: pd.DataFrame, mixed: str) -> Verdict:
+    return Verdict(QUESTION, CANT_TELL, f"{mixed}, and each answer is for its own: {_each(table)}.")
+
+
+def _each(table: pd.DataFrame) -> str:
+    """The answers in words, up to six of them."""
     each = "; ".join(
         f"{row['answer']} ({row['of']}{_at(row['step'])}): {row['told']}" for row in table.to_dict("records")[:6]
     )
     more = len(table) - 6
-    each += f"; and {counted(more, 'further answer')}" if more > 0 else ""
+    return each + (f"; and {counted(more, 'further answer')}" if more > 0 else "")
+
+
+def _verdict(table: pd.DataFrame, apart: Sequence[tuple[str, str]]) -> Verdict:
+    spans, each = _spans(table), _each(table)
     if not spans:
         reason = f"{each}." if len(table) else "none of the three answers is on record."
         return Verdict(QUESTION, CANT_TELL, reason)
