@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.traces.manifest import Manifest
 
-_ASIDE = {"place", "recording", "sharpness", "seed", "mode", "batch_size", "epochs"}
+_ASIDE = {"place", "recording", "sharpness", "noise", "seed", "mode", "batch_size", "epochs"}
 """Sections of a configuration that `RunFacts.settings` leaves out.
 
 They say where a run computes or what it records, or `RunFacts` has a field for them.

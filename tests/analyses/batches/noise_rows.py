@@ -52,7 +52,7 @@ def rows(signal: Any, noise: Any, **further: Any) -> pd.DataFrame:
     told = {
         "step": np.arange(len(signal)), "source": "training", "unit": "samples", "samples": 64, "pieces": 4,
         "gradient_square_error": np.nan, "noise_trace_error": np.nan, "split": None, "bn_mode": None,
-        "top_share": np.nan, "top_share_error": np.nan, "top_vectors": None,
+        "created_at": pd.NaT, "top_share": np.nan, "top_share_error": np.nan, "top_vectors": None,
     }  # fmt: skip
     frame = pd.DataFrame({"gradient_square": np.asarray(signal, float), "noise_trace": np.asarray(noise, float)})
     return frame.assign(**{**told, **further})

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -106,6 +107,19 @@ def test_branches_alone_give_a_bound(branches: Branched, answer: str, told: str)
     assert result.table["told"].tolist() == [told]
 
 
+def test_branches_that_cost_below_the_critical_batch_contradict_nothing() -> None:
+    """Where E = E_min·(1 + B/B_crit) holds exactly, 5 % more loss lies far below the batch that takes 2·E_min."""
+    critical, sizes = 150.0, np.array([4, 8, 16, 32, 64])
+    loss = np.exp(-1 / (1 + sizes / critical))  # progress by samples: E/E_min = 1
+    costly = float(sizes[loss > 1.05 * loss[0]][0])
+    assert costly == 16
+    result = answers(scale(critical, 5), branches=Branched(8.0, costly))
+    assert result.verdict.answer == "140 to 160 samples"
+    apart = answers(scale(critical, 5), branches=Branched(512.0, 1024.0))
+    assert apart.verdict.answer == DISAGREE
+    assert any("where samples begin to cost lies below the critical batch" in doubt for doubt in apart.doubts)
+
+
 def test_what_is_unknown_is_said_to_be() -> None:
     result = answers(time=Time(Bounds(math.nan, math.nan, math.nan)))
     assert result.verdict.answer == "can't tell"
@@ -126,6 +140,16 @@ def test_noise_of_several_runs_is_one_answer_over_their_span() -> None:
     result = answers(scale(100, 1), scale(300, 1, name="b"))
     assert result.verdict.answer == "98 to 302 samples"
     assert "one answer" in result.verdict.reason
+
+
+def test_runs_of_several_models_have_no_one_answer(trained: Callable[..., Path], tmp_path: Path) -> None:
+    sources = [source(with_noise(trained(name), tmp_path / name)) for name in ("sgd", "lars")]
+    assert batch_size_of(sources).verdict.answer != "can't tell"
+    object.__setattr__(sources[1].facts, "model", "resnet18")
+    result = batch_size_of(sources)
+    assert result.verdict.answer == "can't tell"
+    assert "the runs are of several models (" in result.verdict.reason
+    assert "noise scale (" in result.verdict.reason
 
 
 def test_everything_becomes_json() -> None:

@@ -144,3 +144,35 @@ def test_it_is_seldom_wrong() -> None:
         result = branches_of(planted(draw=draw, noise=0.03, cost={32: 0.0, 64: 0.01, 128: 0.03, 256: 0.1, 512: 0.3}))
         wrong += (result.largest_free or 0) > 128 or (result.smallest_costly or math.inf) < 256
     assert wrong <= 4
+
+
+def test_a_batch_that_is_worse_than_a_larger_one_is_no_yardstick() -> None:
+    """Beside a small batch whose rate is wrong for it, all others would be free: 256 costs beside 64."""
+    result = branches_of(planted(cost={32: 1.0, 64: 0.0, 128: 0.01, 256: 0.3, 512: 0.9}))
+    assert result.table["cost"].tolist() == ["worse", "yardstick", "free", "costs", "costs"]
+    assert result.verdict.answer == "between 128 and 256"
+    assert "above that of batch 64 at equal samples" in result.verdict.reason
+    assert any("batch 32 is worse than a larger one" in doubt for doubt in result.doubts)
+    assert result.table["difference"].tolist()[0] == pytest.approx(1.0, abs=0.05)
+    assert {*result.course["batch_size"]} == {32, 128, 256, 512}
+
+
+def test_where_the_loss_only_falls_with_the_batch_nothing_is_told() -> None:
+    result = branches_of(planted(cost={32: 1.0, 64: 0.5, 128: 0.0}))
+    assert result.verdict.answer == CANT_TELL
+    assert "batch 128, the largest, is better than the smaller ones" in result.verdict.reason
+
+
+def test_a_smallest_batch_that_diverged_is_no_yardstick() -> None:
+    rest = [run for run in planted() if run.facts.batch_size > 32]
+    all_diverged = branches_of([*(made_branch(32, seed, [], status="diverged") for seed in range(3)), *rest])
+    assert all_diverged.table["cost"].tolist() == ["worse", "yardstick", "free", "costs", "costs"]
+    one = branches_of([made_branch(32, 0, [], status="diverged"), *planted()[1:]])
+    assert any("some of its branches diverged" in doubt for doubt in one.doubts)
+
+
+def test_branches_without_a_common_seed_have_no_difference() -> None:
+    result = branches_of([made_branch(32, 0, [1.0]), made_branch(64, 1, [2.0])])
+    assert result.verdict.answer == CANT_TELL
+    assert "nan" not in result.verdict.reason
+    assert not any("one order of the data" in doubt for doubt in result.doubts)

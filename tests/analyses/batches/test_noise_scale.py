@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -113,6 +114,16 @@ def test_a_batch_is_below_at_or_beyond_the_scale(noise: float, answer: str) -> N
     assert result.verdict["batch"] == 64
 
 
+def test_of_probes_in_one_step_the_surest_one_decides_and_not_the_order_of_files() -> None:
+    at = pd.Timestamp("2026-01-01")
+    small = probe(50, 0.1, 30.0, (0.2, 9.0), samples=100, created_at=at + pd.Timedelta("2h"))
+    large = probe(50, 1.0, 30.0, (0.05, 1.0), samples=1000, created_at=at)
+    again = probe(50, 1.0, 31.0, (0.05, 1.0), samples=1000, created_at=at + pd.Timedelta("1h"))
+    test = probe(50, 1.0, 500.0, (0.05, 1.0), samples=5000, split="test", created_at=at)
+    for order in itertools.permutations([small, large, again, test]):
+        assert analysed(*order).last["simple_batch"] == pytest.approx(31)
+
+
 def test_a_probe_stands_by_itself_and_decides_where_it_is_later() -> None:
     signal, noise = estimates(np.random.default_rng(4), 100, noise=3000.0, dimensions=200)
     result = analysed(rows(signal, noise), probe(100, 2.0, 10.0, (0.1, 0.5)))
@@ -193,6 +204,7 @@ def test_a_window_is_a_tenth_of_the_steps_within_bounds() -> None:
 
 def tensor_rows(step: Any, scope: Any, x: Any, y: Any, **further: Any) -> pa.RecordBatch:
     told = {"phase": "train", "source": "training", "scope_kind": "tensor", "gradient_square_error": np.nan}
+    told |= {"split": None, "samples": 64, "created_at": pd.NaT}
     frame = pd.DataFrame({"step": step, "scope": scope, "gradient_square": x, "noise_trace": y})
     frame = frame.assign(**{**told, "noise_trace_error": np.nan, **further})
     return pa.RecordBatch.from_pandas(frame[list(COLUMNS)], preserve_index=False)
@@ -231,3 +243,12 @@ def test_tensors_of_a_probe_have_their_own_errors() -> None:
     (row,) = frame.to_dict("records")
     assert (row["source"], row["step"], row["simple_batch"]) == ("probe", 7, 5.0)
     assert row["high"] < 6
+
+
+def test_of_a_tensors_probes_in_one_step_the_surest_stands_last() -> None:
+    errors = {"source": "probe", "gradient_square_error": 0.1, "noise_trace_error": 0.5}
+    large = tensor_rows([7], ["a"], [2.0], [10.0], samples=1000, **errors)
+    small = tensor_rows([7], ["a"], [2.0], [90.0], samples=100, **errors)
+    for order in ([large, small], [small, large]):
+        frame = TensorSums(windows_of(np.empty(0, np.int64))).add(iter(order)).frame()
+        assert frame["simple_batch"].tolist() == [45.0, 5.0]

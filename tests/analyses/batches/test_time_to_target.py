@@ -180,3 +180,41 @@ def test_its_interval_holds_the_critical_batch() -> None:
         result = time_to_target(sweep(draw=draw, rates=(0.1,), noise=0.1), target=TARGET, seed=draw)
         hits += result.b_crit.low <= B_CRIT <= result.b_crit.high
     assert hits >= 17
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_repetitions() -> None:
+    """With momentum all need a third of the steps: taken for seeds, they would make S_min and its interval wrong."""
+    plain_runs, config = sweep(seeds=2), {"optimizer": {"momentum": 0.9}}
+    faster = [
+        made_run(
+            batch, 0.1, seed, falling(samples_to_target(batch) / 3 * (1 + seed / 50)), samples=500_000, every=2_000,
+            config=config,
+        )
+        for batch in SIZES
+        for seed in range(2)
+    ]  # fmt: skip
+    result = time_to_target([*plain_runs, *faster], target=TARGET)
+    assert result.s_min.value == pytest.approx(S_MIN / 3, rel=0.03)
+    assert result.b_crit.value == pytest.approx(B_CRIT, rel=0.03)
+    assert {*result.batches["settings"]} == {"momentum 0.9"}
+    assert result.batches["seeds"].tolist() == [2] * len(SIZES)
+    assert "runs of one batch and rate differ in momentum: each batch's best is taken" in result.doubts
+    some = time_to_target([*plain_runs, *faster[:4]], target=TARGET)
+    assert any("not every batch was tried with all" in doubt for doubt in some.doubts)
+
+
+def test_settings_that_go_with_the_batch_or_change_nothing_tell_no_runs_apart() -> None:
+    runs = [run for size in SIZES for run in sweep(sizes=(size,), config={"optimizer": {"momentum": 1 - size / 1000}})]
+    longer = sweep(draw=1, epochs=40, config={"optimizer": {}, "noise": {"every": 10}})
+    assert {*time_to_target(runs).table["settings"]} == {""}
+    assert {*time_to_target([*sweep(epochs=20, config={"optimizer": {}}), *longer]).table["settings"]} == {""}
+
+
+def test_other_data_and_impossible_targets_are_refused() -> None:
+    with pytest.raises(UserError, match=r"several sizes of training data \(500 and 1,000 samples\)"):
+        time_to_target([*sweep(train_samples=500), *sweep(train_samples=1000)])
+    for target in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="is no train_eval_loss to reach"):
+            time_to_target(sweep(), target=target)
+    with pytest.raises(UserError, match="allowed: above 0, below 100"):
+        time_to_target(sweep(), target=100, metric="test_acc1")

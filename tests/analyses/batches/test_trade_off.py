@@ -54,6 +54,17 @@ def test_its_intervals_hold_the_truth(seeds: int) -> None:
     assert hits.min() / draws >= 0.9
 
 
+@pytest.mark.parametrize("seeds", [(1, 1, 2, 1, 1, 1), (1, 3, 1, 1, 1, 1), (2, 2, 2, 1, 1, 1)])
+def test_a_few_repetitions_give_no_interval_that_is_too_narrow(seeds: tuple[int, ...]) -> None:
+    """Two or three residuals, drawn again and again, don't show how uncertain their own variance is."""
+    draws, hits = 100, 0
+    batch = np.repeat((32, 64, 128, 256, 512, 1024), seeds)
+    for draw in range(draws):
+        b_crit = fit_trade_off(batch, steps(batch, 0.05, 77 + draw), resamples=200, seed=draw).b_crit
+        hits += b_crit.low <= B_CRIT <= b_crit.high
+    assert hits / draws >= 0.9
+
+
 @pytest.mark.parametrize(("b_crit", "ends"), [(1e6, (False, True)), (0.1, (True, False))])
 def test_batches_on_one_side_leave_the_interval_open(b_crit: float, ends: tuple[bool, bool]) -> None:
     batch = np.repeat(SIZES, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.checkpoints.checking import check_run
+from tvlars_probe.runners.configuration.noise import NoiseConfig
 from tvlars_probe.runners.configuration.place import PlaceConfig
 from tvlars_probe.runners.configuration.recording import RecordConfig
 from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
@@ -33,8 +35,6 @@ from tvlars_probe.runners.sweeps.trials import carry_out
 from tvlars_probe.runners.train import train
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tvlars_probe.runners.sweeps.trials import Trial
 
 SAMPLES, BATCH, STEP = 96, 32, 4
@@ -297,6 +297,19 @@ def test_a_checkpoint_that_vanished_or_was_replaced_fails_the_branch(parent: Pat
     assert "it belongs to the run" in str(carry_out(trial.config.as_dict(), trial.path).error)
 
 
+def test_branches_stand_beside_their_parent_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run's own folder "." has no parent but itself."""
+    inner = tmp_path / "run" / "trace"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    for path in ("..", "../../run", "../."):
+        assert plan(Path(path)).path(3, 8, 0).resolve() == tmp_path / "run-branch-3-b8"
+    monkeypatch.chdir(tmp_path / "run")
+    assert plan(Path()).path(3, 8, 0).resolve() == tmp_path / "run-branch-3-b8"
+
+
 def test_more_ranks_than_a_batch_are_refused(tmp_path: Path) -> None:
     """The configuration alone says so: nothing is launched."""
     from tvlars_probe.runners.sweeps.branches import _check_batch
@@ -309,10 +322,12 @@ def test_more_ranks_than_a_batch_are_refused(tmp_path: Path) -> None:
 def test_settings_for_the_parent_alone_are_left_out(parent: Path, tmp_path: Path) -> None:
     recording = RecordConfig(every=2, spectral_every=4, checkpoint_steps=STEP, keep_checkpoints=0, findings=("all",))
     sharp = SharpnessConfig(every="4", operators=("hessian",), samples=16, tol=0.1)
-    run = train(config(recording=recording, sharpness=sharp), tmp_path / "sharp", quiet=True)
+    noise = NoiseConfig(every="4", samples=16)
+    run = train(config(recording=recording, sharpness=sharp, noise=noise), tmp_path / "sharp", quiet=True)
     [trial] = branch_trials(plan(run))
     kept = trial.config.recording
     assert (kept.every, kept.findings, kept.spectral_every, trial.config.sharpness.every) == (2, ("all",), None, None)
+    assert trial.config.noise.every is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@
 - *branches*: runs from one checkpoint with several batches (`tvlars_probe.analyses.batches.branches`).
 
 McCandlish et al. 2018 (arXiv 1812.06162) argue that the first two are about equal. They rest on different assumptions,
-so that a disagreement tells which one to doubt.
+so that a disagreement tells which one to doubt. Branches answer another question, where more samples *begin* to cost:
+by the law E = E_min·(1 + B/B_crit) a loss is a few per cent worse at a small share of B_crit already. What costs
+nothing is below B_crit, therefore, and what costs needn't be above it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tvlars_probe.analyses.batches.noise_verdict import interval_text
 from tvlars_probe.analyses.batches.time_to_target import time_to_target
 from tvlars_probe.analyses.of_runs import noise_scale_of
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import counted
+from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.batches.branches import Branches
     from tvlars_probe.analyses.batches.noise_scale import NoiseScale
     from tvlars_probe.analyses.batches.time_to_target import TimeToTarget
+    from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.source import Source
 
 QUESTION = "How large may the batch be?"
@@ -49,7 +52,7 @@ ASSUMES = {
     TIME: "time to target is of the whole way to the target, and needs the best rate at each batch: a grid of rates "
     "that is coarse or ends early moves it",
     BRANCHES: "branches are of one moment, under one rule for the rate: where that rule doesn't suit the optimizer, "
-    "they answer for the rule (arXiv 2505.23971)",
+    "they answer for the rule (arXiv 2505.23971); where samples begin to cost lies below the critical batch",
 }
 """By answer, what it rests on: what to doubt where it disagrees with another."""
 
@@ -75,7 +78,7 @@ class BatchSizeAnswers:
             ``value``, with its 95 % interval from ``low`` to ``high`` (NaN unknown, infinite where it has no upper
             end). Of branches it lies between the largest batch that costs nothing and the smallest that costs, and
             there is no value. ``told`` is all this in words.
-        verdict: the range that all answers share, or that they disagree, or can't tell.
+        verdict: the range that all answers share, or that they disagree, or can't tell, as for several models.
         missing: for each answer that isn't there, why not.
         doubts: sentences on what may mislead.
     """
@@ -126,7 +129,27 @@ def batch_size_of(
             branches = branches_of(sources)
         except UserError as error:
             missing.append(f"{BRANCHES}: {error}")
-    return side_by_side(noise, time, branches, missing=missing, runs=len(ordinary), branched=len(branched))
+    answering = [result.facts for result in noise]
+    answering += [source.facts for source in ordinary] if time is not None else []
+    answering += [source.facts for source in branched] if branches is not None else []
+    return side_by_side(
+        noise,
+        time,
+        branches,
+        missing=missing,
+        runs=len(ordinary),
+        branched=len(branched),
+        mixed=_mixed(answering),
+    )
+
+
+def _mixed(answering: Sequence[RunFacts]) -> str | None:
+    """In what the runs that answer differ so that one batch size isn't for all of them; None where they don't."""
+    for name, told in (("models", "model"), ("data sets", "data")):
+        found = {value for facts in answering if (value := getattr(facts, told)) is not None}
+        if len(found) > 1:
+            return f"the runs are of several {name} ({some_of(sorted(map(str, found)))})"
+    return None
 
 
 def side_by_side(
@@ -137,6 +160,7 @@ def side_by_side(
     missing: Sequence[str] = (),
     runs: int = 0,
     branched: int = 0,
+    mixed: str | None = None,
 ) -> BatchSizeAnswers:
     """Put the answers beside each other.
 
@@ -147,6 +171,7 @@ def side_by_side(
         missing: why answers aren't there.
         runs: number of runs of the sweep.
         branched: number of branched runs.
+        mixed: why no one batch size can be the answer for all runs.
     """
     rows = [_of_noise(result) for result in noise]
     if time is not None:
@@ -159,7 +184,8 @@ def side_by_side(
     doubts = [f"{result.facts.name}: {doubt}" for result in noise for doubt in result.doubts]
     for name, other in ((TIME, time), (BRANCHES, branches)):
         doubts += [f"{name}: {doubt}" for doubt in ([] if other is None else other.doubts)]
-    doubts += [ASSUMES[name] for name in (NOISE, TIME, BRANCHES) if any(name in pair for pair in apart)]
+    told_apart = [] if mixed else [name for pair in apart for name in pair]
+    doubts += [ASSUMES[name] for name in (NOISE, TIME, BRANCHES) if name in told_apart]
     if "tokens" in {*table["unit"]}:
         doubts.append("a noise scale in tokens isn't compared with answers in samples")
     return BatchSizeAnswers(
@@ -167,7 +193,7 @@ def side_by_side(
         time=time,
         branches=branches,
         table=table,
-        verdict=_verdict(table, apart),
+        verdict=_verdict(table, apart) if mixed is None else _of_mixed(table, mixed),
         missing=tuple(missing),
         doubts=tuple(dict.fromkeys(doubts)),
     )
@@ -211,14 +237,18 @@ def _of_branches(result: Branches, count: int) -> dict[str, object]:
 
 
 def _spans(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Of each answer that has an interval, its ends; of noise scales in samples, the span of all runs."""
+    """Of each answer that has an interval, its ends; of noise scales in samples, the span of all runs.
+
+    Beside other answers branches tell of the critical batch only that it is above what costs nothing.
+    """
     told = table[(table["unit"] == "samples") & table["low"].notna() & table["high"].notna()]
     found = told.groupby("answer").agg({"low": "min", "high": "max"})
-    return {
+    spans = {
         name: (float(found.loc[name, "low"]), float(found.loc[name, "high"]))  # type: ignore[arg-type]
         for name in (NOISE, TIME, BRANCHES)
         if name in found.index
     }
+    return spans | ({BRANCHES: (spans[BRANCHES][0], math.inf)} if BRANCHES in spans and len(spans) > 1 else {})
 
 
 def _apart(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -232,13 +262,21 @@ def _apart(table: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
-def _verdict(table: pd.DataFrame, apart: Sequence[tuple[str, str]]) -> Verdict:
-    spans = _spans(table)
+def _of_mixed(table: pd.DataFrame, mixed: str) -> Verdict:
+    return Verdict(QUESTION, CANT_TELL, f"{mixed}, and each answer is for its own: {_each(table)}.")
+
+
+def _each(table: pd.DataFrame) -> str:
+    """The answers in words, up to six of them."""
     each = "; ".join(
         f"{row['answer']} ({row['of']}{_at(row['step'])}): {row['told']}" for row in table.to_dict("records")[:6]
     )
     more = len(table) - 6
-    each += f"; and {counted(more, 'further answer')}" if more > 0 else ""
+    return each + (f"; and {counted(more, 'further answer')}" if more > 0 else "")
+
+
+def _verdict(table: pd.DataFrame, apart: Sequence[tuple[str, str]]) -> Verdict:
+    spans, each = _spans(table), _each(table)
     if not spans:
         reason = f"{each}." if len(table) else "none of the three answers is on record."
         return Verdict(QUESTION, CANT_TELL, reason)

@@ -1,7 +1,8 @@
 """Which batch starts to cost? Branches of one checkpoint, compared at equal numbers of samples.
 
 A larger batch makes fewer updates of as many samples. As long as its loss at the end is no higher, the larger batch
-costs nothing, and saves time. The smallest batch that is there is the yardstick.
+costs nothing, and saves time. The smallest batch that is there is the yardstick, unless a larger one is better for
+sure: then the loss falls with the batch at first, as where a rule gives small batches a rate that doesn't suit them.
 
 Branched runs from one checkpoint are how Merrill et al. (arXiv 2505.23971) find the critical batch size at a moment of
 the training. They take one run for each batch and a fixed tolerance; here several orders of the data give an interval.
@@ -31,8 +32,8 @@ QUESTION = "Which batch starts to cost?"
 METRICS = ("train_eval_loss", "val_loss", "test_loss")
 """Columns of ``epochs`` in which branches can be compared."""
 
-YARDSTICK, FREE, COSTS, UNKNOWN = "yardstick", "free", "costs", "unknown"
-"""What the column ``cost`` says of a batch size."""
+YARDSTICK, FREE, COSTS, UNKNOWN, WORSE = "yardstick", "free", "costs", "unknown", "worse"
+"""What the column ``cost`` says of a batch size. One below the yardstick is worse than a larger one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,14 @@ def branches_of(
 ) -> Branches:
     """Compare the branches of one checkpoint.
 
-    For each batch size B and seed k, d_k = loss(B, k) − loss(B₀, k) at the end, with B₀ the smallest batch: branches of
-    one seed see the same samples in the same order. The mean of d_k has Student's interval over the seeds. B is free
+    For each batch size B and seed k, d_k = loss(B, k) − loss(B₀, k) at the end, with B₀ the yardstick: branches of one
+    seed see the same samples in the same order. The mean of d_k has Student's interval over the seeds. B is free
     where the whole interval is at most ``tolerance`` times the mean loss of B₀, and costs where the whole interval is
     above. Each of the two statements is wrong in at most (1 − level)/2 of the cases for one B, if differences are
     normally distributed. With one seed there is no interval. A batch size of which every branch diverged costs.
+
+    B₀ is the smallest batch that doesn't itself cost, in this sense, beside a larger one: compared with a batch that is
+    worse than its neighbours, all of these would be free.
 
     Args:
         sources: runs; those that are no branches are passed over. Of branches of several checkpoints, or with other
@@ -112,7 +116,9 @@ def branches_of(
         doubts.append(f"{some_of([*unfinished])} isn't finished, or has no {metric}, and doesn't count")
     losses = losses[losses["loss"].notna()]
     told = chosen[0].facts.branch or {}
-    table = _table(losses[losses["is_last"]], tolerance, level)
+    ends = losses[losses["is_last"]]
+    first = _yardstick(ends, tolerance, level)
+    table = _table(ends, first, tolerance, level)
     answer, doubts_of_answer = _bounds(table)
     doubts += doubts_of_answer + _doubts(table, losses)
     return Branches(
@@ -123,7 +129,7 @@ def branches_of(
         metric=metric,
         tolerance=tolerance,
         table=table,
-        course=_course(losses, level),
+        course=_course(losses, first, level),
         largest_free=answer[0],
         smallest_costly=answer[1],
         doubts=tuple(doubts),
@@ -174,28 +180,42 @@ def _losses(source: Source, metric: str) -> pd.DataFrame:
     return pd.concat([rows, pd.DataFrame([end])], ignore_index=True) if len(rows) else pd.DataFrame([end])
 
 
-def _table(ends: pd.DataFrame, tolerance: float, level: float) -> pd.DataFrame:
-    """`Branches.table`, from the loss at the end of each branch."""
+def _yardstick(ends: pd.DataFrame, tolerance: float, level: float) -> int:
+    """The smallest batch size that doesn't cost beside any larger one; 0 where there is none at all."""
+    sizes = [int(size) for size in sorted({*ends["batch_size"]})]
+    return next(
+        (
+            size
+            for place, size in enumerate(sizes)
+            if not any(_cost(ends, size, larger, tolerance, level) == COSTS for larger in sizes[place + 1 :])
+        ),
+        0,
+    )
+
+
+def _cost(ends: pd.DataFrame, size: int, other: int, tolerance: float, level: float) -> str:
+    """Whether a batch size costs, beside the loss of another one."""
+    losses, others = ([*_by_seed(ends, one).values()] for one in (size, other))
+    if not any(map(math.isfinite, others)):
+        return UNKNOWN
+    if not all(map(math.isfinite, losses)):
+        return UNKNOWN if any(map(math.isfinite, losses)) else COSTS
+    difference, line = _difference(ends, size, other, level), tolerance * Mean.of(others).value
+    low, high = difference.value - difference.half_width, difference.value + difference.half_width
+    return FREE if high <= line else COSTS if low > line else UNKNOWN
+
+
+def _table(ends: pd.DataFrame, first: int, tolerance: float, level: float) -> pd.DataFrame:
+    """`Branches.table`, from the loss at the end of each branch, with the yardstick ``first``."""
     columns = ["batch_size", "lr", "loss", "difference", "low", "high", "seeds", "diverged", "cost"]
-    if ends.empty:
-        return pd.DataFrame(columns=columns)
-    first = int(ends["batch_size"].min())
-    yardstick = Mean.of(ends.loc[ends["batch_size"] == first, "loss"].tolist()).value
     rows = []
     for size in sorted({*ends["batch_size"]}):
         group = ends[ends["batch_size"] == size]
         difference = _difference(ends, int(size), first, level)
         diverged = int((group["loss"] == math.inf).sum())
         low, high = difference.value - difference.half_width, difference.value + difference.half_width
-        if size == first:
-            cost = YARDSTICK
-        elif diverged == len(group):
-            cost = COSTS
-        elif diverged:
-            cost = UNKNOWN
-        else:
-            line = tolerance * yardstick
-            cost = FREE if high <= line else COSTS if low > line else UNKNOWN
+        above = _cost(ends, int(size), first, tolerance, level)
+        cost = YARDSTICK if size == first else WORSE if size < first else above
         finite = group.loc[group["loss"] < math.inf, "loss"]
         mean = float(finite.mean()) if len(finite) else math.inf
         row = (int(size), float(group["lr"].iloc[0]), mean, difference.value, low, high, difference.count)
@@ -218,15 +238,15 @@ def _by_seed(losses: pd.DataFrame, size: int) -> dict[Any, float]:
     return dict(zip(losses["seed"].to_numpy()[there], losses["loss"].to_numpy()[there], strict=True))
 
 
-def _course(losses: pd.DataFrame, level: float) -> pd.DataFrame:
-    """`Branches.course`."""
+def _course(losses: pd.DataFrame, first: int, level: float) -> pd.DataFrame:
+    """`Branches.course`, with the yardstick ``first``."""
     rows: list[tuple[float, ...]] = []
     for samples, there in losses.groupby("samples", sort=True):
         sizes = sorted({*there["batch_size"]})
-        if sizes[0] != losses["batch_size"].min():
+        if first not in sizes:
             continue  # the yardstick wasn't evaluated here
-        for size in sizes[1:]:
-            mean = _difference(there, int(size), int(sizes[0]), level)
+        for size in (size for size in sizes if size != first):
+            mean = _difference(there, int(size), first, level)
             low, high = mean.value - mean.half_width, mean.value + mean.half_width
             rows.append((samples, size, mean.value, low, high, mean.count))  # type: ignore[arg-type]
     columns = ["samples", "batch_size", "difference", "low", "high", "seeds"]
@@ -249,11 +269,18 @@ def _bounds(table: pd.DataFrame) -> tuple[tuple[float | None, float | None], lis
 
 def _doubts(table: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
     doubts = []
-    others = table[table["cost"] != YARDSTICK]
-    if len(table):
-        first = int(table["batch_size"].iloc[0])
-        doubts.append(f"batch {first:,} is the yardstick: whether it costs already isn't tested")
-    if len(others) and (others["seeds"] < 2).all() and (others["diverged"] == 0).any():
+    first, others = table[table["cost"] == YARDSTICK], table[table["cost"] != YARDSTICK]
+    for size, diverged, seeds in first[["batch_size", "diverged", "seeds"]].itertuples(index=False):
+        doubts.append(f"batch {size:,} is the yardstick: whether it costs already isn't tested")
+        if diverged:
+            what = "all of its branches diverged" if diverged == seeds else "some of its branches diverged"
+            doubts.append(f"batch {size:,} is the yardstick, and {what}: give smaller batches, or another rule")
+    if worse := [f"{size:,}" for size in table.loc[table["cost"] == WORSE, "batch_size"]]:
+        doubts.append(
+            f"batch {some_of(worse)} is worse than a larger one, so that it is no yardstick: the rule for the rate "
+            f"doesn't suit it, or the optimizer's state doesn't"
+        )
+    if len(others) and (others["seeds"] == 1).any() and (others["seeds"] < 2).all():
         doubts.append("one order of the data: there is no interval (give --seeds 3 or more)")
     parted = losses[losses["is_last"]].groupby("batch_size")["seed"].agg(frozenset)
     if parted.nunique() > 1:
@@ -276,7 +303,11 @@ def _verdict(
     )
     if len(table) < 2:
         return Verdict(QUESTION, CANT_TELL, f"{counted(len(table), 'batch size')} is too few to compare.", figures)
-    first, last = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
+    first = int(table.loc[table["cost"] == YARDSTICK, "batch_size"].iloc[0])
+    last = int(table["batch_size"].iloc[-1])
+    if first == last:
+        reason = f"batch {last:,}, the largest, is better than the smaller ones for sure: try larger ones, too."
+        return Verdict(QUESTION, CANT_TELL, reason, figures)
     # What costing means, once for all four answers.
     cost = f"a {metric} more than {100 * tolerance:g} % above that of batch {first:,} at equal samples"
     if costly is not None and free is not None:
@@ -297,6 +328,8 @@ def _at(table: pd.DataFrame, size: float) -> str:
     row = table[table["batch_size"] == size].iloc[0]
     if row["cost"] == COSTS and row["diverged"] and not row["seeds"]:
         return f" All branches of batch {size:,.0f} diverged."
+    if math.isnan(row["difference"]):
+        return f" The difference at batch {size:,.0f} is unknown: no seed has a finite loss with both."
     interval = "unknown interval" if math.isnan(row["low"]) else f"95 % interval {row['low']:.3g} to {row['high']:.3g}"
     told = f"{row['difference']:.3g} ({interval}, {counted(row['seeds'], 'seed')})"
     return f" The difference at batch {size:,.0f} is {told}."

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, LAYER_WINDOWS, LEVEL, ratio_of, window_of
+from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, LAYER_WINDOWS, LEVEL, in_order, ratio_of, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "step", "phase", "source", "scope", "scope_kind", "gradient_square", "gradient_square_error", "noise_trace",
-    "noise_trace_error",
+    "noise_trace_error", "split", "samples", "created_at",
 )  # fmt: skip
 """Columns of the table ``noise`` that are read of tensors."""
 
@@ -60,7 +60,8 @@ class TensorSums:
             finite = np.isfinite(rows["gradient_square"]) & np.isfinite(rows["noise_trace"])
             is_training = rows["source"].astype(str) == "training"
             self._add_training(rows[finite & is_training])
-            self._probes.append(rows[finite & ~is_training])
+            if len(probes := rows[finite & ~is_training]):
+                self._probes.append(probes)
         return self
 
     def _add_training(self, rows: pd.DataFrame) -> None:
@@ -81,7 +82,8 @@ class TensorSums:
     def frame(self) -> pd.DataFrame:
         """A row per tensor and window, and per tensor and row of a probe: the columns `LAYER_COLUMNS`."""
         rows = [_row(name, sums) for name, windows in self._sums.items() for sums in windows if sums[0] > 0]
-        for probe in (row for part in self._probes for row in part.to_dict("records")):
+        probes = in_order(pd.concat(self._probes)).to_dict("records") if self._probes else []
+        for probe in probes:
             x, y = float(probe["gradient_square"]), float(probe["noise_trace"])
             xx, yy = (float("nan" if probe[e] is None else probe[e]) ** 2 for e in _ERRORS)
             ratio = ratio_of(x, y, xx, yy, 0.0, float(stats.norm.ppf((1 + LEVEL) / 2)))

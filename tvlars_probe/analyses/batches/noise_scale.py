@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 COLUMNS = (
-    "step", "source", "unit", "samples", "pieces", "gradient_square", "gradient_square_error", "noise_trace",
-    "noise_trace_error", "split", "bn_mode", "top_share", "top_share_error", "top_vectors",
+    "step", "created_at", "source", "unit", "samples", "pieces", "gradient_square", "gradient_square_error",
+    "noise_trace", "noise_trace_error", "split", "bn_mode", "top_share", "top_share_error", "top_vectors",
 )  # fmt: skip
 """Columns of the table ``noise`` that `analyse_noise` needs, of rows of the whole model."""
 
@@ -150,7 +150,7 @@ def analyse_noise(
     # What counts another unit is another quantity.
     kept = finite[(finite["unit"].astype(str) == unit) | finite["unit"].isna()]
     training = kept[kept["source"].astype(str) == "training"].sort_values("step", kind="stable")
-    probes = kept[kept["source"].astype(str) == "probe"].sort_values("step", kind="stable")
+    probes = in_order(kept[kept["source"].astype(str) == "probe"])
     chosen = window_of(len(training), window)
     curve = pd.DataFrame([*_training_curve(training, chosen), *_probe_points(probes)], columns=list(CURVE_COLUMNS))
     batch = _batch(curve, facts, unit)
@@ -239,6 +239,14 @@ def _training_curve(rows: pd.DataFrame, window: int) -> list[dict[str, object]]:
             }
         )
     return points
+
+
+def in_order(probes: pd.DataFrame) -> pd.DataFrame:
+    """Rows of probes by step, and of one step the one to believe last: of training data, more samples, the newest."""
+    is_of_training = probes["split"].isna() | (probes["split"].astype(str) == "train")
+    return probes.assign(is_of_training=is_of_training).sort_values(
+        ["step", "is_of_training", "samples", "created_at"], kind="stable", na_position="first"
+    )
 
 
 def _probe_points(rows: pd.DataFrame) -> list[dict[str, object]]:

@@ -25,7 +25,10 @@ WIDE = 10.0
 
 
 def latest(curve: pd.DataFrame) -> int:
-    """The place of the estimate that ends last. Of two it is the later one in the curve, where probes stand last."""
+    """The place of the estimate that ends last. Of two it is the later one in the curve, where probes stand last.
+
+    Of several probes in one step that is the one on training data with the most samples, and of equal ones the newest.
+    """
     ends = curve["last_step"].to_numpy()
     return int(np.flatnonzero(ends == ends.max())[-1])
 

@@ -40,6 +40,9 @@ QUESTION = "At which batch do more samples stop paying?"
 FEWEST_FOR_FIT, FEWEST = 3, 4
 """Fewest batch sizes for a fit, and for one without a doubt."""
 
+_CELL = ["batch_size", "lr", "settings"]
+"""Columns of `TimeToTarget.table` in which repetitions with other seeds agree."""
+
 _UNKNOWN = IntervalEstimate(math.nan, math.nan, math.nan)
 
 
@@ -52,10 +55,12 @@ class TimeToTarget:
         metric: what the target is of; see `tvlars_probe.analyses.batches.target_curves.METRICS`.
         target: the loss to reach, or the accuracy in percent; NaN where none is reached by enough batch sizes.
         is_chosen: whether the target was chosen here, and not by the caller.
-        table: a row per run: ``batch_size``, ``lr`` (peak), ``seed``, ``run``, ``steps`` and ``samples`` to the target
-            (NaN where it wasn't reached), ``outcome``, and ``is_best``: whether it has its batch's best rate.
-        batches: a row per batch size at its best ``lr``: number of ``rates`` tried and ``seeds`` that reached the
-            target, ``missed`` of those that did not, geometric means ``steps`` and ``samples``, and ``fitted_steps``.
+        table: a row per run: ``batch_size``, ``lr`` (peak), the ``settings`` in which runs of one batch size and rate
+            differ, ``seed``, ``run``, ``steps`` and ``samples`` to the target (NaN where it wasn't reached),
+            ``outcome``, and ``is_best``: whether it has its batch's best rate and settings.
+        batches: a row per batch size at its best ``lr`` and ``settings``: number of ``rates`` tried and ``seeds`` that
+            reached the target, ``missed`` of those that did not, geometric means ``steps`` and ``samples``, and
+            ``fitted_steps``.
         s_min: fewest steps.
         e_min: fewest samples.
         b_crit: critical batch size, in samples.
@@ -91,43 +96,51 @@ def time_to_target(
     the most batch sizes count: those of which every seed at some rate reaches it, and none before its first evaluation.
 
     The best rate of a batch size is the one at which most of its seeds reach the target, and of these the one with the
-    fewest steps, by the mean of their logarithms over seeds.
+    fewest steps, by the mean of their logarithms over seeds. Runs of one batch size and rate that differ in more than
+    the seed, as in momentum or schedule, are no repetitions: each such setting is a candidate by itself.
 
     Args:
         sources: runs of one optimizer, model and data set that differ in batch size, learning rate and seed. Branches
             are passed over.
-        target: loss to reach, or accuracy in percent.
+        target: loss to reach, above 0, or accuracy in percent.
         metric: one of `tvlars_probe.analyses.batches.target_curves.METRICS`.
         level: level of the intervals.
         seed: seed of the bootstrap.
 
     Raises:
         UserError: the runs are of several optimizers, models or data sets; there is no such metric, or no loss that all
-            of them have; a run doesn't tell its samples.
+            of them have; a run doesn't tell its samples; the target is outside its range.
     """
     runs = [source for source in sources if source.facts.branch is None]
     _check_alike(runs)
     metric = chosen_metric(runs, metric)
+    _check_target(target, metric)
     sign = -1.0 if metric.endswith("acc1") else 1.0
     curves = curves_of(runs, metric)
     frame = pd.DataFrame(
         {
             "batch_size": [batch_size_of(run) for run in runs],
             "lr": [_rate(run) for run in runs],
+            "settings": "",
             "seed": [run.facts.seed for run in runs],
             "run": [run.facts.name for run in runs],
         }
     )
+    differing = _told_apart(frame, runs)
     wanted = _chosen_target(frame, curves) if target is None else sign * target
     table = _reached(frame, curves, wanted)
     batches = _batches(table)
-    best = dict(zip(batches["batch_size"], batches["lr"], strict=True))
-    table["is_best"] = [lr == best[size] for size, lr in zip(table["batch_size"], table["lr"], strict=True)]
+    best = {*batches[_CELL].itertuples(index=False, name=None)}
+    table["is_best"] = [cell in best for cell in table[_CELL].itertuples(index=False, name=None)]
     used = table[table["is_best"] & (table["outcome"] == REACHED)]
     has_fit = used["batch_size"].nunique() >= FEWEST_FOR_FIT
     fit = _fitted(used, level, seed) if has_fit else None
     batches["fitted_steps"] = fit.steps(batches["batch_size"]) if fit is not None else math.nan
     doubts = _doubts(runs, table, batches, fit)
+    if differing:
+        tried = table.groupby("batch_size")["settings"].agg(frozenset).nunique() > 1
+        more = ", and not every batch was tried with all of them" if tried else ""
+        doubts.append(f"runs of one batch and rate differ in {some_of(differing)}: each batch's best is taken{more}")
     return TimeToTarget(
         verdict=_verdict(batches, fit, metric=metric, target=sign * wanted),
         metric=metric,
@@ -150,6 +163,33 @@ def _check_alike(runs: Sequence[Source]) -> None:
         found = sorted({str(getattr(run.facts, name)) for run in runs})
         if len(found) > 1:
             raise UserError(f"the runs are of several {name}s ({some_of(found)}): give those of one")
+    sizes = {run.facts.train_samples for run in runs if run.facts.train_samples is not None}
+    if len(sizes) > 1:
+        told = some_of([f"{size:,}" for size in sorted(sizes)])
+        raise UserError(f"the runs have several sizes of training data ({told} samples): give those of one")
+
+
+def _check_target(target: float | None, metric: str) -> None:
+    most = 100 if metric.endswith("acc1") else math.inf
+    if target is not None and not 0 < target < most:
+        allowed = "above 0" + (", below 100" if most == 100 else "")
+        raise UserError(f"--target {target:g} is no {metric} to reach (allowed: {allowed})")
+
+
+def _told_apart(frame: pd.DataFrame, runs: Sequence[Source]) -> list[str]:
+    """Fill the column ``settings``; returns the settings in which runs of one batch size and rate differ."""
+    told = [{**run.facts.settings, "schedule": run.facts.schedule} for run in runs]
+    for each in told:
+        if each["schedule"] in (None, "none"):
+            del each["epochs"]  # a longer run takes no other way to the target
+    names: dict[str, None] = {}
+    for places in frame.groupby(["batch_size", "lr"]).indices.values():
+        cell = [told[place] for place in places]
+        every = dict.fromkeys(name for each in cell for name in each)
+        names |= dict.fromkeys(name for name in every if len({str(each.get(name)) for each in cell}) > 1)
+    short = {name: name.rpartition(".")[2] for name in names}
+    frame["settings"] = [", ".join(f"{short[name]} {each.get(name, '–')}" for name in names) for each in told]
+    return [*short.values()]
 
 
 def _rate(run: Source) -> float:
@@ -161,7 +201,7 @@ def _rate(run: Source) -> float:
 def _chosen_target(frame: pd.DataFrame, curves: Sequence[TargetCurve]) -> float:
     """The lowest value that lets the most batch sizes count; NaN where no run has any."""
     told = frame.assign(best=[curve.best for curve in curves], first=[curve.first for curve in curves])
-    by_rate = told.groupby(["batch_size", "lr"], dropna=False)
+    by_rate = told.groupby(_CELL, dropna=False)
     # A rate reaches what its worst seed does. To count it mustn't be there before its first evaluation.
     worst, first = by_rate["best"].max(), by_rate["first"].min()
     candidates = sorted(worst.groupby("batch_size").min().replace(math.inf, math.nan).dropna())
@@ -190,16 +230,16 @@ def _batches(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for size in sorted({*table["batch_size"]}):
         of_size = table[table["batch_size"] == size]
-        rates = [(rate, of_size[of_size["lr"] == rate]) for rate in sorted({*of_size["lr"]})]
         # Early ones first: such a rate is at least as fast as any that was timed.
-        rate, best = min(rates, key=lambda item: _order(item[1]))
+        (_, rate, settings), best = min(of_size.groupby(_CELL), key=lambda item: _order(item[1]))
         reached = best[best["outcome"] == REACHED]
         steps = float(np.exp(np.log(reached["steps"]).mean())) if len(reached) else math.nan
         rows.append(
             {
                 "batch_size": size,
                 "lr": rate,
-                "rates": len(rates),
+                "settings": settings,
+                "rates": of_size["lr"].nunique(),
                 "is_edge": bool(rate in (of_size["lr"].min(), of_size["lr"].max())),
                 "seeds": len(reached),
                 "missed": int((best["outcome"] == MISSED).sum()),

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 POOR = 0.01
 """A fit is poor if the means lie so far off the curve by chance in fewer than this share of cases."""
 
+_FEWEST_RESIDUALS = 6
+"""With fewer degrees of freedom within batch sizes the draws repeat the same few residuals, and don't show how far
+their variance may be from the true one: the quantile is at least that of a linear fit, of the F distribution. (With one
+batch size of two seeds and five of one, draws alone held B_crit in 60 % of cases.)"""
+
 _REACH, _POINTS = 1e3, 4001
 """The grid of B_crit goes so many times beyond the batch sizes, with so many points: 1 % apart or closer."""
 
@@ -100,7 +105,10 @@ def fit_trade_off(
     elif freedom:
         widened = residuals * np.sqrt(counts / np.maximum(counts - 1, 1))[places]
         drawn = _Draws(widened[counts[places] > 1], places, counts, seed=seed, resamples=resamples)
-        allowed = variance * drawn.quantile(curves, best, float(offsets[best]), level)
+        quantile = drawn.quantile(curves, best, float(offsets[best]), level)
+        if freedom < _FEWEST_RESIDUALS:
+            quantile = max(quantile, float(stats.f.ppf(level, 1, freedom)))
+        allowed = variance * quantile
     else:
         allowed = math.nan
     estimates = _estimates(grid, squares, offsets, allowed, float(counts.sum()), best)
@@ -188,8 +196,8 @@ class _Draws:
         variances = (within * within).sum(axis=1) / (len(self.places) - len(self.counts))
         squares = curves.squares(offset + curves.values[best] + means)
         beyond = squares[:, best] - squares.min(axis=1)
-        # A draw without spread, as of few seeds, has no ratio.
-        told = variances > 0
+        # A draw without spread, as of few seeds, has no ratio; of equal residuals rounding is left.
+        told = variances > 1e-12 * float((self.residuals**2).mean())
         return float(np.quantile(beyond[told] / variances[told], level)) if told.any() else 0.0
 
 
@@ -211,8 +219,8 @@ def _estimates(
     # Where an end of the grid is allowed, so is what lies beyond: there the runs tell one of S_min and E_min alone.
     below, above = bool(inside[0]), bool(inside[-1])
     zero, infinite = 0.0, math.inf
-    s_min = (zero if above else math.exp((a - around).min()), math.exp((a + around).max()))
-    e_min = (zero if below else math.exp((a + u - around).min()), math.exp((a + u + around).max()))
+    s_min = (zero if above else _exp((a - around).min()), _exp((a + around).max()))
+    e_min = (zero if below else _exp((a + u - around).min()), _exp((a + u + around).max()))
     b_crit = (zero if below else math.exp(u.min()), infinite if above else math.exp(u.max()))
     values = [math.exp(value) for value in at]
     return (
@@ -220,3 +228,8 @@ def _estimates(
         IntervalEstimate(values[1], *e_min),
         IntervalEstimate(values[2], *b_crit),
     )
+
+
+def _exp(value: float) -> float:
+    """e to a power; infinite beyond what a double holds, as the end of an interval that hardly any seeds tell."""
+    return math.exp(value) if value < 700 else math.inf

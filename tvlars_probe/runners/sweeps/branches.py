@@ -12,6 +12,7 @@ from tvlars_probe.optimizers.batch_change import for_batch
 from tvlars_probe.runners.checkpoints import contents
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.configuration.branch import BranchConfig
+from tvlars_probe.runners.configuration.noise import NoiseConfig
 from tvlars_probe.runners.configuration.recording import RecordConfig
 from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
 from tvlars_probe.runners.configuration.training import TrainConfig
@@ -82,7 +83,10 @@ class BranchPlan:
     @property
     def folder(self) -> Path:
         """The folder of the branches."""
-        return self.run.parent if self.out is None else self.out
+        if self.out is not None:
+            return self.out
+        # Where the path has no name, as "." has none, its parent is not the folder that the run stands in.
+        return self.run.parent if self.run.name not in ("", "..") else self.run.resolve().parent
 
     def path(self, step: int, batch_size: int, seed: int) -> Path:
         """The run directory of a branch."""
@@ -200,8 +204,8 @@ def _branch_config(config: TrainConfig, branch: BranchConfig, size: int, seed: i
     return dataclasses.replace(
         config,
         optimizer=for_batch(config.optimizer, ratio=ratio, rule=branch.lr_rule, updates=branch.step),
-        # Spectral norms, trackers and the Hessian were asked for of the parent. An evaluation on training data is
-        # what branches are compared by.
+        # Spectral norms, trackers, the Hessian and the noise were asked for of the parent. An evaluation on training
+        # data is what branches are compared by.
         recording=RecordConfig(
             detail=kept.detail,
             every=kept.every,
@@ -211,6 +215,7 @@ def _branch_config(config: TrainConfig, branch: BranchConfig, size: int, seed: i
             stop_on=kept.stop_on,
         ),
         sharpness=SharpnessConfig(),
+        noise=NoiseConfig(),
         branch=dataclasses.replace(branch, parent=os.path.relpath(plan.run.resolve(), home)),
         batch_size=size,
         epochs=evaluations(branch.samples, size),
