@@ -155,7 +155,7 @@ def _differentiated_statistics(layers: list[_BatchNorm], shards: Ranks) -> Itera
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(check).remove)
         # Our own synchronised layer would sum over the process group, whichever ranks hold the sample.
-        if shards.world_size == 1 and not any(map(_is_our_own, layers)):
+        if shards.world_size == 1 and not any(map(is_our_own, layers)):
             for layer in layers:
                 layer.training = True  # the objective puts modes back
             yield
@@ -173,7 +173,7 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[
     """
     # The exception is our own synchronised layer, whose forward is this one's arithmetic.
     for layer in layers:
-        if type(layer).forward is not _BatchNorm.forward and not _is_our_own(layer):
+        if type(layer).forward is not _BatchNorm.forward and not is_our_own(layer):
             raise UserError(
                 f"{type(layer).__name__} has a forward of its own, which can't take its statistics over several ranks: "
                 f"use one rank, or mode 'eval' or 'frozen-batch'"
@@ -197,7 +197,8 @@ def _statistics_over_ranks(layers: list[_BatchNorm], shards: Ranks) -> Iterator[
                 layer.__dict__["forward"] = forward
 
 
-def _is_our_own(layer: _BatchNorm) -> bool:
+def is_our_own(layer: _BatchNorm) -> bool:
+    """Whether a layer is of this package: one that sums its statistics over the ranks of the process group."""
     return type(layer).__module__.startswith("tvlars_probe.")
 
 

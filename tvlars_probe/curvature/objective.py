@@ -69,6 +69,7 @@ class Objective:
         weights: n_b as a function of the batch, a number >= 0 that is a sum over the batch's samples.
         is_sum_over_samples: False for a loss that joins the samples, of all ranks where there are several. It takes
             each rank's part as one batch, and isn't tested.
+        statistics: the ranks over whose samples BatchNorm takes its statistics; by default ``shards``.
         takes_dtensors: whether the model may hold DTensors. Of such a model only `value` can be had, and its loss isn't
             tested.
 
@@ -99,11 +100,13 @@ class Objective:
         shards: Ranks | None = None,
         weights: Weights | None = None,
         is_sum_over_samples: bool = True,
+        statistics: Ranks | None = None,
         takes_dtensors: bool = False,
     ) -> None:
         check_bn_mode(bn_mode)
         self.model, self.compute, self.bn_mode = model, compute, bn_mode
         self.shards = shards or Ranks()
+        self._statistics = statistics or self.shards
         self._weigh, self.is_sum_over_samples = weights, is_sum_over_samples
         self._on_all_ranks(partial(_refuse_unreadable, model, takes_dtensors=takes_dtensors))
         given = self._on_all_ranks(lambda: as_batches(data, pairs=is_supervised(compute)))
@@ -213,7 +216,7 @@ class Objective:
                 # Running statistics differ from rank to rank. The first rank's go into the copies that we work on.
                 self.shards.broadcast(b for b in self.model.buffers() if not is_dtensor(b))
                 rescale_rows(self.model, self.shards, partial(self._on_all_ranks, self._forward_by_batches))
-                with batch_norm_mode(self.model, bn_mode, self.shards, partial(self._on_all_ranks, self._forward)):
+                with batch_norm_mode(self.model, bn_mode, self._statistics, partial(self._on_all_ranks, self._forward)):
                     yield
         finally:
             self._holds -= 1

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.agreeing import on_all_ranks
-from tvlars_probe.curvature.batch_norm import batch_norms
+from tvlars_probe.curvature.batch_norm import batch_norms, is_our_own
 from tvlars_probe.curvature.batches import as_batches, consecutive
 from tvlars_probe.curvature.objective import Objective, is_supervised
 from tvlars_probe.errors import UserError
@@ -53,8 +53,17 @@ def objective_of(
 
         def build() -> Objective:
             whole = tuple(torch.cat(tensors) for tensors in zip(*given, strict=True))
-            options = {"bn_mode": bn_mode, "weights": weights, "is_sum_over_samples": is_sum_over_samples}
-            return Objective(model, compute, whole, **options)  # type: ignore[arg-type]
+            # Our synchronised layers take them over all ranks, on each of which a piece then has a part.
+            are_ours = any(map(is_our_own, batch_norms(model)))
+            return Objective(
+                model,
+                compute,
+                whole,
+                bn_mode=bn_mode,
+                weights=weights,
+                is_sum_over_samples=is_sum_over_samples,
+                statistics=shards if bn_mode == "train" and are_ours else None,
+            )
 
         return on_all_ranks(shards, build)
     if len(given) == 1 and (half := len(given[0][0]) // 2):
