@@ -102,3 +102,8 @@ def test_settings_that_tell_nothing_are_refused(asked: dict[str, Any], told: str
         asked = {"eigenvectors": vectors[:, :1].expand(-1, size)}
     with pytest.raises(UserError, match=told):
         tvlars_probe.gradient_noise(model, F.cross_entropy, data(), **asked)
+
+
+def test_a_probe_refuses_them_before_training() -> None:
+    with pytest.raises(UserError, match="piece='4' is no number of samples"):
+        tvlars_probe.NoiseProbe(model_of("dense"), F.cross_entropy, data(), piece="4")  # type: ignore[arg-type]

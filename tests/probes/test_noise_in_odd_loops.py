@@ -166,3 +166,44 @@ def test_copies_and_pickles_of_the_model_hold_nothing_of_the_recorder(tmp_path: 
     for each in (copied, torch.load(file, weights_only=False)):
         assert torch.equal(each(x), model(x))
         assert [type(hook.__self__) for hook in each._forward_pre_hooks.values()] == [contextlib.nullcontext]
+
+
+class OfAFunction(nn.Module):
+    """What it is given tells no size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, give: Any) -> Tensor:
+        return self.inner(give())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "samples", "reason"),
+    [
+        ([], 3, "sizes of their pieces aren't known"),  # of four pieces
+        (
+            [{"samples": 8, "weight": 0}, *[{"samples": 8, "weight": 1}] * 3],
+            32,
+            "isn't the mean of the pieces' gradients",
+        ),
+        ([*[{"samples": 8}] * 2, *[{"tokens": 8}] * 2], 32, "differ in size"),
+    ],
+    ids=["fewer samples than pieces", "a gradient of no weight", "two units"],
+)
+def test_what_cannot_be_so_gives_no_rows_and_the_reason(
+    pieces: list[dict[str, Any]], samples: int, reason: str, tmp_path: Path
+) -> None:
+    model = OfAFunction()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", noise=True) as rec:
+        for k, size in enumerate(SIZES):
+            x, y = piece(0, k, size)
+            (F.cross_entropy(model(lambda x=x: x), y) / 4).backward()
+        for told in pieces:
+            rec.note_piece(**told)
+        optimizer.step()
+        rec.log(samples=samples)
+    assert not len(tvlars_probe.open_run(tmp_path / "r").noise())
+    assert reason in note(tmp_path / "r")

@@ -67,7 +67,7 @@ def noise_of(
     chosen = {name: p for name, p in parameters.items() if p.requires_grad}
     if not chosen:
         raise UserError("no parameter is chosen that requires a gradient")
-    _refuse_settings(piece, memory_budget)
+    refuse_settings(piece, memory_budget)
     cut = Cut.of(objective, shards, piece)
     with objective.held():
         vectors = _directions(objective, chosen, eigenvectors, seed, report)
@@ -100,7 +100,12 @@ def noise_of(
     )
 
 
-def _refuse_settings(piece: Any, memory_budget: Any) -> None:
+def refuse_settings(piece: Any, memory_budget: Any) -> None:
+    """Refuse what is no whole number.
+
+    Raises:
+        UserError: one of them is none.
+    """
     for name, given in (("piece", piece), ("memory_budget", memory_budget)):
         if given is not None and (isinstance(given, bool) or not isinstance(given, Integral)):
             what = "samples" if name == "piece" else "bytes"

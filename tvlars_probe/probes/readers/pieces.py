@@ -274,6 +274,7 @@ class PieceReader:
         apart = [size for size in sizes if isinstance(size, int)]
         alike = not apart or max(apart) - min(apart) <= _ALIKE * max(apart)
         unclear = not alike and (not told or any(one.weight is None for one in told))
+        unclear |= len({one.of_tokens for one in told}) > 1
         # Several losses of one forward pass, or a penalty with a backward pass of its own, aren't draws of samples.
         # Where no forward pass is seen at all, nothing is known of them.
         excess = 0 < sum(piece.passes for piece in pieces) < len(pieces)

@@ -156,12 +156,15 @@ def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) ->
         square = (drained.values[:, COLUMNS.index("grad_norm")] / clip) ** 2
         signal, trace = unbiased(mean_square, square, by_size / weight, square_by_size / weight**2)
         bad = ~fits | (k < 2) | np.any([*faults.values()], axis=0) | ~active
+        bad |= ~np.isfinite(signal) | ~np.isfinite(trace)  # of a piece that weighs nothing, but has a gradient
         signal, trace = np.where(bad, np.nan, signal), np.where(bad, np.nan, trace)
     found = NoiseOfSteps(signal, trace, active, k, sizes, of_tokens > 0, reasons=Counter())
-    whole = found.whole(trace)
+    whole, batches = found.whole(trace), found.batches
     for i in np.flatnonzero(np.array(due) & np.isnan(whole) & active.any(axis=1)):
         at = {name: fault[i] for name, fault in faults.items()}
-        found.reasons[_reason(k[i], by_size[i], at, fits[i], scale[i], active[i])] += 1
+        found.reasons[
+            _reason(k[i], by_size[i], at, fits[i], scale[i], active[i], is_unlike=bool(np.isnan(batches[i])))
+        ] += 1
     return found
 
 
@@ -176,8 +179,8 @@ def _tables(drained: Drained) -> tuple[Floats, Floats]:
         values[i], counts[i, :, : len(COUNTS)] = row.pieces.values.cpu().numpy(), row.pieces.counts.cpu().numpy()
         told, unit = (row.samples, 0.0) if row.tokens is None else (row.tokens, 1.0)
         for one, (unclear, excess, guessed) in zip(counts[i], row.pieces.flags, strict=True):
-            if np.isnan(one[4]) and told:
-                # No sizes were seen: the pieces are taken to be of one size.
+            if np.isnan(one[4]) and told and told >= one[0]:
+                # No sizes were seen: the pieces are taken to be of one size, which is a sample at least.
                 k, weight = one[0], one[1]
                 one[2:6] = weight * k / told, weight**2 / k * k / told, told, unit
             contradicts = guessed and row.samples is not None and row.samples != one[4]
@@ -219,6 +222,8 @@ def _reason(
     fits: NDArray[np.bool_],
     scale: Floats,
     active: NDArray[np.bool_],
+    *,
+    is_unlike: bool,
 ) -> str:
     """The key of `REASONS` for a step."""
     if (k[active] < 2).any():
@@ -228,9 +233,9 @@ def _reason(
             return name
     if np.isnan(by_size[active]).any():
         return "sizes"
-    if np.isnan(scale).any():
-        return "scale" if fits[active].all() else "other"
-    return "unlike" if fits[active].all() else "other"
+    if fits[active].all() and np.isnan(scale).any():
+        return "scale"
+    return "unlike" if is_unlike and fits[active].all() else "other"
 
 
 def noise_columns(
