@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import tvlars_probe
+from tests.oracles.noise import of_pieces
 from tests.probes.test_noise_recording import SIZES, assert_found, expected, net, piece, rows, train
+from tests.ranked import on_ranks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -207,3 +209,36 @@ def test_what_cannot_be_so_gives_no_rows_and_the_reason(
         rec.log(samples=samples)
     assert not len(tvlars_probe.open_run(tmp_path / "r").noise())
     assert reason in note(tmp_path / "r")
+
+
+def uneven(rank: int, _: int, path: str) -> tuple[float, float]:
+    """Three pieces on rank 0 and two on rank 1, without and with weights; returns what the pieces of one rank give."""
+    mine = [(0, 0), (0, 1), (0, 2)] if rank == 0 else [(0, 3), (0, 4)]
+    model = net()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for told in (False, True):
+        optimizer.zero_grad()
+        with tvlars_probe.record(ddp, optimizer, f"{path}/{told}", noise=True) as rec:
+            for i, (step, k) in enumerate(mine):
+                x, y = piece(step, k, 8)
+                with contextlib.nullcontext() if i == len(mine) - 1 else ddp.no_sync():
+                    (F.cross_entropy(ddp(x), y) / 5).backward()  # the mean over both ranks' pieces, but for a factor
+                if told:
+                    rec.note_piece(samples=8, weight=1)
+            optimizer.step()
+            rec.log(samples=8 * len(mine))
+    grads = []
+    for k in range(5):
+        x, y = piece(0, k, 8)
+        each = torch.autograd.grad(F.cross_entropy(model(x), y), [*model.parameters()])
+        grads.append(torch.cat([g.flatten() for g in each]) / 2)  # DDP takes the mean over two ranks
+    return of_pieces(grads, [8] * 5)
+
+
+def test_ranks_of_unequal_numbers_of_pieces_need_weights(tmp_path: Path) -> None:
+    wanted = on_ranks(uneven, 2, tmp_path, str(tmp_path))[0]
+    assert not len(rows(tmp_path / "False"))
+    assert "their number from rank to rank" in note(tmp_path / "False")
+    row = rows(tmp_path / "True").loc[0, "all"]
+    assert (row.gradient_square, row.noise_trace) == pytest.approx(wanted)

@@ -43,11 +43,12 @@ COUNTS = ("pieces", "weight", "weight_by_size", "square_weight_by_size", "size",
 n is a piece's size and w its weight in the step's gradient, up to a common factor.
 """
 
-FLAGS = ("unclear", "excess", "guessed")
-"""What may be wrong with an optimizer's pieces, each 0 or 1.
+FLAGS = ("unclear", "excess", "guessed", "weighted")
+"""What tells whether an optimizer's pieces can be compared, each 0 or 1.
 
 "unclear": their sizes differ and no weights were told. "excess": there were fewer forward passes than backward passes,
 so that not each is a piece of the batch. "guessed": sizes are the first dimension of what the model was given.
+"weighted": all weights were told; otherwise all ranks must have as many pieces.
 """
 
 _ELEMENTS = 64
@@ -102,7 +103,7 @@ class PieceSums:
     squares: Tensor
     sums: Tensor
     counts: Tensor
-    flags: tuple[bool, bool, bool]
+    flags: tuple[bool, ...]
     number: int
 
 
@@ -292,7 +293,8 @@ class PieceReader:
         counts = torch.stack(
             [t.reshape(()).to(squares) if isinstance(t, Tensor) else squares.new_full((), t) for t in totals]
         )
-        return PieceSums(squares, sums, counts, (unclear, excess, known and not told), len(pieces))
+        weighted = bool(told) and all(one.weight is not None for one in told)
+        return PieceSums(squares, sums, counts, (unclear, excess, known and not told, weighted), len(pieces))
 
     def check_sums(self, index: int) -> Tensor:
         """The check sum of each parameter's ``.grad`` as it is now, NaN where there is none."""

@@ -42,8 +42,8 @@ CLOSE = 1e-3
 REASONS = {
     "sizes": "the sizes of their pieces aren't known: tell rec.log(samples=...), or rec.note_piece(samples=...)",
     "weights": (
-        "their pieces differ in size, and how much each weighs isn't known: tell rec.note_piece(samples=n, weight=...) "
-        "before each backward pass, or give all pieces one size"
+        "their pieces differ in size, or their number from rank to rank, and how much each weighs isn't known: tell "
+        "rec.note_piece(samples=n, weight=...) before each backward pass, or give all pieces one size"
     ),
     "single": "they had one piece only",
     "passes": (
@@ -68,6 +68,9 @@ REASONS = {
 
 _FAULTS = ("weights", "passes", "contradiction")
 """Reasons that are known of all tensors of an optimizer."""
+
+_FLAGS = len(_FAULTS) + 2
+"""Columns behind the counts: the faults; the rank's number of pieces, 0 if their weights were told; and its square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,15 @@ def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) ->
     summed = ranks.sum(summed.to(ranks.device, accumulation_dtype(ranks.device))).cpu().double()
     table = summed.numpy()
     squares, sums = table[:, : 2 * shape[1]].reshape(shape[0], 2, shape[1]).swapaxes(0, 1)
-    of_optimizers = table[:, 2 * shape[1] :].reshape(shape[0], -1, len(COUNTS) + len(_FAULTS))
+    of_optimizers = table[:, 2 * shape[1] :].reshape(shape[0], -1, len(COUNTS) + _FLAGS)
     used = values[:, 2]
     # By parameter: what is known of the pieces of its optimizer.
     spans = np.diff(drained.offsets)
     known = np.repeat(of_optimizers, spans, axis=1).transpose(2, 0, 1)
-    k, weight, by_size, square_by_size, sizes, of_tokens, *flags = known
+    k, weight, by_size, square_by_size, sizes, of_tokens, *flags, alike, square = known
     faults = {name: flag > 0 for name, flag in zip(_FAULTS, flags, strict=True)}
+    # A rank of fewer pieces may have divided by its own number, or by that of the others.
+    faults["weights"] |= square * ranks.world_size > alike**2
     active = np.array([row.active & row.recorded for row in drained.rows], dtype=bool).reshape(shape)
     with np.errstate(all="ignore"):
         sums = sums / ranks.world_size
@@ -169,22 +174,23 @@ def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) ->
 
 
 def _tables(drained: Drained) -> tuple[Floats, Floats]:
-    """Values (steps, 3, parameters), and counts with the faults (steps, optimizers·(len(COUNTS) + len(_FAULTS)))."""
+    """Values (steps, 3, parameters), and counts with the faults (steps, optimizers·(len(COUNTS) + _FLAGS))."""
     optimizers = len(drained.offsets) - 1
     values = np.full((len(drained.rows), 3, drained.values.shape[2]), np.nan)
-    counts = np.full((len(drained.rows), optimizers, len(COUNTS) + len(_FAULTS)), np.nan)
+    counts = np.full((len(drained.rows), optimizers, len(COUNTS) + _FLAGS), np.nan)
     for i, row in enumerate(drained.rows):
         if row.pieces is None:
             continue
         values[i], counts[i, :, : len(COUNTS)] = row.pieces.values.cpu().numpy(), row.pieces.counts.cpu().numpy()
         told, unit = (row.samples, 0.0) if row.tokens is None else (row.tokens, 1.0)
-        for one, (unclear, excess, guessed) in zip(counts[i], row.pieces.flags, strict=True):
+        for one, (unclear, excess, guessed, weighted) in zip(counts[i], row.pieces.flags, strict=True):
             if np.isnan(one[4]) and told and told >= one[0]:
                 # No sizes were seen: the pieces are taken to be of one size, which is a sample at least.
                 k, weight = one[0], one[1]
                 one[2:6] = weight * k / told, weight**2 / k * k / told, told, unit
             contradicts = guessed and row.samples is not None and row.samples != one[4]
-            one[len(COUNTS) :] = unclear, excess, contradicts
+            alike = 0.0 if weighted else one[0]
+            one[len(COUNTS) :] = unclear, excess, contradicts, alike, alike**2
     return values, counts.reshape(len(counts), -1)
 
 
