@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -53,8 +53,14 @@ def objective_of(
 
         def build() -> Objective:
             whole = tuple(torch.cat(tensors) for tensors in zip(*given, strict=True))
-            options = {"bn_mode": bn_mode, "weights": weights, "is_sum_over_samples": is_sum_over_samples}
-            return Objective(model, compute, whole, **options)  # type: ignore[arg-type]
+            options: dict[str, Any] = {
+                "bn_mode": bn_mode,
+                "weights": weights,
+                "is_sum_over_samples": is_sum_over_samples,
+            }
+            if is_sum_over_samples and any(type(each).forward is not _BatchNorm.forward for each in batch_norms(model)):
+                options["shards"] = shards  # a piece lies on all ranks, and so do its statistics
+            return Objective(model, compute, whole, **options)
 
         return on_all_ranks(shards, build)
     if len(given) == 1 and (half := len(given[0][0]) // 2):
