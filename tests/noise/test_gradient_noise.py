@@ -270,7 +270,7 @@ def test_what_is_asked_wrongly_is_refused_with_the_remedy() -> None:
         measure(memory_budget=1000)
     with pytest.raises(UserError, match="needs a loss that is a mean over samples: use bn_mode"):
         measure(bn_mode="train", piece=4, eigenvectors=1)
-    with pytest.raises(UserError, match=r"eigenvectors of 3 elements: .* have \d+"):
+    with pytest.raises(UserError, match=r"eigenvectors of the shape \(3,\): .* have, \d+"):
         measure(eigenvectors=torch.ones(3))
     with pytest.raises(UserError, match="no parameter is chosen"):
         measure(parameters=lambda _: False)

@@ -102,7 +102,9 @@ def layers_of(model: nn.Module, chosen: Iterable[str]) -> list[LayerPass]:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether a layer computes what its class in torch does."""
+    """Whether a layer computes what its class in torch does, from the tensors that this class has."""
+    if not module._parameters.keys() <= {"weight", "bias"}:  # weight_norm and spectral_norm of older code
+        return False
     if parametrize.is_parametrized(module) or "forward" in module.__dict__:
         return False
     if isinstance(module, _BatchNorm):

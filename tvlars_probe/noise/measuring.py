@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def noise_of(
     chosen = {name: p for name, p in parameters.items() if p.requires_grad}
     if not chosen:
         raise UserError("no parameter is chosen that requires a gradient")
+    refuse_settings(piece, memory_budget)
     cut = Cut.of(objective, shards, piece)
     with objective.held():
         vectors = _directions(objective, chosen, eigenvectors, seed, report)
@@ -98,6 +100,18 @@ def noise_of(
     )
 
 
+def refuse_settings(piece: Any, memory_budget: Any) -> None:
+    """Refuse what is no whole number.
+
+    Raises:
+        UserError: one of them is none.
+    """
+    for name, given in (("piece", piece), ("memory_budget", memory_budget)):
+        if given is not None and (isinstance(given, bool) or not isinstance(given, Integral)):
+            what = "samples" if name == "piece" else "bytes"
+            raise UserError(f"{name}={given!r:.60} is no number of {what} (allowed: a whole number, or None)")
+
+
 def _way(objective: Objective, parameters: Mapping[str, Tensor], cut: Cut) -> Way:
     """How gradients are taken, by losses scaled so that f is the plain mean of the pieces'."""
     weight = sum(objective.weight_of(stretch.take(0, len(stretch))) for stretch in cut.stretches)
@@ -118,6 +132,11 @@ def _directions(
     report: Report,
 ) -> list[dict[str, Tensor]]:
     """The eigenvectors asked for or given, made orthonormal, by parameter."""
+    if not isinstance(asked, int | Tensor) or isinstance(asked, bool):
+        raise UserError(
+            f"eigenvectors={asked!r:.60}: give their number, or a tensor whose rows they are, over all parameters on "
+            "which the loss depends"
+        )
     if isinstance(asked, int) and asked == 0:
         return []
     if isinstance(asked, int) and asked < 0:
@@ -132,14 +151,28 @@ def _directions(
         report(f"{asked} eigenvectors of the Hessian")
         found = lanczos(hessian, top=asked, seed=seed, vectors=True).vectors
     else:
-        found = asked.detach().reshape(-1, asked.shape[-1]).to(hessian.device, hessian.dtype)
-        if found.shape[1] != hessian.size:
-            raise UserError(
-                f"eigenvectors of {found.shape[1]:,} elements: the parameters on which the loss depends have "
-                f"{hessian.size:,}"
-            )
+        found = _given(asked, hessian)
     rows = torch.linalg.qr(found.T.double()).Q.T.to(hessian.dtype)
     return [hessian.split(row) for row in rows]
+
+
+def _given(asked: Tensor, hessian: HessianOperator) -> Tensor:
+    """Eigenvectors that were given, as rows.
+
+    Raises:
+        UserError: they are of another size, aren't finite and real, or don't span as many dimensions.
+    """
+    vectors = asked.detach()[None] if asked.ndim == 1 else asked.detach()
+    if vectors.ndim != 2 or vectors.shape[1] != hessian.size:
+        raise UserError(
+            f"eigenvectors of the shape {(*asked.shape,)}: give one a row, of as many elements as the parameters on "
+            f"which the loss depends have, {hessian.size:,}"
+        )
+    if vectors.is_complex() or not vectors.isfinite().all():
+        raise UserError("eigenvectors must be real and finite: give those of a symmetric matrix")
+    if len(vectors) and torch.linalg.matrix_rank(vectors.double()) < len(vectors):
+        raise UserError(f"the {len(vectors)} eigenvectors depend on one another: give such that are orthogonal")
+    return vectors.to(hessian.device, hessian.dtype)
 
 
 def _estimates(found: InnerProducts, size: int, vectors: int, common: dict[str, Any]) -> list[NoiseEstimate]:

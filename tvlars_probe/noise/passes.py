@@ -193,9 +193,13 @@ class Passes:
     def doubtful(self, first: Gradients) -> set[str]:
         """The tensors whose gradients can't be taken apart by layers, by what the first chunk gave."""
         alone = self._alone
-        if not isinstance(self.way, ByLayers) or not alone.count == 2 < first.count or not first.loss.isfinite():
+        if isinstance(self.way, ByLayers) and first.count <= alone.count:  # of as many samples nothing would be told
+            found = self.gradients(self.stretches[0].take(0, 1), whole=True)
+            alone = Gradients(1, found.loss, found.total)
+        if not isinstance(self.way, ByLayers) or not first.loss.isfinite():
             return set()
-        return doubtful(alone, first, self.parameters)
+        # Samples that weigh nothing tell nothing either.
+        return doubtful(alone, first, self.parameters) if alone.total else {*first.factors}
 
     def _used(self, first: _First) -> tuple[str, ...]:
         """The parameters on which the loss depends, on any rank."""

@@ -11,7 +11,7 @@ from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.objective import supervised
 from tvlars_probe.errors import NonFiniteLossError, UserError
 from tvlars_probe.noise.cutting import check, objective_of
-from tvlars_probe.noise.measuring import noise_of
+from tvlars_probe.noise.measuring import noise_of, refuse_settings
 from tvlars_probe.probes.cadence import cadence
 from tvlars_probe.probes.sharpness import state_id
 from tvlars_probe.traces.manifest import now
@@ -88,6 +88,7 @@ class NoiseProbe:
             weights=weights,
             is_sum_over_samples=is_sum_over_samples,
         )
+        refuse_settings(piece, memory_budget)
         check(self._objective, piece)
         self._settings = {
             "piece": piece,

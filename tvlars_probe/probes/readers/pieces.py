@@ -9,6 +9,7 @@ from which the flush learns how the gradient that ``step()`` used was made from 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +30,7 @@ from tvlars_probe.reductions import (
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -40,6 +41,14 @@ COUNTS = ("pieces", "weight", "weight_by_size", "square_weight_by_size", "size",
 """What is known of an optimizer's pieces, each a sum over them: 1, w, w/n, w²/n, n, and 1 where n counts tokens.
 
 n is a piece's size and w its weight in the step's gradient, up to a common factor.
+"""
+
+FLAGS = ("unclear", "excess", "guessed", "weighted")
+"""What tells whether an optimizer's pieces can be compared, each 0 or 1.
+
+"unclear": their sizes differ and no weights were told. "excess": there were fewer forward passes than backward passes,
+so that not each is a piece of the batch. "guessed": sizes are the first dimension of what the model was given.
+"weighted": all weights were told; otherwise all ranks must have as many pieces.
 """
 
 _ELEMENTS = 64
@@ -54,9 +63,11 @@ class _Piece:
     """One backward pass: per parameter of the optimizer its squared norm and its check sum; the size that was seen.
 
     A gradient that `torch.autograd.grad` returns is seen, too; only one that is added to ``.grad`` is ``accumulated``.
+    ``passes`` are the model's forward passes since the backward pass before.
     """
 
     size: int | None
+    passes: int
     squares: dict[int, Number] = field(default_factory=dict)
     sums: dict[int, Number] = field(default_factory=dict)
     accumulated: set[int] = field(default_factory=set)
@@ -85,15 +96,32 @@ class PieceSums:
         squares: Σ |h|²/w per parameter, h being what a piece added to the gradient.
         sums: Σ of the check sums per parameter.
         counts: the sums `COUNTS`; NaN for what isn't known.
-        unclear: whether sizes differ and no weights were told.
+        flags: `FLAGS`.
         number: of pieces.
     """
 
     squares: Tensor
     sums: Tensor
     counts: Tensor
-    unclear: bool
+    flags: tuple[bool, ...]
     number: int
+
+
+class _ForwardHook:
+    """The hook of the model's forward passes. A copy of the model, or its pickle, gets one that does nothing.
+
+    Otherwise it would hold a copy of the reader, and with it of the optimizers.
+    """
+
+    def __init__(self, forward: Callable[..., None]) -> None:
+        self._forward = forward
+
+    def __call__(self, *args: Any) -> None:
+        self._forward(*args)
+
+    def __reduce__(self) -> Any:
+        # Takes any arguments and returns None, and is there where this package isn't.
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class PieceReader:
@@ -122,7 +150,7 @@ class PieceReader:
     def attach(self) -> None:
         """Watch from now on; called again, parameters that have been unfrozen meanwhile are watched, too."""
         if self._model is not None and not self._handles:
-            self._handles.append(self._model.register_forward_pre_hook(self._forward, with_kwargs=True))
+            self._handles.append(self._model.register_forward_pre_hook(_ForwardHook(self._forward), with_kwargs=True))
         for index, optimizer in enumerate(self._optimizers):
             for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
                 if p.requires_grad and id(p) not in self._hooked:
@@ -149,6 +177,9 @@ class PieceReader:
     @uncompiled
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self.is_on and module.training and torch.is_grad_enabled():
+            self._drop_failed()
+            if not self._passes and not any(self._pieces):
+                self.attach()  # to what has been unfrozen since the last step
             self._passes.append(samples_in([*args, kwargs]))
 
     @uncompiled
@@ -176,8 +207,14 @@ class PieceReader:
             torch.autograd.Variable._execution_engine.queue_callback(self._pass_ends)
             # Several forward passes may be of one batch, or of several: then sizes are those that the loop tells.
             self._size = self._passes[0] if len(self._passes) == 1 else None
-        self._open[index] = piece = _Piece(self._size)
+        self._open[index] = piece = _Piece(self._size, len(self._passes))
         return piece
+
+    def _drop_failed(self) -> None:
+        """Forget a backward pass that has raised: no callback told of its end."""
+        if self._open and torch._C._current_graph_task_id() < 0:  # no backward pass is running
+            self._open.clear()
+            self._passes.clear()
 
     def _pass_ends(self) -> None:
         for index, piece in self._open.items():
@@ -214,6 +251,7 @@ class PieceReader:
         Raises:
             Exception: what reading has raised in a backward pass.
         """
+        self._drop_failed()
         pieces, self._pieces[index] = self._pieces[index], []
         told, self._told[index] = self._told[index], []
         if self.error is not None:
@@ -237,6 +275,10 @@ class PieceReader:
         apart = [size for size in sizes if isinstance(size, int)]
         alike = not apart or max(apart) - min(apart) <= _ALIKE * max(apart)
         unclear = not alike and (not told or any(one.weight is None for one in told))
+        unclear |= len({one.of_tokens for one in told}) > 1
+        # Several losses of one forward pass, or a penalty with a backward pass of its own, aren't draws of samples.
+        # Where no forward pass is seen at all, nothing is known of them.
+        excess = 0 < sum(piece.passes for piece in pieces) < len(pieces)
         squares = torch.zeros(len(params), dtype=dtype, device=device)
         sums = torch.zeros_like(squares)
         for piece, weight in zip(pieces, weights, strict=True):
@@ -251,7 +293,8 @@ class PieceReader:
         counts = torch.stack(
             [t.reshape(()).to(squares) if isinstance(t, Tensor) else squares.new_full((), t) for t in totals]
         )
-        return PieceSums(squares, sums, counts, unclear, len(pieces))
+        weighted = bool(told) and all(one.weight is not None for one in told)
+        return PieceSums(squares, sums, counts, (unclear, excess, known and not told, weighted), len(pieces))
 
     def check_sums(self, index: int) -> Tensor:
         """The check sum of each parameter's ``.grad`` as it is now, NaN where there is none."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvlars_probe.optimizers.rules import number
 from tvlars_probe.probes.readers.columns import COLUMNS, SPECTRAL
-from tvlars_probe.probes.readers.pieces import COUNTS
+from tvlars_probe.probes.readers.pieces import COUNTS, FLAGS
 from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.shards import whole_of
 from tvlars_probe.traces.manifest import now
@@ -108,12 +108,12 @@ class PieceRow:
         values: (3, parameters): Σ |h|²/w, Σ of the pieces' check sums, and the check sum of the gradient that step()
             used.
         counts: (optimizers, len(COUNTS)).
-        unclear: whether sizes differ and no weights were told.
+        flags: (optimizers, len(FLAGS)), on the host.
     """
 
     values: Tensor
     counts: Tensor
-    unclear: bool = False
+    flags: NDArray[np.bool_]
 
 
 class StepBuffer:
@@ -225,11 +225,13 @@ class StepBuffer:
         row, span = self.rows[-1], slice(self._offsets[index], self._offsets[index + 1])
         if row.pieces is None:
             blank = self.values.new_full((3, self.parameters), math.nan)
-            row.pieces = PieceRow(blank, self.values.new_full((len(self._offsets) - 1, len(COUNTS)), math.nan))
+            optimizers = len(self._offsets) - 1
+            counts = self.values.new_full((optimizers, len(COUNTS)), math.nan)
+            row.pieces = PieceRow(blank, counts, np.zeros((optimizers, len(FLAGS)), dtype=bool))
         for into, values in zip(row.pieces.values[:, span], (taken.squares, taken.sums, used), strict=True):
             into.copy_(values, non_blocking=True)
         row.pieces.counts[index].copy_(taken.counts, non_blocking=True)
-        row.pieces.unclear |= taken.unclear
+        row.pieces.flags[index] = taken.flags
 
     def put_lr(self, span: slice, lr: Any) -> None:
         """Store a group's learning rate; a rate that is on an accelerator is read at the flush."""

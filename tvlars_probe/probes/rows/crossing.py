@@ -162,7 +162,7 @@ def _window_of_noise(noise: NoiseOfSteps | None) -> dict[str, Any]:
     if noise is None:
         return {}
     return {
-        "batches": noise.sizes,
+        "batches": noise.batches,
         "gradient_square": noise.whole(noise.gradient_square),
         "noise_trace": noise.whole(noise.noise_trace),
     }

@@ -42,10 +42,19 @@ CLOSE = 1e-3
 REASONS = {
     "sizes": "the sizes of their pieces aren't known: tell rec.log(samples=...), or rec.note_piece(samples=...)",
     "weights": (
-        "their pieces differ in size, and how much each weighs isn't known: tell rec.note_piece(samples=n, weight=...) "
-        "before each backward pass, or give all pieces one size"
+        "their pieces differ in size, or their number from rank to rank, and how much each weighs isn't known: tell "
+        "rec.note_piece(samples=n, weight=...) before each backward pass, or give all pieces one size"
     ),
     "single": "they had one piece only",
+    "passes": (
+        "there were more backward passes than forward passes of the model, so that not each is a piece of the batch: "
+        "add up the losses of one forward pass, and call backward() once (checkpoint with use_reentrant=False)"
+    ),
+    "contradiction": (
+        "rec.log(samples=...) told another number of samples than their pieces seem to have, by the first dimension of "
+        "what the model was given: tell rec.note_piece(samples=...) of each piece"
+    ),
+    "unlike": "the optimizers' updates are of batches of different size; tensors have their own rows",
     "scale": (
         "the gradient was scaled by a factor that isn't known: clip by rec.clip_grad_norm_, or tell "
         "rec.log(clip_scale=...)"
@@ -57,6 +66,12 @@ REASONS = {
 }
 """Why steps have no noise, and what to do about it."""
 
+_FAULTS = ("weights", "passes", "contradiction")
+"""Reasons that are known of all tensors of an optimizer."""
+
+_FLAGS = len(_FAULTS) + 2
+"""Columns behind the counts: the faults; the rank's number of pieces, 0 if their weights were told; and its square."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseOfSteps:
@@ -66,9 +81,9 @@ class NoiseOfSteps:
         gradient_square: |G|², (steps, parameters); NaN where there is no estimate.
         noise_trace: tr Σ, the same.
         active: whether the tensor had a gradient, (steps, parameters).
-        pieces: number of pieces, (steps,); NaN where there were none.
-        sizes: samples or tokens of all pieces, (steps,).
-        of_tokens: whether sizes count tokens, (steps,).
+        pieces: number of pieces of the optimizer's update, (steps, parameters); NaN where there were none.
+        sizes: samples or tokens of all these pieces, (steps, parameters).
+        of_tokens: whether sizes count tokens, (steps, parameters).
         reasons: number of recorded steps without an estimate of the whole, by the key of `REASONS`.
     """
 
@@ -81,8 +96,28 @@ class NoiseOfSteps:
     reasons: Counter[str]
 
     def whole(self, values: Floats) -> Floats:
-        """The sum over all tensors with a gradient, by step; NaN where one of them has no estimate."""
-        return np.where(self.active.any(axis=1), np.where(self.active, values, 0.0).sum(axis=1), np.nan)
+        """The sum over all tensors with a gradient, by step; NaN where one has no estimate, or one of another batch."""
+        total = np.where(self.active, values, 0.0).sum(axis=1)
+        return np.where(self.active.any(axis=1) & ~np.isnan(self.batches), total, np.nan)
+
+    @property
+    def batches(self) -> Floats:
+        """Samples or tokens of the batch, by step; NaN where several optimizers had different ones."""
+        return np.where(self._is_alike(self.pieces) & self._is_alike(self.of_tokens), self._of_all(self.sizes), np.nan)
+
+    def first_active(self, step: int) -> int:
+        """A tensor with a gradient."""
+        return int(np.argmax(self.active[step]))
+
+    def _of_all(self, values: Floats) -> Floats:
+        first = values[np.arange(len(values)), np.argmax(self.active, axis=1)] if values.size else np.zeros(len(values))
+        return np.where(self._is_alike(values), first, np.nan)
+
+    def _is_alike(self, values: Any) -> NDArray[np.bool_]:
+        """Whether all tensors with a gradient have the same value, by step."""
+        high = np.where(self.active, values, -np.inf).max(axis=1, initial=-np.inf)
+        low = np.where(self.active, values, np.inf).min(axis=1, initial=np.inf)
+        return np.asarray(low >= high)
 
 
 def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) -> NoiseOfSteps | None:
@@ -106,11 +141,15 @@ def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) ->
     summed = ranks.sum(summed.to(ranks.device, accumulation_dtype(ranks.device))).cpu().double()
     table = summed.numpy()
     squares, sums = table[:, : 2 * shape[1]].reshape(shape[0], 2, shape[1]).swapaxes(0, 1)
-    of_optimizers = table[:, 2 * shape[1] :].reshape(shape[0], -1, len(COUNTS) + 1)
+    of_optimizers = table[:, 2 * shape[1] :].reshape(shape[0], -1, len(COUNTS) + _FLAGS)
     used = values[:, 2]
     # By parameter: what is known of the pieces of its optimizer.
     spans = np.diff(drained.offsets)
-    k, weight, by_size, square_by_size, sizes, _, unclear = np.repeat(of_optimizers, spans, axis=1).transpose(2, 0, 1)
+    known = np.repeat(of_optimizers, spans, axis=1).transpose(2, 0, 1)
+    k, weight, by_size, square_by_size, sizes, of_tokens, *flags, alike, square = known
+    faults = {name: flag > 0 for name, flag in zip(_FAULTS, flags, strict=True)}
+    # A rank of fewer pieces may have divided by its own number, or by that of the others.
+    faults["weights"] |= square * ranks.world_size > alike**2
     active = np.array([row.active & row.recorded for row in drained.rows], dtype=bool).reshape(shape)
     with np.errstate(all="ignore"):
         sums = sums / ranks.world_size
@@ -125,28 +164,33 @@ def noise_of(drained: Drained, ranks: Ranks, rounding: Floats, clips: Floats) ->
         mean_square = scale**2 * weight / ranks.world_size**2 * squares
         square = (drained.values[:, COLUMNS.index("grad_norm")] / clip) ** 2
         signal, trace = unbiased(mean_square, square, by_size / weight, square_by_size / weight**2)
-        bad = ~fits | (k < 2) | (unclear > 0) | ~active
+        bad = ~fits | (k < 2) | np.any([*faults.values()], axis=0) | ~active
+        bad |= ~np.isfinite(signal) | ~np.isfinite(trace)  # of a piece that weighs nothing, but has a gradient
         signal, trace = np.where(bad, np.nan, signal), np.where(bad, np.nan, trace)
-    first = of_optimizers[:, 0]
-    found = NoiseOfSteps(signal, trace, active, first[:, 0], first[:, 4], first[:, 5] > 0, reasons=Counter())
-    whole = found.whole(trace)
+    found = NoiseOfSteps(signal, trace, active, k, sizes, of_tokens > 0, reasons=Counter())
+    whole, batches = found.whole(trace), found.batches
     for i in np.flatnonzero(np.array(due) & np.isnan(whole) & active.any(axis=1)):
-        found.reasons[_reason(k[i], by_size[i], unclear[i], fits[i], scale[i], active[i])] += 1
+        at = {name: fault[i] for name, fault in faults.items()}
+        found.reasons[
+            _reason(k[i], by_size[i], at, fits[i], scale[i], active[i], is_unlike=bool(np.isnan(batches[i])))
+        ] += 1
     return found
 
 
 def _tables(drained: Drained) -> tuple[Floats, Floats]:
-    """Values (steps, 3, parameters) and counts with the flag ``unclear`` (steps, optimizers·(len(COUNTS) + 1))."""
+    """Values (steps, 3, parameters), and counts with the faults (steps, optimizers·(len(COUNTS) + _FLAGS))."""
     optimizers = len(drained.offsets) - 1
     values = np.full((len(drained.rows), 3, drained.values.shape[2]), np.nan)
-    counts = np.full((len(drained.rows), optimizers, len(COUNTS) + 1), np.nan)
+    counts = np.full((len(drained.rows), optimizers, len(COUNTS) + _FLAGS), np.nan)
     for i, row in enumerate(drained.rows):
         if row.pieces is None:
             continue
-        values[i], counts[i, :, :-1] = row.pieces.values.cpu().numpy(), row.pieces.counts.cpu().numpy()
-        counts[i, :, -1] = row.pieces.unclear
-        for one in counts[i]:
+        values[i], counts[i, :, : len(COUNTS)] = row.pieces.values.cpu().numpy(), row.pieces.counts.cpu().numpy()
+        for one, (unclear, excess, guessed, weighted) in zip(counts[i], row.pieces.flags, strict=True):
+            contradicts = guessed and row.samples is not None and row.samples != one[4]
             _count(one, row)
+            alike = 0.0 if weighted else one[0]
+            one[len(COUNTS) :] = unclear, excess, contradicts, alike, alike**2
     return values, counts.reshape(len(counts), -1)
 
 
@@ -154,10 +198,10 @@ def _count(sums: Floats, row: StepRow) -> None:
     """Complete the sums `COUNTS` of an optimizer's pieces by the numbers that the loop told of the whole step."""
     number, weight, size, of_tokens = sums[0], sums[1], sums[4], sums[5]
     told, unit = (row.samples, 0.0) if row.tokens is None else (row.tokens, 1.0)
-    if not told:
+    if not told or told < number:
         return
     if np.isnan(size):
-        # No sizes were seen: the pieces are taken to be of one size.
+        # No sizes were seen: the pieces are taken to be of one size, which is a sample at least.
         sums[2:6] = weight * number / told, weight**2 / told, told, unit
     elif unit and not of_tokens and size:
         # Samples were seen and tokens are what the loss is a mean over: each sample is taken to have as many.
@@ -197,16 +241,26 @@ def _is_scaler(scale: Floats) -> NDArray[np.bool_]:
 
 
 def _reason(
-    k: Floats, by_size: Floats, unclear: Floats, fits: NDArray[np.bool_], scale: Floats, active: NDArray[np.bool_]
+    k: Floats,
+    by_size: Floats,
+    faults: Mapping[str, NDArray[np.bool_]],
+    fits: NDArray[np.bool_],
+    scale: Floats,
+    active: NDArray[np.bool_],
+    *,
+    is_unlike: bool,
 ) -> str:
     """The key of `REASONS` for a step."""
     if (k[active] < 2).any():
         return "single"
-    if (unclear[active] > 0).any():
-        return "weights"
+    for name, fault in faults.items():
+        if fault[active].any():
+            return name
     if np.isnan(by_size[active]).any():
         return "sizes"
-    return "scale" if fits[active].all() and np.isnan(scale).any() else "other"
+    if fits[active].all() and np.isnan(scale).any():
+        return "scale"
+    return "unlike" if is_unlike and fits[active].all() else "other"
 
 
 def noise_columns(
@@ -224,9 +278,9 @@ def noise_columns(
     rows = [*_rows(found, names)]
     if not rows:
         return {}
-    at, scopes, kinds, signal, trace = zip(*rows, strict=True)
-    steps = np.array(at)
-    sizes, pieces = found.sizes[steps], found.pieces[steps]
+    at, tensors, scopes, kinds, signal, trace = zip(*rows, strict=True)
+    steps, places = np.array(at), (np.array(at), np.array(tensors))
+    sizes, pieces, of_tokens = found.sizes[places], found.pieces[places], found.of_tokens[places]
     common = precisions[0] if len({*precisions}) == 1 else "mixed"
     return {
         "step": first_step + steps,
@@ -236,7 +290,7 @@ def noise_columns(
         "scope_kind": kinds,
         "pieces": pieces.astype(np.int64),
         "piece_size": sizes / pieces,
-        "unit": ["tokens" if found.of_tokens[i] else "samples" for i in at],
+        "unit": ["tokens" if one else "samples" for one in of_tokens],
         "samples": np.rint(sizes).astype(np.int64),
         "gradient_square": signal,
         "noise_trace": trace,
@@ -246,10 +300,10 @@ def noise_columns(
     }
 
 
-def _rows(found: NoiseOfSteps, names: Sequence[str]) -> Iterator[tuple[int, str, str, float, float]]:
+def _rows(found: NoiseOfSteps, names: Sequence[str]) -> Iterator[tuple[int, int, str, str, float, float]]:
     signals, traces = found.whole(found.gradient_square), found.whole(found.noise_trace)
     for i, (signal, trace) in enumerate(zip(signals, traces, strict=True)):
         if np.isfinite(signal) and np.isfinite(trace):
-            yield i, "all", "all", signal, trace
+            yield i, found.first_active(i), "all", "all", signal, trace
         for j in np.flatnonzero(np.isfinite(found.gradient_square[i]) & np.isfinite(found.noise_trace[i])).tolist():
-            yield i, names[j], "tensor", found.gradient_square[i, j], found.noise_trace[i, j]
+            yield i, j, names[j], "tensor", found.gradient_square[i, j], found.noise_trace[i, j]
