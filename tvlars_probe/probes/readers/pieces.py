@@ -22,7 +22,6 @@ from tvlars_probe.probes.readers.batch_sizes import samples_in
 from tvlars_probe.reductions import (
     accumulation_dtype,
     dense_and_real,
-    flat_views,
     multi_tensor_dots,
     multi_tensor_norms,
     squared_norm,
@@ -53,6 +52,11 @@ so that not each is a piece of the batch. "guessed": sizes are the first dimensi
 
 _ELEMENTS = 64
 """Elements of a gradient that its check sum is made of, at most."""
+
+_SMALL, _LEAST, _MOST = 1 << 12, 1e-30, 1e37
+"""Elements up to which a squared norm is one call, and the range in which that is right in single precision."""
+
+_PLAIN = (torch.float32, torch.float64)
 
 _ALIKE = 0.01
 """Sizes that differ by no more than this share count as one size."""
@@ -146,6 +150,7 @@ class PieceReader:
         self._open: dict[int, _Piece] = {}
         self._passes: list[int | None] = []
         self._signs: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+        self._places: dict[tuple[torch.Size, torch.device], tuple[Tensor, ...]] = {}
 
     def attach(self) -> None:
         """Watch from now on; called again, parameters that have been unfrozen meanwhile are watched, too."""
@@ -191,8 +196,7 @@ class PieceReader:
             piece = self._open.get(index) or self._opened(index)
             with torch.no_grad():
                 piece.squares[place], piece.sums[place] = self._square(grad), self._check_sum(grad)
-        # It would end a training in its backward pass. The next step's row tells of it.
-        except Exception as error:
+        except Exception as error:  # it would end a backward pass; the next step's row tells of it
             self.is_on, self.error = False, error
 
     @uncompiled
@@ -229,21 +233,45 @@ class PieceReader:
     def _square(grad: Tensor) -> Number:
         grad = grad.coalesce().values() if grad.is_sparse else grad
         grad = dense_and_real(grad)
-        return squared_norm(grad) if grad.device.type == "cpu" else multi_tensor_norms([grad])[0].square()
+        if grad.device.type != "cpu":
+            return multi_tensor_norms([grad])[0].square()
+        if grad.numel() <= _SMALL and grad.dtype in _PLAIN and grad.is_contiguous():
+            # Calls cost more than the sum here: one call, unless the square leaves the range of the type.
+            flat = grad.view(-1)
+            square = torch.dot(flat, flat).item()
+            if _LEAST < square < _MOST:
+                return square
+        return squared_norm(grad)
 
     def _check_sum(self, grad: Tensor) -> Number:
         """Σ ±g over some elements, always the same ones: linear in g, and seldom near zero."""
         if grad.is_sparse or not grad.numel():
             return 0.0
-        elements = _some(dense_and_real(grad))
+        if grad.device.type == "cpu" and grad.dtype in _PLAIN and grad.is_contiguous():
+            # The usual case, in as few calls as it takes: it is called for each tensor of each piece.
+            elements = grad.view(-1)[:: -(-grad.numel() // _ELEMENTS)]
+            if (signs := self._signs.get((elements.shape[0], grad.device, grad.dtype))) is not None:
+                return torch.dot(elements, signs).item()
+        elements = self._some(dense_and_real(grad))
         key = (len(elements), elements.device, elements.dtype)
         if key not in self._signs:
             draw = torch.Generator().manual_seed(0)
             signs = torch.randint(0, 2, (len(elements),), generator=draw) * 2 - 1
             self._signs[key] = signs.to(elements.device, torch.promote_types(elements.dtype, torch.float32))
         if elements.device.type == "cpu":
-            return float(torch.dot(elements.double(), self._signs[key].double()))
+            return float(torch.dot(elements.to(self._signs[key].dtype), self._signs[key]))
         return multi_tensor_dots([elements], [self._signs[key]])[0]
+
+    def _some(self, grad: Tensor) -> Tensor:
+        """At most `_ELEMENTS` elements, spread evenly, by their logical place whatever the tensor's memory layout."""
+        stride = -(-grad.numel() // _ELEMENTS)
+        if grad.is_contiguous():
+            return grad.view(-1)[::stride]
+        key = (grad.shape, grad.device)
+        if key not in self._places:
+            places = torch.arange(0, grad.numel(), stride, device=grad.device)
+            self._places[key] = torch.unravel_index(places, grad.shape)
+        return grad[self._places[key]]
 
     def take(self, index: int) -> PieceSums:
         """The pieces since optimizer ``index`` last took its own; they are forgotten.
@@ -320,12 +348,3 @@ def _row(values: Mapping[int, Number], blank: Tensor) -> Tensor:
     # Elements that are on the device are put together there: the host waits for none.
     there = [values.get(i, blank[i]) for i in range(len(blank))]
     return torch.stack([v.to(blank) if isinstance(v, Tensor) else blank.new_full((), v) for v in there])
-
-
-def _some(grad: Tensor) -> Tensor:
-    """At most `_ELEMENTS` elements, spread evenly over a tensor, by their logical place whatever its memory layout."""
-    stride = -(-grad.numel() // _ELEMENTS)
-    if grad.is_contiguous():
-        return flat_views(grad)[0][::stride]
-    places = torch.arange(0, grad.numel(), stride, device=grad.device)
-    return grad[torch.unravel_index(places, grad.shape)]
