@@ -9,7 +9,7 @@ from tvlars_probe.errors import UserError, unknown
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-OFF = ("ratio_clamped", "excluded_overwritten")
+OFF = ("ratio_clamped", "excluded_overwritten", "batch_beyond_noise")
 """Rules that more than 5 % of sound runs break (docs/findings.md): they are on only where they are asked for."""
 
 IDS = (
