@@ -37,6 +37,7 @@ from tvlars_probe.probes.readers.told import count
 from tvlars_probe.probes.recorder import Recorder
 from tvlars_probe.probes.recording import Recording
 from tvlars_probe.probes.rows.finding import Finder
+from tvlars_probe.probes.rows.pieces import refuse_joined_samples
 from tvlars_probe.probes.rows.reading_plan import Detail, ReadingPlan
 from tvlars_probe.probes.session import Session
 from tvlars_probe.traces.manifest import Manifest
@@ -143,6 +144,8 @@ def record(
         for is_asked, refusal in ((plan.spectral_every is not None, _NO_WHOLE_MATRIX), (plan.noise, _NO_HOOKS)):
             if is_asked:
                 _refuse_dtensors(optimizers, model, refusal)
+        if plan.noise:
+            refuse_joined_samples(model, ranks)
         home = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     if exists == "new":
         with Agreement(ranks).together():

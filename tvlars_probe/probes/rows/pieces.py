@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tvlars_probe.curvature.batch_norm import is_our_own
 from tvlars_probe.errors import UserError
 from tvlars_probe.probes.readers.pieces import PieceReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
     from torch.optim import Optimizer
 
+    from tvlars_probe.collectives import Ranks
     from tvlars_probe.probes.readers.pieces import Told
     from tvlars_probe.probes.rows.buffer import StepBuffer
 
@@ -20,6 +24,21 @@ ONE_PIECE = (
     "noise=True compares the gradients of a step's pieces, and there is one piece a step: accumulate the gradient of "
     "several micro-batches, train on several ranks, or measure with probes=[tvlars_probe.NoiseProbe(...)]"
 )
+
+
+def refuse_joined_samples(model: nn.Module | None, ranks: Ranks) -> None:
+    """Refuse a model whose BatchNorm joins the samples of all ranks: then no piece has a gradient of its own.
+
+    Raises:
+        UserError: it has such a layer, and there are several ranks.
+    """
+    for name, module in () if model is None or ranks.world_size == 1 else model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm) or (isinstance(module, _BatchNorm) and is_our_own(module)):
+            raise UserError(
+                f"noise: {name} ({type(module).__name__}) takes its statistics over all ranks, so that no piece of a "
+                "batch has a gradient of its own; leave it out, and measure with probes=[tvlars_probe.NoiseProbe(..., "
+                "piece=...)]"
+            )
 
 
 class PieceRows:
