@@ -165,3 +165,14 @@ def test_the_note_of_a_resumed_run_is_of_the_whole_run(tmp_path: Path, monkeypat
         measured += len(probe.measured)
     (note,) = tvlars_probe.open_run(tmp_path / "r").manifest.notes
     assert f"left out {60 - measured} of 60 measurements by Slow, in steps " in note
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["elapsed", "spent", "lasts", "steps", "made"])
+def test_a_nonsensical_state_is_passed_over(key: str, value: Any) -> None:
+    state: dict[str, Any] = {"elapsed": 10.0, "spent": 5.0, "lasts": {"one": 5.0}, "of_each": {"one": 5.0}}
+    state |= {key: [value] if key == "steps" else {"one": value} if key in ("lasts", "made") else value}
+    budget = ProbeBudget(0.1, STEPS)
+    budget.load_state_dict(state)
+    assert budget.state_dict()["spent"] == 0.0
+    assert budget.affords("one", 0)

@@ -115,13 +115,39 @@ class ProbeBudget:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`: time between two sessions is no part of the run."""
-        self._began = time.perf_counter() - float(state.get("elapsed", 0.0))
-        self._spent = float(state.get("spent", 0.0))
-        self._lasts = {name: float(seconds) for name, seconds in state.get("lasts", {}).items()}
-        self._of_each.update({name: float(seconds) for name, seconds in state.get("of_each", {}).items()})
-        self._steps.extend(map(float, state.get("steps", ())))
-        told = {name: tuple(map(int, figures)) for name, figures in state.get("left_out", {}).items()}
+        """Continue from a `state_dict`: time between two sessions is no part of the run.
+
+        One that holds numbers beyond any time or count is passed over: the budget then begins anew.
+        """
+        try:
+            self._take(state)
+        except (ValueError, OverflowError):
+            self.__init__(self.share, self._total_steps)  # type: ignore[misc]
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self._began = time.perf_counter() - _finite(state.get("elapsed", 0.0))
+        self._spent = _finite(state.get("spent", 0.0))
+        self._lasts = {name: _finite(seconds) for name, seconds in state.get("lasts", {}).items()}
+        self._of_each.update({name: _finite(seconds) for name, seconds in state.get("of_each", {}).items()})
+        self._steps.extend(map(_finite, state.get("steps", ())))
+        told = {name: tuple(map(_whole, figures)) for name, figures in state.get("left_out", {}).items()}
         self._left_out.update({name: (x[0], x[1], x[2]) for name, x in told.items() if len(x) == 3})
-        self._made.update({name: int(number) for name, number in state.get("made", {}).items()})
-        self._waits.update({name: int(number) for name, number in state.get("waits", {}).items()})
+        self._made.update({name: _whole(number) for name, number in state.get("made", {}).items()})
+        self._waits.update({name: _whole(number) for name, number in state.get("waits", {}).items()})
+
+
+def _finite(value: float) -> float:
+    """A number as a float.
+
+    Raises:
+        ValueError: it isn't finite.
+        OverflowError: it is beyond any float.
+    """
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{found} is no time")
+    return found
+
+
+def _whole(value: float) -> int:
+    return int(_finite(value))
