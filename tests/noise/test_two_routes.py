@@ -15,7 +15,7 @@ import tvlars_probe
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPARISONS, STEPS, PIECES, SIZE, SAMPLE = 400, 20, 4, 8, 192
+COMPARISONS, STEPS, PIECES, SIZE, SAMPLE = 400, 40, 4, 8, 256
 
 
 def data(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
