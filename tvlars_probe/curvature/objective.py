@@ -42,6 +42,19 @@ def supervised(loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     return Supervised(loss_fn)
 
 
+def loss_given(loss_fn: Callable[[Tensor, Tensor], Tensor] | None, compute: Compute | None) -> Compute:
+    """The loss of a probe, which is told by ``loss_fn`` or by ``compute``.
+
+    Raises:
+        UserError: by neither.
+    """
+    if compute is not None:
+        return compute
+    if loss_fn is None:
+        raise UserError("a probe of no loss: give loss_fn, or compute=")
+    return supervised(loss_fn)
+
+
 def is_supervised(compute: Compute) -> bool:
     """Whether it was made by `supervised`, so that its batches are pairs."""
     return isinstance(compute, Supervised)

@@ -6,12 +6,14 @@ import collections
 import math
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+T = TypeVar("T")
 
 _REMEMBERED = 64
 """Steps whose median duration stands for that of the steps to come."""
@@ -48,6 +50,8 @@ class ProbeBudget:
 
     def step_begins(self) -> None:
         """An update is about to be made: the time since the one before, without probes, was a step's."""
+        if self.share is None:
+            return
         now = time.perf_counter() - self._began
         if self._previous is not None:
             self._steps.append(max(now - self._previous[0] - (self._spent - self._previous[1]), 0.0))
@@ -120,20 +124,23 @@ class ProbeBudget:
         One that holds numbers beyond any time or count is passed over: the budget then begins anew.
         """
         try:
-            self._take(state)
+            elapsed, spent = _finite(state.get("elapsed", 0.0)), _finite(state.get("spent", 0.0))
+            lasts, of_each = (_numbers(state.get(key, {}), _finite) for key in ("lasts", "of_each"))
+            made, waits = (_numbers(state.get(key, {}), _whole) for key in ("made", "waits"))
+            steps = [*map(_finite, state.get("steps", ()))]
+            told = {name: tuple(map(_whole, figures)) for name, figures in state.get("left_out", {}).items()}
         except (ValueError, OverflowError):
-            self.__init__(self.share, self._total_steps)  # type: ignore[misc]
+            return
+        self._began, self._spent = time.perf_counter() - elapsed, spent
+        self._lasts, self._of_each = lasts, of_each
+        self._steps.extend(steps)
+        self._made.update(made)
+        self._waits.update(waits)
+        self._left_out = {name: (x[0], x[1], x[2]) for name, x in told.items() if len(x) == 3}
 
-    def _take(self, state: Mapping[str, Any]) -> None:
-        self._began = time.perf_counter() - _finite(state.get("elapsed", 0.0))
-        self._spent = _finite(state.get("spent", 0.0))
-        self._lasts = {name: _finite(seconds) for name, seconds in state.get("lasts", {}).items()}
-        self._of_each.update({name: _finite(seconds) for name, seconds in state.get("of_each", {}).items()})
-        self._steps.extend(map(_finite, state.get("steps", ())))
-        told = {name: tuple(map(_whole, figures)) for name, figures in state.get("left_out", {}).items()}
-        self._left_out.update({name: (x[0], x[1], x[2]) for name, x in told.items() if len(x) == 3})
-        self._made.update({name: _whole(number) for name, number in state.get("made", {}).items()})
-        self._waits.update({name: _whole(number) for name, number in state.get("waits", {}).items()})
+
+def _numbers(values: Mapping[str, float], read: Callable[[float], T]) -> dict[str, T]:
+    return {name: read(value) for name, value in values.items()}
 
 
 def _finite(value: float) -> float:

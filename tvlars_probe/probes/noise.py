@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.collectives import Ranks
-from tvlars_probe.curvature.objective import supervised
-from tvlars_probe.errors import NonFiniteLossError, UserError
+from tvlars_probe.curvature.objective import loss_given
+from tvlars_probe.errors import NonFiniteLossError
 from tvlars_probe.noise.cutting import check, objective_of
 from tvlars_probe.noise.measuring import noise_of, refuse_settings
 from tvlars_probe.probes.cadence import cadence
@@ -73,15 +73,11 @@ class NoiseProbe:
         weights: Weights | None = None,
         is_sum_over_samples: bool = True,
     ) -> None:
-        if compute is None:
-            if loss_fn is None:
-                raise UserError("a probe of no loss: give loss_fn, or compute=")
-            compute = supervised(loss_fn)
         self._cadence, self._model = cadence(every), unwrap(model)
         self._shards = shards or Ranks.of_process_group()
         self._objective = objective_of(
             self._model,
-            compute,
+            loss_given(loss_fn, compute),
             data,
             bn_mode=bn_mode,
             shards=self._shards,

@@ -1,4 +1,4 @@
-"""What is measured before updates, and of them: the probes of a run, called in the same steps on every rank."""
+"""The probes of a run: called before updates, and some just after them, in the same steps on every rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Probing:
-    """Calls probes before updates, and some of them after these, until one of them fails on any rank.
+    """Calls probes before updates, and some of them again just after, until one of them fails on any rank.
 
     Args:
         probes: the probes of this process.

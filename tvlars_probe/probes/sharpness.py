@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.measures import IN_TRAINING, Measures
 from tvlars_probe.curvature.measuring import measure
-from tvlars_probe.curvature.objective import Objective, supervised
+from tvlars_probe.curvature.objective import Objective, loss_given
 from tvlars_probe.curvature.updates import at_weights, copies, update_since
 from tvlars_probe.errors import NonFiniteLossError, UserError, unknown
 from tvlars_probe.probes.cadence import cadence
@@ -91,17 +91,13 @@ class SharpnessProbe:
     ) -> None:
         if budget is not None and not 0 < budget <= 1:
             raise UserError(f"a probe's budget of {budget:g} is no share of the run (allowed: above 0, at most 1)")
-        if compute is None:
-            if loss_fn is None:
-                raise UserError("a probe of no loss: give loss_fn, or compute=")
-            compute = supervised(loss_fn)
         self._cadence = cadence(every)
         self._before, self._after = _split(tuple(measures), tuple(operators), batch_size, tol=tol, seed=seed)
         self._weights: dict[str, Tensor] = {}
         self._model = unwrap(model)
         self._objective = Objective(
             self._model,
-            compute,
+            loss_given(loss_fn, compute),
             data,
             bn_mode=bn_mode,
             shards=shards or Ranks.of_process_group(),

@@ -15,7 +15,7 @@ from tvlars_probe.charts.names import shortened
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.verdict import Figure, Verdict
-    from tvlars_probe.report.content import Report, ReportTable, Section
+    from tvlars_probe.report.parts import Report, ReportTable, Section
 
 MOST_TABLE_ROWS = 400
 """Most rows of a table on the page; the commands export all."""

@@ -11,7 +11,7 @@ from tvlars_probe.report.elements import layer_picker, plain, resource, section_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tvlars_probe.report.content import Report
+    from tvlars_probe.report.parts import Report
 
 
 def render(report: Report) -> str:

@@ -11,7 +11,8 @@ from torch import nn
 import tvlars_probe
 from tests.oracles.noise import of_pieces
 from tvlars_probe.errors import ProbeError
-from tvlars_probe.probes.readers.pieces import PieceReader, Told
+from tvlars_probe.probes.readers.gradient_figures import GradientFigures
+from tvlars_probe.probes.readers.pieces import Told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +85,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(grad: Any) -> float:
         raise ZeroDivisionError("in a hook")
 
-    monkeypatch.setattr(PieceReader, "_square", staticmethod(raises))
+    monkeypatch.setattr(GradientFigures, "square", staticmethod(raises))
 
 
 def train(path: Path, **settings: Any) -> None:

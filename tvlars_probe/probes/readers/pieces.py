@@ -19,13 +19,8 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.probes.readers.batch_sizes import samples_in
-from tvlars_probe.reductions import (
-    accumulation_dtype,
-    dense_and_real,
-    multi_tensor_dots,
-    multi_tensor_norms,
-    squared_norm,
-)
+from tvlars_probe.probes.readers.gradient_figures import GradientFigures
+from tvlars_probe.reductions import accumulation_dtype
 from tvlars_probe.uncompiled import uncompiled
 
 if TYPE_CHECKING:
@@ -49,14 +44,6 @@ FLAGS = ("unclear", "excess", "guessed", "weighted")
 so that not each is a piece of the batch. "guessed": sizes are the first dimension of what the model was given.
 "weighted": all weights were told; otherwise all ranks must have as many pieces.
 """
-
-_ELEMENTS = 64
-"""Elements of a gradient that its check sum is made of, at most."""
-
-_SMALL, _LEAST, _MOST = 1 << 12, 1e-30, 1e37
-"""Elements up to which a squared norm is one call, and the range in which that is right in single precision."""
-
-_PLAIN = (torch.float32, torch.float64)
 
 _ALIKE = 0.01
 """Sizes that differ by no more than this share count as one size."""
@@ -149,8 +136,7 @@ class PieceReader:
         self._told: list[list[Told]] = [[] for _ in optimizers]
         self._open: dict[int, _Piece] = {}
         self._passes: list[int | None] = []
-        self._signs: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-        self._places: dict[tuple[torch.Size, torch.device], tuple[Tensor, ...]] = {}
+        self._figures = GradientFigures()
 
     def attach(self) -> None:
         """Watch from now on; called again, parameters that have been unfrozen meanwhile are watched, too."""
@@ -195,7 +181,7 @@ class PieceReader:
         try:
             piece = self._open.get(index) or self._opened(index)
             with torch.no_grad():
-                piece.squares[place], piece.sums[place] = self._square(grad), self._check_sum(grad)
+                piece.squares[place], piece.sums[place] = self._figures.square(grad), self._figures.check_sum(grad)
         except Exception as error:  # it would end a backward pass; the next step's row tells of it
             self.is_on, self.error = False, error
 
@@ -228,50 +214,6 @@ class PieceReader:
                 self._pieces[index].append(piece)
         self._open.clear()
         self._passes.clear()
-
-    @staticmethod
-    def _square(grad: Tensor) -> Number:
-        grad = grad.coalesce().values() if grad.is_sparse else grad
-        grad = dense_and_real(grad)
-        if grad.device.type != "cpu":
-            return multi_tensor_norms([grad])[0].square()
-        if grad.numel() <= _SMALL and grad.dtype in _PLAIN and grad.is_contiguous():
-            # Calls cost more than the sum here: one call, unless the square leaves the range of the type.
-            flat = grad.view(-1)
-            square = torch.dot(flat, flat).item()
-            if _LEAST < square < _MOST:
-                return square
-        return squared_norm(grad)
-
-    def _check_sum(self, grad: Tensor) -> Number:
-        """Σ ±g over some elements, always the same ones: linear in g, and seldom near zero."""
-        if grad.is_sparse or not grad.numel():
-            return 0.0
-        if grad.device.type == "cpu" and grad.dtype in _PLAIN and grad.is_contiguous():
-            # The usual case, in as few calls as it takes: it is called for each tensor of each piece.
-            elements = grad.view(-1)[:: -(-grad.numel() // _ELEMENTS)]
-            if (signs := self._signs.get((elements.shape[0], grad.device, grad.dtype))) is not None:
-                return torch.dot(elements, signs).item()
-        elements = self._some(dense_and_real(grad))
-        key = (len(elements), elements.device, elements.dtype)
-        if key not in self._signs:
-            draw = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, (len(elements),), generator=draw) * 2 - 1
-            self._signs[key] = signs.to(elements.device, torch.promote_types(elements.dtype, torch.float32))
-        if elements.device.type == "cpu":
-            return float(torch.dot(elements.to(self._signs[key].dtype), self._signs[key]))
-        return multi_tensor_dots([elements], [self._signs[key]])[0]
-
-    def _some(self, grad: Tensor) -> Tensor:
-        """At most `_ELEMENTS` elements, spread evenly, by their logical place whatever the tensor's memory layout."""
-        stride = -(-grad.numel() // _ELEMENTS)
-        if grad.is_contiguous():
-            return grad.view(-1)[::stride]
-        key = (grad.shape, grad.device)
-        if key not in self._places:
-            places = torch.arange(0, grad.numel(), stride, device=grad.device)
-            self._places[key] = torch.unravel_index(places, grad.shape)
-        return grad[self._places[key]]
 
     def take(self, index: int) -> PieceSums:
         """The pieces since optimizer ``index`` last took its own; they are forgotten.
@@ -329,7 +271,7 @@ class PieceReader:
         params = [p for group in self._optimizers[index].param_groups for p in group["params"]]
         device = params[0].device
         blank = torch.full((len(params),), float("nan"), dtype=accumulation_dtype(device), device=device)
-        return _row({i: self._check_sum(p.grad) for i, p in enumerate(params) if p.grad is not None}, blank)
+        return _row({i: self._figures.check_sum(p.grad) for i, p in enumerate(params) if p.grad is not None}, blank)
 
 
 def _is_empty(piece: Told) -> bool:
