@@ -277,6 +277,27 @@ def test_a_later_step_of_one_piece_has_no_row(tmp_path: Path) -> None:
     assert "one piece only" in tvlars_probe.open_run(tmp_path / "r").manifest.notes[0]
 
 
+def test_the_note_of_a_resumed_run_is_of_the_whole_run(tmp_path: Path) -> None:
+    def steps(rec: Any, count: int) -> None:
+        for _ in range(count):
+            for k, size in enumerate((8, 8, 3)):  # untold sizes
+                x, y = piece(0, k, size)
+                (F.cross_entropy(model(x), y) / 3).backward()
+            optimizer.step()
+            rec.log(samples=19)
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", noise=True) as rec:
+        steps(rec, 3)
+        state = rec.state_dict()
+        steps(rec, 1)
+    with tvlars_probe.record(model, optimizer, tmp_path / "r", noise=True, resume=state) as rec:
+        steps(rec, 2)
+    (note,) = tvlars_probe.open_run(tmp_path / "r").manifest.notes
+    assert "isn't known of 5 recorded step(s)" in note
+
+
 def test_gradients_that_are_only_returned_are_no_pieces(tmp_path: Path) -> None:
     model = net()
 

@@ -19,7 +19,7 @@ from tvlars_probe.probes.probing import Probing
 from tvlars_probe.probes.readers.layout import note_parameters, note_unknown
 from tvlars_probe.probes.readers.rates import applied_rates
 from tvlars_probe.probes.rows.crossing import Crossing, is_bad
-from tvlars_probe.probes.rows.noise import REASONS
+from tvlars_probe.probes.rows.noise import noise_notes
 from tvlars_probe.probes.rows.steps import StepRows
 from tvlars_probe.wrappers import joins_uneven_inputs
 
@@ -99,7 +99,7 @@ class Recording:
         self._hooks = StepHooks(self, self.rows.clock)
         finder.load(begun.get("findings") or {})
         self.finder, self.raises = finder, True
-        self._crossing = Crossing(begun["step"], begun, finder, noise=plan.noise)
+        self._crossing = Crossing(begun["step"], begun, finder, noise=plan.noise, lacking=begun.get("lacking") or {})
         budget.load_state_dict(begun.get("budget") or {})
         self._probing = Probing(probes, failures, budget)
         # Not strict: a resumed run may have other probes than its state.
@@ -156,6 +156,7 @@ class Recording:
             "phase": self.phase,
             "rates": self.rows.last_rates(),
             "findings": self.finder.state(),
+            "lacking": dict(self._crossing.lacking),
             "budget": self._probing.budget.state_dict(),
         }
         probes = self._probing.states(self.step, self.ranks)
@@ -282,11 +283,8 @@ class Recording:
     def finish(self) -> None:
         """Write what is left, at the end of a loop that no exception ends. Every rank calls it."""
         self.flush()
-        self._manifest.notes += [
-            f"the gradient's noise isn't known of {number:,} recorded step(s): {REASONS[reason]}"
-            for reason, number in self._crossing.lacking.items()
-        ]
-        self._manifest.notes[:] = self._probing.budget.notes(self._manifest.notes)
+        earlier = noise_notes(self._crossing.lacking, self._manifest.notes)
+        self._manifest.notes[:] = self._probing.budget.notes(earlier)
         if self._probing.has_failed_here:  # after the ranks had agreed for the last time
             self._stop_probing()
 

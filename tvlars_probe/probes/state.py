@@ -67,6 +67,7 @@ class RecorderState(TypedDict):
         run_id: the run's, None on ranks other than 0.
         last_epoch: number of updates when the last epoch was logged; None before the first.
         probes: the probes' states, in their order.
+        lacking: how many recorded steps have no noise, by reason; see `tvlars_probe.probes.rows.noise.REASONS`.
         budget: the state of the probes' common budget; on ranks other than 0 it decides nothing.
         findings: what the rules remember, by rule; on ranks other than 0 they have seen nothing.
     """
@@ -79,6 +80,7 @@ class RecorderState(TypedDict):
     last_epoch: NotRequired[int | None]
     tokens: NotRequired[int | None]
     probes: NotRequired[list[dict[str, Any]]]
+    lacking: NotRequired[dict[str, int]]
     budget: NotRequired[BudgetState]
     findings: NotRequired[dict[str, Any]]
 

@@ -14,7 +14,7 @@ from tvlars_probe.findings.non_finite import first_non_finite
 from tvlars_probe.findings.window import Window
 from tvlars_probe.probes.readers.columns import COLUMNS
 from tvlars_probe.probes.rows.beyond_single import BEYOND_SINGLE, beyond_single
-from tvlars_probe.probes.rows.noise import noise_columns, noise_of
+from tvlars_probe.probes.rows.noise import REASONS, noise_columns, noise_of
 from tvlars_probe.probes.rows.sharded import leave_out_shards, make_whole
 from tvlars_probe.probes.rows.table_columns import clip_scales, layer_columns, step_columns
 from tvlars_probe.reductions import accumulation_dtype
@@ -46,6 +46,7 @@ class Crossing:
         seen: samples and tokens seen in those updates, over all ranks; None where unknown.
         finder: looks at the rows for what is wrong.
         noise: whether the rows hold what pieces gave.
+        lacking: how many steps before had no noise; see the attribute.
 
     Attributes:
         written: number of updates whose rows have crossed.
@@ -54,11 +55,13 @@ class Crossing:
         lacking: how many recorded steps have no noise, by the key of `tvlars_probe.probes.rows.noise.REASONS`.
     """
 
-    def __init__(self, written: int, seen: Mapping[str, int | None], finder: Finder, *, noise: bool) -> None:
+    def __init__(
+        self, written: int, seen: Mapping[str, int | None], finder: Finder, *, noise: bool, lacking: Mapping[str, int]
+    ) -> None:
         self.written, self.seen = written, {unit: seen.get(unit) for unit in UNITS}
         self.alone = False
         self._finder, self._noise = finder, noise
-        self.lacking: Counter[str] = Counter()
+        self.lacking = Counter({reason: number for reason, number in lacking.items() if reason in REASONS})
 
     def cross(self, drained: Drained, ranks: Ranks, layout: Layout, journal: Journal | None) -> float | None:
         """Hand the rows to the journal, on the rank that has one. Every rank calls it, in the same step.

@@ -66,6 +66,22 @@ REASONS = {
 }
 """Why steps have no noise, and what to do about it."""
 
+
+def noise_notes(lacking: Mapping[str, int], earlier: Sequence[str]) -> list[str]:
+    """The notes ``earlier`` and, in place of older such, how many steps of the whole run have no noise, and why.
+
+    Args:
+        lacking: number of steps by the key of `REASONS`.
+        earlier: notes of the manifest.
+    """
+    about = "the gradient's noise isn't known of "
+    told = {
+        REASONS[reason]: f"{about}{number:,} recorded step(s): {REASONS[reason]}" for reason, number in lacking.items()
+    }
+    kept = [note for note in earlier if not (note.startswith(about) and any(map(note.endswith, told)))]
+    return [*kept, *told.values()]
+
+
 _FAULTS = ("weights", "passes", "contradiction")
 """Reasons that are known of all tensors of an optimizer."""
 
