@@ -78,7 +78,7 @@ ENTRIES = {
     ),
     "gauss_newton": Entry(whole=None, smoke=("--rounds", "1", "--batch-size", "4", "--model", "cnn")),
     "batch_sharpness": Entry(
-        whole=None, smoke=("--batch-sizes", "512", "--seeds", "1", "--steps", "4", "--every", "1")
+        whole=None, smoke=("--ds", "digits", "--batch-sizes", "512", "--seeds", "1", "--steps", "4")
     ),
     "planted": Entry(
         whole=("--cases", "1600", "--steps", "20"),
