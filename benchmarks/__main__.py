@@ -99,6 +99,7 @@ ENTRIES = {
     "kills": Entry(smoke=None),
     "agents": Entry(smoke=None),
     "two_sweeps": Entry(smoke=None),
+    "three_answers": Entry(smoke=None),
     "fuzz": Entry(smoke=None),
     "gpu": Entry(smoke=("--device", "cpu", "--small")),
     "suite": Entry(smoke=None),
