@@ -4,7 +4,7 @@
 
 For each data set and optimizer: the sweeps of `benchmarks/batch_size` (batches from 32 on, five constant rates, three
 seeds) give the time to a target; a run with the middle batch at its best rate records its noise on the way to the
-target; at a checkpoint halfway there its noise is measured on a sample, and branches with all batches go on from it.
+target; at a checkpoint halfway there its noise is measured on a sample, and branches with all batches go on from it, the rate by the root of the batch.
 Finished runs are skipped, so that it can be stopped and started again. All of it takes about three hours on two cores:
 give --task to run parts of it side by side.
 """
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from tvlars_probe.runs import Run
 
 GRIDS = Path(__file__).parent / "batch_size"
-RULES = {"sgd": "linear", "lars": "sqrt", "lamb": "sqrt"}
-"""How branches scale the rate with the batch."""
+OPTIMIZERS = ("sgd", "lars", "lamb")
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def answers(folder: Path, data: str, optimizer: str) -> tuple[BatchSizeAnswers, 
     run, step = halfway(folder, data, optimizer, time)
     call(
         "branch", run.path, "--checkpoint", step, "--batch-sizes", ",".join(map(str, about.batches)),
-        "--samples", about.samples, "--lr-rule", RULES[optimizer], "--seeds", 3,
+        "--samples", about.samples, "--lr-rule", "sqrt", "--seeds", 3,
     )  # fmt: skip
     branched = [Source(each) for each in open_runs((f"{run.path}-branch-*",))]
     noise = noise_scale_of(Source(run))
@@ -149,7 +148,7 @@ def line(task: str, folder: Path) -> tuple[str, BatchSizeAnswers]:
 @click.option("--task", "tasks", multiple=True, help="Such as digits-sgd; all six by default.")
 def main(folder: Path, tasks: tuple[str, ...]) -> None:
     """Train what is missing, and print the table and the doubts of each row."""
-    chosen = tasks or tuple(f"{data}-{optimizer}" for data in DATA for optimizer in RULES)
+    chosen = tasks or tuple(f"{data}-{optimizer}" for data in DATA for optimizer in OPTIMIZERS)
     lines = [line(task, folder) for task in chosen]
     heads = (
         "data, optimizer", "target", "noise scale: first steps", "halfway, on a sample", "at the target",
