@@ -4,7 +4,8 @@
 
 For each data set and optimizer: the sweeps of `benchmarks/batch_size` (batches from 32 on, five constant rates, three
 seeds) give the time to a target; a run with the middle batch at its best rate records its noise on the way to the
-target; at a checkpoint halfway there its noise is measured on a sample, and branches with all batches go on from it, the rate by the root of the batch.
+target; at a checkpoint halfway there its noise is measured on a sample, and branches with all batches go on from it,
+the rate by the root of the batch.
 Finished runs are skipped, so that it can be stopped and started again. All of it takes about three hours on two cores:
 give --task to run parts of it side by side.
 """
@@ -105,8 +106,12 @@ def halfway(folder: Path, data: str, optimizer: str, time: TimeToTarget) -> tupl
             "--noise", "--record", "norms", "--checkpoint-every", 0, "--checkpoint-steps", step,
             "--keep-checkpoints", 0, "--threads", 1, "--seed", 7, "--run-dir", path,
         )  # fmt: skip
+    elif open_run(path).status != "completed":
+        call("train", "--resume", path)
+    run = open_run(path)
+    if not (run.noise(["source"])["source"] == "probe").any():
         call("batch-size", path, "--checkpoint", step, "--samples", 1437 if data == "digits" else 4000)
-    return open_run(path), step
+    return run, step
 
 
 def answers(folder: Path, data: str, optimizer: str) -> tuple[BatchSizeAnswers, pd.DataFrame, TimeToTarget]:
