@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import counted
+from tvlars_probe.analyses.wording import counted, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,17 +44,18 @@ def side_of(batch: float, low: float, high: float) -> str:
     return AT if low > 0 and high <= WIDE * low else CANT_TELL
 
 
-def interval_text(value: float, low: float, high: float) -> str:
-    """A figure with its interval, as "61 (95 %: 52 to 73)", "at least 1,200" or "unknown"."""
+def interval_text(value: float, low: float, high: float, *, level: float = 0.95) -> str:
+    """A figure with its interval, as "61 (95 %: 52 to 73)", "at least 1,200 (95 %)" or "unknown"."""
+    how_sure = percent(level)
     if math.isnan(low) or math.isnan(high):
         return "unknown" if math.isnan(value) else f"{number(value)} (its error is unknown)"
     if high == math.inf and not math.isnan(value):
-        return f"{number(value)} (95 %: {number(low)} or more)"
+        return f"{number(value)} ({how_sure}: {number(low)} or more)"
     if high == math.inf:
-        return f"at least {number(low)} (95 %)" if low > 0 else "unknown"
+        return f"at least {number(low)} ({how_sure})" if low > 0 else "unknown"
     if math.isnan(value):
-        return f"at most {number(high)} (95 %)"
-    return f"{number(value)} (95 %: {number(low)} to {number(high)})"
+        return f"at most {number(high)} ({how_sure})"
+    return f"{number(value)} ({how_sure}: {number(low)} to {number(high)})"
 
 
 def number(value: float) -> str:
@@ -133,7 +134,7 @@ def doubts_of_rows(not_finite: int, of_another_unit: int, unit: str) -> list[str
     if not_finite:
         doubts.append(f"{counted(not_finite, 'row')} without finite figures left out")
     if of_another_unit:
-        doubts.append(f"{counted(of_another_unit, 'row')} that don't count {unit} left out")
+        doubts.append(f"{counted(of_another_unit, 'row')} not counted in {unit} left out")
     return doubts
 
 
