@@ -71,6 +71,13 @@ LEAST_WINDOW, MOST_WINDOW, SHARE = 30, 1000, 0.1
 BLOCKS = 20
 """Blocks of a window, at most, whose scatter gives the errors of its means."""
 
+STEPS_OF_A_BLOCK, BLOCKS_OF_FEW_STEPS = 4, 7
+"""A block has so many steps at least, if that leaves so many blocks: shorter ones share their neighbours' noise.
+
+Widening the errors by the measured correlation of blocks would do as well for noise that steps share, and far too much
+where |G|² itself swings over dozens of steps: that isn't an error of its mean over the window.
+"""
+
 FEWEST_BLOCKS = 5
 """With fewer there is no interval: a line through them leaves too little scatter to judge by."""
 
@@ -183,7 +190,7 @@ def averaged(gradient_square: Floats, noise_trace: Floats, *, level: float = LEV
     """
     n = len(gradient_square)
     means = float(np.mean(gradient_square)), float(np.mean(noise_trace))
-    length = -(-n // BLOCKS)
+    length = block_length(n)
     count = n // length
     if count < FEWEST_BLOCKS:
         return *means, UNKNOWN
@@ -192,6 +199,11 @@ def averaged(gradient_square: Floats, noise_trace: Floats, *, level: float = LEV
     spread = np.mean([_spread(both[:, offset:], length) for offset in range(length)], axis=0) * length / n
     quantile = float(stats.t.ppf((1 + level) / 2, count - 2))
     return *means, ratio_of(*means, spread[0, 0], spread[1, 1], spread[0, 1], quantile)
+
+
+def block_length(steps: int) -> int:
+    """Steps of a block, in a window of so many."""
+    return max(-(-steps // BLOCKS), min(STEPS_OF_A_BLOCK, steps // BLOCKS_OF_FEW_STEPS), 1)
 
 
 def _spread(series: Floats, length: int) -> Floats:
