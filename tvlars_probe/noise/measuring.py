@@ -16,7 +16,7 @@ from tvlars_probe.curvature.operators import HessianOperator
 from tvlars_probe.errors import UserError
 from tvlars_probe.noise.cutting import Cut, joins_samples
 from tvlars_probe.noise.gradients import ByLayers, OneByOne
-from tvlars_probe.noise.moments import moments, top_share
+from tvlars_probe.noise.moments import moments, pieces_needed, top_share
 from tvlars_probe.noise.passes import Passes
 from tvlars_probe.noise.results import GradientNoise, NoiseEstimate
 from tvlars_probe.reductions import accumulation_dtype
@@ -207,6 +207,8 @@ def _estimates(found: InnerProducts, size: int, vectors: int, common: dict[str, 
                 noise_trace=each.noise_trace,
                 noise_trace_error=_or_none(each.noise_trace_error),
                 covariance=_or_none(each.covariance),
+                noise_skewness=_or_none(each.skewness),
+                heavy_tails=None if math.isnan(each.skewness) else pieces_needed(each.skewness) > len(q),
                 **share,
                 **common,
             )
