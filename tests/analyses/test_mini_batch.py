@@ -137,6 +137,42 @@ def test_where_its_condition_is_not_met_it_cannot_be_told(
     assert len(result.summary) == 1  # the figures are shown all the same
 
 
+@pytest.mark.parametrize(
+    ("decay", "grad_norm", "answer", "told"),
+    [
+        (5e-4, 1.0, "at the edge", "batch sharpness with the weight decay of 0.0005 ends at 1 ± 0.02 of 2/rate = 20"),
+        (5e-4, 0.1, "can't tell", "weight decay adds λw to the gradient, 10 % as large at the end"),
+        (5e-4, np.nan, "can't tell", "adds λw to the gradient, of unknown size at the end"),
+        (4.0, 1e4, "beyond the edge", "ends at 1.2 ± 0.02 of"),
+        (0.0, 0.1, "at the edge", "batch sharpness ends at 1 ± 0.02"),
+    ],
+    ids=["small", "large", "unknown", "it counts", "none"],
+)
+def test_the_limit_is_that_of_the_loss_with_its_weight_decay(
+    decay: float, grad_norm: float, answer: str, told: str
+) -> None:
+    """Measured is the loss alone; ‖w‖ is 20."""
+    entry = {"optimizer": "SGD", "weight_decay": decay, "description": SGD.as_dict()}
+    facts = RunFacts(name="made", batch_size=32, groups=[entry])
+    rates = RATES.assign(grad_norm=grad_norm, weight_norm=20.0)
+    values = RISING * (1.001 if decay > 1 else 1.0)
+    result = analyse_minimizer(batch_rows(values), NO_SPECTRUM, facts, rates=rates).mini_batch
+    assert result is not None
+    assert result.verdict.answer == answer
+    assert told in result.verdict.reason
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.05])
+def test_with_decay_gradient_descent_diverges_where_the_sum_is_at_the_limit(decay: float) -> None:
+    """On L = h·w²/2 with decay λ: by running it, just below and just above h + λ = 2/rate."""
+    rate = 0.1
+    for off, grows in ((-0.01, False), (0.01, True)):
+        h, w = 2 / rate - decay + off, 1.0
+        for _ in range(2000):
+            w -= rate * (h * w + decay * w)
+        assert (abs(w) > 1) == grows
+
+
 def test_few_measurements_rates_of_zero_and_other_measures_alone_tell_nothing() -> None:
     few = analysed(batch_rows([1, 2], steps=[0, 10])).mini_batch
     still = analysed(batch_rows(RISING), rates=RATES.assign(lr=0.0)).mini_batch

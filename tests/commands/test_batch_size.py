@@ -30,6 +30,32 @@ def test_it_prints_answers_with_their_intervals_and_what_is_missing(run: Path, c
     assert "branches: no branches were given" in out
 
 
+def test_show_has_a_line_on_the_noise(run: Path, trained: Callable[..., Path], cli: Cli) -> None:
+    (line,) = (line for line in cli("show", run).out.splitlines() if line.startswith("noise scale"))
+    (reason,) = (line for line in cli("batch-size", run).out.splitlines() if line.startswith("A batch of 48"))
+    figure = reason.partition("B_simple is ")[2].partition(" at step")[0]
+    assert line.split("  ")[-1].strip() == f"{figure} samples at step 24: the batch of 48 is below it"
+    told = json.loads(cli("show", run, "--json").out)["noise_scale"]
+    assert (told["step"], told["batch"], told["answer"], told["unit"]) == (24, 48.0, "below", "samples")
+    assert told["low"] > 48
+    assert told["simple_batch"] is told["high"] is None  # the interval has no upper end
+    assert "noise scale" not in cli("show", trained("sgd")).out
+    measured(run, 50, noise_skewness=9.0, heavy_tails=True)
+    assert "at step 50, with heavy tails: the batch of 48 is beyond it" in cli("show", run).out
+
+
+def test_heavy_tails_are_a_doubt(run: Path, cli: Cli) -> None:
+    measured(run, 40, noise_skewness=0.1, heavy_tails=False)
+    assert "heavy tails" not in cli("batch-size", run).out
+    measured(run, 50, name="m2", noise_skewness=9.0, heavy_tails=True)
+    out = cli("batch-size", run).out
+    assert "(a probe on train data, BatchNorm mode eval, with heavy tails)" in out
+    assert (
+        "at step 50 a few of the probe's 100 gradients make much of tr Σ (skewness 9): the interval of B_simple" in out
+    )
+    assert "measure with more --samples" in out
+
+
 def test_json_holds_everything_and_csv_the_answers(run: Path, cli: Cli, tmp_path: Path) -> None:
     told = json.loads(cli("batch-size", run, "--json", "--window", 20).out)
     (noise,) = told["noise"]

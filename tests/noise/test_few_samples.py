@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,9 +88,15 @@ def test_a_normed_weight_of_older_code_is_no_case_of_refusal() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"piece": 2.5}, r"piece=2.5 is no number of samples"),
-        ({"memory_budget": "1G"}, r"memory_budget='1G' is no number of bytes"),
+        ({"piece": 2.5}, r"piece=2.5: give a number of samples, a whole one of 1 or more, or None"),
+        ({"memory_budget": "1G"}, r"memory_budget='1G': give a number of bytes"),
         ({"eigenvectors": "3"}, r"eigenvectors='3': give their number"),
+        ({"eigenvectors": -1}, r"eigenvectors=-1: give their number"),
+        ({"piece": True}, r"piece=True: give a number of samples"),
+        ({"piece": np.int64(0)}, r"piece=.*0.*: give a number of samples"),
+        ({"memory_budget": 1e9}, r"memory_budget=1000000000.0: give a number of bytes"),
+        ({"seed": 0.5}, r"seed=0.5: give a seed, a whole one of 0 or more"),
+        ({"seed": -1}, r"seed=-1: give a seed"),
         ({"eigenvectors": torch.ones(2, 38, dtype=torch.float64)}, r"the 2 eigenvectors depend on one another"),
         ({"eigenvectors": torch.full((1, 38), torch.nan)}, "must be real and finite"),
     ],
@@ -104,6 +111,26 @@ def test_settings_that_tell_nothing_are_refused(asked: dict[str, Any], told: str
         tvlars_probe.gradient_noise(model, F.cross_entropy, data(), **asked)
 
 
+def test_numpys_whole_numbers_are_numbers() -> None:
+    model, given = model_of("dense"), data()
+    asked = {"piece": np.int64(2), "memory_budget": np.int64(1 << 30), "eigenvectors": np.int32(1), "seed": np.int64(3)}
+    found = tvlars_probe.gradient_noise(model, F.cross_entropy, given, **asked)
+    plain = {name: int(value) for name, value in asked.items()}
+    same = tvlars_probe.gradient_noise(model, F.cross_entropy, given, **plain)
+    assert (found.whole.piece_size, found.noise_trace) == (2.0, same.noise_trace)
+    assert found.whole.top_share == same.whole.top_share
+    probe = tvlars_probe.NoiseProbe(model, F.cross_entropy, given, every=np.int64(5), **asked)
+    assert [step for step in range(11) if probe.due(step)] == [0, 5, 10]
+
+
+@pytest.mark.parametrize("every", [2.5, True, 0, -1, None, "often", "2.5"], ids=repr)
+def test_a_probe_takes_a_whole_number_of_steps(every: Any) -> None:
+    with pytest.raises(UserError, match=r"every=.*: give 'log' or a number of steps, a whole one of 1 or more"):
+        tvlars_probe.NoiseProbe(model_of("dense"), F.cross_entropy, data(), every=every)
+
+
 def test_a_probe_refuses_them_before_training() -> None:
-    with pytest.raises(UserError, match="piece='4' is no number of samples"):
+    with pytest.raises(UserError, match="eigenvectors=True: give their number"):
+        tvlars_probe.NoiseProbe(model_of("dense"), F.cross_entropy, data(), eigenvectors=True)
+    with pytest.raises(UserError, match="piece='4': give a number of samples"):
         tvlars_probe.NoiseProbe(model_of("dense"), F.cross_entropy, data(), piece="4")  # type: ignore[arg-type]

@@ -264,7 +264,7 @@ def test_what_is_asked_wrongly_is_refused_with_the_remedy() -> None:
         measure(is_sum_over_samples=False)
     with pytest.raises(UserError, match=r"24 samples over 1 rank\(s\) give 1 pieces of 20: .* smaller pieces"):
         measure(piece=20)
-    with pytest.raises(UserError, match=r"pieces of 0 samples aren't possible \(allowed: 1 or more\)"):
+    with pytest.raises(UserError, match="piece=0: give a number of samples, a whole one of 1 or more, or None"):
         measure(piece=0)
     with pytest.raises(UserError, match=r"memory budget of 1,000 bytes is too small: .*allowed: [\d,]+ or more"):
         measure(memory_budget=1000)

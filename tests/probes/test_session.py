@@ -192,7 +192,7 @@ def test_an_optimizer_that_takes_no_hooks_leaves_nothing_behind(tmp_path: Path) 
     [
         ({"total_steps": 30.5}, "total_steps=30.5 is no count: give a whole number"),
         ({"config": 3}, "config= takes a mapping of settings to their values, got 3"),
-        ({"every": 1.5}, "every=1.5: the layers can be recorded in every step"),
+        ({"every": 1.5}, "every=1.5: give a number of steps, a whole one of 1 or more"),
         (
             {"optimizer": torch.optim.SGD([{"params": []}], lr=0.1)},
             "SGD holds no parameter: there is nothing to record",

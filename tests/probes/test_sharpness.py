@@ -156,7 +156,7 @@ def test_a_logarithmic_cadence_has_ten_steps_a_decade() -> None:
 
 @pytest.mark.parametrize("every", ["0", "-1", "often", "1.5"])
 def test_other_cadences_are_refused(every: str) -> None:
-    with pytest.raises(UserError, match="or 'log'"):
+    with pytest.raises(UserError, match="give 'log' or a number of steps"):
         cadence(every)
 
 

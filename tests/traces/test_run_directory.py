@@ -27,6 +27,20 @@ def test_a_new_run_needs_a_new_or_empty_folder(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path / "empty")
 
 
+def test_no_run_begins_in_another_ones_directory(tmp_path: Path) -> None:
+    """Also where a link leads there: `find_runs` would never find it."""
+    (tmp_path / "r" / "trace").mkdir(parents=True)
+    Manifest(run_id="r").save(tmp_path / "r")
+    (tmp_path / "link").symlink_to(tmp_path / "r")
+    for path in (tmp_path / "r" / "inner", tmp_path / "link" / "sub" / "inner"):
+        with pytest.raises(RunDirectoryError, match=f"inner lies in the run directory {tmp_path}"):
+            RunDirectory.create(path)
+    assert [*find_runs(tmp_path)] == [tmp_path / "r"]
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "run.json").write_text("{}")  # another program's
+    RunDirectory.create(tmp_path / "project" / "runs" / "r").release()
+
+
 def test_only_one_process_writes(tmp_path: Path) -> None:
     held = RunDirectory.create(tmp_path / "r")
     Manifest(run_id="r").save(tmp_path / "r")

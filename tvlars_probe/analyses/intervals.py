@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from tvlars_probe.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+
+def check_level(level: float) -> None:
+    """Refuse what is no level of an interval.
+
+    Raises:
+        UserError: it isn't between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level={level:g} is no level of an interval (allowed: above 0, below 1, such as 0.95)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,7 @@ class IntervalEstimate:
 
     Attributes:
         value: the estimate; NaN where there is none.
-        low: lower end of the 95 % interval; NaN where it is unknown, 0 where a positive quantity's is open.
+        low: lower end of the interval; NaN where it is unknown, 0 where a positive quantity's is open.
         high: upper end; NaN where it is unknown, infinite where it is open.
     """
 

@@ -6,9 +6,12 @@ arXiv:2412.20553). So batch sharpness is what decides, and λ₁ beside it is a 
 below 2/η without meaning that the rate is small.
 
 The statement has a condition: SGD with one rate, without momentum, preconditioner, trust ratio or clipping, and
-mini-batches of the run's own size. Of other optimizers nothing is said. *Critical sharpness* is 2/η_c for the rate η_c
-at which the update would raise the loss: above 2/η the update that was made has raised it, whatever the optimizer.
-*Directional sharpness* is the curvature along that update.
+mini-batches of the run's own size. It is of the loss that SGD follows: with weight decay λ that is L + λ‖w‖²/2, whose
+Hessian is H + λI and whose gradient g + λw. Measured is L alone. Where λw is a small part of g, both directions are
+nearly one, and λ is added to the figure; elsewhere it can't be told. Of other optimizers nothing is said.
+
+*Critical sharpness* is 2/η_c for the rate η_c at which the update would raise the loss: above 2/η the update that was
+made has raised it, whatever the optimizer. *Directional sharpness* is the curvature along that update.
 """
 
 from __future__ import annotations
@@ -36,13 +39,19 @@ MEASURES = ("batch_sharpness", "directional_sharpness", "critical_sharpness")
 COLUMNS = ("batch_size", "low", "high")
 """Columns of the table ``curvature`` that are read, beside those that the sharpness of a minimum needs."""
 
-STEP_COLUMNS = ("step", "lr")
+STEP_COLUMNS = ("step", "lr", "grad_norm", "weight_norm")
 """Columns of the table ``steps`` that are read."""
 
 AT_EDGE, BELOW, BEYOND = "at the edge", "below the edge", "beyond the edge"
 
 NORMAL = 1.96
 """Standard errors on either side of a 95 % interval, where the trace has none."""
+
+SMALL = 0.05
+"""Up to this share of the batch's gradient weight decay leaves the direction of g + λw nearly that of g.
+
+The curvature along it then changes by about 2·SMALL of gᵀHw/(‖g‖·‖w‖), half of what counts as near the edge.
+"""
 
 REFERENCE = "eigenvalue"
 """What the summary calls λ₁."""
@@ -102,10 +111,33 @@ def analyse_mini_batches(
     columns = ["measure", "step", "value", "error", "converged", "limit", "samples", "draws", "standard_error", "low",
                "high"]  # fmt: skip
     return MiniBatch(
-        verdict=_verdict(curves, summary, facts, least=least, near=near),
+        verdict=_verdict(curves, summary, facts, _DecayBeside.of(rates, curves, facts, late), least=least, near=near),
         curves=curves.loc[curves["measure"] != REFERENCE, columns].reset_index(drop=True),
         summary=summary,
     )
+
+
+@dataclass(frozen=True)
+class _DecayBeside:
+    """Weight decay beside the loss whose curvature was measured.
+
+    Attributes:
+        rate: λ, the largest of the parameter groups'.
+        part: λ‖w‖/‖g‖ in the late steps, median; NaN where norms aren't on record.
+    """
+
+    rate: float
+    part: float
+
+    @classmethod
+    def of(cls, rates: pd.DataFrame, curves: pd.DataFrame, facts: RunFacts, late: float) -> _DecayBeside:
+        rates_of_groups = [entry.get("weight_decay") for entry in facts.groups]
+        rate = max((float(one) for one in rates_of_groups if isinstance(one, int | float)), default=0.0)
+        step = curves["step"].to_numpy(float)
+        told = rates.reindex(columns=[*STEP_COLUMNS])
+        told = told[told["step"] >= step.max() - late * (step.max() - step.min())]
+        parts = rate * told["weight_norm"].astype(float) / told["grad_norm"].astype(float)
+        return cls(rate, float(parts.median()))
 
 
 def _summarise(measure: str, curve: pd.DataFrame, late: float) -> dict[str, object]:
@@ -128,11 +160,18 @@ def _summarise(measure: str, curve: pd.DataFrame, late: float) -> dict[str, obje
     }
 
 
-def _verdict(curves: pd.DataFrame, summary: pd.DataFrame, facts: RunFacts, *, least: int, near: float) -> Verdict:
+def _verdict(
+    curves: pd.DataFrame, summary: pd.DataFrame, facts: RunFacts, decay: _DecayBeside, *, least: int, near: float
+) -> Verdict:
     rows = {str(row["measure"]): row for row in summary.to_dict("records")}
     batch, top = rows.get(MEASURES[0]), rows.get(REFERENCE)
     figures = [
-        Figure("batch_over_limit", _of(batch, "end_over_limit"), "1", "batch sharpness over 2/rate at the end, mean"),
+        Figure(
+            "batch_over_limit",
+            _of(batch, "end_over_limit"),
+            "1",
+            "batch sharpness of the loss alone over 2/rate at the end, mean",
+        ),
         Figure("batch_end", _of(batch, "end"), "1", "batch sharpness at the end, mean"),
         Figure("batch_end_error", _of(batch, "end_error"), "1", "its standard error, over mini-batches"),
         Figure("limit", _of(batch, "limit"), "1", "2/rate at the end, mean"),
@@ -142,15 +181,17 @@ def _verdict(curves: pd.DataFrame, summary: pd.DataFrame, facts: RunFacts, *, le
     if batch is None:
         reason = "no batch sharpness is on record: train with --sharpness-measures eigenvalue batch."
         return Verdict(QUESTION, CANT_TELL, reason, told)
-    if (why := _unmet(curves, facts)) is not None:
+    if (why := _unmet(curves, facts, decay)) is not None:
         return Verdict(QUESTION, CANT_TELL, f"the limit 2/rate is that of SGD without momentum, and {why}.", told)
-    share, error = float(batch["end_over_limit"]), float(batch["end_error"]) / float(batch["limit"])
+    limit = float(batch["limit"])
+    share, error = float(batch["end_over_limit"]) + decay.rate / limit, float(batch["end_error"]) / limit
     if batch["measurements"] < least or not np.isfinite(share):
         reason = f"it takes {least} measurements of batch sharpness, at rates above 0."
         return Verdict(QUESTION, CANT_TELL, reason, told)
     doubt = f" ± {error:.2g}" if np.isfinite(error) else ""
     reference = f"; the top eigenvalue is at {top['end_over_limit']:.3g} of it" if top is not None else ""
-    reason = f"batch sharpness ends at {share:.3g}{doubt} of 2/rate = {batch['limit']:.4g}{reference}"
+    what = "batch sharpness" if not decay.rate else f"batch sharpness with the weight decay of {decay.rate:g}"
+    reason = f"{what} ends at {share:.3g}{doubt} of 2/rate = {batch['limit']:.4g}{reference}"
     half, off = float(batch["end_half_width"]) / float(batch["limit"]), abs(share - 1)
     # Without an error, of a single mini-batch, no side is known either.
     if not half <= (2 * near if off <= near else off):
@@ -168,7 +209,7 @@ def _of(row: dict[Hashable, Any] | None, name: str) -> float | None:
     return None if row is None else float(row[name])
 
 
-def _unmet(curves: pd.DataFrame, facts: RunFacts) -> str | None:
+def _unmet(curves: pd.DataFrame, facts: RunFacts, decay: _DecayBeside) -> str | None:
     """What of the statement's condition a run doesn't meet, in words; None where it meets all."""
     groups = [from_entry(group) for group in facts.groups]
     if not groups or not all(group.is_known for group in groups):
@@ -187,6 +228,9 @@ def _unmet(curves: pd.DataFrame, facts: RunFacts) -> str | None:
     if facts.batch_size is not None and sizes != [facts.batch_size]:
         measured = ", ".join(str(size) for size in sizes) or "unknown size"
         return f"it was measured on mini-batches of {measured}, while the run's are of {facts.batch_size}"
+    if decay.rate and not decay.part <= SMALL:
+        how = "of unknown size" if np.isnan(decay.part) else f"{100 * decay.part:.2g} % as large"
+        return f"it was measured of the loss alone, while weight decay adds λw to the gradient, {how} at the end"
     return None
 
 

@@ -13,6 +13,21 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def counted_or_no(count: int, what: str) -> str:
+    """`counted` as the subject of a sentence, where none is "no run"."""
+    return counted(count, what) if count else f"no {what}"
+
+
+def batches(sizes: Sequence[float]) -> str:
+    """Batch sizes in a sentence: "batch 64", "batches 64 and 1,024"."""
+    return f"{'batch' if len(sizes) == 1 else 'batches'} {some_of([f'{size:,.0f}' for size in sizes])}"
+
+
+def percent(level: float) -> str:
+    """The level of an interval: "95 %", "99.9 %"."""
+    return f"{100 * level:.10g} %"
+
+
 def some_of(names: Sequence[str], *, most: int = 5, room: int = 60) -> str:
     """The first names and the number of the others: "a", "a and b", "a, b, c, d, e and 2 more".
 

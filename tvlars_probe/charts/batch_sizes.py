@@ -149,7 +149,7 @@ def time_chart(result: TimeToTarget) -> alt.LayerChart | alt.FacetChart:
         if batches.min() <= b.value <= batches.max():
             rule = alt.Chart(inline(pd.DataFrame([{"batch_size": b.value}]))).mark_rule(strokeDash=[6, 4])
             layers.append(rule.encode(x=x))
-    seen = f"Critical batch by time to target: {interval_text(b.value, b.low, b.high)}"
-    fewest = interval_text(e.value, e.low, e.high)
+    seen = f"Critical batch by time to target: {interval_text(b.value, b.low, b.high, level=result.level)}"
+    fewest = interval_text(e.value, e.low, e.high, level=result.level)
     of = f"{counted(len(rows), 'run')} at the best rate of each batch; line: E_min·(1 + B/B_crit), E_min {fewest}"
     return alt.layer(*layers).properties(width=theme.WIDTH, height=_HEIGHT, title=theme.title(seen, of))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from tvlars_probe.analyses.batches.noise_verdict import AT, interval_text
 from tvlars_probe.analyses.verdict import CANT_TELL
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, cells, inline, pieces, thinned
 from tvlars_probe.charts.limits import Limits
@@ -117,7 +118,7 @@ def _title(result: NoiseScale, frame: pd.DataFrame) -> alt.TitleParams:
         seen += f"; the batch of {result.batch:,.0f} is {side} it"
     of = [f"{result.facts.name}: {result.facts.method}"]
     if (frame["source"] == "training").any():
-        of.append(f"line: means over {result.window:,} recorded steps, band: 95 %")
+        of.append(f"line: means over {counted(result.window, 'recorded step')}, band: 95 %")
     if (frame["source"] == "probe").any():
         of.append("points: probes on a fixed sample, bars: 95 %")
     if frame["is_open"].any():
@@ -150,19 +151,17 @@ def noise_map(result: NoiseScale) -> Any:
     values = table[order].fillna(np.inf).to_numpy(float)
     found = cells(table.index.to_numpy(np.int64), order, values)
     last = rows[rows["first_step"] == rows["first_step"].max()].dropna(subset="simple_batch")
-    seen = "B_simple of every tensor"
+    of: list[str] = []
     if len(last):
         top, low = (last.loc[getattr(last["simple_batch"], which)()] for which in ("idxmax", "idxmin"))
-        seen += (
-            f" at the end: from {theme.number(low['simple_batch'])} in {low['parameter']} to "
-            f"{theme.number(top['simple_batch'])} in {top['parameter']}"
-        )
-    of = [f"{result.facts.name}: {result.facts.method}"]
+        ends = [f"{interval_text(*(row[name] for name in _FIGURES))} in {row['parameter']}" for row in (low, top)]
+        of.append(f"at the end from {ends[0]} to {ends[1]}")
+    of.append(f"{result.facts.name}: {result.facts.method}")
     most = int(rows["rows"].max())
-    of.append(f"means over {most:,} recorded steps" if source == "training" else "probes on a fixed sample")
+    of.append(f"means over {counted(most, 'recorded step')}" if source == "training" else "probes on a fixed sample")
     of += ["grey: |G|² can't be told from zero"] if len(found.unshown) else []
     end = int(rows["last_step"].max()) + 1
-    return _map(found, end, result.unit, theme.title(seen, "; ".join(of)))
+    return _map(found, end, result.unit, theme.title("B_simple of every tensor", "; ".join(of)))
 
 
 def _map(found: Cells, end: int, unit: str, title: alt.TitleParams) -> Any:

@@ -117,7 +117,7 @@ def check_output(path: Path) -> None:
         UserError: ``path`` is a folder, a device or anything else that is no plain file, its folder doesn't exist, or
             it lies in a run directory.
     """
-    from tvlars_probe.traces.manifest import FILE_NAME
+    from tvlars_probe.traces.run_directory import run_around
 
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
@@ -126,10 +126,7 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path} is no plain file, and would be replaced by one: name another (or leave out -o)")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
-    # The path as it is given and the one that its links lead to: a run may be reached by either.
-    folders = (*path.absolute().parents, *path.resolve().parents)
-    run = next((folder for folder in folders if (folder / FILE_NAME).is_file()), None)
-    if run is not None:
+    if (run := run_around(path)) is not None:
         raise UserError(f"{path} lies in the run directory {run}, which holds only what was recorded: write elsewhere")
 
 

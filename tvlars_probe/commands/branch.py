@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.sweep import carry_out_all, launch_options
 from tvlars_probe.commands.text import say
@@ -73,7 +74,8 @@ def _line(trial: Trial) -> str:
     config = trial.config
     assert config.branch is not None
     steps, rate = -(-config.branch.samples // config.batch_size), config.optimizer.peak
-    return f"{trial.path}  batch {config.batch_size}, {steps} steps, lr {rate:.4g}, {config.epochs} evaluations"
+    told = f"{counted(steps, 'step')}, lr {rate:.4g}, {counted(config.epochs, 'evaluation')}"
+    return f"{trial.path}  batch {config.batch_size:,}, {told}"
 
 
 def _render(paths: Sequence[Path]) -> None:

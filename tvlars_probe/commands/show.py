@@ -60,6 +60,7 @@ def describe(run: Run) -> dict[str, Any]:
         "finding": m.finding,
         "findings": _findings(run),
         "notes": m.notes,
+        "noise_scale": _noise_scale(run),
         "trust_ratios": _extremes(run),
     }
 
@@ -84,6 +85,29 @@ def _findings(run: Run) -> list[dict[str, Any]]:
 
     rows = findings_by_rule(run.findings()).to_dict("records")
     return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
+
+
+def _noise_scale(run: Run) -> dict[str, Any] | None:
+    """The gradient's noise scale in the last steps or the last probe, and where the run's batch stands beside it.
+
+    Returns:
+        ``simple_batch`` with its 95 % interval from ``low`` to ``high`` (NaN where unknown, infinite where it has no
+        upper end), the ``unit`` that it counts, the ``step`` it is of, the run's ``batch``, and the ``answer``: below,
+        at, beyond or can't tell; None where no noise is on record.
+    """
+    from tvlars_probe.analyses.batches.noise_verdict import is_heavy
+    from tvlars_probe.analyses.of_runs import noise_scale_of
+    from tvlars_probe.analyses.source import Source
+
+    source = Source(run)
+    if source.lacks("noise"):
+        return None
+    found = noise_scale_of(source, tensors=False)
+    if (last := found.last) is None:
+        return None
+    figures = {name: float(last[name]) for name in ("simple_batch", "low", "high")}
+    told = {"unit": found.unit, "step": int(last["step"]), "batch": found.batch, "answer": found.verdict.answer}
+    return figures | told | {"heavy_tails": is_heavy(last)}
 
 
 def _extremes(run: Run) -> dict[str, Any] | None:
@@ -189,7 +213,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for group in facts["groups"]:
         yield "optimizer", describe_group(group)
     if facts["batch_size"]:
-        yield "batch", f"{facts['batch_size']:,} over {facts['world_size']} rank(s)"
+        yield "batch", f"{facts['batch_size']:,} over {counted(facts['world_size'], 'rank')}"
     # The configuration of a user's own loop may hold anything under these names.
     branch = facts["config"].get("branch")
     if isinstance(branch, dict):
@@ -198,6 +222,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     schedule = facts["config"].get("schedule")
     if isinstance(schedule, dict) and facts["peak_lr"] is not None:
         yield "schedule", f"{schedule.get('name')}, peak lr {facts['peak_lr']:g}"
+    if facts["noise_scale"] is not None:
+        yield "noise scale", describe_noise_scale(facts["noise_scale"])
     for name, value in facts["final"].items():
         if name.endswith(("loss", "acc1", "acc5")):
             yield name, _figure(name, value)
@@ -208,6 +234,19 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "not finite", describe_finding(facts["finding"])
     for note in facts["notes"]:
         yield "note", note
+
+
+def describe_noise_scale(told: dict[str, Any]) -> str:
+    """The noise scale with its interval, and where the batch stands, in one line."""
+    from tvlars_probe.analyses.batches.noise_verdict import interval_text
+    from tvlars_probe.analyses.verdict import CANT_TELL
+
+    text = interval_text(*(told[name] for name in ("simple_batch", "low", "high")))
+    unit = "" if text == "unknown" else f" {told['unit']}"
+    tails = ", with heavy tails" if told["heavy_tails"] else ""
+    batch = "its own batch" if told["batch"] is None else f"the batch of {told['batch']:,.0f}"
+    where = "can't be placed beside it" if told["answer"] == CANT_TELL else f"is {told['answer']} it"
+    return f"{text}{unit} at step {told['step']:,}{tails}: {batch} {where}"
 
 
 def _figure(name: str, value: Any) -> str:

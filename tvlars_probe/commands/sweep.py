@@ -18,6 +18,7 @@ from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runners.sweeps.launch_plan import LAUNCHERS, LaunchPlan
 from tvlars_probe.runners.sweeps.sweep import sweep
 from tvlars_probe.runners.sweeps.trials import FINISHED, Outcome, Trial, trial_path
+from tvlars_probe.traces.run_directory import refuse_inside_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,6 +103,7 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
         raise UserError("there is nothing to sweep: give a grid, or options such as --opt lars tvlars --lr 1 2 3")
     folder = out or Path("runs") / (Path(grid).stem if grid else "sweep")
     trials = build_trials(chosen, folder)
+    refuse_inside_run(trials[0].path)
     if dry_run:
         for trial in trials:
             say(" ".join(("tvlars-probe", *trial.command, "--run-dir", str(trial.path))))
@@ -129,9 +131,11 @@ def carry_out_all(trials: Sequence[Trial], plan: LaunchPlan, folder: Path) -> No
     render(trials, outcomes)
     failed = sum(o.status == "failed" for o in outcomes)
     if failed:
-        raise RunFailedError(f"{failed} of {len(trials)} runs failed; the same command tries them again")
+        raise RunFailedError(f"{failed} of {counted(len(trials), 'run')} failed; the same command tries them again")
     if unfinished := sum(o.status not in FINISHED for o in outcomes):
-        raise RunFailedError(f"{unfinished} of {len(trials)} runs aren't finished; the same command continues them")
+        raise RunFailedError(
+            f"{unfinished} of {counted(len(trials), 'run')} not finished; the same command continues them"
+        )
 
 
 def given(values: dict[str, Any]) -> Grid:

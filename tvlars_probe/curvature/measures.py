@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvlars_probe.admission.numbers import real, whole
 from tvlars_probe.curvature.results import CRITERIA, ENGINES, OPERATORS
 from tvlars_probe.errors import UserError, unknown
 
 IN_TRAINING = ("eigenvalue", "batch", "directional", "critical")
 """What may be measured while a run trains: the top eigenvalue, and three sharpnesses that need no operator's name."""
+
+
+_OPTIONAL = ("batch_size", "density_probes")
+_WHOLE = ("top", "bottom", "seed", "max_matvecs", "trace_matvecs", "density_steps", *_OPTIONAL)
+"""The settings that are whole numbers, and those of them that may be None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,11 @@ class Measures:
             raise unknown("engine", self.engine, ENGINES)
         if self.criterion not in CRITERIA:
             raise unknown("criterion", self.criterion, CRITERIA)
-        if not self.tol > 0:
-            raise UserError(f"tolerance {self.tol} is too small (allowed: above 0)")
+        for name in _WHOLE:
+            given = whole(name, getattr(self, name), "a number", least=None, optional=name in _OPTIONAL)
+            object.__setattr__(self, name, given)
+        if not real(self.tol) > 0:
+            raise UserError(f"tolerance {self.tol!r:.60} is too small (allowed: above 0)")
         if self.top < 0 or self.bottom < 0:
             raise UserError(f"{min(self.top, self.bottom)} eigenvalues can't be computed (allowed: 0 or more)")
         if self.seed < 0:
@@ -88,8 +97,8 @@ class Measures:
             )
         if self.batch_sharpness and self.batch_size is None:
             raise UserError("batch sharpness needs batch_size, the number of samples of the run's mini-batches")
-        if not 0 < self.critical_tol < 1:
-            raise UserError(f"critical_tol {self.critical_tol:g} is no share (allowed: above 0, below 1)")
+        if not 0 < real(self.critical_tol) < 1:
+            raise UserError(f"critical_tol {self.critical_tol!r:.60} is no share (allowed: above 0, below 1)")
         least = {"batch_size": 1, "max_matvecs": 1, "density_steps": 1, "density_probes": 1, "trace_matvecs": 6}
         for name, allowed in least.items():
             value = getattr(self, name)

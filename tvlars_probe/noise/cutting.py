@@ -192,8 +192,6 @@ def check(objective: Objective, piece: int | None) -> None:
             f"{what} joins the samples of a batch, so that no single sample has a gradient: compare pieces of a size "
             f"that you name (piece=32, or --noise-piece 32 of train), each a batch of its own{modes}"
         )
-    if piece is not None and piece < 1:
-        raise UserError(f"pieces of {piece} samples aren't possible (allowed: 1 or more)")
 
 
 def _sums_over_ranks(objective: Objective) -> bool:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tvlars_probe.admission.numbers import whole
 from tvlars_probe.curvature.lanczos import lanczos
 from tvlars_probe.curvature.operators import HessianOperator
 from tvlars_probe.errors import UserError
 from tvlars_probe.noise.cutting import Cut, joins_samples
 from tvlars_probe.noise.gradients import ByLayers, OneByOne
-from tvlars_probe.noise.moments import moments, top_share
+from tvlars_probe.noise.moments import moments, pieces_needed, top_share
 from tvlars_probe.noise.passes import Passes
 from tvlars_probe.noise.results import GradientNoise, NoiseEstimate
 from tvlars_probe.reductions import accumulation_dtype
@@ -67,7 +67,7 @@ def noise_of(
     chosen = {name: p for name, p in parameters.items() if p.requires_grad}
     if not chosen:
         raise UserError("no parameter is chosen that requires a gradient")
-    refuse_settings(piece, memory_budget)
+    piece, memory_budget, seed = checked_settings(piece, memory_budget, seed)
     cut = Cut.of(objective, shards, piece)
     with objective.held():
         vectors = _directions(objective, chosen, eigenvectors, seed, report)
@@ -100,16 +100,29 @@ def noise_of(
     )
 
 
-def refuse_settings(piece: Any, memory_budget: Any) -> None:
-    """Refuse what is no whole number.
+def checked_settings(piece: Any, memory_budget: Any, seed: Any) -> tuple[int | None, int | None, int]:
+    """The settings as Python's whole numbers.
 
     Raises:
-        UserError: one of them is none.
+        UserError: one of them is none, or too small.
     """
-    for name, given in (("piece", piece), ("memory_budget", memory_budget)):
-        if given is not None and (isinstance(given, bool) or not isinstance(given, Integral)):
-            what = "samples" if name == "piece" else "bytes"
-            raise UserError(f"{name}={given!r:.60} is no number of {what} (allowed: a whole number, or None)")
+    return (
+        whole("piece", piece, "a number of samples", least=1, optional=True),
+        whole("memory_budget", memory_budget, "a number of bytes", least=1, optional=True),
+        whole("seed", seed, "a seed"),
+    )
+
+
+def checked_eigenvectors(asked: Any) -> int | Tensor:
+    """How many eigenvectors are asked for, or these themselves.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(asked, Tensor):
+        return asked
+    what = "their number, or a tensor whose rows they are over all parameters on which the loss depends"
+    return whole("eigenvectors", asked, what)
 
 
 def _way(objective: Objective, parameters: Mapping[str, Tensor], cut: Cut) -> Way:
@@ -132,15 +145,9 @@ def _directions(
     report: Report,
 ) -> list[dict[str, Tensor]]:
     """The eigenvectors asked for or given, made orthonormal, by parameter."""
-    if not isinstance(asked, int | Tensor) or isinstance(asked, bool):
-        raise UserError(
-            f"eigenvectors={asked!r:.60}: give their number, or a tensor whose rows they are, over all parameters on "
-            "which the loss depends"
-        )
+    asked = checked_eigenvectors(asked)
     if isinstance(asked, int) and asked == 0:
         return []
-    if isinstance(asked, int) and asked < 0:
-        raise UserError(f"eigenvectors={asked}: ask for 1 or more, or 0 for none")
     if joins_samples(objective.bn_mode, objective.model, is_sum_over_samples=objective.is_sum_over_samples):
         raise UserError(
             "the noise along the Hessian's eigenvectors needs a loss that is a mean over samples: use bn_mode 'eval' "
@@ -200,6 +207,8 @@ def _estimates(found: InnerProducts, size: int, vectors: int, common: dict[str, 
                 noise_trace=each.noise_trace,
                 noise_trace_error=_or_none(each.noise_trace_error),
                 covariance=_or_none(each.covariance),
+                noise_skewness=_or_none(each.skewness),
+                heavy_tails=None if math.isnan(each.skewness) else pieces_needed(each.skewness) > len(q),
                 **share,
                 **common,
             )

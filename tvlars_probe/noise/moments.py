@@ -18,6 +18,7 @@ off, and errors are too large rather than too small.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 LEAST_PIECES = 4
 """Fewest pieces whose inner products tell tr(Σ²)."""
 
+COCHRAN = 25.0
+"""Pieces for each unit of squared skewness (Cochran 1977, "Sampling Techniques", section 2.15)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -44,6 +48,7 @@ class Moments:
         gradient_square_error: standard error.
         noise_trace_error: standard error.
         covariance: of both estimates.
+        skewness: of the pieces' squared distances from their mean gradient, of which tr Σ is the mean; see `skewness`.
     """
 
     gradient_square: float
@@ -51,6 +56,7 @@ class Moments:
     gradient_square_error: float
     noise_trace_error: float
     covariance: float
+    skewness: float
 
 
 def moments(squares: Floats, products: Floats, square_of_mean: float, gram: Floats, piece_size: int) -> Moments:
@@ -70,7 +76,7 @@ def moments(squares: Floats, products: Floats, square_of_mean: float, gram: Floa
     signal, noise = (float(x) for x in unbiased(q.mean(), s, 1.0, 1.0 / m))
     if m < 3:
         nan = float("nan")
-        return Moments(signal, piece_size * noise, nan, nan, nan)
+        return Moments(signal, piece_size * noise, nan, nan, nan, nan)
     # Without piece k: the square of the others' sum, and the sum of the others' squares. Constants of all k are left
     # out, as the jackknife takes only what differs.
     rest, others = q - 2 * m * p, -q
@@ -83,7 +89,39 @@ def moments(squares: Floats, products: Floats, square_of_mean: float, gram: Floa
     variances = np.maximum(covariance.diagonal() - second, second)
     errors = np.sqrt(variances)
     joint = float(np.clip(covariance[0, 1] + second, -errors[0] * errors[1], errors[0] * errors[1]))
-    return Moments(signal, piece_size * noise, float(errors[0]), piece_size * float(errors[1]), piece_size * joint)
+    return Moments(
+        signal, piece_size * noise, float(errors[0]), piece_size * float(errors[1]), piece_size * joint,
+        skewness(q, p, s),
+    )  # fmt: skip
+
+
+def skewness(squares: Floats, products: Floats, square_of_mean: float) -> float:
+    """Skewness of d_k = |h_k − h̄|²: the mean of (d_k − d̄)³ over the 3/2 power of that of (d_k − d̄)².
+
+    At most √m: where one piece makes all of the noise. 0 where all d_k are alike.
+
+    Args:
+        squares: q, shape (m,).
+        products: p, shape (m,).
+        square_of_mean: s.
+    """
+    around = squares - 2 * products + square_of_mean
+    apart = around - around.mean()
+    size = float(np.abs(apart).max(initial=0.0))
+    # Of distances that are alike only rounding is left.
+    if not size > 1e-9 * float(np.abs(squares).max(initial=0.0)):
+        return 0.0
+    unit = apart / size
+    return float((unit**3).mean() / (unit**2).mean() ** 1.5)
+
+
+def pieces_needed(skew: float) -> int:
+    """Fewest pieces with which the interval of a mean can be trusted whose values have this skewness.
+
+    By Cochran's rule m > 25·skewness², with which a 95 % interval of a mean misses the truth in no more than 6 %. The
+    skewness of a sample is below that of its distribution, the more the heavier its tails: it may take more.
+    """
+    return math.ceil(COCHRAN * max(skew, 0.0) ** 2)
 
 
 def trace_of_square(gram: Floats) -> float:

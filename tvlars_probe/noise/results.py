@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.errors import UserError
+from tvlars_probe.noise.moments import pieces_needed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +32,8 @@ class NoiseEstimate:
     gradient_square_error: float | None
     noise_trace: float
     noise_trace_error: float | None
+    noise_skewness: float | None = None
+    heavy_tails: bool | None = None
     top_share: float | None = None
     top_share_error: float | None = None
     top_vectors: int | None = None
@@ -46,14 +51,20 @@ class NoiseEstimate:
         return self.gradient_square / self.noise_trace if self.noise_trace > 0 else math.nan
 
     def simple_batch(self, level: float = 0.95) -> SimpleBatch:
-        """B_simple = tr Σ/|G|² with its interval, by Fieller's theorem; see `SimpleBatch`."""
+        """B_simple = tr Σ/|G|² with its interval at ``level``, by Fieller's theorem; see `SimpleBatch`.
+
+        Raises:
+            UserError: the level isn't between 0 and 1.
+        """
         from scipy.special import stdtrit
 
+        if not 0 < level < 1:
+            raise UserError(f"level={level:g} is no level of an interval (allowed: above 0, below 1, such as 0.95)")
         errors = self.noise_trace_error, self.gradient_square_error
         if errors[0] is None or errors[1] is None or self.covariance is None:
             return SimpleBatch(None, 0.0, math.inf)
         quantile = float(stdtrit(self.pieces - 1, (1 + level) / 2))
-        return fieller(
+        found = fieller(
             self.noise_trace,
             self.gradient_square,
             errors[0] ** 2,
@@ -61,6 +72,7 @@ class NoiseEstimate:
             self.covariance,
             quantile,
         )
+        return replace(found, heavy_tails=bool(self.heavy_tails))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +81,21 @@ class SimpleBatch:
 
     Attributes:
         value: the quotient of both estimates; None where |G|² can't be told from 0: B_simple is then unknown.
-        low: lower end of the 95 % interval; 0 where nothing is known.
+        low: lower end of the interval, 95 % by default; 0 where nothing is known.
         high: upper end; infinite where |G|² can't be told from 0.
+        heavy_tails: whether a few samples make so much of the noise that the interval holds the truth less often.
     """
 
     value: float | None
     low: float
     high: float
+    heavy_tails: bool = False
 
     def __str__(self) -> str:
+        doubt = "; doubtful: heavy tails" if self.heavy_tails else ""
         if self.value is None:
-            return f"unknown (above {self.low:.3g})" if self.low > 0 else "unknown"
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+            return f"unknown (above {self.low:.3g}{doubt})" if self.low > 0 else "unknown"
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}{doubt})"
 
 
 def fieller(
@@ -119,6 +134,18 @@ class GradientNoise:
     estimates: tuple[NoiseEstimate, ...]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Sentences on why the errors of the whole model may be too small; none where they can be trusted."""
+        whole = self.whole
+        if not whole.heavy_tails or whole.noise_skewness is None:
+            return ()
+        return (
+            f"a few of the {whole.pieces:,} gradients make much of tr Σ (skewness {whole.noise_skewness:.2g}): its "
+            f"interval and that of B_simple hold the truth less often than told; it takes "
+            f"{pieces_needed(whole.noise_skewness):,} or more",
+        )
 
     @property
     def whole(self) -> NoiseEstimate:
@@ -160,7 +187,7 @@ class GradientNoise:
         """What follows from the estimates, as a frame: a row for each.
 
         Columns: scope, scope_kind, signal_to_noise (|G|²/tr Σ of one sample), simple_batch (B_simple, NaN where it is
-        unknown) and the ends low and high of its 95 % interval.
+        unknown), the ends low and high of its 95 % interval, and heavy_tails: whether that interval is doubtful.
         """
         import pandas as pd
 
@@ -168,5 +195,7 @@ class GradientNoise:
         for each in self.estimates:
             batch = each.simple_batch()
             value = math.nan if batch.value is None else batch.value
-            rows.append((each.scope, each.scope_kind, each.signal_to_noise, value, batch.low, batch.high))
-        return pd.DataFrame(rows, columns=["scope", "scope_kind", "signal_to_noise", "simple_batch", "low", "high"])
+            ends = batch.low, batch.high, batch.heavy_tails
+            rows.append((each.scope, each.scope_kind, each.signal_to_noise, value, *ends))
+        names = ["scope", "scope_kind", "signal_to_noise", "simple_batch", "low", "high", "heavy_tails"]
+        return pd.DataFrame(rows, columns=names)

@@ -8,7 +8,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.admission import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,9 +36,8 @@ class ProbeBudget:
     """
 
     def __init__(self, share: float | None, total_steps: int | None) -> None:
-        if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
-            raise UserError(f"a probe budget of {share!r:.60} is no share of the run (allowed: above 0 and at most 1)")
-        self.share, self._total_steps = share, total_steps
+        self.share = None if share is None else numbers.share("probe_budget", share, "the run")
+        self._total_steps = total_steps
         self._began, self._spent = time.perf_counter(), 0.0
         self._lasts: dict[str, float] = {}
         self._of_each: dict[str, float] = {}

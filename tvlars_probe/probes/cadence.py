@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.admission.numbers import whole
 
 PER_DECADE = 10
 """Steps that `Logarithmic` probes in each decade 10^k <= step < 10^(k + 1), from k = 1 on."""
@@ -22,17 +22,9 @@ class Cadence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Steps 0, n, 2n, ...
-
-    Raises:
-        UserError: n is below 1.
-    """
+    """Steps 0, n, 2n, ..."""
 
     n: int
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise UserError(f"probing every {self.n} steps isn't possible (allowed: 1 or more, or 'log')")
 
     def due(self, step: int) -> bool:
         return step % self.n == 0
@@ -55,11 +47,12 @@ def cadence(text: str | int) -> Cadence:
     """Return the cadence that ``text`` stands for: a number n of steps is `Every`, "log" is `Logarithmic`.
 
     Raises:
-        UserError: it is neither, or n is below 1.
+        UserError: it is neither a whole number of 1 or more nor "log".
     """
-    if str(text) == "log":
+    if isinstance(text, str) and text == "log":
         return Logarithmic()
     try:
-        return Every(int(text))
+        given: str | int = int(text) if isinstance(text, str) else text  # a word of the command line
     except ValueError:
-        raise UserError(f"probing every {text!r} isn't possible (allowed: a number of steps, or 'log')") from None
+        given = text
+    return Every(whole("every", given, "'log' or a number of steps", least=1))

@@ -11,7 +11,7 @@ from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.objective import loss_given
 from tvlars_probe.errors import NonFiniteLossError
 from tvlars_probe.noise.cutting import check, objective_of
-from tvlars_probe.noise.measuring import noise_of, refuse_settings
+from tvlars_probe.noise.measuring import checked_eigenvectors, checked_settings, noise_of
 from tvlars_probe.probes.cadence import cadence
 from tvlars_probe.probes.sharpness import state_id
 from tvlars_probe.traces.manifest import now
@@ -65,7 +65,7 @@ class NoiseProbe:
         bn_mode: str = "frozen-batch",
         piece: int | None = None,
         memory_budget: int | None = None,
-        eigenvectors: int = 0,
+        eigenvectors: int | Tensor = 0,
         seed: int = 0,
         sample_id: str | None = None,
         compute: Compute | None = None,
@@ -84,12 +84,12 @@ class NoiseProbe:
             weights=weights,
             is_sum_over_samples=is_sum_over_samples,
         )
-        refuse_settings(piece, memory_budget)
+        piece, memory_budget, seed = checked_settings(piece, memory_budget, seed)
         check(self._objective, piece)
         self._settings = {
             "piece": piece,
             "memory_budget": memory_budget,
-            "eigenvectors": eigenvectors,
+            "eigenvectors": checked_eigenvectors(eigenvectors),
             "seed": seed,
             "sample_id": sample_id,
         }

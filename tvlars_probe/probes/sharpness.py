@@ -13,6 +13,7 @@ import uuid
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.admission.numbers import share
 from tvlars_probe.collectives import Ranks
 from tvlars_probe.curvature.measures import IN_TRAINING, Measures
 from tvlars_probe.curvature.measuring import measure
@@ -89,8 +90,7 @@ class SharpnessProbe:
         weights: Weights | None = None,
         is_sum_over_samples: bool = True,
     ) -> None:
-        if budget is not None and not 0 < budget <= 1:
-            raise UserError(f"a probe's budget of {budget:g} is no share of the run (allowed: above 0, at most 1)")
+        budget = None if budget is None else share("budget", budget, "the run")
         self._cadence = cadence(every)
         self._before, self._after = _split(tuple(measures), tuple(operators), batch_size, tol=tol, seed=seed)
         self._weights: dict[str, Tensor] = {}

@@ -19,7 +19,7 @@ from tvlars_probe.runners.launching.meeting import Meeting
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.runners.phases.phase import phases_of
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.run_directory import is_vacant, new_run_id, status
+from tvlars_probe.traces.run_directory import is_vacant, new_run_id, refuse_inside_run, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,6 +170,7 @@ def plan_run(
         path = begun or _free(path, restarted=meeting.restarted)
     job = Job(config=config, path=path, run_id=new_run_id(path), config_id=config_id, command=command, quiet=quiet)
     if not (path / FILE_NAME).exists():
+        refuse_inside_run(path)
         _check_writable(path)
         meeting.note(asked, path)
         return job

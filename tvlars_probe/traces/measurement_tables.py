@@ -70,7 +70,8 @@ CURVATURE = Table(
             "error",
             "float64",
             "1",
-            "of the value, absolute; null for lower bounds, one mini-batch, and along an update",
+            "of the value on its sample, absolute; null for lower bounds, one mini-batch, and directional_sharpness, "
+            "which is exact there: how far another sample's differs is told by sharpness --draws",
         ),
         Column(
             "error_kind",
@@ -198,6 +199,22 @@ NOISE = Table(
             "tr Σ, the trace of the covariance of one sample's (or token's) gradient, unbiased",
         ),
         Column("noise_trace_error", "float64", "1", "its standard error; null for the pieces of one step"),
+        Column(
+            "noise_skewness",
+            "float64",
+            "1",
+            "skewness of the pieces' squared distances from their mean gradient, of which tr Σ is the mean; null for "
+            "the pieces of one step",
+            later=True,
+        ),
+        Column(
+            "heavy_tails",
+            "bool",
+            "1",
+            "whether the pieces are fewer than 25·noise_skewness²: then intervals of tr Σ and B_simple hold the truth "
+            "less often than told",
+            later=True,
+        ),
         Column("top_share", "float64", "1", "share of tr Σ along the top eigenvectors of the Hessian, if measured"),
         Column("top_share_error", "float64", "1", "its standard error"),
         Column("top_vectors", "int64", "1", "the number of these eigenvectors"),

@@ -61,8 +61,9 @@ class RunDirectory:
         """Make the directory and hold it.
 
         Raises:
-            RunDirectoryError: something is there already, or the directory can't be written.
+            RunDirectoryError: something is there already, the directory can't be written, or it lies in another run's.
         """
+        refuse_inside_run(path)
         if path.exists() and not is_vacant(path):
             if (path / FILE_NAME).exists() and HAS_LOCKS and is_held(path):
                 raise RunHeldError(f"another process is writing to {path}: wait for it, or choose another folder")
@@ -276,6 +277,28 @@ def note_failure(path: Path, error: BaseException) -> None:
             manifest.save(path)
         finally:
             directory.release()
+
+
+def run_around(path: Path) -> Path | None:
+    """The run directory in which ``path`` lies, by its own name or by where its links lead; None where it lies in none.
+
+    `find_runs` would find no run there.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # links in a circle, a folder that can't be searched
+        folders = (*path.absolute().parents, *path.resolve().parents)
+        return next((folder for folder in folders if (folder / FILE_NAME).is_file()), None)
+    return None
+
+
+def refuse_inside_run(path: Path) -> None:
+    """Refuse to begin a run in another run's directory.
+
+    Raises:
+        RunDirectoryError: ``path`` lies in one.
+    """
+    run = run_around(path)
+    if run is not None and (run / "trace").is_dir():  # another program's files may be named run.json, too
+        raise RunDirectoryError(f"{path} lies in the run directory {run}, where no run is looked for: choose another")
 
 
 def find_runs(folder: Path) -> Iterator[Path]:

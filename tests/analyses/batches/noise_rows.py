@@ -53,6 +53,7 @@ def rows(signal: Any, noise: Any, **further: Any) -> pd.DataFrame:
         "step": np.arange(len(signal)), "source": "training", "unit": "samples", "samples": 64, "pieces": 4,
         "gradient_square_error": np.nan, "noise_trace_error": np.nan, "split": None, "bn_mode": None,
         "created_at": pd.NaT, "top_share": np.nan, "top_share_error": np.nan, "top_vectors": None,
+        "noise_skewness": np.nan, "heavy_tails": None,
     }  # fmt: skip
     frame = pd.DataFrame({"gradient_square": np.asarray(signal, float), "noise_trace": np.asarray(noise, float)})
     return frame.assign(**{**told, **further})

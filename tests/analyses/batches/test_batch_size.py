@@ -42,6 +42,7 @@ class Time:
     b_crit: Bounds
     s_min: Bounds = Bounds(10.0, 9.0, 11.0)
     e_min: Bounds = Bounds(1000.0, 900.0, 1100.0)
+    level: float = 0.95
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     doubts: tuple[str, ...] = ()
     verdict: Verdict = SAID

@@ -95,8 +95,30 @@ def test_branches_that_all_diverged_cost() -> None:
 
 def test_a_branch_that_isnt_finished_doesnt_count() -> None:
     result = branches_of([*planted(), made_branch(512, 3, [3.0, 2.0], epochs=3, status="running")])
-    assert any("p-branch-40-b512-s3 isn't finished" in doubt for doubt in result.doubts)
+    assert any("not finished or without train_eval_loss: p-branch-40-b512-s3" in doubt for doubt in result.doubts)
     assert result.table["seeds"].tolist() == [3] * 5
+
+
+def test_a_branch_that_is_there_twice_counts_once() -> None:
+    """As from two folders of ``branch --out``; whichever comes last used to win."""
+    runs = planted()
+    worse = made_branch(256, 1, [3.0, 2.0, 9.0])
+    cut_off = made_branch(64, 2, [7.0], epochs=3, status="interrupted")
+    result = branches_of([cut_off, *runs, worse])
+    alone = branches_of(runs)
+    assert result.table.equals(alone.table)
+    assert result.course.equals(alone.course)
+    assert "there more than once, so that only the first counts: batch 64 with seed 2 and batch 256 with seed 1" in {
+        *result.doubts
+    }
+
+
+def test_texts_have_the_level_of_the_intervals() -> None:
+    result = branches_of(planted(), level=0.8)
+    assert "(80 % interval " in result.verdict.reason
+    assert result.level == 0.8
+    with pytest.raises(UserError, match="level=95 is no level of an interval"):
+        branches_of(planted(), level=95)
 
 
 def test_the_course_has_the_differences_at_equal_samples() -> None:

@@ -13,7 +13,14 @@ import pytest
 
 from tests.analyses.batches.noise_rows import estimates, probe, rows
 from tvlars_probe.analyses.batches.noise_of_tensors import COLUMNS, TensorSums, windows_of
-from tvlars_probe.analyses.batches.noise_scale import LAYER_COLUMNS, NoiseScale, analyse_noise, averaged, window_of
+from tvlars_probe.analyses.batches.noise_scale import (
+    LAYER_COLUMNS,
+    NoiseScale,
+    analyse_noise,
+    averaged,
+    block_length,
+    window_of,
+)
 from tvlars_probe.analyses.batches.noise_verdict import interval_text, side_of
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.errors import UserError
@@ -31,7 +38,10 @@ CASES = {
     "many dimensions": {"steps": 100, "dimensions": 60},
     "three dimensions, two pieces": {"steps": 60, "dimensions": 3, "pieces": 2},
     "|G|² falls to a ninth": {"steps": 200, "signal": np.linspace(1.8, 0.2, 200)},
-    "neighbours correlated by a half": {"steps": 400, "kept": 0.5, "dimensions": 40},
+    "30 steps": {"steps": 30, "dimensions": 40},
+    "30 steps, neighbours correlated by a half": {"steps": 30, "kept": 0.5, "dimensions": 40},
+    "100 steps, neighbours correlated by a half": {"steps": 100, "kept": 0.5, "dimensions": 40},
+    "400 steps, neighbours correlated by a half": {"steps": 400, "kept": 0.5, "dimensions": 40},
     "ten steps": {"steps": 10, "signal": 4.0},
 }
 
@@ -48,6 +58,10 @@ def test_the_interval_holds_the_truth_in_95_percent_of_draws(case: str) -> None:
         _, _, ratio = averaged(*estimates(rng, **settings))
         held += ratio.low <= 100 / mean <= ratio.high
     assert 0.92 <= held / draws <= 0.98
+
+
+def test_blocks_have_four_steps_where_that_leaves_seven_and_twenty_blocks_at_most() -> None:
+    assert [block_length(steps) for steps in (1, 10, 14, 27, 28, 30, 80, 100, 1000)] == [1, 1, 2, 3, 4, 4, 4, 5, 50]
 
 
 def test_without_a_signal_there_is_no_upper_end() -> None:
@@ -152,7 +166,7 @@ def test_tokens_are_the_unit_where_rows_count_them() -> None:
     assert (result.unit, result.batch, result.verdict.answer) == ("tokens", 5000.0, "beyond")
     assert "5,000 tokens" in result.verdict.reason
     mixed = analysed(rows(signal, noise, unit="tokens", samples=5000), probe(1, 1.0, 1.0, (0.1, 0.1)))
-    assert mixed.doubts == ("1 row that don't count tokens left out",)
+    assert mixed.doubts == ("1 row not counted in tokens left out",)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_batch_that_never_comes_there_is_left_out_of_the_choice() -> None:
 @pytest.mark.parametrize(
     ("runs", "said"),
     [
-        ({"rates": (0.1,)}, "was tried at one learning rate"),
+        ({"rates": (0.1,)}, "one learning rate was tried with batches 16, 32"),
         ({"rates": (0.1, 0.2)}, "is at the edge of those tried"),
         ({"seeds": 1}, "one seed of each batch size: there is no interval"),
         ({"sizes": (32, 128, 512)}, "3 batch sizes reached the target: give 4 or more"),
@@ -130,13 +130,20 @@ def test_with_one_seed_it_doesnt_tell() -> None:
     assert 60 < result.b_crit.value < 260
 
 
+def test_texts_have_the_level_of_the_intervals() -> None:
+    result = time_to_target(sweep(), target=TARGET, level=0.8)
+    assert result.verdict["b_crit_low"] == result.b_crit.low
+    assert {f.meaning for f in result.verdict.figures} >= {"lower end of its 80 % interval"}
+
+
 def test_a_target_that_isnt_reached_gives_no_fit() -> None:
     result = time_to_target(sweep(), target=1e-4)
     assert (result.verdict.answer, result.fit) == (CANT_TELL, None)
     assert math.isnan(result.b_crit.value)
     assert any("no run reached the target" in doubt for doubt in result.doubts)
+    assert "no batch size reached the target: give 4 or more" in result.doubts
     early = time_to_target(sweep(), target=1e6)
-    assert any("before its first evaluation" in doubt for doubt in early.doubts)
+    assert any("reached the target before the first evaluation" in doubt for doubt in early.doubts)
 
 
 def test_runs_without_evaluations_are_compared_by_their_training_loss() -> None:

@@ -201,8 +201,9 @@ def test_a_step_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"spectral_every": 0}, "spectral_every=0: give a number of steps, 1 or more, or None"),
+        ({"spectral_every": 0}, "spectral_every=0: give a number of steps, a whole one of 1 or more, or None"),
         ({"spectral_every": 2.5}, "spectral_every=2.5: give a number of steps"),
+        ({"spectral_every": True}, "spectral_every=True: give a number of steps"),
         ({"spectral_every": 15, "every": 10}, "give a multiple of it"),
         ({"spectral_every": 10, "detail": "none"}, "needs the table layers, which detail='none' leaves out"),
     ],

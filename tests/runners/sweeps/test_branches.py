@@ -230,8 +230,8 @@ def test_the_hash_covers_where_it_comes_from(parent: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"checkpoint": "5"}, r"--checkpoint 5: there is none .*steps? of 3, 4, 6"),
-        ({"checkpoint": "all"}, r"--checkpoint all: branches go on from one"),
+        ({"checkpoint": "5"}, r"--checkpoint 5: there is none \(allowed: last, best, or a step of 3, 4, 6"),
+        ({"checkpoint": "all"}, r"--checkpoint all: it takes one checkpoint \(allowed: last, best, or a step of 3, "),
         ({"batch_sizes": (128,), "samples": 128}, r"--batch-sizes 128 is larger than the training data: .* 96 samples"),
         ({"batch_sizes": (64,), "samples": 63}, r"--samples 63 is less than one batch of --batch-sizes 64"),
         ({"batch_sizes": ()}, r"--batch-sizes names none"),
@@ -251,6 +251,11 @@ def test_what_cant_be_done_is_refused_before_anything_is_made(changes: dict[str,
     with pytest.raises(UserError, match=said):
         branch_trials(plan(parent, **changes))
     assert {*parent.parent.iterdir()} == before
+
+
+def test_no_branch_is_made_inside_a_run(parent: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=f"lies in the run directory {parent}, where no run is looked for"):
+        branch_trials(plan(parent, out=parent / "branches"))
 
 
 def test_runs_that_cant_be_branched_are_refused(parent: Path, tmp_path: Path) -> None:

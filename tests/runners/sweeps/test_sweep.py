@@ -98,7 +98,7 @@ def test_a_run_that_is_not_finished_is_no_success(cli: Any, monkeypatch: pytest.
     monkeypatch.setattr("tvlars_probe.commands.sweep.sweep", lambda *_: [Outcome(status="interrupted")])
     done = cli("sweep", "--lr", 1, *QUICK, "--out", "s")
     assert done.code == 1
-    assert done.err == "Error: 1 of 1 runs aren't finished; the same command continues them\n"
+    assert done.err == "Error: 1 of 1 run not finished; the same command continues them\n"
 
 
 def test_a_sweep_is_no_rank_of_torchrun(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

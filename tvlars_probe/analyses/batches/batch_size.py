@@ -176,7 +176,8 @@ def side_by_side(
     rows = [_of_noise(result) for result in noise]
     if time is not None:
         b = time.b_crit
-        rows.append(_row(TIME, counted(runs, "run"), None, None, b.value, b.low, b.high))
+        told = interval_text(b.value, b.low, b.high, level=time.level)
+        rows.append(_row(TIME, counted(runs, "run"), None, None, b.value, b.low, b.high, told=told))
     if branches is not None:
         rows.append(_of_branches(branches, branched))
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
@@ -210,7 +211,7 @@ def _row(
     unit: str = "samples",
     told: str | None = None,
 ) -> dict[str, object]:
-    entry = (answer, of, step, batch, value, low, high, unit, told or f"{interval_text(value, low, high)}")
+    entry = (answer, of, step, batch, value, low, high, unit, told or interval_text(value, low, high))
     return dict(zip(TABLE_COLUMNS, entry, strict=True))
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tvlars_probe.analyses.intervals import Mean
+from tvlars_probe.analyses.batches.branch_losses import losses_of
+from tvlars_probe.analyses.intervals import Mean, check_level
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import counted, some_of
+from tvlars_probe.analyses.wording import batches, counted, percent
 from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ class Branches:
         samples: samples that each branch was trained on.
         metric: the column of ``epochs`` that is compared.
         tolerance: a difference up to this share of the yardstick's loss is free.
+        level: of the intervals.
         table: a row per batch size, ascending: ``batch_size``, ``lr``, ``loss`` (mean over seeds), ``difference`` of
-            the loss from the yardstick's (mean over the seeds that both have), ``low`` and ``high`` of its 95 %
+            the loss from the yardstick's (mean over the seeds that both have), ``low`` and ``high`` of its
             interval, ``seeds``, ``diverged`` (branches that did) and ``cost``.
         course: the same differences on the way: a row per batch size and number of ``samples`` at which both it and the
             yardstick were evaluated.
@@ -65,6 +67,7 @@ class Branches:
     samples: int
     metric: str
     tolerance: float
+    level: float
     table: pd.DataFrame
     course: pd.DataFrame
     largest_free: float | None
@@ -99,22 +102,21 @@ def branches_of(
         level: level of the intervals.
 
     Raises:
-        UserError: none of the runs is a branch; there is no such metric; the tolerance is below 0.
+        UserError: none of the runs is a branch; there is no such metric; the tolerance is below 0, or the level
+            outside its range.
     """
     if metric not in METRICS:
         raise unknown("metric of branches", metric, METRICS)
     if not 0 <= tolerance < math.inf:
         raise UserError(f"a tolerance of {tolerance:g} is outside its range (allowed: 0 or more)")
+    check_level(level)
     sets = branch_sets(sources)
     if not sets:
         raise UserError("none of the runs is a branch: make some by 'tvlars-probe branch RUN --checkpoint STEP ...'")
     chosen = max(sets, key=len) if len({len(one) for one in sets}) > 1 else sets[-1]
     doubts = [f"other branches are left out: {_named(one)}" for one in sets if one is not chosen]
-    losses = pd.concat([_losses(source, metric) for source in chosen], ignore_index=True)
-    unfinished = losses.loc[losses["loss"].isna() & losses["is_last"], "run"]
-    if len(unfinished):
-        doubts.append(f"{some_of([*unfinished])} isn't finished, or has no {metric}, and doesn't count")
-    losses = losses[losses["loss"].notna()]
+    losses, doubts_of_losses = losses_of(chosen, metric)
+    doubts += doubts_of_losses
     told = chosen[0].facts.branch or {}
     ends = losses[losses["is_last"]]
     first = _yardstick(ends, tolerance, level)
@@ -122,12 +124,13 @@ def branches_of(
     answer, doubts_of_answer = _bounds(table)
     doubts += doubts_of_answer + _doubts(table, losses)
     return Branches(
-        verdict=_verdict(table, *answer, metric=metric, tolerance=tolerance),
+        verdict=_verdict(table, *answer, metric=metric, tolerance=tolerance, level=level),
         title=_named(chosen),
         step=int(told["step"]),
         samples=int(told["samples"]),
         metric=metric,
         tolerance=tolerance,
+        level=level,
         table=table,
         course=_course(losses, first, level),
         largest_free=answer[0],
@@ -154,30 +157,6 @@ def _named(branches: Sequence[Source]) -> str:
     told = branches[0].facts.branch or {}
     parent = PurePath(str(told.get("parent"))).name
     return f"{parent} at step {told.get('step')}, rate {told.get('lr_rule')}, {told.get('samples'):,} samples"
-
-
-def _losses(source: Source, metric: str) -> pd.DataFrame:
-    """The losses of a branch by ``samples``. At the end a diverged one has an infinite loss, an unfinished one NaN."""
-    facts = source.facts
-    assert facts.branch is not None
-    epochs = source.epochs(["epoch", metric]).sort_values("epoch")
-    stretches, samples = facts.epochs or 1, int(facts.branch["samples"])
-    rows = pd.DataFrame(
-        {
-            "run": facts.name,
-            "batch_size": facts.batch_size,
-            "seed": facts.seed,
-            "lr": facts.peak_lr,
-            "samples": (epochs["epoch"].astype(int) + 1) * samples // stretches,
-            "loss": epochs[metric].astype(float),
-        }
-    )
-    if facts.status == "completed" and len(rows):
-        return rows.assign(is_last=rows["samples"] == samples)
-    end = {"run": facts.name, "batch_size": facts.batch_size, "seed": facts.seed, "lr": facts.peak_lr}
-    end |= {"samples": samples, "loss": math.inf if facts.status == "diverged" else math.nan, "is_last": True}
-    rows = rows[rows["samples"] < samples].assign(is_last=False)
-    return pd.concat([rows, pd.DataFrame([end])], ignore_index=True) if len(rows) else pd.DataFrame([end])
 
 
 def _yardstick(ends: pd.DataFrame, tolerance: float, level: float) -> int:
@@ -275,10 +254,10 @@ def _doubts(table: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
         if diverged:
             what = "all of its branches diverged" if diverged == seeds else "some of its branches diverged"
             doubts.append(f"batch {size:,} is the yardstick, and {what}: give smaller batches, or another rule")
-    if worse := [f"{size:,}" for size in table.loc[table["cost"] == WORSE, "batch_size"]]:
+    if worse := table.loc[table["cost"] == WORSE, "batch_size"].tolist():
         doubts.append(
-            f"batch {some_of(worse)} is worse than a larger one, so that it is no yardstick: the rule for the rate "
-            f"doesn't suit it, or the optimizer's state doesn't"
+            f"{batches(worse)} {'is' if len(worse) == 1 else 'are'} worse than a larger one, and no yardstick: the "
+            f"rule for the rate, or the optimizer's state, doesn't suit so small a batch"
         )
     if len(others) and (others["seeds"] == 1).any() and (others["seeds"] < 2).all():
         doubts.append("one order of the data: there is no interval (give --seeds 3 or more)")
@@ -286,12 +265,12 @@ def _doubts(table: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
     if parted.nunique() > 1:
         doubts.append("batch sizes have different seeds: only those that both have are compared")
     if some := others[(others["diverged"] > 0) & (others["cost"] == UNKNOWN)]["batch_size"].tolist():
-        doubts.append(f"at batch {some_of([f'{size:,}' for size in some])} some branches diverged, and others didn't")
+        doubts.append(f"at {batches(some)} some branches diverged, and others didn't")
     return doubts
 
 
 def _verdict(
-    table: pd.DataFrame, free: float | None, costly: float | None, *, metric: str, tolerance: float
+    table: pd.DataFrame, free: float | None, costly: float | None, *, metric: str, tolerance: float, level: float
 ) -> Verdict:
     figures = (
         Figure(
@@ -311,25 +290,26 @@ def _verdict(
     # What costing means, once for all four answers.
     cost = f"a {metric} more than {100 * tolerance:g} % above that of batch {first:,} at equal samples"
     if costly is not None and free is not None:
-        reason = f"batch {costly:,.0f} costs ({cost}); batch {free:,.0f} doesn't."
-        return Verdict(QUESTION, f"between {free:,.0f} and {costly:,.0f}", f"{reason}{_at(table, costly)}", figures)
+        reason = f"batch {costly:,.0f} costs ({cost}); batch {free:,.0f} doesn't.{_at(table, costly, level)}"
+        return Verdict(QUESTION, f"between {free:,.0f} and {costly:,.0f}", reason, figures)
     if costly is not None:
         reason = f"batch {costly:,.0f} costs ({cost}); of none below it is it known that it doesn't."
-        return Verdict(QUESTION, f"{costly:,.0f} or below", f"{reason}{_at(table, costly)}", figures)
+        return Verdict(QUESTION, f"{costly:,.0f} or below", f"{reason}{_at(table, costly, level)}", figures)
     if free is not None:
         reason = f"batch {free:,.0f} doesn't cost ({cost}); of none is it known that it does."
-        return Verdict(QUESTION, f"above {free:,.0f}", f"{reason}{_at(table, free)}", figures)
+        return Verdict(QUESTION, f"above {free:,.0f}", f"{reason}{_at(table, free, level)}", figures)
     reason = f"of no batch is it known whether it costs ({cost})."
-    return Verdict(QUESTION, CANT_TELL, f"{reason}{_at(table, last)}", figures)
+    return Verdict(QUESTION, CANT_TELL, f"{reason}{_at(table, last, level)}", figures)
 
 
-def _at(table: pd.DataFrame, size: float) -> str:
+def _at(table: pd.DataFrame, size: float, level: float) -> str:
     """The difference of a batch size with its interval, as a sentence."""
     row = table[table["batch_size"] == size].iloc[0]
     if row["cost"] == COSTS and row["diverged"] and not row["seeds"]:
         return f" All branches of batch {size:,.0f} diverged."
     if math.isnan(row["difference"]):
         return f" The difference at batch {size:,.0f} is unknown: no seed has a finite loss with both."
-    interval = "unknown interval" if math.isnan(row["low"]) else f"95 % interval {row['low']:.3g} to {row['high']:.3g}"
+    ends = f"{percent(level)} interval {row['low']:.3g} to {row['high']:.3g}"
+    interval = "unknown interval" if math.isnan(row["low"]) else ends
     told = f"{row['difference']:.3g} ({interval}, {counted(row['seeds'], 'seed')})"
     return f" The difference at batch {size:,.0f} is {told}."

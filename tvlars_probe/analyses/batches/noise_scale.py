@@ -34,6 +34,8 @@ from tvlars_probe.analyses.batches.noise_verdict import (
     disagreement_of,
     doubts_of_optimizer,
     doubts_of_rows,
+    doubts_of_tails,
+    is_heavy,
     latest,
     noise_verdict,
 )
@@ -49,13 +51,14 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "step", "created_at", "source", "unit", "samples", "pieces", "gradient_square", "gradient_square_error",
-    "noise_trace", "noise_trace_error", "split", "bn_mode", "top_share", "top_share_error", "top_vectors",
+    "noise_trace", "noise_trace_error", "noise_skewness", "heavy_tails", "split", "bn_mode", "top_share",
+    "top_share_error", "top_vectors",
 )  # fmt: skip
 """Columns of the table ``noise`` that `analyse_noise` needs, of rows of the whole model."""
 
 CURVE_COLUMNS = (
     "step", "first_step", "last_step", "rows", "source", "split", "bn_mode", "batch", "gradient_square", "noise_trace",
-    "simple_batch", "low", "high", "is_open", "top_share", "top_share_error", "top_vectors",
+    "simple_batch", "low", "high", "is_open", "heavy_tails", "top_share", "top_share_error", "top_vectors",
 )  # fmt: skip
 """Columns of `NoiseScale.curve`."""
 
@@ -70,6 +73,13 @@ LEAST_WINDOW, MOST_WINDOW, SHARE = 30, 1000, 0.1
 
 BLOCKS = 20
 """Blocks of a window, at most, whose scatter gives the errors of its means."""
+
+STEPS_OF_A_BLOCK, BLOCKS_OF_FEW_STEPS = 4, 7
+"""A block has so many steps at least, if that leaves so many blocks: shorter ones share their neighbours' noise.
+
+Widening the errors by the measured correlation of blocks would do as well for noise that steps share, and far too much
+where |G|² itself swings over dozens of steps: that isn't an error of its mean over the window.
+"""
 
 FEWEST_BLOCKS = 5
 """With fewer there is no interval: a line through them leaves too little scatter to judge by."""
@@ -95,6 +105,7 @@ class NoiseScale:
         curve: a row per window of steps in training, which overlap, and per row of a probe: ``step`` is the window's
             middle, ``first_step`` and ``last_step`` its ends, both included. ``simple_batch`` is B_simple, NaN where
             it can't be told; ``low`` and ``high`` are its 95 % interval, whose upper end is infinite where ``is_open``.
+            Where a probe's gradients have ``heavy_tails``, that interval holds the truth less often.
             ``top_share`` of the noise, with ``top_share_error``, lies along the Hessian's ``top_vectors`` first
             eigenvectors, if a probe has measured it.
         layers: the same of each tensor, its windows side by side.
@@ -155,6 +166,7 @@ def analyse_noise(
     curve = pd.DataFrame([*_training_curve(training, chosen), *_probe_points(probes)], columns=list(CURVE_COLUMNS))
     batch = _batch(curve, facts, unit)
     doubts = [*doubts_of_rows(len(rows) - len(finite), len(finite) - len(kept), unit), *doubts_of_optimizer(facts)]
+    doubts += doubts_of_tails(probes)
     if (disagreement := disagreement_of(curve)) is not None:
         doubts.append(disagreement)
     return NoiseScale(
@@ -183,7 +195,7 @@ def averaged(gradient_square: Floats, noise_trace: Floats, *, level: float = LEV
     """
     n = len(gradient_square)
     means = float(np.mean(gradient_square)), float(np.mean(noise_trace))
-    length = -(-n // BLOCKS)
+    length = block_length(n)
     count = n // length
     if count < FEWEST_BLOCKS:
         return *means, UNKNOWN
@@ -192,6 +204,11 @@ def averaged(gradient_square: Floats, noise_trace: Floats, *, level: float = LEV
     spread = np.mean([_spread(both[:, offset:], length) for offset in range(length)], axis=0) * length / n
     quantile = float(stats.t.ppf((1 + level) / 2, count - 2))
     return *means, ratio_of(*means, spread[0, 0], spread[1, 1], spread[0, 1], quantile)
+
+
+def block_length(steps: int) -> int:
+    """Steps of a block, in a window of so many."""
+    return max(-(-steps // BLOCKS), min(STEPS_OF_A_BLOCK, steps // BLOCKS_OF_FEW_STEPS), 1)
 
 
 def _spread(series: Floats, length: int) -> Floats:
@@ -269,6 +286,7 @@ def _probe_points(rows: pd.DataFrame) -> list[dict[str, object]]:
                 "gradient_square": x,
                 "noise_trace": y,
                 **_told(ratio),
+                "heavy_tails": is_heavy(row),
                 **{name: _number(row[name]) for name in ("top_share", "top_share_error", "top_vectors")},
             }
         )

@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import counted
+from tvlars_probe.analyses.wording import counted, percent
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Mapping
 
     from tvlars_probe.analyses.facts import RunFacts
 
@@ -44,17 +45,18 @@ def side_of(batch: float, low: float, high: float) -> str:
     return AT if low > 0 and high <= WIDE * low else CANT_TELL
 
 
-def interval_text(value: float, low: float, high: float) -> str:
-    """A figure with its interval, as "61 (95 %: 52 to 73)", "at least 1,200" or "unknown"."""
+def interval_text(value: float, low: float, high: float, *, level: float = 0.95) -> str:
+    """A figure with its interval, as "61 (95 %: 52 to 73)", "at least 1,200 (95 %)" or "unknown"."""
+    how_sure = percent(level)
     if math.isnan(low) or math.isnan(high):
         return "unknown" if math.isnan(value) else f"{number(value)} (its error is unknown)"
     if high == math.inf and not math.isnan(value):
-        return f"{number(value)} (95 %: {number(low)} or more)"
+        return f"{number(value)} ({how_sure}: {number(low)} or more)"
     if high == math.inf:
-        return f"at least {number(low)} (95 %)" if low > 0 else "unknown"
+        return f"at least {number(low)} ({how_sure})" if low > 0 else "unknown"
     if math.isnan(value):
-        return f"at most {number(high)} (95 %)"
-    return f"{number(value)} (95 %: {number(low)} to {number(high)})"
+        return f"at most {number(high)} ({how_sure})"
+    return f"{number(value)} ({how_sure}: {number(low)} to {number(high)})"
 
 
 def number(value: float) -> str:
@@ -91,7 +93,8 @@ def noise_verdict(curve: pd.DataFrame, batch: float | None, unit: str) -> Verdic
         f"step {row['step']:,} (mean over {counted(int(row['rows']), 'recorded step')} from {row['first_step']:,} to "
         f"{row['last_step']:,})"
         if row["source"] == "training"
-        else f"step {row['step']:,} (a probe on {row['split'] or 'given'} data, BatchNorm mode {row['bn_mode']})"
+        else f"step {row['step']:,} (a probe on {row['split'] or 'given'} data, BatchNorm mode {row['bn_mode']}"
+        f"{', with heavy tails' if is_heavy(row) else ''})"
     )
     scale = f"B_simple is {interval_text(value, low, high)} at {where}"
     if batch is None:
@@ -133,8 +136,28 @@ def doubts_of_rows(not_finite: int, of_another_unit: int, unit: str) -> list[str
     if not_finite:
         doubts.append(f"{counted(not_finite, 'row')} without finite figures left out")
     if of_another_unit:
-        doubts.append(f"{counted(of_another_unit, 'row')} that don't count {unit} left out")
+        doubts.append(f"{counted(of_another_unit, 'row')} not counted in {unit} left out")
     return doubts
+
+
+def is_heavy(row: Mapping[Any, Any]) -> bool:
+    """Whether a row is of a probe whose gradients have heavy tails; earlier versions didn't record it."""
+    told = row["heavy_tails"]
+    return not pd.isna(told) and bool(told)
+
+
+def doubts_of_tails(probes: pd.DataFrame) -> list[str]:
+    """A sentence on the last probe that has too few gradients for their tails."""
+    heavy = [row for row in probes.to_dict("records") if is_heavy(row)]
+    if not heavy:
+        return []
+    row = heavy[-1]
+    others = f" (so it is of {counted(len(heavy) - 1, 'other probe')})" if len(heavy) > 1 else ""
+    return [
+        f"at step {row['step']:,} a few of the probe's {row['pieces']:,.0f} gradients make much of tr Σ (skewness "
+        f"{row['noise_skewness']:.2g}){others}: the interval of B_simple holds the truth less often than in 95 %; "
+        f"measure with more --samples"
+    ]
 
 
 def doubts_of_optimizer(facts: RunFacts) -> list[str]:

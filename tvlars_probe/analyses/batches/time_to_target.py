@@ -25,9 +25,10 @@ from tvlars_probe.analyses.batches.target_curves import (
     curves_of,
 )
 from tvlars_probe.analyses.batches.trade_off import TradeOff, fit_trade_off
-from tvlars_probe.analyses.intervals import IntervalEstimate, number
+from tvlars_probe.analyses.intervals import IntervalEstimate, check_level, number
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import counted, some_of
+from tvlars_probe.analyses.wording import batches as batches_named
+from tvlars_probe.analyses.wording import counted_or_no, percent, some_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class TimeToTarget:
         s_min: fewest steps.
         e_min: fewest samples.
         b_crit: critical batch size, in samples.
+        level: of the intervals.
         fit: the whole fit; None where there is none.
         doubts: where the runs don't hold the answer, a sentence each.
     """
@@ -77,6 +79,7 @@ class TimeToTarget:
     s_min: IntervalEstimate
     e_min: IntervalEstimate
     b_crit: IntervalEstimate
+    level: float
     fit: TradeOff | None
     doubts: tuple[str, ...]
 
@@ -109,8 +112,9 @@ def time_to_target(
 
     Raises:
         UserError: the runs are of several optimizers, models or data sets; there is no such metric, or no loss that all
-            of them have; a run doesn't tell its samples; the target is outside its range.
+            of them have; a run doesn't tell its samples; the target or the level is outside its range.
     """
+    check_level(level)
     runs = [source for source in sources if source.facts.branch is None]
     _check_alike(runs)
     metric = chosen_metric(runs, metric)
@@ -142,7 +146,7 @@ def time_to_target(
         more = ", and not every batch was tried with all of them" if tried else ""
         doubts.append(f"runs of one batch and rate differ in {some_of(differing)}: each batch's best is taken{more}")
     return TimeToTarget(
-        verdict=_verdict(batches, fit, metric=metric, target=sign * wanted),
+        verdict=_verdict(batches, fit, metric=metric, target=sign * wanted, level=level),
         metric=metric,
         target=sign * wanted,
         is_chosen=target is None,
@@ -151,6 +155,7 @@ def time_to_target(
         s_min=fit.s_min if fit else _UNKNOWN,
         e_min=fit.e_min if fit else _UNKNOWN,
         b_crit=fit.b_crit if fit else _UNKNOWN,
+        level=level,
         fit=fit,
         doubts=tuple(doubts),
     )
@@ -272,19 +277,19 @@ def _doubts(runs: Sequence[Source], table: pd.DataFrame, batches: pd.DataFrame, 
     doubts = []
 
     def told(rows: pd.DataFrame) -> str:
-        return some_of([f"{size:,}" for size in rows["batch_size"]])
+        return batches_named([*rows["batch_size"]])
 
     usable = batches[batches["seeds"] > 0]
     if len(usable) < FEWEST:
-        doubts.append(f"{counted(len(usable), 'batch size')} reached the target: give {FEWEST} or more")
+        doubts.append(f"{counted_or_no(len(usable), 'batch size')} reached the target: give {FEWEST} or more")
     if len(some := batches[(batches["rates"] == 1)]):
-        doubts.append(f"batch {told(some)} was tried at one learning rate: a better one may need fewer steps")
+        doubts.append(f"one learning rate was tried with {told(some)}: a better one may need fewer steps")
     if len(some := usable[(usable["rates"] > 1) & usable["is_edge"]]):
-        doubts.append(f"the best rate of batch {told(some)} is at the edge of those tried: widen the grid there")
+        doubts.append(f"the best rate of {told(some)} is at the edge of those tried: widen the grid there")
     if len(some := batches[batches["missed"] > 0]):
-        doubts.append(f"the target isn't reached by every seed of batch {told(some)}: those that do count alone")
+        doubts.append(f"the target isn't reached by every seed of {told(some)}: those that do count alone")
     if len(some := batches[batches["early"] > 0]):
-        doubts.append(f"batch {told(some)} reached the target before its first evaluation, and isn't timed there")
+        doubts.append(f"{told(some)} reached the target before the first evaluation: the time to it isn't known")
     if {run.facts.schedule for run in runs} - {None, "none"}:
         doubts.append("the learning rate follows a schedule that ends with the run: steps depend on the length planned")
     if {*table["outcome"]} == {MISSED}:
@@ -306,19 +311,20 @@ def _doubts(runs: Sequence[Source], table: pd.DataFrame, batches: pd.DataFrame, 
     return doubts
 
 
-def _verdict(batches: pd.DataFrame, fit: TradeOff | None, *, metric: str, target: float) -> Verdict:
+def _verdict(batches: pd.DataFrame, fit: TradeOff | None, *, metric: str, target: float, level: float) -> Verdict:
     estimates = (fit.b_crit, fit.s_min, fit.e_min) if fit else (_UNKNOWN,) * 3
     figures = (
         Figure("b_crit", estimates[0].value, "sample", "critical batch size, E_min/S_min"),
-        Figure("b_crit_low", estimates[0].low, "sample", "lower end of its 95 % interval"),
-        Figure("b_crit_high", estimates[0].high, "sample", "upper end of its 95 % interval"),
+        Figure("b_crit_low", estimates[0].low, "sample", f"lower end of its {percent(level)} interval"),
+        Figure("b_crit_high", estimates[0].high, "sample", f"upper end of its {percent(level)} interval"),
         Figure("s_min", estimates[1].value, "step", "fewest steps to the target, with any batch"),
         Figure("e_min", estimates[2].value, "sample", "fewest samples to the target, with any batch"),
         Figure("target", target, "%" if metric.endswith("acc1") else "1", f"{metric} to be reached"),
     )
     usable = int((batches["seeds"] > 0).sum())
     if fit is None:
-        reason = f"{counted(usable, 'batch size')} reached {metric} {target:.4g}, and a fit takes {FEWEST_FOR_FIT}."
+        reached = f"{counted_or_no(usable, 'batch size')} reached {metric} {target:.4g}"
+        reason = f"{reached}, and a fit takes {FEWEST_FOR_FIT}."
         if math.isnan(target):
             reason = f"no {metric} is reached by several batch sizes after their first evaluation."
         return Verdict(QUESTION, CANT_TELL, reason, figures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tvlars_probe.admission.numbers import whole
 from tvlars_probe.errors import UserError
 
 Detail = Literal["full", "norms", "none"]
@@ -33,16 +34,15 @@ class ReadingPlan:
     def __post_init__(self) -> None:
         if self.detail not in get_args(Detail):
             raise UserError(f"unknown detail {self.detail!r} (known: {', '.join(get_args(Detail))})")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise UserError(f"every={self.every}: the layers can be recorded in every step (1) or fewer (2, 3, ...)")
+        object.__setattr__(self, "every", whole("every", self.every, "a number of steps", least=1))
         if self.noise not in (True, False):
             raise UserError(f"noise={self.noise!r:.60}: give True or False")
         if self.noise and self.detail == "none":
             raise UserError("noise=True needs the norms of the gradients, which detail='none' leaves out")
         if self.spectral_every is None:
             return
-        if not isinstance(self.spectral_every, int) or self.spectral_every < 1:
-            raise UserError(f"spectral_every={self.spectral_every}: give a number of steps, 1 or more, or None")
+        spectral = whole("spectral_every", self.spectral_every, "a number of steps", least=1, optional=True)
+        object.__setattr__(self, "spectral_every", spectral)
         if self.spectral_every % self.every:
             raise UserError(
                 f"spectral_every={self.spectral_every}: spectral norms are measured in steps whose layers are "

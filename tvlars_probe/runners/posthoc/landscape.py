@@ -22,7 +22,7 @@ from tvlars_probe.runners.phases.probe_sample import ProbeSample
 from tvlars_probe.runners.posthoc.restored_state import (
     DEFAULT_SAMPLES,
     RestoredState,
-    choose_checkpoints,
+    choose_checkpoint,
     load_config,
     own_dtype,
     part_of,
@@ -186,7 +186,7 @@ def _prepare(
     dtype = own_dtype(config) if config2 is None else torch.promote_types(own_dtype(config), own_dtype(config2))
     drawn = ProbeSample.draw(images, count).batches(Ranks(device), dtype, whole=False)
     batches = [(x, y) for x, y in drawn]
-    state = restore_state(config, data, choose_checkpoints(job.run, job.checkpoint)[-1], device=device, dtype=dtype)
+    state = restore_state(config, data, choose_checkpoint(job.run, job.checkpoint), device=device, dtype=dtype)
     if not state.phase.is_sum_over_samples:
         raise UserError(
             f"{job.run} stopped in the phase {state.phase.name}: its loss is of batches, not of samples; finish the run"
@@ -194,7 +194,7 @@ def _prepare(
     if job.run2 is None or config2 is None:
         return state, None, batches
     # The second run's data only gives its model the right shape: both ends are scored on the first run's sample.
-    path2 = choose_checkpoints(job.run2, job.checkpoint)[-1]
+    path2 = choose_checkpoint(job.run2, job.checkpoint)
     other = restore_state(config2, config2.data.load(), path2, device=device, dtype=dtype)
     shapes = [{name: tuple(p.shape) for name, p in s.model.named_parameters()} for s in (state, other)]
     if shapes[0] != shapes[1]:

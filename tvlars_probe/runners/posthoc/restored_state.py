@@ -77,21 +77,39 @@ def choose_checkpoints(run: Path, which: str) -> list[Path]:
         RunDirectoryError: the run has no checkpoints, or no best one.
         UserError: there is no checkpoint of that name.
     """
+    found = _checkpoints(run)
+    return list(found.values()) if which == "all" else [_chosen(run, which, found, "last, best, all")]
+
+
+def choose_checkpoint(run: Path, which: str) -> Path:
+    """The one checkpoint that ``which`` names: last, best, or a step.
+
+    Raises:
+        RunDirectoryError: the run has no checkpoints, or no best one.
+        UserError: there is no checkpoint of that name.
+    """
+    return _chosen(run, which, _checkpoints(run), "last, best")
+
+
+def _checkpoints(run: Path) -> dict[int, Path]:
     found = checkpoints.list_checkpoints(run)
     if not found:
         raise RunDirectoryError(f"{run} has no checkpoints: train writes them at the end and every --checkpoint-every")
-    if which == "all":
-        return list(found.values())
+    return found
+
+
+def _chosen(run: Path, which: str, found: dict[int, Path], names: str) -> Path:
     if which == "last":
-        return [found[max(found)]]
+        return found[max(found)]
     if which == "best":
         best = Manifest.load(run).best
         if not best or best["step"] not in found:
             raise RunDirectoryError(f"{run} has no best checkpoint (there are steps {_listed(found)})")
-        return [found[best["step"]]]
+        return found[best["step"]]
     if which.isdecimal() and int(which) in found:
-        return [found[int(which)]]
-    raise UserError(f"--checkpoint {which}: there is none (allowed: last, best, all, or a step of {_listed(found)})")
+        return found[int(which)]
+    what = "it takes one checkpoint" if which == "all" else "there is none"
+    raise UserError(f"--checkpoint {which}: {what} (allowed: {names}, or a step of {_listed(found)})")
 
 
 def _listed(steps: dict[int, Path]) -> str:

@@ -17,9 +17,10 @@ from tvlars_probe.runners.configuration.recording import RecordConfig
 from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
 from tvlars_probe.runners.configuration.training import TrainConfig
 from tvlars_probe.runners.planning import check_fit
-from tvlars_probe.runners.posthoc.restored_state import choose_checkpoints, load_config
+from tvlars_probe.runners.posthoc.restored_state import choose_checkpoint, load_config
 from tvlars_probe.runners.sweeps.trials import Trial
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
+from tvlars_probe.traces.run_directory import refuse_inside_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +113,7 @@ def branch_trials(plan: BranchPlan) -> list[Trial]:
     """
     manifest = Manifest.load(plan.run)
     config = _parent_config(plan.run)
-    path = _checkpoint(plan)
+    path = choose_checkpoint(plan.run, plan.checkpoint)
     state = checkpoints.load(path)
     checkpoints.refuse(path, contents.misfits(state, manifest))
     branch = BranchConfig(
@@ -153,12 +154,6 @@ def _parent_config(run: Path) -> TrainConfig:
     if config.branch is not None:
         raise UserError(f"{run} is a branch itself: branch the run that it comes from")
     return config
-
-
-def _checkpoint(plan: BranchPlan) -> Path:
-    if plan.checkpoint == "all":
-        raise UserError("--checkpoint all: branches go on from one (allowed: last, best, or a step)")
-    return choose_checkpoints(plan.run, plan.checkpoint)[0]
 
 
 def _steps_per_epoch(run: Path, manifest: Manifest) -> int:
@@ -224,7 +219,8 @@ def _branch_config(config: TrainConfig, branch: BranchConfig, size: int, seed: i
 
 
 def _refuse_others(trial: Trial) -> None:
-    """Refuse to take another run for a branch that was made before."""
+    """Refuse to take another run for a branch that was made before, and a place in another run's directory."""
+    refuse_inside_run(trial.path)
     if not (trial.path / FILE_NAME).exists():
         return
     manifest = Manifest.load(trial.path)
