@@ -40,6 +40,15 @@ def test_the_batch_that_starts_to_cost_lies_between_two() -> None:
     assert plain(result)["largest_free"] == 128
 
 
+def test_a_branch_whose_last_loss_is_no_number_has_diverged() -> None:
+    gone = [made_branch(1024, seed, [3.0, 9.0, math.nan]) for seed in range(3)]
+    for branch in gone:
+        branch.rows["epochs"]["train_eval_acc1"] = [10.0, 10.0, 10.0]  # it was evaluated
+    result = branches_of([*planted(), *gone])
+    assert (result.table["cost"].iloc[-1], result.table["diverged"].iloc[-1]) == ("costs", 3)
+    assert not any("not finished" in doubt for doubt in result.doubts)
+
+
 def test_differences_are_paired_over_seeds() -> None:
     """Student's interval of the differences, by scipy: the seeds' common part, ten times as large, drops out."""
     runs = planted()

@@ -26,8 +26,8 @@ def losses_of(branches: Sequence[Source], metric: str) -> tuple[pd.DataFrame, li
         metric: a column of ``epochs``.
 
     Returns:
-        a row per branch and evaluation: ``run``, ``batch_size``, ``seed``, ``lr``, ``samples``, ``loss`` (infinite at
-        the end of a branch that diverged), ``is_last``.
+        a row per branch and evaluation: ``run``, ``batch_size``, ``seed``, ``lr``, ``samples``, ``loss`` (infinite
+        where a branch diverged), ``is_last``.
     """
     every = pd.concat([_losses(source, metric).assign(place=i) for i, source in enumerate(branches)], ignore_index=True)
     doubts = []
@@ -55,10 +55,14 @@ def losses_of(branches: Sequence[Source], metric: str) -> tuple[pd.DataFrame, li
 
 
 def _losses(source: Source, metric: str) -> pd.DataFrame:
-    """The losses of a branch by ``samples``. At the end a diverged one has an infinite loss, an unfinished one NaN."""
+    """The losses of a branch by ``samples``: infinite where it diverged, at the end NaN where it isn't finished."""
     facts = source.facts
     assert facts.branch is not None
-    epochs = source.epochs(["epoch", metric]).sort_values("epoch")
+    accuracy = metric.replace("loss", "acc1")
+    epochs = source.epochs(["epoch", metric, accuracy]).sort_values("epoch")
+    # Null means not evaluated, and pandas reads a loss that is NaN alike. An accuracy is told by evaluations alone: the
+    # branch trained to its end, and its loss has left the numbers.
+    loss = epochs[metric].astype(float).mask(epochs[metric].isna() & epochs[accuracy].notna(), math.inf)
     stretches, samples = facts.epochs or 1, int(facts.branch["samples"])
     rows = pd.DataFrame(
         {
@@ -67,7 +71,7 @@ def _losses(source: Source, metric: str) -> pd.DataFrame:
             "seed": facts.seed,
             "lr": facts.peak_lr,
             "samples": (epochs["epoch"].astype(int) + 1) * samples // stretches,
-            "loss": epochs[metric].astype(float),
+            "loss": loss,
         }
     )
     if facts.status == "completed" and len(rows):
