@@ -142,7 +142,7 @@ def test_the_manifest_says_what_was_left_out(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, "10%", float("nan")])
 def test_other_shares_are_refused(share: Any, tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
-    with pytest.raises(UserError, match="above 0 and at most 1"):
+    with pytest.raises(UserError, match="above 0, at most 1"):
         tvlars_probe.record(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path / "r", probe_budget=share)
 
 
