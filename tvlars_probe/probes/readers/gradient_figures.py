@@ -49,7 +49,7 @@ class GradientFigures:
         elements = self._some(dense_and_real(grad) if grad.is_complex() else grad)
         signs = self._signs_of(elements)
         if elements.device.type == "cpu":
-            return torch.dot(elements.to(signs.dtype), signs).item()
+            return torch.dot(elements if elements.dtype == signs.dtype else elements.to(signs.dtype), signs).item()
         return multi_tensor_dots([elements], [signs])[0]
 
     def _signs_of(self, elements: Tensor) -> Tensor:
@@ -63,9 +63,10 @@ class GradientFigures:
 
     def _some(self, grad: Tensor) -> Tensor:
         """At most `_ELEMENTS` elements, spread evenly, by their logical place whatever the tensor's memory layout."""
-        stride = -(-grad.numel() // _ELEMENTS)
+        size = grad.numel()
+        stride = -(-size // _ELEMENTS)
         if grad.is_contiguous():
-            return grad.view(-1)[::stride]
+            return grad.as_strided((-(-size // stride),), (stride,))  # view(-1)[::stride] in one call
         key = (grad.shape, grad.device)
         if key not in self._places:
             places = torch.arange(0, grad.numel(), stride, device=grad.device)

@@ -180,8 +180,9 @@ class PieceReader:
             return
         try:
             piece = self._open.get(index) or self._opened(index)
-            with torch.no_grad():
-                piece.squares[place], piece.sums[place] = self._figures.square(grad), self._figures.check_sum(grad)
+            if torch.is_grad_enabled():  # a backward pass with create_graph
+                grad = grad.detach()
+            piece.squares[place], piece.sums[place] = self._figures.square(grad), self._figures.check_sum(grad)
         except Exception as error:  # it would end a backward pass; the next step's row tells of it
             self.is_on, self.error = False, error
 
