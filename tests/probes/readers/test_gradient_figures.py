@@ -9,7 +9,7 @@ from tvlars_probe.probes.readers.gradient_figures import GradientFigures
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-22, 1e18])
-@pytest.mark.parametrize("shape", [(3,), (64, 64), (8, 4, 40, 40)])
+@pytest.mark.parametrize("shape", [(3,), (64, 64), (8, 4, 40, 40), (1200, 1000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_squares_hold_at_any_size_and_scale(dtype: torch.dtype, shape: tuple[int, ...], scale: float) -> None:
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) * scale

@@ -6,6 +6,8 @@ it can, and on an accelerator the host waits for nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ from tvlars_probe.reductions import dense_and_real, multi_tensor_dots, multi_ten
 _ELEMENTS = 64
 """Elements of a gradient that its check sum is made of, at most."""
 
-_SMALL, _LEAST, _MOST = 1 << 12, 1e-30, 1e37
-"""Elements up to which a squared norm is one call, and the range in which that is right in single precision."""
+_PART, _LEAST, _MOST = 1 << 18, 1e-30, 1e37
+"""Elements whose squared norm is one call, with an error below 1e-6, and the range in which a square is right."""
 
 _PLAIN = (torch.float32, torch.float64)
 
@@ -34,10 +36,11 @@ class GradientFigures:
         grad = dense_and_real(grad)
         if grad.device.type != "cpu":
             return multi_tensor_norms([grad])[0].square()
-        if grad.numel() <= _SMALL and grad.dtype in _PLAIN and grad.is_contiguous():
-            # Calls cost more than the sum here: one call, unless the square leaves the range of the type.
-            flat = grad.view(-1)
-            square = torch.dot(flat, flat).item()
+        if grad.dtype in _PLAIN and grad.is_contiguous():
+            # A call costs more than the sum of most tensors, and a reduction of rows has to wake the other threads:
+            # this takes half the time of `squared_norm` on ResNet-18. It isn't right beyond the range of the type.
+            parts = grad.view(-1).split(_PART)
+            square = math.fsum(torch.dot(part, part).item() for part in parts)
             if _LEAST < square < _MOST:
                 return square
         return squared_norm(grad)
