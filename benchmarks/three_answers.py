@@ -5,9 +5,8 @@
 For each data set and optimizer: the sweeps of `benchmarks/batch_size` (batches from 32 on, five constant rates, three
 seeds) give the time to a target; a run with the middle batch at its best rate records its noise on the way to the
 target; at a checkpoint halfway there its noise is measured on a sample, and branches with all batches go on from it,
-the rate by the root of the batch.
-Finished runs are skipped, so that it can be stopped and started again. All of it takes about three hours on two cores:
-give --task to run parts of it side by side.
+the rate by the root of the batch. Finished runs are skipped, so that it can be stopped and started again. All of it
+takes about two and a half hours of processor time: give --task to run parts of it side by side.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ def halfway(folder: Path, data: str, optimizer: str, time: TimeToTarget) -> tupl
         call("train", "--resume", path)
     run = open_run(path)
     if not (run.noise(["source"])["source"] == "probe").any():
-        call("batch-size", path, "--checkpoint", step, "--samples", 1437 if data == "digits" else 4000)
+        call("batch-size", path, "--checkpoint", step, "--samples", min(about.seen, 4000))
     return run, step
 
 

@@ -53,6 +53,16 @@ def share(name: str, given: Any, what: str) -> float:
     return value
 
 
+def check_level(level: float) -> None:
+    """Refuse what is no level of an interval.
+
+    Raises:
+        UserError: it isn't between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level={level:g} is no level of an interval (allowed: above 0, below 1, such as 0.95)")
+
+
 def real(given: Any) -> float:
     """A number as a float; NaN for what is no number, as a bool or a text."""
     return float(given) if not isinstance(given, bool) and isinstance(given, Real) else math.nan

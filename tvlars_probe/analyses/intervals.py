@@ -10,22 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from tvlars_probe.errors import UserError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-
-def check_level(level: float) -> None:
-    """Refuse what is no level of an interval.
-
-    Raises:
-        UserError: it isn't between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise UserError(f"level={level:g} is no level of an interval (allowed: above 0, below 1, such as 0.95)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ below 2/η without meaning that the rate is small.
 
 The statement has a condition: SGD with one rate, without momentum, preconditioner, trust ratio or clipping, and
 mini-batches of the run's own size. It is of the loss that SGD follows: with weight decay λ that is L + λ‖w‖²/2, whose
-Hessian is H + λI and whose gradient g + λw. Measured is L alone. Where λw is a small part of g, both directions are
-nearly one, and λ is added to the figure; elsewhere it can't be told. Of other optimizers nothing is said.
+Hessian is H + λI and whose gradient g + λw. L alone is measured. Where λw is a small part of g, both directions are
+nearly one, and λ is added to the figure; elsewhere it can't be told. Nothing is said of other optimizers.
 
 *Critical sharpness* is 2/η_c for the rate η_c at which the update would raise the loss: above 2/η the update that was
 made has raised it, whatever the optimizer. *Directional sharpness* is the curvature along that update.

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.admission.numbers import check_level
 from tvlars_probe.noise.moments import pieces_needed
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class NoiseEstimate:
         """
         from scipy.special import stdtrit
 
-        if not 0 < level < 1:
-            raise UserError(f"level={level:g} is no level of an interval (allowed: above 0, below 1, such as 0.95)")
+        check_level(level)
         errors = self.noise_trace_error, self.gradient_square_error
         if errors[0] is None or errors[1] is None or self.covariance is None:
             return SimpleBatch(None, 0.0, math.inf)

@@ -110,7 +110,7 @@ def test_rows_without_figures_are_left_out_and_counted() -> None:
     signal, noise = estimates(np.random.default_rng(0), 40)
     signal[3], noise[5] = np.nan, np.inf
     result = analysed(rows(signal, noise, unit=None, samples=None))
-    assert result.doubts == ("2 rows without finite figures left out",)
+    assert result.doubts == ("left out, as without finite figures: 2 rows",)
     assert (result.curve["rows"].max(), result.batch) == (30, 64.0)
     nulls = rows(signal, noise).assign(gradient_square=None)
     assert len(analysed(nulls).curve) == 0
@@ -166,7 +166,7 @@ def test_tokens_are_the_unit_where_rows_count_them() -> None:
     assert (result.unit, result.batch, result.verdict.answer) == ("tokens", 5000.0, "beyond")
     assert "5,000 tokens" in result.verdict.reason
     mixed = analysed(rows(signal, noise, unit="tokens", samples=5000), probe(1, 1.0, 1.0, (0.1, 0.1)))
-    assert mixed.doubts == ("1 row not counted in tokens left out",)
+    assert mixed.doubts == ("left out, as not counted in tokens: 1 row",)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tvlars_probe.admission.numbers import check_level
 from tvlars_probe.analyses.batches.branch_losses import losses_of
-from tvlars_probe.analyses.intervals import Mean, check_level
+from tvlars_probe.analyses.intervals import Mean
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import batches, counted, percent
 from tvlars_probe.errors import UserError, unknown

@@ -134,9 +134,9 @@ def doubts_of_rows(not_finite: int, of_another_unit: int, unit: str) -> list[str
     """Sentences on the rows that were left out."""
     doubts = []
     if not_finite:
-        doubts.append(f"{counted(not_finite, 'row')} without finite figures left out")
+        doubts.append(f"left out, as without finite figures: {counted(not_finite, 'row')}")
     if of_another_unit:
-        doubts.append(f"{counted(of_another_unit, 'row')} not counted in {unit} left out")
+        doubts.append(f"left out, as not counted in {unit}: {counted(of_another_unit, 'row')}")
     return doubts
 
 

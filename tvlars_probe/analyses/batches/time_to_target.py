@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.admission.numbers import check_level
 from tvlars_probe.analyses.batches.target_curves import (
     EARLY,
     MISSED,
@@ -25,7 +26,7 @@ from tvlars_probe.analyses.batches.target_curves import (
     curves_of,
 )
 from tvlars_probe.analyses.batches.trade_off import TradeOff, fit_trade_off
-from tvlars_probe.analyses.intervals import IntervalEstimate, check_level, number
+from tvlars_probe.analyses.intervals import IntervalEstimate, number
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import batches as batches_named
 from tvlars_probe.analyses.wording import counted_or_no, percent, some_of

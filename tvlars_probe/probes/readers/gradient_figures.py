@@ -72,6 +72,6 @@ class GradientFigures:
             return grad.as_strided((-(-size // stride),), (stride,))  # view(-1)[::stride] in one call
         key = (grad.shape, grad.device)
         if key not in self._places:
-            places = torch.arange(0, grad.numel(), stride, device=grad.device)
+            places = torch.arange(0, size, stride, device=grad.device)
             self._places[key] = torch.unravel_index(places, grad.shape)
         return grad[self._places[key]]
