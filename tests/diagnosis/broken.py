@@ -257,7 +257,7 @@ PLANTED: dict[type[Optimizer], set[str]] = {
 
 
 class OfficialTVLARS(Sound):
-    """As the released code has it: φ in single precision by a count that isn't saved, norms clamped, vectors left out."""
+    """As released: φ in single precision by a count that isn't saved, norms clamped, vectors left out."""
 
     eta, count, lmbda = 0.001, 0, 0.2
 

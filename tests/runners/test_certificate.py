@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +14,36 @@ from tvlars_probe.errors import UserError
 from tvlars_probe.runners import certificate
 from tvlars_probe.runners.certificate import Certificate, Deviation, certify
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.slow
-def test_it_holds_here(tmp_path: object) -> None:
+def test_it_holds_here(tmp_path: Path) -> None:
     found = json.loads(run_cli("certify", "--json", cwd=tmp_path).stdout)
     assert found["holds"]
     assert len(found["deviations"]) == 2 * 2 * 3
     assert found["shares"] == {"1": [[45], [7]], "2": [[23, 22], [4, 3]], "4": [[12, 11, 11, 11], [2, 2, 2, 1]]}
     # A float64 run deviates by what float64 rounds, a billionth of a float32 run's.
     assert all(one["difference"] < 1e-9 for one in found["deviations"] if one["precision"] == "float64")
+
+
+@pytest.mark.slow
+def test_ranks_that_count_alike_whatever_their_share_are_found(tmp_path: Path) -> None:
+    """A mean over ranks of each rank's mean, as loops have it that don't weight by samples."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import dataclasses\n"
+        "from tvlars_probe.runners.phases.classification import Classification as C\n"
+        "right = C.backward\n"
+        "def backward(self, replica, share, epoch, tally):\n"
+        "    mine = dataclasses.replace(share, batch_size=share.size * replica.ranks.world_size)\n"
+        "    return right(self, replica, mine, epoch, tally)\n"
+        "C.backward = backward\n"
+    )
+    done = run_cli("certify", "--json", cwd=tmp_path, check=False, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert not found["holds"]
+    assert {one["quantity"] for one in found["deviations"] if not one["is_explained"]} >= {"weights", "losses"}
 
 
 def deviation(difference: float) -> Deviation:
@@ -37,7 +60,7 @@ def test_rounding_explains_what_it_may(difference: float, holds: bool) -> None:
 
 
 def test_a_mean_over_ranks_that_isnt_weighted_by_samples_is_not_rounding() -> None:
-    """The gradient of a batch of 7 as the mean of means over 4 and 3 samples: off by far more than any order of sums."""
+    """The gradient of 7 samples as the mean of means over 4 and 3: off by far more than any order of sums."""
     torch.manual_seed(0)
     samples = torch.randn(7, 100, dtype=torch.float64)
     whole, parts = samples.mean(0), samples.tensor_split(2)

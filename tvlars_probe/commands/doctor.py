@@ -36,8 +36,8 @@ def command(
 ) -> None:  # fmt: skip
     """What is wrong with an optimizer, or with a run?
 
-    MODULE:CLASS names an optimizer, such as torch.optim:SGD. It is tried on small tensors in float64 and float32: is the
-    gradient left alone, does momentum begin right, is the state saved, do groups, foreach, zero norms, missing
+    MODULE:CLASS names an optimizer, such as torch.optim:SGD. It is tried on small tensors in float64 and float32: is
+    the gradient left alone, does momentum begin right, is the state saved, do groups, foreach, zero norms, missing
     gradients and DTensors work, does a factor die out? A path with a / or an existing folder is a run, whose trace is
     asked.
 

@@ -1,8 +1,8 @@
 """Whether a recorded loss was divided by something that it shouldn't be divided by.
 
-A factor that is the same in all steps can't be seen in a course of losses. Two that are common can: the count of epochs,
-where a sum over the batches of all epochs so far is divided by the number of all steps so far; and the number of
-micro-batches, where the first loss is that of guessing among the classes.
+A factor that is the same in all steps can't be seen in a course of losses. Two that are common can: the count of
+epochs, where the sum over an epoch's batches is divided by the number of all steps so far; and the number of
+micro-batches, since the first loss is that of guessing among the classes.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def epoch_shows(loss: NDArray[np.float64], epoch: NDArray[np.float64]) -> Observ
     expected = np.array([math.log((e + 1) / (e + 2)) for e, _, _ in pairs])
     if not (np.isfinite(drops).all() and np.isfinite(inside).all()):
         return Observed("can't tell", "the losses have no logarithm")
+    told = ", ".join(f"{math.exp(drop):.2f}" for drop in drops[:3])
     slope = float(drops @ expected / (expected @ expected))
     off = float(np.abs(drops - expected).mean() / np.abs(expected).mean())
     if abs(slope - 1) < _SLOPE and off < 2 * _SLOPE and abs(drops.mean()) > _APART * abs(inside.mean()):
         return Observed(
             "wrong",
-            f"at the ends of {len(pairs)} epochs the loss falls to {', '.join(f'{math.exp(d):.2f}' for d in drops[:3])}, "
-            "... of what it was, as 1/2, 2/3, 3/4, ... would: it is divided by the number of epochs so far",
+            f"at the ends of {len(pairs)} epochs the loss falls to {told} "
+            "of what it was, as 1/2, 2/3, 3/4, ... would: it is divided by the number of epochs so far",
         )
     return Observed("right", f"no fall by 1/2, 2/3, 3/4, ... at the ends of {len(pairs)} epochs")
 
@@ -76,7 +77,7 @@ def accumulation_shows(first: float, classes: int | None, micro_batches: int | N
     if pieces > 1 and abs(first * pieces / guessing - 1) < _NEAR:
         return Observed(
             "wrong",
-            f"the first loss {first:.4g} is 1/{pieces} of that of guessing among {classes} classes, {guessing:.4g}, and a "
-            f"batch has {pieces} micro-batches: it is divided by their number once too often",
+            f"the first loss {first:.4g} is 1/{pieces} of that of guessing among {classes} classes, {guessing:.4g}: "
+            f"a batch has {pieces} micro-batches, and is divided by their number once too often",
         )
     return Observed("can't tell", f"the first loss {first:.4g} is below that of guessing among {classes} classes")

@@ -79,9 +79,7 @@ def _micro_batches(source: Source) -> int | None:
     return max(int(pieces.median()) // (manifest.world_size or 1), 1) if len(pieces) else None
 
 
-def diagnose(
-    grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_batches: int | None = None
-) -> Diagnosis:
+def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_batches: int | None = None) -> Diagnosis:
     """The same of frames.
 
     Args:
@@ -122,16 +120,16 @@ def diagnose(
             "warmup_worked",
             "rates and effective rates, lr × trust ratio, in the warm-up against those at the peak",
             "a warm-up lowers the first rates, and the steps that tensors take by them",
-            "check that the schedule is stepped and that its length counts updates; where the trust ratio is clipped by "
-            "the rate (LARC), a warm-up can do nothing: switch the clip off",
+            "check that the schedule is stepped and that its length counts updates; where the trust ratio is clipped "
+            "by the rate (LARC), a warm-up can do nothing: switch the clip off",
             _warmup_worked(grid, steps, facts, tensors),
         ),
         _check(
             "loss_scale",
             "losses on both sides of each epoch's end, and the first loss against that of guessing",
             "the loss is the mean over the batch in every step",
-            "divide by the number of samples of the batch, once: not by the count of all steps so far, nor again by the "
-            "number of micro-batches",
+            "divide by the number of samples of the batch, once: not by the count of all steps so far, nor again by "
+            "the number of micro-batches",
             _loss_scale(steps, facts, micro_batches),
         ),
     ]
@@ -238,11 +236,15 @@ def _warmup_worked(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, tensor
         return Observed("right", f"{counted(length, 'update')}: the rate rose to {rates.max():.4g}")
     with np.errstate(all="ignore"):
         share = np.nanmedian(effective[early][:, adapted], axis=0) / np.nanmedian(effective[peak][:, adapted], axis=0)
-        risen = float(np.median(rates[max(length // 2, 1) - 1 : length]) / max(np.median(rates[: length // 2 + 1]), 1e-300))
+        risen = float(
+            np.median(rates[max(length // 2, 1) - 1 : length]) / max(np.median(rates[: length // 2 + 1]), 1e-300)
+        )
     same = np.abs(share - 1) < 0.02
     if risen > 1.5 and same.all():
         names = some_of([tensors.names[k] for k in adapted.tolist()])
-        return Observed("wrong", f"the rate rose over {counted(length, 'update')}, but lr × trust ratio didn't: {names}")
+        return Observed(
+            "wrong", f"the rate rose over {counted(length, 'update')}, but lr × trust ratio didn't: {names}"
+        )
     return Observed("right", f"{counted(length, 'update')}: the rate rose to {rates.max():.4g}")
 
 

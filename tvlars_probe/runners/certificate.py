@@ -1,7 +1,7 @@
 """The same training and the same eigenvalues on 1, 2 and 4 ranks, with uneven shards: do they agree up to rounding?
 
-The runs are those that ``train`` makes: its phases, its launcher, its recorder and its probe of the Hessian. Their batches
-of 45 of 187 samples are divided by no number of ranks, and the last one has 7.
+The runs are those that ``train`` makes: its phases, its launcher, its recorder and its probe of the Hessian. Their
+batches of 45 of 187 samples are divided by no number of ranks, and the last one has 7.
 
 What rounding does is measured, not assumed: one rank that sums its batches in pieces of 8 makes the same update in
 another order of sums. What it differs by, times `MARGIN`, is what rounding explains.
