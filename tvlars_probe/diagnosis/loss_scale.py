@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 FEWEST_EPOCHS, FEWEST_STEPS = 4, 8
 """Epochs, and steps in each, without which the count of epochs can't be seen."""
 
-_SLOPE, _APART = 0.25, 4.0
-"""How far the drops at the ends of epochs may be from ln((e + 1)/(e + 2)), relatively; and how many times those inside
-epochs they must be."""
+_SLOPE, _BETTER = 0.25, 0.25
+"""How far the falls at the ends of epochs may be from ln((e + 1)/(e + 2)), relatively; and what share of the
+squares that one fall for all epochs leaves that law may leave."""
 
 _NEAR, _BELOW = 0.15, 0.7
 """How near the first loss times the number of pieces must be to that of guessing, relatively; and the share of it below
@@ -49,9 +49,10 @@ def epoch_shows(loss: NDArray[np.float64], epoch: NDArray[np.float64]) -> Observ
     if not (np.isfinite(drops).all() and np.isfinite(inside).all()):
         return Observed("can't tell", "the losses have no logarithm")
     told = ", ".join(f"{math.exp(drop):.2f}" for drop in drops[:3])
-    slope = float(drops @ expected / (expected @ expected))
-    off = float(np.abs(drops - expected).mean() / np.abs(expected).mean())
-    if abs(slope - 1) < _SLOPE and off < 2 * _SLOPE and abs(drops.mean()) > _APART * abs(inside.mean()):
+    falls = drops - inside
+    slope = float(falls @ expected / (expected @ expected))
+    left, left_of_one = float(np.square(falls - expected).sum()), float(np.square(falls - falls.mean()).sum())
+    if abs(slope - 1) < _SLOPE and left < _BETTER * left_of_one:
         return Observed(
             "wrong",
             f"at the ends of {len(pairs)} epochs the loss falls to {told} "

@@ -42,7 +42,7 @@ _OF_RULES = {
     ),
     "phi_alive": (
         "phi_dead",
-        "φ stays above a millionth of its highest value",
+        "φ stays above a ten-thousandth of its highest value",
         "a smaller --lmbda, or a --gamma-min above 0",
     ),
     "ratios_alive": (
