@@ -14,6 +14,8 @@ from tvlars_probe.diagnosis.results import Observed
 from tvlars_probe.diagnosis.subject import distance, drawn, same, told, updates, weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tvlars_probe.diagnosis.subject import Subject
 
 STEPS = 5
@@ -77,15 +79,18 @@ def _through_a_file(state: dict[str, Any]) -> Any:
 
 def rate_of_group(subject: Subject, dtype: torch.dtype) -> Observed:
     """Does each group follow its own ``lr``, whenever that is set?"""
-    return _setting_of_group(subject, dtype, "lr", lambda lr: 2 * lr)
+    return _setting_of_group(subject, dtype, "lr", lambda lr: (2 * lr, 1e-4 * lr))
 
 
 def decay_of_group(subject: Subject, dtype: torch.dtype) -> Observed:
     """Does each group follow its own ``weight_decay``, whenever that is set?"""
-    return _setting_of_group(subject, dtype, "weight_decay", lambda decay: 2 * decay + 0.1)
+    return _setting_of_group(subject, dtype, "weight_decay", lambda decay: (2 * decay + 0.1,))
 
 
-def _setting_of_group(subject: Subject, dtype: torch.dtype, name: str, other: Any) -> Observed:
+def _setting_of_group(
+    subject: Subject, dtype: torch.dtype, name: str, others: Callable[[float], tuple[float, ...]]
+) -> Observed:
+    """Try other values of a group's setting. One must have an effect: LARC's clip hides rates above its ratio."""
     defaults = subject.defaults()
     value = defaults.get(name)
     if not isinstance(value, int | float) or (name == "lr" and value == 0):
@@ -100,12 +105,12 @@ def _setting_of_group(subject: Subject, dtype: torch.dtype, name: str, other: An
         made = updates(optimizer, params, gradients, STEPS)
         return [step[::2] for step in made], [step[1::2] for step in made]
 
-    (first, second), changed = tried(value, value), other(value)
-    for when, given in (("when it is made", changed), ("by a schedule", value)):
-        other_first, other_second = tried(given, changed)
-        if same(second, other_second):
+    first, second = tried(value, value)
+    for when, at_once in (("when it is made", True), ("by a schedule", False)):
+        changed = [tried(other if at_once else value, other) for other in others(value)]
+        if all(same(second, updates_of_second) for _, updates_of_second in changed):
             return Observed("wrong", f"{name} of a group, set {when}, has no effect on its updates")
-        if not same(first, other_first):
+        if not all(same(first, updates_of_first) for updates_of_first, _ in changed):
             return Observed("wrong", f"{name} of one group, set {when}, changes the updates of another group")
     return Observed("right", "each group follows its own, given when it is made or set later, and no other's")
 

@@ -21,7 +21,7 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Experiment:
     """A check before it is made; its fields are those of `Check`."""
 
     name: str
@@ -31,8 +31,8 @@ class _Trial:
     observe: Callable[[Subject, torch.dtype], Observed]
 
 
-_TRIALS = (
-    _Trial(
+EXPERIMENTS = (
+    Experiment(
         "gradient_kept",
         "steps, and each gradient compared with what it was",
         "p.grad is the same before and after step()",
@@ -40,21 +40,21 @@ _TRIALS = (
         "the step reads what stands in p.grad",
         contract.gradient_kept,
     ),
-    _Trial(
+    Experiment(
         "first_step",
         "100 steps under a gradient that never changes",
         "first updates follow the rule of the later ones",
         "let the momentum buffer begin at zero, or at what is added to it in every step: the gradient after scaling",
         long_run.first_step,
     ),
-    _Trial(
+    Experiment(
         "state_saved",
         "state_dict() saved, loaded into a new optimizer, and five more steps",
         "both go on with the same bits",
         "keep counters and buffers in self.state or in the parameter groups: attributes aren't saved",
         contract.state_saved,
     ),
-    _Trial(
+    Experiment(
         "factor_alive",
         "many steps under gradients that come again",
         "updates stay finite and don't fade to nothing",
@@ -62,56 +62,56 @@ _TRIALS = (
         "(TVLARS: gamma_min above 0, or a smaller lmbda)",
         long_run.factor_alive,
     ),
-    _Trial(
+    Experiment(
         "lr_of_group",
         "two groups, one with twice the lr, given at once or set later",
         "each group follows its own lr",
         'read group["lr"] of the tensor\'s own group in every step',
         contract.rate_of_group,
     ),
-    _Trial(
+    Experiment(
         "decay_of_group",
         "two groups, one with another weight_decay, given at once or set later",
         "each group follows its own weight_decay",
         'read group["weight_decay"] of the tensor\'s own group in every step',
         contract.decay_of_group,
     ),
-    _Trial(
+    Experiment(
         "excluded_held",
         "a matrix, a vector of equal norms, and an equal matrix without decay",
         "none moves ten times as far as the others",
         "give what the trust ratio leaves out a group with a rate of its own, or let it adapt them, too",
         long_run.excluded_held,
     ),
-    _Trial(
+    Experiment(
         "kernels_agree",
         "foreach and fused against the loop",
         "the same updates, up to rounding",
         "use foreach=False, or make its kernels do what the loop does",
         paths.kernels_agree,
     ),
-    _Trial(
+    Experiment(
         "zero_norms",
         "weights of zero, gradients of zero, and both",
         "updates are finite",
         "use a ratio of 1 where a norm is zero, or add eps to what is divided by",
         contract.zero_norms,
     ),
-    _Trial(
+    Experiment(
         "none_gradients",
         "a tensor whose gradient is None among others",
         "it is left alone, and the others are updated as without it",
         "pass over parameters with p.grad is None",
         contract.none_gradients,
     ),
-    _Trial(
+    Experiment(
         "dtensors_agree",
         "DTensors on a mesh of one rank",
         "the same updates as of plain tensors",
         "let norms be those of whole tensors, and state be sharded as the parameter is",
         paths.dtensors_agree,
     ),
-    _Trial(
+    Experiment(
         "description_holds",
         "what tvlars_probe.describe says against updates of one matrix",
         "momentum and trust ratio are as described",
@@ -140,30 +140,32 @@ def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: 
     subject = subject_of(optimizer, settings)
     # Strangers' constructors and steps may draw numbers, or set torch's default type; the caller's stay as they were.
     with torch.random.fork_rng(devices=()):
-        checks = tuple(_made(trial, subject, steps) for trial in _TRIALS)
+        checks = tuple(_made(one, subject, steps) for one in EXPERIMENTS)
         lines = described(subject)
     return Diagnosis(subject=subject.name, description=lines, checks=checks)
 
 
-def _made(trial: _Trial, subject: Subject, steps: int) -> Check:
+def _made(experiment: Experiment, subject: Subject, steps: int) -> Check:
     if subject.refusal is not None:
         observed = Observed("not applicable", subject.refusal)
     else:
-        observed = joined([(label, _observed(trial, subject, dtype, steps)) for label, dtype in PRECISIONS.items()])
+        observed = joined(
+            [(label, _observed(experiment, subject, dtype, steps)) for label, dtype in PRECISIONS.items()]
+        )
     return Check(
-        name=trial.name,
-        tried=trial.tried,
-        expected=trial.expected,
+        name=experiment.name,
+        tried=experiment.tried,
+        expected=experiment.expected,
         came=observed.came,
         answer=observed.answer,
-        remedy=trial.remedy if observed.answer == "wrong" else "",
+        remedy=experiment.remedy if observed.answer == "wrong" else "",
     )
 
 
-def _observed(trial: _Trial, subject: Subject, dtype: torch.dtype, steps: int) -> Observed:
+def _observed(experiment: Experiment, subject: Subject, dtype: torch.dtype, steps: int) -> Observed:
     try:
-        if trial.observe is long_run.factor_alive:
+        if experiment.observe is long_run.factor_alive:
             return long_run.factor_alive(subject, dtype, steps)
-        return trial.observe(subject, dtype)
+        return experiment.observe(subject, dtype)
     except Exception as error:  # a stranger's class may raise anything; that isn't what was asked
-        return Observed("can't tell", f"the trial ended with {told(error)}")
+        return Observed("can't tell", f"the experiment ended with {told(error)}")

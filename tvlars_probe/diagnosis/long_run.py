@@ -103,8 +103,10 @@ def _size_of_update(
         p.grad = g.clone()
     optimizer.step()
     with torch.no_grad():
-        sizes = torch.stack(torch._foreach_norm(torch._foreach_sub(params, start)))
-        torch._foreach_copy_(params, start)
+        weights_now = [p.detach() for p in params]
+        torch._foreach_sub_(weights_now, start)  # what stays is the update
+        sizes = torch.stack(torch._foreach_norm(weights_now))
+        torch._foreach_copy_(weights_now, start)
     return sizes
 
 
@@ -120,14 +122,14 @@ def excluded_held(subject: Subject, dtype: torch.dtype) -> Observed:
     params, (g,) = weights(shapes, dtype), drawn(((8, 8),), dtype, cycle=1)(0)
     with torch.no_grad():
         params[1].copy_(params[0].flatten())
-    sizes = norms(updates(subject.made([params]), params, lambda _: [g, g.flatten()], 3))[-1]
+    sizes = norms(updates(subject.made([params]), params, lambda _: [g, g.flatten()], _SETTLED, holds=True))[-1]
     times = (sizes[1] / sizes[0]).item()
     if times > _FULL_RATE:
         return Observed("wrong", f"a vector's update is {times:.4g} times that of a matrix with equal norms")
     if "weight_decay" in subject.defaults():
         pair = [torch.nn.Parameter(params[0].detach().clone()) for _ in range(2)]
         optimizer = subject.made([pair[:1], pair[1:]], {"weight_decay": 1e-4}, {"weight_decay": 0.0})
-        sizes = norms(updates(optimizer, pair, lambda _: [g, g], 3))[-1]
+        sizes = norms(updates(optimizer, pair, lambda _: [g, g], _SETTLED, holds=True))[-1]
         times = (sizes[1] / sizes[0]).item()
         if times > _FULL_RATE:
             return Observed(

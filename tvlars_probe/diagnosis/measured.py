@@ -14,8 +14,8 @@ from tvlars_probe.diagnosis.subject import drawn, updates, weights
 from tvlars_probe.optimizers.description import describe
 
 if TYPE_CHECKING:
-    from tvlars_probe import GroupDescription
     from tvlars_probe.diagnosis.subject import Subject
+    from tvlars_probe.optimizers.group_description import GroupDescription
 
 _SHAPE, _LEVER, _SETTLED = (8, 8), 0.01, 60
 _CLOSE = 0.02
@@ -23,7 +23,7 @@ _CLOSE = 0.02
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredUpdates:
     """What was measured of updates of one matrix, in float64, without weight decay.
 
     Attributes:
@@ -52,7 +52,7 @@ class Measured:
         )  # fmt: skip
 
 
-def measured(subject: Subject) -> Measured:
+def measured(subject: Subject) -> MeasuredUpdates:
     """Make the measurements."""
     (w,), (g,) = weights([_SHAPE]), drawn([_SHAPE], cycle=1)(0)
     plain = _undecayed(subject)
@@ -67,7 +67,13 @@ def measured(subject: Subject) -> Measured:
     if plain and isinstance(lr, float):
         alone = _first(subject, w, 0 * g, {"weight_decay": 0.01}).norm().item()
         decay = alone / (lr * 0.01 * w.norm().item())
-    return Measured(*powers, _fading(subject, w, g, plain), _form(first, g), decay)
+    return MeasuredUpdates(
+        gradient_power=powers[0],
+        weight_power=powers[1],
+        fading=_fading(subject, w, g, plain),
+        form=_form(first, g),
+        decay=decay,
+    )
 
 
 def _undecayed(subject: Subject) -> dict[str, Any]:
@@ -115,8 +121,9 @@ def description_holds(subject: Subject, dtype: torch.dtype) -> Observed:
     # meanwhile is less than `_CLOSE`; NaN compares as false.
     if _fades_by_beta(told) and abs(found.fading - beta) > _CLOSE:
         wrong.append(f"momentum {beta:g} is described, and updates fade by {found.fading:.4g}")
-    scaled = bool(told.adapts(2)) and told.scaling.clip == "none"
-    if scaled != (found.weight_power > 0.5):
+    scaled = bool(told.adapts(2))
+    # A clipped ratio may be the clip alone, which doesn't depend on ‖w‖.
+    if told.scaling.clip == "none" and scaled != (found.weight_power > 0.5):
         said = "a trust ratio is" if scaled else "no trust ratio is"
         wrong.append(f"{said} described, and ‖Δw‖ goes with ‖w‖ to the power {found.weight_power:.2f}")
     if wrong:
@@ -126,7 +133,7 @@ def description_holds(subject: Subject, dtype: torch.dtype) -> Observed:
 
 def _fades_by_beta(told: GroupDescription) -> bool:
     of_gradient = told.scaling.direction == "gradient" and told.momentum.output_beta is None
-    return of_gradient and told.preconditioner.kind in ("none", "adam")
+    return of_gradient and told.preconditioner.kind not in ("sign", "norm", "matrix")
 
 
 def described(subject: Subject) -> tuple[str, ...]:

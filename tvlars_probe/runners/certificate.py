@@ -21,7 +21,7 @@ import torch
 
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.errors import InterruptedRunError, UserError
-from tvlars_probe.optimizers.registry import OptimizerConfig
+from tvlars_probe.optimizers.registry import OPTIMIZERS, OptimizerConfig
 from tvlars_probe.runners.checkpoints import files as checkpoints
 from tvlars_probe.runners.configuration.place import PlaceConfig
 from tvlars_probe.runners.configuration.recording import RecordConfig
@@ -150,7 +150,7 @@ def _shares(samples: int, ranks: int) -> list[int]:
 def _config(optimizer: str, precision: str, ranks: int, micro_batch: int | None) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(name="digits", limit=SAMPLES),
-        optimizer=OptimizerConfig(name=optimizer, lr=1.0 if optimizer in ("lars", "tvlars") else 0.01),
+        optimizer=OptimizerConfig(name=optimizer, lr=min(1.0, OPTIMIZERS[optimizer].default_lr)),
         place=PlaceConfig(devices=("cpu",), nproc=ranks, threads=1),
         recording=RecordConfig(checkpoint_every=0, train_eval_samples=0, findings=("none",)),
         sharpness=SharpnessConfig(every="4", operators=("hessian",), samples=61),
