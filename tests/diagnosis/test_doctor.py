@@ -152,6 +152,11 @@ def test_what_is_no_optimizer_is_refused(given: Any, message: str) -> None:
         doctor(given)
 
 
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(UserError, match=r"steps 3 are too few for a factor to die in \(allowed: 10 or more\)"):
+        doctor(Sound, steps=3)
+
+
 def test_a_diagnosis_is_plain_data() -> None:
     found = doctor(WellDescribed, steps=20)
     assert isinstance(found, tvlars_probe.Diagnosis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +10,15 @@ import torch
 from tvlars_probe.diagnosis import contract, long_run, paths
 from tvlars_probe.diagnosis.measured import described, description_holds
 from tvlars_probe.diagnosis.results import Check, Diagnosis, Observed, joined
-from tvlars_probe.diagnosis.subject import subject_of, told
+from tvlars_probe.diagnosis.subject import HORIZON, subject_of, told
+from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tvlars_probe.diagnosis.subject import Subject
+
+FEWEST_STEPS = 10
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -121,7 +124,7 @@ EXPERIMENTS = (
 )
 
 
-def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: int = long_run.HORIZON) -> Diagnosis:
+def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: int = HORIZON) -> Diagnosis:
     """Try an optimizer on small tensors, in float64 and in float32, and say what it is and what is wrong with it.
 
     Args:
@@ -135,23 +138,23 @@ def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: 
         a class whose step needs a closure (LBFGS) or sparse gradients (SparseAdam).
 
     Raises:
-        UserError: it is no optimizer, or it can't be made.
+        UserError: it is no optimizer, or it can't be made; or ``steps`` are too few.
     """
-    subject = subject_of(optimizer, settings)
-    # Strangers' constructors and steps may draw numbers, or set torch's default type; the caller's stay as they were.
+    if steps < FEWEST_STEPS:
+        raise UserError(f"steps {steps} are too few for a factor to die in (allowed: {FEWEST_STEPS} or more)")
+    # Strangers' constructors and steps may draw random numbers; the caller's generator stays where it was.
     with torch.random.fork_rng(devices=()):
-        checks = tuple(_made(one, subject, steps) for one in EXPERIMENTS)
+        subject = replace(subject_of(optimizer, settings), horizon=steps)
+        checks = tuple(_made(one, subject) for one in EXPERIMENTS)
         lines = described(subject)
     return Diagnosis(subject=subject.name, description=lines, checks=checks)
 
 
-def _made(experiment: Experiment, subject: Subject, steps: int) -> Check:
+def _made(experiment: Experiment, subject: Subject) -> Check:
     if subject.refusal is not None:
         observed = Observed("not applicable", subject.refusal)
     else:
-        observed = joined(
-            [(label, _observed(experiment, subject, dtype, steps)) for label, dtype in PRECISIONS.items()]
-        )
+        observed = joined([(label, _observed(experiment, subject, dtype)) for label, dtype in PRECISIONS.items()])
     return Check(
         name=experiment.name,
         tried=experiment.tried,
@@ -162,10 +165,8 @@ def _made(experiment: Experiment, subject: Subject, steps: int) -> Check:
     )
 
 
-def _observed(experiment: Experiment, subject: Subject, dtype: torch.dtype, steps: int) -> Observed:
+def _observed(experiment: Experiment, subject: Subject, dtype: torch.dtype) -> Observed:
     try:
-        if experiment.observe is long_run.factor_alive:
-            return long_run.factor_alive(subject, dtype, steps)
         return experiment.observe(subject, dtype)
     except Exception as error:  # a stranger's class may raise anything; that isn't what was asked
         return Observed("can't tell", f"the experiment ended with {told(error)}")

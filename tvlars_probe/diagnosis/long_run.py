@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.diagnosis.subject import Subject
 
-HORIZON = 2000
-"""Steps in which a factor may die or overflow, by default."""
-
 DEAD = 1e-6
 """Share of the tensor's largest update below which an update is none."""
 
@@ -67,13 +64,13 @@ def _under_a_constant(subject: Subject, dtype: torch.dtype, scale: float) -> Ten
     return made if any(v.numel() > 1 for v in kept) else None
 
 
-def factor_alive(subject: Subject, dtype: torch.dtype, steps: int = HORIZON) -> Observed:
+def factor_alive(subject: Subject, dtype: torch.dtype) -> Observed:
     """Do updates stay finite, and above a millionth of the tensor's largest one, as the steps go on?"""
     shapes = subject.shapes[::2]
     params, gradients = weights(shapes, dtype), drawn(shapes, dtype)
     optimizer = subject.made([params])
     start, sizes = [p.detach().clone() for p in params], list[Tensor]()
-    for step in range(steps):
+    for step in range(subject.horizon):
         try:
             sizes.append(_size_of_update(optimizer, params, gradients(step), start))
         except Exception as error:  # whatever a stranger's step raises
@@ -86,13 +83,13 @@ def factor_alive(subject: Subject, dtype: torch.dtype, steps: int = HORIZON) -> 
     # Dead is what stays so to the end: a step may be zero by chance, as Rprop's is where signs turn.
     lasting = low.flip(0).cumprod(0).sum(0)
     if int(lasting.max()) >= 10:
-        at = steps - int(lasting.max())
+        at = subject.horizon - int(lasting.max())
         left = (table[-1] / table.max(dim=0).values)[lasting.argmax()].item()
         return Observed(
             "wrong",
             f"from step {at} on a tensor's update is below {DEAD:g} of its largest ({left:.3g} of it in the end)",
         )
-    return Observed("right", f"finite and alive for {steps} steps")
+    return Observed("right", f"finite and alive for {subject.horizon} steps")
 
 
 def _size_of_update(

@@ -24,6 +24,10 @@ SHAPES: tuple[Shapes, ...] = (((6, 5), (4, 3, 2, 2), (5,), ()), ((6, 5), (5, 6),
 """Tensors on which an optimizer is tried: those of a network, or matrices where it takes no other."""
 
 
+HORIZON = 2000
+"""Steps in which a factor may die or overflow, by default."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """An optimizer with its settings.
@@ -33,12 +37,14 @@ class Subject:
         build: makes it of parameters or parameter groups.
         shapes: those of `SHAPES` that it takes.
         refusal: why it can't be tried; None where it can.
+        horizon: steps that a factor has in which to die or to overflow.
     """
 
     name: str
     build: Callable[[Any], Optimizer]
     shapes: Shapes = SHAPES[0]
     refusal: str | None = None
+    horizon: int = HORIZON
 
     def made(self, groups: Sequence[Sequence[Tensor]], *settings: Mapping[str, Any]) -> Optimizer:
         """A new one.
