@@ -76,6 +76,8 @@ def test_a_tensor_that_one_update_replaces_is_found() -> None:
 def test_a_gradient_that_isnt_finite_is_found() -> None:
     grads = wrong(columns={"grad_norm": lambda f: np.where(f["step"] >= 40, np.inf, f["grad_norm"])})
     assert grads["finite"].startswith("from step 40 on")
+    told = wrong(facts={"finding": {"step": 59, "loss": "nan"}, "status": "diverged"})
+    assert told["finite"] == "the manifest tells of a loss or a norm that isn't finite in step 59"
 
 
 def test_a_rate_below_its_peak_is_found_where_the_run_is_complete() -> None:
@@ -88,6 +90,8 @@ def test_a_rate_below_its_peak_is_found_where_the_run_is_complete() -> None:
 def test_a_warmup_that_was_asked_for_and_not_made_is_found(config: dict[str, Any]) -> None:
     assert "the first rate is the highest" in wrong(facts={"config": config})["warmup_worked"]
     assert made()["warmup_worked"].answer == "not applicable"
+    for further in ({"branch": {"run_id": "p"}}, {"warmup_steps": 0}):
+        assert wrong(facts={"config": {**config, **further} if "branch" in further else further}) == {}
 
 
 def test_a_warmup_that_the_trust_ratio_cancels_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,10 @@ def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_bat
             _loss_scale(steps, facts, micro_batches),
         ),
     ]
+    if facts.finding is not None and checks[0].answer != "wrong":
+        # A loss that was told and isn't a number is null in the table, as one that wasn't told is.
+        came = f"the manifest tells of a loss or a norm that isn't finite in step {facts.finding.get('step')}"
+        checks[0] = dataclasses.replace(checks[0], answer="wrong", came=came, remedy=_OF_RULES["finite"][2])
     about = f"{facts.method}, {facts.phase}, {facts.status}, {counted(len(steps), 'step')}"
     return Diagnosis(subject=facts.name, description=(about + facts.sampling,), checks=tuple(checks))
 
@@ -157,8 +162,6 @@ def _tensors(grid: LayerGrid, facts: RunFacts) -> Tensors:
 
 def _findings(grid: LayerGrid, steps: pd.DataFrame, tensors: Tensors) -> dict[str, list[Finding]]:
     """What the rules find in the recorded steps, by rule. Steps are told as they are numbered in the trace."""
-    import dataclasses
-
     if not len(grid.steps):
         return {}
     told = steps.drop_duplicates("step").set_index("step").reindex(grid.steps)
@@ -204,48 +207,71 @@ def _peak_reached(steps: pd.DataFrame, facts: RunFacts) -> Observed:
     return Observed("wrong", came)
 
 
-def _told_warmup(config: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first setting of a configuration that asks for a warm-up, with its value; None where there is none."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            if (found := _told_warmup(value, f"{prefix}{name}.")) is not None:
-                return found
-        elif "warmup" in str(name).lower() and isinstance(value, int | float) and value > 0:
-            return f"{prefix}{name} {value:g}"
-    return None
+_WARMUPS = {
+    "warmup",
+    "warmup_steps",
+    "warmup_epochs",
+    "warmup_iters",
+    "warmup_updates",
+    "warmup_ratio",
+    "num_warmup_steps",
+}
+"""Names under which configurations hold the length of a warm-up."""
+
+
+def _told_warmup(facts: RunFacts) -> str | None:
+    """What asks for a warm-up of this phase: a setting with its value, or the schedule; None where nothing does."""
+    if facts.first_step or facts.branch is not None:
+        return None  # the configuration is of the first phase, and a branch begins after its parent's warm-up
+    settings: list[tuple[str, Mapping[str, Any]]] = [("", facts.config)]
+    for prefix, held in settings:
+        for name, value in held.items():
+            if isinstance(value, dict):
+                settings.append((f"{prefix}{name}.", value))
+            elif str(name) in _WARMUPS and isinstance(value, int | float) and not isinstance(value, bool):
+                return f"{prefix}{name} {value:g}" if value > 0 else None
+    return "the schedule lars-warm" if facts.schedule == "lars-warm" else None
 
 
 def _warmup_worked(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, tensors: Tensors) -> Observed:
-    told = _told_warmup(facts.config) or ("schedule lars-warm" if facts.schedule == "lars-warm" else None)
-    if facts.config.get("schedule", {}) == {"name": "lars-warm", "warmup_epochs": 0}:
-        told = None
-    rates = steps["lr"].dropna().to_numpy(np.float64)
+    rows = steps.dropna(subset=["lr"])
+    rates, at = rows["lr"].to_numpy(np.float64), rows["step"].to_numpy(np.int64)
     if len(rates) < 2 or not rates.max() > 0:
         return Observed("not applicable", "no rates are on record")
-    length = int((rates >= AT_PEAK * rates.max()).argmax())
-    if length == 0:
+    top = int((rates >= AT_PEAK * rates.max()).argmax())
+    if top == 0:
+        told = _told_warmup(facts)
         if told is None:
             return Observed("not applicable", "there was no warm-up")
         return Observed("wrong", f"{told} asks for a warm-up, and the first rate is the highest, {rates[0]:.4g}")
-    effective = grid["lr"].astype(np.float64) * grid["trust_ratio"]
-    first = int(steps["step"].iloc[0])
-    early = (grid.steps < first + max(length // 2, 1)) & (grid["lr"] > 0).any(axis=1)
-    peak = (grid.steps >= first + length) & (grid.steps < first + length + max(length // 4, 1))
-    adapted = tensors.adapted_at
-    if not (early.any() and peak.any() and len(adapted)):
-        return Observed("right", f"{counted(length, 'update')}: the rate rose to {rates.max():.4g}")
+    length = counted(int(at[top] - at[0]), "update")
+    still = _unmoved(grid, tensors, int(at[0]), int(at[top]))
+    # Of the warm-up's first and last half: a rate that hardly rises can't be told from one that is cancelled.
+    risen = rates[top // 2 : top + 1].mean() > 1.5 * rates[: top // 2 + 1].mean()
+    if risen and still:
+        return Observed("wrong", f"the rate rose over {length}, but lr × trust ratio didn't: {some_of(still)}")
+    return Observed("right", f"the rate rose to {rates.max():.4g} over {length}")
+
+
+def _unmoved(grid: LayerGrid, tensors: Tensors, first: int, top: int) -> list[str]:
+    """The adapted tensors, if lr × trust ratio of each is in the warm-up's first half what it is at the peak.
+
+    Args:
+        grid: the layers.
+        tensors: what is known of them.
+        first: the first step of the warm-up.
+        top: the step in which the rate is at its peak.
+    """
     with np.errstate(all="ignore"):
-        share = np.nanmedian(effective[early][:, adapted], axis=0) / np.nanmedian(effective[peak][:, adapted], axis=0)
-        risen = float(
-            np.median(rates[max(length // 2, 1) - 1 : length]) / max(np.median(rates[: length // 2 + 1]), 1e-300)
-        )
-    same = np.abs(share - 1) < 0.02
-    if risen > 1.5 and same.all():
-        names = some_of([tensors.names[k] for k in adapted.tolist()])
-        return Observed(
-            "wrong", f"the rate rose over {counted(length, 'update')}, but lr × trust ratio didn't: {names}"
-        )
-    return Observed("right", f"{counted(length, 'update')}: the rate rose to {rates.max():.4g}")
+        effective = (grid["lr"].astype(np.float64) * grid["trust_ratio"])[:, tensors.adapted_at]
+    half, quarter = max((top - first) // 2, 1), max((top - first) // 4, 1)
+    early = effective[(grid.steps > first) & (grid.steps <= first + half)]
+    late = effective[(grid.steps >= top) & (grid.steps < top + quarter)]
+    seen = np.isfinite(early).all(axis=0) & np.isfinite(late).all(axis=0)
+    if not (len(early) and len(late) and seen.any()):
+        return []
+    share = np.median(early[:, seen], axis=0) / np.maximum(np.median(late[:, seen], axis=0), 1e-300)
+    return [tensors.adapted_names[k] for k in np.flatnonzero(seen)] if (np.abs(share - 1) < 0.02).all() else []
 
 
 def _loss_scale(steps: pd.DataFrame, facts: RunFacts, micro_batches: int | None) -> Observed:
@@ -253,14 +279,14 @@ def _loss_scale(steps: pd.DataFrame, facts: RunFacts, micro_batches: int | None)
     if not len(rows):
         return Observed("not applicable", "no loss is on record")
     by_epoch = epoch_shows(rows["loss"].to_numpy(np.float64), rows["epoch"].to_numpy(np.float64))
-    by_pieces = accumulation_shows(float(rows["loss"].iloc[0]), _classes(facts), micro_batches)
-    for shown in (by_epoch, by_pieces):
-        if shown.answer == "wrong":
-            return shown
-    seen = [shown for shown in (by_epoch, by_pieces) if shown.answer == "right"]
-    if not seen:
-        return Observed("can't tell", f"{by_epoch.came}; {by_pieces.came}")
-    return Observed("right", "; ".join(shown.came for shown in seen))
+    classes = _classes(facts)
+    by_pieces = accumulation_shows(float(rows["loss"].iloc[0]), classes, micro_batches)
+    if by_epoch.answer == "wrong" or classes is None:
+        return by_epoch
+    if {by_epoch.answer, by_pieces.answer} == {"right"}:
+        return Observed("right", f"{by_pieces.came}; {by_epoch.came}")
+    # A first loss below that of guessing leaves it open, whatever the ends of epochs show.
+    return by_pieces
 
 
 def _classes(facts: RunFacts) -> int | None:
