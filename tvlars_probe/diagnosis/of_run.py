@@ -271,7 +271,7 @@ def _unmoved(grid: LayerGrid, tensors: Tensors, first: int, top: int) -> list[st
     if not (len(early) and len(late) and seen.any()):
         return []
     share = np.median(early[:, seen], axis=0) / np.maximum(np.median(late[:, seen], axis=0), 1e-300)
-    return [tensors.adapted_names[k] for k in np.flatnonzero(seen)] if (np.abs(share - 1) < 0.02).all() else []
+    return [tensors.adapted_names[k] for k in np.flatnonzero(seen).tolist()] if (np.abs(share - 1) < 0.02).all() else []
 
 
 def _loss_scale(steps: pd.DataFrame, facts: RunFacts, micro_batches: int | None) -> Observed:

@@ -206,8 +206,8 @@ def _read(path: Path) -> dict[str, list[torch.Tensor]]:
     top = rows[(rows["measure"].astype(str) == "eigenvalue") & (rows["rank"] == 1)]
     return {
         "weights": [value.double() for value in checkpoints.load(last)["model"].values() if value.is_floating_point()],
-        "losses": [torch.tensor([value]).double() for value in trace.steps(["loss"])["loss"].tolist()],
-        "eigenvalues": [torch.tensor([value]).double() for value in top["value"].tolist()],
+        "losses": [torch.tensor([value], dtype=torch.float64) for value in trace.steps(["loss"])["loss"].tolist()],
+        "eigenvalues": [torch.tensor([value], dtype=torch.float64) for value in top["value"].tolist()],
     }
 
 
