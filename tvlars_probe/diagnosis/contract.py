@@ -16,7 +16,7 @@ from tvlars_probe.diagnosis.subject import distance, drawn, same, told, updates,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tvlars_probe.diagnosis.subject import Subject
+    from tvlars_probe.diagnosis.subject import TriedOptimizer
 
 STEPS = 5
 """Steps after which what an optimizer does is compared."""
@@ -28,7 +28,7 @@ _SINGLE = {torch.float64: 2.0**-20, torch.float32: 0.0}
 """Relative difference that rounding makes where a number is kept in single precision: loaded, it has the weights'."""
 
 
-def gradient_kept(subject: Subject, dtype: torch.dtype) -> Observed:
+def gradient_kept(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Is each gradient after a step what it was before?"""
     params, gradients = weights(subject.shapes, dtype), drawn(subject.shapes, dtype)
     optimizer = subject.made([params])
@@ -43,7 +43,7 @@ def gradient_kept(subject: Subject, dtype: torch.dtype) -> Observed:
     return Observed("right", f"unchanged in {STEPS} steps")
 
 
-def state_saved(subject: Subject, dtype: torch.dtype) -> Observed:
+def state_saved(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Does a new optimizer that loads the state go on as the old one does, bit for bit?"""
     gradients = drawn(subject.shapes, dtype)
     runs = []
@@ -77,18 +77,18 @@ def _through_a_file(state: dict[str, Any]) -> Any:
     return torch.load(stream, weights_only=False)
 
 
-def rate_of_group(subject: Subject, dtype: torch.dtype) -> Observed:
+def rate_of_group(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Does each group follow its own ``lr``, whenever that is set?"""
     return _setting_of_group(subject, dtype, "lr", lambda lr: (2 * lr, 1e-4 * lr))
 
 
-def decay_of_group(subject: Subject, dtype: torch.dtype) -> Observed:
+def decay_of_group(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Does each group follow its own ``weight_decay``, whenever that is set?"""
     return _setting_of_group(subject, dtype, "weight_decay", lambda decay: (2 * decay + 0.1,))
 
 
 def _setting_of_group(
-    subject: Subject, dtype: torch.dtype, name: str, others: Callable[[float], tuple[float, ...]]
+    subject: TriedOptimizer, dtype: torch.dtype, name: str, others: Callable[[float], tuple[float, ...]]
 ) -> Observed:
     """Try other values of a group's setting. One must have an effect: LARC's clip hides rates above its ratio."""
     defaults = subject.defaults()
@@ -115,7 +115,7 @@ def _setting_of_group(
     return Observed("right", "each group follows its own, given when it is made or set later, and no other's")
 
 
-def zero_norms(subject: Subject, dtype: torch.dtype) -> Observed:
+def zero_norms(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Are updates finite where a tensor, its gradient, or both are zero?"""
     gradients = drawn(subject.shapes, dtype)
     for label, w, g in (("weights", 0.0, 1.0), ("gradients", 1.0, 0.0), ("weights and gradients", 0.0, 0.0)):
@@ -134,7 +134,7 @@ def zero_norms(subject: Subject, dtype: torch.dtype) -> Observed:
     return Observed("right", "finite with zero weights, zero gradients, and both")
 
 
-def none_gradients(subject: Subject, dtype: torch.dtype) -> Observed:
+def none_gradients(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Is a tensor without gradient left alone, and are the others updated as without it?"""
     gradients, shapes = drawn(subject.shapes, dtype), subject.shapes
     params, others = weights(shapes, dtype), weights(shapes, dtype)

@@ -16,7 +16,7 @@ from tvlars_probe.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tvlars_probe.diagnosis.subject import Subject
+    from tvlars_probe.diagnosis.subject import TriedOptimizer
 
 FEWEST_STEPS = 10
 
@@ -31,7 +31,7 @@ class Experiment:
     tried: str
     expected: str
     remedy: str
-    observe: Callable[[Subject, torch.dtype], Observed]
+    observe: Callable[[TriedOptimizer, torch.dtype], Observed]
 
 
 EXPERIMENTS = (
@@ -150,7 +150,7 @@ def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: 
     return Diagnosis(subject=subject.name, description=lines, checks=checks)
 
 
-def _made(experiment: Experiment, subject: Subject) -> Check:
+def _made(experiment: Experiment, subject: TriedOptimizer) -> Check:
     if subject.refusal is not None:
         observed = Observed("not applicable", subject.refusal)
     else:
@@ -165,7 +165,7 @@ def _made(experiment: Experiment, subject: Subject) -> Check:
     )
 
 
-def _observed(experiment: Experiment, subject: Subject, dtype: torch.dtype) -> Observed:
+def _observed(experiment: Experiment, subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     try:
         return experiment.observe(subject, dtype)
     except Exception as error:  # a stranger's class may raise anything; that isn't what was asked

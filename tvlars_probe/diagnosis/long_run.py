@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from tvlars_probe.diagnosis.subject import Subject
+    from tvlars_probe.diagnosis.subject import TriedOptimizer
 
 DEAD = 1e-6
 """Share of the tensor's largest update below which an update is none."""
@@ -31,7 +31,7 @@ _LEVER = 0.01
 """Size of the second gradient whose first update is compared; smaller than 1, since some clamp large norms."""
 
 
-def first_step(subject: Subject, dtype: torch.dtype) -> Observed:
+def first_step(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Does the first update follow the rule of the later ones?
 
     Momentum m ← β·m + u that begins at the raw gradient instead of at zero, or at u, shows so under a gradient that
@@ -55,7 +55,7 @@ def first_step(subject: Subject, dtype: torch.dtype) -> Observed:
     return Observed("right", "under a constant gradient, first updates don't stand out against later ones")
 
 
-def _under_a_constant(subject: Subject, dtype: torch.dtype, scale: float) -> Tensor | None:
+def _under_a_constant(subject: TriedOptimizer, dtype: torch.dtype, scale: float) -> Tensor | None:
     """‖Δw‖ under a gradient that never changes, (steps, tensors); None where the optimizer keeps no tensors."""
     params, gradients = weights(subject.shapes, dtype), drawn(subject.shapes, dtype, cycle=1)
     optimizer = subject.made([params])
@@ -64,7 +64,7 @@ def _under_a_constant(subject: Subject, dtype: torch.dtype, scale: float) -> Ten
     return made if any(v.numel() > 1 for v in kept) else None
 
 
-def factor_alive(subject: Subject, dtype: torch.dtype) -> Observed:
+def factor_alive(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Do updates stay finite, and above a millionth of the tensor's largest one, as the steps go on?"""
     shapes = subject.shapes[::2]
     params, gradients = weights(shapes, dtype), drawn(shapes, dtype)
@@ -111,7 +111,7 @@ _FULL_RATE = 10.0
 """Times the update of an equal matrix from which a tensor counts as left out of what holds the others back."""
 
 
-def excluded_held(subject: Subject, dtype: torch.dtype) -> Observed:
+def excluded_held(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Are a vector, and a matrix without weight decay, held back as a matrix of equal norms is?"""
     if not any(len(shape) < 2 for shape in subject.shapes):
         return Observed("not applicable", "it takes matrices alone")

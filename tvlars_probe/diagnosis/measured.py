@@ -14,7 +14,7 @@ from tvlars_probe.diagnosis.subject import drawn, updates, weights
 from tvlars_probe.optimizers.description import describe
 
 if TYPE_CHECKING:
-    from tvlars_probe.diagnosis.subject import Subject
+    from tvlars_probe.diagnosis.subject import TriedOptimizer
     from tvlars_probe.optimizers.group_description import GroupDescription
 
 _SHAPE, _LEVER, _SETTLED = (8, 8), 0.01, 60
@@ -52,7 +52,7 @@ class MeasuredUpdates:
         )  # fmt: skip
 
 
-def measured(subject: Subject) -> MeasuredUpdates:
+def measured(subject: TriedOptimizer) -> MeasuredUpdates:
     """Make the measurements."""
     (w,), (g,) = weights([_SHAPE]), drawn([_SHAPE], cycle=1)(0)
     plain = _undecayed(subject)
@@ -76,17 +76,17 @@ def measured(subject: Subject) -> MeasuredUpdates:
     )
 
 
-def _undecayed(subject: Subject) -> dict[str, Any]:
+def _undecayed(subject: TriedOptimizer) -> dict[str, Any]:
     """Settings without weight decay, where the class has any."""
     return {"weight_decay": 0.0} if "weight_decay" in subject.defaults() else {}
 
 
-def _first(subject: Subject, w: Tensor, g: Tensor, settings: dict[str, Any]) -> Tensor:
+def _first(subject: TriedOptimizer, w: Tensor, g: Tensor, settings: dict[str, Any]) -> Tensor:
     p = nn.Parameter(w.detach().clone())
     return updates(subject.made([[p]], settings), [p], lambda _: [g], 1)[0][0]
 
 
-def _fading(subject: Subject, w: Tensor, g: Tensor, settings: dict[str, Any]) -> float:
+def _fading(subject: TriedOptimizer, w: Tensor, g: Tensor, settings: dict[str, Any]) -> float:
     p = nn.Parameter(w.detach().clone())
     optimizer = subject.made([[p]], settings)
     updates(optimizer, [p], lambda _: [g], _SETTLED, holds=True)
@@ -108,7 +108,7 @@ def _form(update: Tensor, g: Tensor) -> str:
     return "orthogonal" if values[-1] > 0.5 * values[0] else "other"
 
 
-def description_holds(subject: Subject, dtype: torch.dtype) -> Observed:
+def description_holds(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Does what `describe` says of the class agree with what was measured?"""
     (told,) = describe(subject.made([weights([_SHAPE])], _undecayed(subject)))
     if not told.is_known:
@@ -136,7 +136,7 @@ def _fades_by_beta(told: GroupDescription) -> bool:
     return of_gradient and told.preconditioner.kind not in ("sign", "norm", "matrix")
 
 
-def described(subject: Subject) -> tuple[str, ...]:
+def described(subject: TriedOptimizer) -> tuple[str, ...]:
     """What was measured, and what `tvlars_probe.describe` says, in lines; nothing where the class can't be tried."""
     if subject.refusal is not None:
         return ()

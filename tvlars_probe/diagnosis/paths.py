@@ -16,7 +16,7 @@ from tvlars_probe.diagnosis.subject import distance, drawn, told, updates, weigh
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tvlars_probe.diagnosis.subject import Subject
+    from tvlars_probe.diagnosis.subject import TriedOptimizer
 
 STEPS = 8
 
@@ -28,7 +28,7 @@ In float64, too, some optimizers keep numbers in single precision by one way and
 _KERNELS = ("foreach", "fused")
 
 
-def kernels_agree(subject: Subject, dtype: torch.dtype) -> Observed:
+def kernels_agree(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Do ``foreach`` and ``fused`` make the loop's updates, with momentum, decay and a rate for each group?"""
     defaults = subject.defaults()
     there = [name for name in _KERNELS if name in defaults]
@@ -56,7 +56,7 @@ def kernels_agree(subject: Subject, dtype: torch.dtype) -> Observed:
     return Observed("right", f"as the loop, up to rounding: {', '.join(compared)}")
 
 
-def _run(subject: Subject, dtype: torch.dtype, settings: dict[str, Any]) -> list[list[torch.Tensor]]:
+def _run(subject: TriedOptimizer, dtype: torch.dtype, settings: dict[str, Any]) -> list[list[torch.Tensor]]:
     params = weights(subject.shapes, dtype)
     half = len(params) // 2
     lr = subject.defaults().get("lr")
@@ -65,7 +65,7 @@ def _run(subject: Subject, dtype: torch.dtype, settings: dict[str, Any]) -> list
     return updates(optimizer, params, drawn(subject.shapes, dtype), STEPS)
 
 
-def dtensors_agree(subject: Subject, dtype: torch.dtype) -> Observed:
+def dtensors_agree(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Are DTensors on a mesh of one rank updated as plain tensors are?"""
     if not dist.is_available() or not dist.is_gloo_available():
         return Observed("not applicable", "this torch has no process groups")

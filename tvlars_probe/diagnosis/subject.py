@@ -29,7 +29,7 @@ HORIZON = 2000
 
 
 @dataclass(frozen=True)
-class Subject:
+class TriedOptimizer:
     """An optimizer with its settings.
 
     Attributes:
@@ -65,7 +65,7 @@ class Subject:
         return {name: value for name, value in group.items() if name not in ("params", "param_names")}
 
 
-def subject_of(given: Any, settings: Mapping[str, Any] | None = None) -> Subject:
+def subject_of(given: Any, settings: Mapping[str, Any] | None = None) -> TriedOptimizer:
     """The optimizer that somebody gives, in a form that can be tried.
 
     Args:
@@ -86,13 +86,13 @@ def subject_of(given: Any, settings: Mapping[str, Any] | None = None) -> Subject
     if isinstance(inner, Optimizer):
         return _fitted(_of_class(type(inner), _settings_of(inner)))
     if callable(given):
-        return _fitted(Subject(getattr(given, "__name__", type(given).__name__), _checked(given)))
+        return _fitted(TriedOptimizer(getattr(given, "__name__", type(given).__name__), _checked(given)))
     raise UserError(
         f"{type(given).__name__} is no optimizer: give a torch.optim.Optimizer, its class, or a function that makes one"
     )
 
 
-def _of_class(kind: type[Optimizer], settings: dict[str, Any]) -> Subject:
+def _of_class(kind: type[Optimizer], settings: dict[str, Any]) -> TriedOptimizer:
     parameters = [*inspect.signature(kind.__init__).parameters.values()][2:]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -108,7 +108,7 @@ def _of_class(kind: type[Optimizer], settings: dict[str, Any]) -> Subject:
             f"{kind.__name__} can't be made without {', '.join(required)}: give --set {required[0]}=VALUE, or in "
             f"Python a function, tvlars_probe.doctor(lambda params: {kind.__name__}(params, ...))"
         )
-    return Subject(kind.__name__, lambda params: kind(params, **settings))
+    return TriedOptimizer(kind.__name__, lambda params: kind(params, **settings))
 
 
 def _settings_of(optimizer: Optimizer) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _checked(build: Callable[[Any], Any]) -> Callable[[Any], Optimizer]:
     return checked
 
 
-def _fitted(subject: Subject) -> Subject:
+def _fitted(subject: TriedOptimizer) -> TriedOptimizer:
     """The subject with the shapes that it takes, or with the reason why it takes none.
 
     Raises:
