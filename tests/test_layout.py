@@ -40,6 +40,7 @@ ALLOWED = {
     "live": {"findings", "traces"},
     "exports": {"findings", "live", "traces"},
     "noise": {"curvature"},
+    "diagnosis": {"analyses", "findings", "optimizers", "traces"},
     "probes": {"curvature", "exports", "findings", "noise", "optimizers", "traces"},
     "integrations": {"probes"},
     "runners": {"curvature", "data", "findings", "models", "noise", "optimizers", "probes", "traces"},
@@ -49,12 +50,12 @@ ALLOWED = {
     "runs": {"analyses", "charts", "report", "traces"},
     "board": {"analyses", "charts", "live", "report", "runs", "traces"},
     "commands": {
-        "analyses", "board", "charts", "curvature", "data", "exports", "findings", "live", "models", "noise",
-        "optimizers", "report", "runners", "runs", "traces",
+        "analyses", "board", "charts", "curvature", "data", "diagnosis", "exports", "findings", "live", "models",
+        "noise", "optimizers", "report", "runners", "runs", "traces",
     },
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"curvature", "exports", "findings", "noise", "optimizers", "probes", "runs"},
+    "__init__": {"curvature", "diagnosis", "exports", "findings", "noise", "optimizers", "probes", "runs"},
 }  # fmt: skip
 OPEN = {
     "admission",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvlars_probe.curvature.results import Sharpness
     from tvlars_probe.curvature.sharpness import sharpness
+    from tvlars_probe.diagnosis.doctor import doctor
+    from tvlars_probe.diagnosis.results import Diagnosis
     from tvlars_probe.exports.settings import Export
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.noise.gradient_noise import gradient_noise
@@ -38,6 +40,8 @@ _HOMES = {
     **dict.fromkeys(
         ("Decay", "Momentum", "Phi", "Preconditioner", "Scaling"), "tvlars_probe.optimizers.description_words"
     ),
+    "doctor": "tvlars_probe.diagnosis.doctor",
+    "Diagnosis": "tvlars_probe.diagnosis.results",
     "Finding": "tvlars_probe.findings.finding",
     "Export": "tvlars_probe.exports.settings",
     "GradientNoise": "tvlars_probe.noise.results",
@@ -65,6 +69,7 @@ __all__ = [
     "NLAMB",
     "TVLARS",
     "Decay",
+    "Diagnosis",
     "Export",
     "Finding",
     "GradientNoise",
@@ -80,6 +85,7 @@ __all__ = [
     "SharpnessProbe",
     "applied_rates",
     "describe",
+    "doctor",
     "gradient_noise",
     "open_run",
     "open_runs",

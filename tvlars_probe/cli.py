@@ -21,6 +21,8 @@ COMMANDS = {
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "check": ("check", "Is a run whole? Set aside what is broken."),
+    "doctor": ("doctor", "What is wrong with an optimizer, or with a run?"),
+    "certify": ("certify", "Do 1, 2 and 4 ranks train and measure alike here?"),
     "show": ("show", "Show a run: configuration, progress, metrics, trust ratios."),
     "watch": ("watch", "Follow a run while it trains, or a folder of runs."),
     "board": ("board", "Show runs in a browser, while they train and after."),
