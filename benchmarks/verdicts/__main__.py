@@ -109,7 +109,7 @@ def _truth() -> pd.DataFrame:
 
 def _finished(folder: Path) -> Iterable[Run]:
     """The runs that are finished, in order of their names; the others are counted aloud."""
-    runs = sorted(open_runs([str(folder)]), key=lambda run: run.name)
+    runs = sorted(open_runs([str(folder)]), key=lambda run: run.name) if folder.is_dir() else []
     found = [run for run in runs if run.status in FINISHED]
     if not found:
         raise click.ClickException(f"{folder} holds no finished run: python -m benchmarks.verdicts run")

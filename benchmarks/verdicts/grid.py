@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 
 from tvlars_probe.analyses.paired_gain import UNKNOWN
 from tvlars_probe.commands.sweep import build_trials
+from tvlars_probe.errors import InterruptedRunError
 from tvlars_probe.optimizers.registry import OPTIMIZERS
 from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
@@ -43,7 +45,7 @@ def trials_of(names: Sequence[str], folder: Path, seeds: Sequence[int] = ()) -> 
 def of_open_cells(trials: Sequence[Trial], truth: pd.DataFrame) -> list[Trial]:
     """The trials of cells in which it is unknown what warm-up changed, by the table of `outcomes.truth_of`."""
     rows = truth[truth["outcome"] == UNKNOWN]
-    names = zip(rows["data"], rows["model"], rows["optimizer"], map(_digits, rows["peak_lr"]), strict=True)
+    names = zip(rows["data"], rows["model"], rows["optimizer"], map(_rate_text, rows["peak_lr"]), strict=True)
     cells = {*names}
     return [trial for trial in trials if _cell(trial) in cells]
 
@@ -52,10 +54,10 @@ def _cell(trial: Trial) -> tuple[str, str, str, str]:
     config = trial.config
     # What lars-warm reaches.
     peak = config.optimizer.peak * config.batch_size / REFERENCE_BATCH_SIZE
-    return config.data.name, config.model.name, OPTIMIZERS[config.optimizer.name].class_name, _digits(peak)
+    return config.data.name, config.model.name, OPTIMIZERS[config.optimizer.name].class_name, _rate_text(peak)
 
 
-def _digits(rate: float) -> str:
+def _rate_text(rate: float) -> str:
     """A rate as text, so that rounding keeps no two equal ones apart."""
     return f"{rate:.6g}"
 
@@ -85,7 +87,8 @@ def train(trials: Sequence[Trial], folder: Path, jobs: int) -> list[Outcome]:
 
 def _help(trials: Sequence[Trial], folder: Path) -> None:
     """What a helper process does: the same sweep, from the other end, without a word."""
-    _sweep([*reversed(trials)], folder, lambda *_: None)
+    with contextlib.suppress(InterruptedRunError):
+        _sweep([*reversed(trials)], folder, lambda *_: None)
 
 
 def _sweep(trials: Sequence[Trial], folder: Path, ended: Callable[[Trial, Outcome], None]) -> list[Outcome]:

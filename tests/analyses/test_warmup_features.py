@@ -51,15 +51,22 @@ def test_peaks_setbacks_and_jumps_of_a_loss_are_as_planted() -> None:
     found = features(loss=loss)
     assert found["early_loss_peak"] == 2.0
     assert found["early_loss_low"] == 0.25
-    assert found["early_setback"] == 3.0  # from 1 to 3
+    assert found["early_setback"] == 1.0  # from 2 to 4, and from 1 to 3
     assert found["loss_peak"] == 3.0
     assert found["loss_peak_place"] == pytest.approx(60 / 99)
-    assert found["setback"] == 12.0  # from 0.5 to 6
+    assert found["setback"] == 2.75  # from 0.5 to 6
     assert found["loss_jumps"] == 3  # 2 to 4, 1 to 3, 0.5 to 6
     assert found["above_first_loss"] == 0.03
     assert found["late_loss"] == 0.25
     assert found["diverged"] == 0.0
     assert found["diverged_step"] is None
+
+
+def test_noise_of_a_loss_that_is_all_but_zero_is_no_setback() -> None:
+    loss = np.where(np.arange(T) < 10, 2.0, np.where(np.arange(T) % 2, 1e-6, 1e-3))
+    found = features(loss=loss)
+    assert found["setback"] == pytest.approx(0.0, abs=1e-3)
+    assert found["loss_jumps"] == 0
 
 
 def test_a_run_that_diverged_is_told_from_the_manifest_where_the_table_holds_null() -> None:
@@ -70,6 +77,12 @@ def test_a_run_that_diverged_is_told_from_the_manifest_where_the_table_holds_nul
     assert found["diverged_step"] == 30
     assert found["loss_peak"] == math.inf
     assert found["early_loss_peak"] == 1.0
+
+
+def test_a_first_loss_that_is_infinite_is_divergence_and_nothing_to_measure_by() -> None:
+    found = features(loss=np.where(np.arange(T) < 1, np.inf, 1.0))
+    assert (found["diverged"], found["diverged_step"]) == (1.0, 0)
+    assert found["loss_peak"] is None
 
 
 def test_what_was_learned_is_told_beside_guessing() -> None:

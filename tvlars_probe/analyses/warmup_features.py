@@ -42,8 +42,8 @@ LATE = 0.75
 CURVATURE_COLUMNS = ("step", "measure", "value")
 """Columns of the table ``curvature`` that are read."""
 
-SETBACK = 1.5
-"""A loss of at least this multiple of the one before is a jump."""
+JUMP = 0.1
+"""A rise of the loss by this share of its first value, from one update to the next, is a jump."""
 
 _CARRIED = ("hot_share", "redundant_share", "overwritten", "lnr_explosions", "gradient_explosions")
 """Figures of the warm-up analysis that are features as they are."""
@@ -87,30 +87,33 @@ def named_features() -> tuple[Figure, ...]:
 def _of_loss(steps: pd.DataFrame, facts: RunFacts) -> tuple[Figure, ...]:
     """How high the loss rose, and how far it fell, over its first value."""
     at, loss = losses_of(steps, facts)
-    if not len(loss) or not 0 < loss[0] < math.inf:
-        at, loss = at[:0], loss[:0]
-    relative, update = loss / loss[:1], at - at[:1]
-    early, late = relative[update < EARLY], relative[_late(update)]
-    lost = np.flatnonzero(~np.isfinite(relative))
-    before = np.minimum.accumulate(relative)[:-1]
-    # Beside a loss of zero, where all is fitted, every other one would be an infinite setback.
-    setbacks = np.where(before > 0, relative[1:] / np.where(before > 0, before, 1.0), np.nan)
-    jumps = relative[1:] >= SETBACK * relative[:-1]
+    update, lost = at - at[:1], np.flatnonzero(~np.isfinite(loss))
+    # Nothing can be told relative to a first loss that is none, or zero.
+    relative = loss / loss[:1] if len(loss) and 0 < loss[0] < math.inf else loss[:0]
+    place = update[: len(relative)]
+    early, late = relative[place < EARLY], relative[_late(place)]
+    # Beside the first loss, not the lowest: where nearly all is fitted, the losses of two batches differ by any factor.
+    with np.errstate(invalid="ignore"):
+        setbacks = relative[1:] - np.minimum.accumulate(relative)[:-1]
+        jumps = np.diff(relative) >= JUMP
     known = len(relative) > 0
     return (
-        Figure("diverged", float(len(lost) > 0) if known else None, "1", "1 if the loss stopped being finite, else 0"),
+        Figure("diverged", float(len(lost) > 0) if len(loss) else None, "1",
+               "1 if the loss stopped being finite, else 0"),
         Figure("diverged_step", int(update[lost[0]]) if len(lost) else None, "step", "updates until it did"),
         Figure("early_loss_peak", _highest(early), "1", "highest early loss over the first one"),
         Figure("early_loss_low", float(early.min()) if known else None, "1", "lowest early loss over the first one"),
-        Figure("early_setback", _highest(setbacks[: EARLY - 1]), "1", "highest early loss over the lowest before it"),
+        Figure("early_setback", _highest(setbacks[place[1:] < EARLY]), "1",
+               "how far the early loss rose above its lowest value so far, over the first loss"),
         Figure("loss_peak", _highest(relative), "1", "highest loss of the run over the first one"),
         Figure(
             "loss_peak_place", float(relative.argmax() / max(len(relative) - 1, 1)) if known else None, "share",
             "when the highest loss was, as a share of the recorded updates",
         ),
-        Figure("setback", _highest(setbacks), "1", "highest loss over the lowest before it"),
+        Figure("setback", _highest(setbacks), "1",
+               "how far the loss rose above its lowest value so far, over the first loss"),
         Figure("loss_jumps", int(jumps.sum()) if known else None, "1",
-               f"updates in which the loss was at least {SETBACK:g} times that of the update before"),
+               f"updates in which the loss rose by at least {JUMP:g} of the first one over the update before"),
         Figure("above_first_loss", _share(relative > 1), "share", "updates with a loss above the first one"),
         Figure("late_loss", _median(late), "1", "late loss (median) over the first one"),
     )  # fmt: skip
@@ -207,7 +210,7 @@ def _of_ratios(grid: LayerGrid, result: Warmup) -> tuple[Figure, ...]:
         Figure("early_trust_ratio", _median(start) if is_layerwise else None, "1",
                "a layer's first trust ratio (without φ) over its later median, median over the adapted layers"),
         Figure("hottest_trust_ratio", _highest(start) if is_layerwise else None, "1",
-               "the same, of the adapted layer with the highest"),
+               "a layer's first trust ratio (without φ) over its later median, of the adapted layer with the highest"),
         Figure("early_trust_ratio_change", _median(change), "1",
                "trust ratio (without φ) in the last early update over the first one, median over the adapted layers"),
         Figure("trust_ratio_spread", _median(spread), "1",
