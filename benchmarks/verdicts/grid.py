@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,9 +87,15 @@ def train(trials: Sequence[Trial], folder: Path, jobs: int) -> list[Outcome]:
 
 
 def _help(trials: Sequence[Trial], folder: Path) -> None:
-    """What a helper process does: the same sweep, from the other end, without a word."""
+    """What a helper process does: the same sweep, from the other end, without a word, as long as its parent lives."""
+    parent = multiprocessing.parent_process()
+
+    def ended(*_: object) -> None:
+        if parent is not None and not parent.is_alive():
+            sys.exit("the process that started this one is gone")
+
     with contextlib.suppress(InterruptedRunError):
-        _sweep([*reversed(trials)], folder, lambda *_: None)
+        _sweep([*reversed(trials)], folder, ended)
 
 
 def _sweep(trials: Sequence[Trial], folder: Path, ended: Callable[[Trial, Outcome], None]) -> list[Outcome]:

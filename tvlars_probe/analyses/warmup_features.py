@@ -264,7 +264,7 @@ def _are_weights(names: Iterable[str], facts: RunFacts) -> NDArray[np.bool_]:
     return np.array([name not in vectors for name in names], bool)
 
 
-def _highest(values: Floats) -> float | None:
+def _highest(values: Matrix) -> float | None:
     """The highest value, which may be infinite; None where none is told."""
     return float(np.nanmax(values)) if len(values) and not np.isnan(values).all() else None
 
