@@ -100,6 +100,7 @@ ENTRIES = {
     "agents": Entry(smoke=None),
     "two_sweeps": Entry(smoke=None),
     "three_answers": Entry(smoke=None),
+    "verdicts": Entry(smoke=("run", "digits-mlp-sgd", "--runs", "{scratch}/verdicts", "--first", "1", "--jobs", "1")),
     "fuzz": Entry(smoke=None),
     "gpu": Entry(smoke=("--device", "cpu", "--small")),
     "suite": Entry(smoke=None),

@@ -1,4 +1,4 @@
-"""The generated pages of docs/: the command line's reference from its own help, the tables from the schema.
+"""The generated pages of docs/: the command line's reference from its help, tables and features from their definitions.
 
     python docs/generate.py
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from tvlars_probe.analyses.warmup_features import named_features
 from tvlars_probe.cli import COMMANDS, main
 from tvlars_probe.traces.schema import TABLES
 
@@ -48,7 +49,19 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"cli.md": command_line, "tables.md": tables}
+def features() -> str:
+    """docs/warmup_features.md."""
+    head = (
+        "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup_features.py` by `make docs`. What a trace "
+        "tells early and late of how the run took its learning rate; rules on [warm-up](verdicts.md) may read nothing "
+        "else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without the early. A "
+        "*weight* has two or more dimensions, other tensors are *vectors*.\n"
+    )
+    rows = [f"| {f.name} | {f.unit} | {f.meaning} |" for f in named_features()]
+    return "\n".join([head, "| feature | unit | what it is |", "|---|---|---|", *rows, ""])
+
+
+PAGES = {"cli.md": command_line, "tables.md": tables, "warmup_features.md": features}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():

@@ -74,7 +74,7 @@ def run_line(line: str, cli: Callable[..., Any], folder: Path) -> None:
     subprocess.run(command, cwd=folder, check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("name", ["cli.md", "tables.md"])
+@pytest.mark.parametrize("name", ["cli.md", "tables.md", "warmup_features.md"])
 def test_generated_pages_are_what_would_be_generated_now(name: str) -> None:
     stored = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert stored.split() == generated()[name]().split(), "run `make docs`"

@@ -36,15 +36,7 @@ class Course:
             facts: what the run's manifest tells. A loss that is NaN is null in the table; the finding has its step.
             loss_rise: multiple of the first loss from which the loss counts as harmed.
         """
-        told = steps[steps["loss"].notna()]
-        at, loss = told["step"].to_numpy(np.int64), told["loss"].to_numpy(float)
-        bad = lost_at(steps, facts)
-        if bad is not None:
-            place, told_there = np.searchsorted(at, bad), at == bad
-            # A loss that is finite still: a tensor went in this step, and the run diverged.
-            loss = np.where(told_there, np.inf, loss)
-            if not told_there.any():
-                at, loss = np.insert(at, place, bad), np.insert(loss, place, np.inf)
+        at, loss = losses_of(steps, facts)
         line = loss_rise * loss[0] if len(loss) and loss[0] > 0 else np.inf
         harmed = ~np.isfinite(loss) | (loss >= line)
         # A step stands for those until the next recorded one: the last row at or before a harmed step is marked.
@@ -56,6 +48,27 @@ class Course:
         sound = np.flatnonzero(~harmed)
         since = at[sound[-1] + 1] if len(sound) else at[0]
         return cls(harmed=marked, until=int(np.searchsorted(recorded, since)))
+
+
+def losses_of(steps: pd.DataFrame, facts: RunFacts) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The steps with a loss on record, (N,), and the losses, (N,); infinite in the step in which the run was lost.
+
+    Args:
+        steps: columns ``step`` and ``loss`` of every update.
+        facts: what the run's manifest tells.
+    """
+    told = steps[steps["loss"].notna()]
+    at, loss = told["step"].to_numpy(np.int64), told["loss"].to_numpy(float)
+    bad = lost_at(steps, facts)
+    if bad is None:
+        return at, loss
+    there = at == bad
+    # A loss that is finite still: a tensor went in this step, and the run diverged.
+    loss = np.where(there, np.inf, loss)
+    if there.any():
+        return at, loss
+    place = np.searchsorted(at, bad)
+    return np.insert(at, place, bad), np.insert(loss, place, np.inf)
 
 
 def lost_at(steps: pd.DataFrame, facts: RunFacts) -> int | None:

@@ -105,7 +105,8 @@ def early_loss(steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds) -> 
     back = np.flatnonzero(loss[peak:] < loss[0])
     harmed = loss[peak] > loss[0]
     return EarlyLoss(
-        rise=float(loss[peak] / loss[0]) if loss[0] else None,
+        # Infinity over itself, where the first loss was infinite, is none.
+        rise=math.inf if np.isinf(loss[peak]) else float(loss[peak] / loss[0]) if loss[0] else None,
         peak_step=int(at[peak]),
         bad_step=bad_step,
         recovered_after=int(at[peak + back[0]] - first) if harmed and len(back) else None,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Stem = Literal["imagenet", "cifar"]
 STEMS: tuple[str, ...] = get_args(Stem)
+STEMMED = ("resnet18", "resnet34", "resnet50")
+"""Models that have the stem as a choice: torchvision's ResNets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,8 @@ class ModelConfig:
 
     Attributes:
         name: one of `MODELS`.
-        stem: first layers of a ResNet. "imagenet" is a 7×7 convolution with stride 2, and pooling; the official
-            experiments use it at any image size. "cifar" is a 3×3 convolution that keeps the resolution.
+        stem: first layers of torchvision's ResNets. "imagenet" is a 7×7 convolution with stride 2, and pooling; the
+            official experiments use it at any image size. "cifar" is a 3×3 convolution that keeps the resolution.
         winit: how convolutions and linear layers are initialised; one of `INITIALIZATIONS`.
 
     Raises:
@@ -43,8 +45,9 @@ class ModelConfig:
             raise unknown("model", self.name, MODELS)
         if self.stem not in STEMS:
             raise unknown("stem", self.stem, STEMS)
-        if self.stem == "cifar" and not self.name.startswith("resnet"):
-            raise UserError(f"--stem cifar is for ResNets; --model {self.name} has no such stem")
+        if self.stem == "cifar" and self.name not in STEMMED:
+            known = ", ".join(STEMMED)
+            raise UserError(f"--stem cifar is for {known}; --model {self.name} has its own stem: leave it out")
         if self.winit not in INITIALIZATIONS:
             raise unknown("--winit", self.winit, INITIALIZATIONS)
 
@@ -96,6 +99,18 @@ def _cnn(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
     )
 
 
+def _cnn_bn(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
+    """The cnn with BatchNorm after each convolution, before its ReLU: 224 more weights."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    for layer in _cnn(channels, num_classes, config).children():
+        layers.append(layer)
+        if isinstance(layer, nn.Conv2d):
+            layers.append(nn.BatchNorm2d(layer.out_channels))
+    return nn.Sequential(*layers)
+
+
 def _mlp(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
     """Three hidden layers of 128 on the image averaged down to 8×8: 43,000 weights for digits, no normalisation."""
     from torch import nn
@@ -111,6 +126,12 @@ def _mlp(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
         nn.ReLU(),
         nn.Linear(128, num_classes),
     )
+
+
+def _resnet20(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
+    from tvlars_probe.models.resnet20 import ResNet20
+
+    return ResNet20(channels, num_classes)
 
 
 def _resnet(channels: int, num_classes: int, config: ModelConfig) -> nn.Module:
@@ -155,4 +176,6 @@ MODELS: dict[str, Callable[[int, int, ModelConfig], nn.Module]] = {
     "resnet50": _resnet,
     "effb0": _effb0,
     "mlp": _mlp,
+    "cnn-bn": _cnn_bn,
+    "resnet20": _resnet20,
 }
