@@ -13,8 +13,14 @@ from torch.nn import functional as F  # noqa: N812
 import tvlars_probe
 from tests.curvature.models import chunked, sample
 from tests.curvature.rescalings import (
-    NETWORKS, PRESERVING, WHOLE_TENSORS, at_temperature, built, output_layer, rescaled,
-)  # fmt: skip
+    NETWORKS,
+    PRESERVING,
+    WHOLE_TENSORS,
+    at_temperature,
+    built,
+    output_layer,
+    rescaled,
+)
 from tvlars_probe.errors import UserError
 
 INVARIANT = 1e-6
@@ -96,7 +102,7 @@ def changes(before: dict[str, float], after: dict[str, float]) -> dict[str, bool
 
 @pytest.mark.parametrize("name", [*PRESERVING])
 def test_what_rescalings_that_preserve_the_function_change(name: str) -> None:
-    """docs/verdicts.md has these as a table."""
+    """docs/sharpness.md has these as a table."""
     network, change = PRESERVING[name]
     found = changes(figures(built(network)), figures(rescaled(built(network), change, 5.0)))
     whole = name in WHOLE_TENSORS

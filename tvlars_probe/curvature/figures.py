@@ -125,7 +125,7 @@ class Figures:
                 raise
             return  # a layer that the loss doesn't depend on
         if isinstance(hessian, OutputOperator) and not hessian.mean_square > 0:
-            self.notes.setdefault("adaptive", "adaptive sharpness is unknown: each sample's outputs are all alike")
+            self.notes.setdefault(kind, "adaptive sharpness is unknown: each sample's outputs are all alike")
             return
         self.left_out |= dict.fromkeys(hessian.left_out if whole else ())
         of_rates = {"rate_step": self.rates.step, "limit": self.rates.limit} if self.rates else {}
@@ -146,12 +146,9 @@ class Figures:
             self._density(subject)
 
     def _hessian_of(self, kind: str, parameters: Mapping[str, Tensor]) -> HessianOperator:
-        """The Hessian, or Gauss-Newton matrix, with respect to some parameters.
-
-        Operators on the same ones share it, and its graphs.
-        """
-        kinds: dict[str, type[HessianOperator]] = {"ggn": GaussNewtonOperator, "adaptive": OutputOperator}
-        wanted = kinds.get(kind, HessianOperator)
+        """The Hessian, or Gauss-Newton matrix, by some parameters; operators on the same ones share it, with graphs."""
+        others: dict[str, type[HessianOperator]] = {"ggn": GaussNewtonOperator, "adaptive": OutputOperator}
+        wanted = others.get(kind, HessianOperator)
         names = tuple(parameters)
         if self._last is None or self._last[0] != names or type(self._last[1]) is not wanted:
             self._last = None  # before new graphs are built, the old ones go

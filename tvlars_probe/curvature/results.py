@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 OPERATORS = ("hessian", "effective", "relative", "ggn", "adaptive")
-"""See `tvlars_probe.curvature.scaling`, and of the last two `tvlars_probe.curvature.gauss_newton` and `adaptive` beside it."""
+"""See `tvlars_probe.curvature.scaling`, and for the last two `tvlars_probe.curvature.gauss_newton` and `adaptive`."""
 
 ENGINES = ("lanczos", "pyhessian")
 
