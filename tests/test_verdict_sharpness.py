@@ -46,7 +46,7 @@ def test_each_optimizer_has_its_own_correlation_and_all_have_one() -> None:
 
 
 def test_a_point_is_a_setting_and_not_a_run() -> None:
-    runs = made("sgd", sign=-1, offset=0, spread=1)
+    runs = made("sgd", sign=-1, offset=0, spread=6)
     means = runs.groupby("peak_lr")[["adaptive", "test_accuracy"]].mean()
     expected = means["adaptive"].corr(means["test_accuracy"], method="spearman")
     table = correlations(runs)

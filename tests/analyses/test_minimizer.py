@@ -97,6 +97,14 @@ def test_a_run_that_diverged_is_in_no_minimum() -> None:
     assert (verdict.answer, verdict.reason) == ("can't tell", "the run diverged: it is in no minimum.")
 
 
+@pytest.mark.parametrize(("accuracy", "answer"), [(12.0, "can't tell"), (30.0, "trapped"), (None, "trapped")])
+def test_a_run_that_has_learned_next_to_nothing_is_in_no_minimum(accuracy: float | None, answer: str) -> None:
+    facts = RunFacts(name="made", classes=10)
+    verdict = analyse_minimizer(rows("adaptive", HELD), NO_SPECTRUM, facts, accuracy=accuracy).verdict
+    assert verdict.answer == answer
+    assert ("test accuracy 12 %, by chance 10 %" in verdict.reason) == (answer == "can't tell")
+
+
 def test_effective_sharpness_is_put_beside_its_limit_and_decides_nothing() -> None:
     effective = rows("effective", np.full(11, 5.0), limit=3.8)
     effective.loc[:2, "value"] = 1.0

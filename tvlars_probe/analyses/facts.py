@@ -56,6 +56,7 @@ class RunFacts:
         data: name of the data set.
         model: name of the model.
         train_samples: size of the training data.
+        classes: number of classes of the data.
         steps_per_epoch: updates per epoch.
         first_step: index of the phase's first update.
         epochs: epochs planned.
@@ -80,6 +81,7 @@ class RunFacts:
     data: str | None = None
     model: str | None = None
     train_samples: int | None = None
+    classes: int | None = None
     steps_per_epoch: int | None = None
     first_step: int = 0
     epochs: int | None = None
@@ -127,6 +129,7 @@ class RunFacts:
             data=data.get("name"),
             model=(m.model or {}).get("name"),
             train_samples=data.get("train"),
+            classes=data.get("classes"),
             first_step=own.get("first_step", 0),
             epochs=own.get("epochs", epochs if isinstance(epochs, int) else None),
             steps_per_epoch=own.get("steps_per_epoch", m.steps_per_epoch),

@@ -63,6 +63,9 @@ FURTHER_COLUMNS = (
 GIVEN = "given"
 """The split of figures on data that the function of ``--model`` gave: no part of the run's data."""
 
+LEARNED = 0.05
+"""A run that has come no further than this share of the way from chance to 100 % has learned next to nothing."""
+
 DECIDING = "adaptive"
 """The operator whose curve decides."""
 
@@ -156,6 +159,7 @@ def analyse_minimizer(
     facts: RunFacts,
     *,
     rates: pd.DataFrame | None = None,
+    accuracy: float | None = None,
     bn_mode: str | None = None,
     rule: SharpnessRule | None = None,
 ) -> Minimizer:
@@ -166,6 +170,7 @@ def analyse_minimizer(
         spectrum: the columns `SPECTRUM_COLUMNS` of the table ``spectrum``, likewise.
         facts: what the run's manifest tells.
         rates: the columns `mini_batch.STEP_COLUMNS` of the table ``steps``.
+        accuracy: the last test accuracy in percent, where there is one.
         bn_mode: BatchNorm mode to read; by default the one with the most measured steps.
         rule: thresholds of the rule.
     """
@@ -184,7 +189,7 @@ def analyse_minimizer(
     elsewhere = ("eigenvalue", *mini_batch.MEASURES)
     return Minimizer(
         facts=facts,
-        verdict=_verdict(summary, phase, facts, mode[0], limits),
+        verdict=_verdict(summary, phase, facts, accuracy, mode[0], limits),
         bn_mode=mode[0],
         split=mode[1],
         other_modes=others,
@@ -277,7 +282,12 @@ def _joined(texts: dict[str, str]) -> str:
 
 
 def _verdict(
-    summary: pd.DataFrame, phase: SharpPhase | None, facts: RunFacts, bn_mode: str | None, rule: SharpnessRule
+    summary: pd.DataFrame,
+    phase: SharpPhase | None,
+    facts: RunFacts,
+    accuracy: float | None,
+    bn_mode: str | None,
+    rule: SharpnessRule,
 ) -> Verdict:
     """What the sharp phase says, and the figures of the other operators beside it."""
     rows = {str(row["operator"]): row for row in summary.to_dict("records")}
@@ -293,10 +303,25 @@ def _verdict(
     figures = (*figures_of(phase), *beside)
     if phase is None:
         return Verdict(QUESTION, CANT_TELL, _remedy([*rows], bn_mode, rule.least), figures)
-    if facts.status == "diverged":
-        return Verdict(QUESTION, CANT_TELL, "the run diverged: it is in no minimum.", figures)
+    if (why := _in_no_minimum(facts, accuracy)) is not None:
+        return Verdict(QUESTION, CANT_TELL, why, figures)
     on = str(rows[DECIDING]["on"])
     return Verdict(QUESTION, phase.state, reason_of(phase, on, least=rule.least, escaped=rule.escaped), figures)
+
+
+def _in_no_minimum(facts: RunFacts, accuracy: float | None) -> str | None:
+    """Why a run is in no minimum, as a sentence; None where nothing speaks against it."""
+    if facts.status == "diverged":
+        return "the run diverged: it is in no minimum."
+    if facts.classes is None or accuracy is None:
+        return None
+    chance = 100 / facts.classes
+    if accuracy > chance + LEARNED * (100 - chance):
+        return None
+    return (
+        f"the run has learned next to nothing (test accuracy {accuracy:.3g} %, by chance {chance:.3g} %): it is in no "
+        "minimum."
+    )
 
 
 def _remedy(measured: list[str], bn_mode: str | None, least: int) -> str:
