@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import draws, mini_batch, one_sample
-from tvlars_probe.analyses.sharp_phase import SharpPhase, figures_of, reason_of, sharp_phase
+from tvlars_probe.analyses.sharp_phase import REMEDY, SharpPhase, figures_of, reason_of, sharp_phase
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class Minimizer:
         samples: a row per operator and sample on record, in any mode, as
             `tvlars_probe.analyses.one_sample.curves_of_one_sample` gives them.
         summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps``,
-            ``state`` (null of operators that don't decide), and ``on``, the words for its sample. A step from the peak
-            on is trapped if it lies between two successive measurements of which both are at least
+            ``state`` (of operators that don't decide: can't tell), and ``on``, the words for its sample. A step from
+            the peak on is trapped if it lies between two successive measurements of which both are at least
             `SharpnessRule.escaped` times the peak.
         blocks: top eigenvalues of single layers and tensors, a row per step and block; like the two below, in any mode.
         further: traces and epsilon-sharpness.
@@ -268,7 +269,7 @@ def _summarise(operator: str, curve: pd.DataFrame, phase: SharpPhase | None, rul
         "end": end,
         "end_over_peak": share,
         "trapped_steps": int(held),
-        "state": None if phase is None else phase.state,
+        "state": CANT_TELL if phase is None else phase.state,
         "beyond_limit": float((value > limit).mean()) if np.isfinite(limit).any() else None,
         "not_converged": int(curve["not_converged"].sum()),
         "on": draws.sample_text(curve["samples"].iloc[-1], int(curve["draws"].iloc[-1])),
@@ -292,12 +293,12 @@ def _verdict(
     """What the sharp phase says, and the figures of the other operators beside it."""
     rows = {str(row["operator"]): row for row in summary.to_dict("records")}
     beside = [
-        Figure(f"{label}_{column}", float(rows[name][column]) if name in rows else None, "1", f"{what} {label} {when}")
+        Figure(f"{label}_{column}", float(rows[name][column]) if name in rows else None, "1", meaning.format(label))
         for name, label in BESIDE.items()
-        for column, what, when in (
-            ("end_over_peak", "beside it:", "sharpness at the end over its early peak"),
-            ("early_peak", "beside it: highest", "sharpness in the early part"),
-            ("end", "beside it:", "sharpness at the end, median"),
+        for column, meaning in (
+            ("end_over_peak", "{} sharpness at the end over its early peak"),
+            ("early_peak", "highest {} sharpness in the early part"),
+            ("end", "{} sharpness at the end, median"),
         )
     ]
     figures = (*figures_of(phase), *beside)
@@ -326,10 +327,9 @@ def _in_no_minimum(facts: RunFacts, accuracy: float | None) -> str | None:
 
 def _remedy(measured: list[str], bn_mode: str | None, least: int) -> str:
     """What to do where the sharpness that decides isn't on record."""
-    command = f"tvlars-probe sharpness RUN --operator {DECIDING} --checkpoint all"
     if not measured:
-        return f"no sharpness is on record: train with --sharpness-every, or run {command}."
+        return f"no sharpness is on record: train with --sharpness-every, or run {REMEDY}."
     return (
-        f"only {' and '.join(measured)} sharpness is on record, which a change of scale moves: {command} "
+        f"only {some_of(measured)} sharpness is on record, which a change of scale moves: {REMEDY} "
         f"--bn {bn_mode} tells, where {least} checkpoints or more are kept; so does training with --sharpness-every."
     )

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ALIKE = 1.01
 """Of rises, and of lowest values, that differ by less than this factor the first is taken: rounding doesn't choose."""
 
+REMEDY = "tvlars-probe sharpness RUN --operator adaptive --checkpoint all"
+"""The command that measures what an answer takes."""
+
 TRAPPED, ESCAPED, NEVER_SHARP = "trapped", "escaped", "never sharp"
 
 
@@ -30,6 +33,7 @@ class SharpPhase:
     """The largest rise of a curve, and what became of it.
 
     Attributes:
+        count: number of known values.
         lowest: the lowest value before the top; NaN where no value is known.
         low_step: its step.
         top: the value that is the largest multiple of the lowest one before it.
@@ -40,6 +44,7 @@ class SharpPhase:
         state: `TRAPPED`, `ESCAPED`, `NEVER_SHARP` or `CANT_TELL`.
     """
 
+    count: int
     lowest: float
     low_step: float
     top: float
@@ -73,8 +78,8 @@ def sharp_phase(
     at, curve = step[known], value[known]
     doubt = np.nan_to_num(error[known]) / curve
     if not len(curve):
-        return SharpPhase(**dict.fromkeys(("lowest", "low_step", "top", "top_step", "end", "rise", "share"), np.nan),
-                          state=CANT_TELL)  # fmt: skip
+        nothing = dict.fromkeys(("lowest", "low_step", "top", "top_step", "end", "rise", "share"), np.nan)
+        return SharpPhase(**nothing, count=0, state=CANT_TELL)
     rises = curve / np.minimum.accumulate(curve)
     top = int((rises >= rises.max() / ALIKE).argmax())
     low = int((curve[: top + 1] <= curve[: top + 1].min() * ALIKE).argmax())
@@ -92,7 +97,7 @@ def sharp_phase(
         state = TRAPPED if share >= escaped else ESCAPED
     return SharpPhase(
         lowest=float(curve[low]), low_step=float(at[low]), top=float(curve[top]), top_step=float(at[top]), end=end,
-        rise=rise, share=share, state=state,
+        rise=rise, share=share, count=len(curve), state=state,
     )  # fmt: skip
 
 
@@ -123,8 +128,11 @@ def reason_of(phase: SharpPhase, on: str, *, least: int, escaped: float) -> str:
         least: fewest values with which an answer is given.
         escaped: f.
     """
-    if not np.isfinite(phase.share):
-        return f"adaptive sharpness isn't known at the end: it takes {least} measurements."
+    if phase.count < least or not np.isfinite(phase.share):
+        return (
+            f"it takes {least} measurements of adaptive sharpness, the late steps among them, and {phase.count} are on "
+            f"record: {REMEDY} adds those of the checkpoints that were kept."
+        )
     rise = (
         f"{phase.lowest:.3g} at step {phase.low_step:,.0f} to {phase.top:.3g} at step {phase.top_step:,.0f} "
         f"({phase.rise:.3g} times)"
@@ -137,5 +145,5 @@ def reason_of(phase: SharpPhase, on: str, *, least: int, escaped: float) -> str:
         )
     told = f"adaptive sharpness rose from {rise}, and {end}, {on}"
     if phase.state == CANT_TELL:
-        return f"it takes {least} measurements, and errors that leave no doubt: {told}."
+        return f"the figures' errors leave it open: {told}; a smaller --tol, or more --draws, leave less."
     return f"{told}."
