@@ -118,3 +118,12 @@ def test_what_changes_of_the_losss_scale_change(network: str, where: str) -> Non
         after = figures(rescaled(built(network), output_layer, 3.0))
     found = changes(figures(built(network)), after)
     assert found == {"hessian": True, "ggn": True, "relative": True, "adaptive": False, "loss": True}
+
+
+def test_in_eval_mode_it_stays_if_the_running_statistics_are_scaled_along() -> None:
+    plain, other = built("BatchNorm"), rescaled(built("BatchNorm"), PRESERVING["before BatchNorm"][1], 5.0)
+    norm = other[1]
+    norm.running_mean.mul_(5.0)
+    norm.running_var.mul_(25.0)
+    found, expected = (figures(model, bn_mode="eval")["adaptive"] for model in (other, plain))
+    assert found == pytest.approx(expected, rel=INVARIANT)

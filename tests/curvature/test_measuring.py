@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,8 @@ def matrices(model: nn.Module, operator: str, rates: Rates) -> dict[str, Tensor]
     if operator == "ggn":
         dense = dense_gauss_newton(model, F.cross_entropy, *sample())
     elif operator == "adaptive":
-        dense = dense_gauss_newton(model, squares, *sample()) / (2 * squares(model(sample()[0]), None).detach())
+        outputs = copy.deepcopy(model).eval()(sample()[0]).detach()
+        dense = dense_gauss_newton(model, squares, *sample()) / (2 * squares(outputs, None))
     else:
         dense = by_another_route(model, *sample(), "eval")
     owners = [name.rpartition(".")[0] for name, p in params.items() for _ in range(p.numel())]

@@ -238,8 +238,8 @@ def _phase_of(curves: pd.DataFrame, rule: SharpnessRule) -> SharpPhase | None:
         return None
     # Over draws the mean's interval is what may leave the answer open.
     half = (curve["high"].astype(float) - curve["low"].astype(float)) / 2
-    doubt = half.where(curve["draws"] > 1, curve["error"].astype(float)).to_numpy(float)
-    step, value = curve["step"].to_numpy(float), curve["value"].to_numpy(float)
+    doubt = np.where(curve["draws"] > 1, half, curve["error"].astype(float))
+    step, value = curve["step"].to_numpy(np.float64), curve["value"].to_numpy(np.float64)
     return sharp_phase(step, value, doubt, late=rule.late, least=rule.least, escaped=rule.escaped)
 
 
