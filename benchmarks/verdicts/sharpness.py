@@ -61,7 +61,7 @@ def ends_of(runs: Iterable[Run]) -> pd.DataFrame:
         accuracy = float(last["test_acc1"].iloc[0]) if len(last) else math.nan
         train = last["train_eval_acc1"].fillna(last["train_acc1"])
         curves = minimizer_of(source, bn_mode="eval").curves
-        measured = curves.groupby("operator")["value"].last() if len(curves) else {}
+        measured = {str(row.operator): row.value for row in curves.itertuples()}  # the last of each operator
         schedule = facts.config.get("schedule") or {}
         rows.append(
             {

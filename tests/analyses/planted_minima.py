@@ -7,7 +7,7 @@ are as before, but now a small share of a weight moves them a lot.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,7 @@ TEMPERATURE = "temperature"
 """In place of a change of weights: outputs multiplied within the loss."""
 
 
-def with_cancelling_units(model: nn.Module, a: float) -> None:
+def with_cancelling_units(model: Any, a: float) -> None:
     """Make two units before the last layer alike, and give them outgoing weights that cancel."""
     inner, norm, last = _around_last(model)
     for p in (*inner.parameters(), *norm):
@@ -50,26 +50,27 @@ def with_cancelling_units(model: nn.Module, a: float) -> None:
     last.weight[:, width : 2 * width] -= a
 
 
-def _around_last(model: nn.Module) -> tuple[nn.Module, list[nn.Parameter], nn.Linear]:
+def _around_last(model: Any) -> tuple[Any, list[nn.Parameter], Any]:
     """The layer with the hidden units, the parameters of their BatchNorm, and the last layer."""
     if not isinstance(model, nn.Sequential):
-        return model.get_submodule("value"), [], model.get_submodule("head")  # type: ignore[return-value]
+        return model.value, [], model.head
     layers = [m for m in model if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-2], [p for m in model if isinstance(m, nn.BatchNorm2d) for p in m.parameters()], layers[-1]
 
 
 @cache
 def figures(
-    network: str, a: float, change: Callable[[nn.Module, float], None] | str | None, c: float
+    network: str, a: float, change: Callable[[Any, float], None] | str | None, c: float
 ) -> tuple[tuple[str, float, float], ...]:
     """Operator, top eigenvalue and its error of one state."""
-    model, loss = built(network), F.cross_entropy
+    model = built(network)
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
     with torch.no_grad():
         with_cancelling_units(model, a)
-        if change == TEMPERATURE:
-            loss = at_temperature(c)
-        elif callable(change):
+        if callable(change):
             change(model, c)
+        elif change == TEMPERATURE:
+            loss = at_temperature(c)
     found = tvlars_probe.sharpness(
         model, loss, sample(), operators=("hessian", "relative", "adaptive"), bn_mode="train", tol=1e-6
     )
@@ -79,7 +80,7 @@ def figures(
 def analysed(
     network: str,
     course: str,
-    change: Callable[[nn.Module, float], None] | str | None = None,
+    change: Callable[[Any, float], None] | str | None = None,
     c: float = 1.0,
     moment: str = "always",
 ) -> Minimizer:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from torch.nn import functional as F  # noqa: N812
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    Rescaling = Callable[[nn.Module], None]
 
 
 class Attention(nn.Module):
@@ -44,7 +42,7 @@ def batch_norm() -> nn.Module:
 NETWORKS = {"mlp": mlp, "BatchNorm": batch_norm, "attention": Attention}
 
 
-def built(name: str) -> nn.Module:
+def built(name: str) -> Any:
     torch.manual_seed(0)
     return NETWORKS[name]().double()
 
@@ -54,28 +52,28 @@ def _factors(c: float, count: int) -> Tensor:
     return torch.linspace(-1, 1, count, dtype=torch.float64).mul(torch.tensor(c).double().log()).exp()
 
 
-def before_batch_norm(model: nn.Module, c: float) -> None:
+def before_batch_norm(model: Any, c: float) -> None:
     model[0].weight.mul_(c)
 
 
-def channels_before_batch_norm(model: nn.Module, c: float) -> None:
+def channels_before_batch_norm(model: Any, c: float) -> None:
     model[0].weight.mul_(_factors(c, 3)[:, None, None, None])
 
 
-def around_relu(model: nn.Module, c: float) -> None:
+def around_relu(model: Any, c: float) -> None:
     model[1].weight.mul_(c)
     model[1].bias.mul_(c)
     model[3].weight.div_(c)
 
 
-def units_around_relu(model: nn.Module, c: float) -> None:
+def units_around_relu(model: Any, c: float) -> None:
     factors = _factors(c, 8)
     model[3].weight.mul_(factors[:, None])
     model[3].bias.mul_(factors)
     model[5].weight.div_(factors)
 
 
-def query_against_key(model: nn.Module, c: float) -> None:
+def query_against_key(model: Any, c: float) -> None:
     for p in model.query.parameters():
         p.mul_(c)
     for p in model.key.parameters():
@@ -95,14 +93,14 @@ WHOLE_TENSORS = ("before BatchNorm", "layers around a ReLU", "query against key"
 """Of these, those with one factor for all of a tensor."""
 
 
-def output_layer(model: nn.Module, c: float) -> None:
+def output_layer(model: Any, c: float) -> None:
     """Multiply the outputs by c, by the last layer."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     for p in last.parameters():
         p.mul_(c)
 
 
-def rescaled(model: nn.Module, change: Callable[[nn.Module, float], None], c: float) -> nn.Module:
+def rescaled(model: Any, change: Callable[[Any, float], None], c: float) -> Any:
     with torch.no_grad():
         change(model, c)
     return model

@@ -169,12 +169,12 @@ def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
 
 
 def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
-    of_gap = table[table["outcome"] == "generalisation_gap"].set_index("measure")
-    kinds = [name for name in KINDS if name in of_gap.index]
+    of_gap = {str(row["measure"]): row for row in table.to_dict("records") if row["outcome"] == "generalisation_gap"}
+    kinds = [name for name in KINDS if name in of_gap]
     if not kinds:
         return Verdict(QUESTION, CANT_TELL, "no run has adaptive or raw sharpness on record.")
-    kind = max(kinds, key=lambda name: int(of_gap["runs"][name]))
-    row, named = of_gap.loc[kind], KINDS[kind]
+    kind = max(kinds, key=lambda name: int(of_gap[name]["runs"]))
+    row, named = of_gap[kind], KINDS[kind]
     count = int(row["runs"])
     figures = (
         Figure("rho", float(row["rho"]), "1", f"Spearman's rank correlation of {named} end sharpness with the gap"),
