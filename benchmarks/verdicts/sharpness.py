@@ -61,7 +61,7 @@ def ends_of(runs: Iterable[Run]) -> pd.DataFrame:
         accuracy = float(last["test_acc1"].iloc[0]) if len(last) else math.nan
         train = last["train_eval_acc1"].fillna(last["train_acc1"])
         curves = minimizer_of(source, bn_mode="eval").curves
-        measured = {str(row.operator): row.value for row in curves.itertuples()}  # the last of each operator
+        measured: dict[str, float] = dict(zip(curves["operator"], curves["value"], strict=True))  # the last of each
         schedule = facts.config.get("schedule") or {}
         rows.append(
             {
