@@ -36,18 +36,22 @@ PEAK = np.interp(STEPS, [0, 20, 40, 100], [1, 100, 10, 5])
 HELD = np.interp(STEPS, [0, 20, 40, 100], [1, 100, 90, 80])
 
 
-def test_sharpness_that_falls_to_a_twentieth_in_both_measures_has_escaped() -> None:
-    result = analysed(rows("hessian", PEAK), rows("relative", PEAK * 7))
+def test_adaptive_sharpness_that_rises_and_falls_to_a_twentieth_has_escaped() -> None:
+    result = analysed(rows("hessian", PEAK), rows("relative", HELD), rows("adaptive", PEAK * 7))
     assert result.verdict.answer == "escaped"
     summary = result.summary.set_index("operator")
     assert summary.loc["hessian", "peak_step"] == 20
     assert summary.loc["hessian", "early_peak"] == 100
     assert summary.loc["hessian", "end_over_peak"] == pytest.approx(np.median(PEAK[-3:]) / 100)
-    assert summary.loc["relative", "trapped_steps"] == 10  # the value at step 30 is still above half of the peak
+    assert summary["state"].to_dict() == {"adaptive": "escaped", "hessian": "can't tell", "relative": "can't tell"}
+    assert result.verdict.figures[0].name == "adaptive_end_over_peak"
+    assert result.verdict["adaptive_rise"] == 100
+    assert result.verdict["relative_early_peak"] == 100
+    assert summary.loc["adaptive", "trapped_steps"] == 10  # the value at step 30 is still above half of the peak
 
 
-def test_sharpness_that_stays_at_four_fifths_in_both_measures_is_trapped() -> None:
-    result = analysed(rows("hessian", HELD), rows("relative", HELD))
+def test_adaptive_sharpness_that_stays_at_four_fifths_is_trapped() -> None:
+    result = analysed(rows("hessian", HELD), rows("adaptive", HELD))
     assert result.verdict.answer == "trapped"
     assert result.summary["trapped_steps"].tolist() == [80, 80]
 
@@ -55,12 +59,16 @@ def test_sharpness_that_stays_at_four_fifths_in_both_measures_is_trapped() -> No
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [
-        ([rows("hessian", PEAK), rows("relative", HELD)], "disagree"),
-        ([rows("hessian", PEAK)], "only hessian sharpness is on record"),
-        ([rows("hessian", [1, 2], steps=[0, 10]), rows("relative", [1, 2], steps=[0, 10])], "it takes 5 measurements"),
+        (
+            [rows("hessian", PEAK), rows("relative", PEAK)],
+            "only hessian and relative sharpness is on record, which a change of scale moves: tvlars-probe sharpness "
+            "RUN --operator adaptive --checkpoint all --bn train tells",
+        ),
+        ([rows("adaptive", [1, 2], steps=[0, 10])], "it takes 5 measurements"),
+        ([rows("adaptive", PEAK, error=0.6 * PEAK)], "errors leave it open"),
         ([rows("hessian", [], steps=[])], "no sharpness is on record"),
     ],
-    ids=["disagreement", "raw alone", "two measurements", "nothing"],
+    ids=["others alone", "two measurements", "large errors", "nothing"],
 )
 def test_it_says_when_it_cannot_be_told(frames: list[pd.DataFrame], reason: str) -> None:
     verdict = analysed(*frames).verdict
@@ -68,10 +76,39 @@ def test_it_says_when_it_cannot_be_told(frames: list[pd.DataFrame], reason: str)
     assert reason in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("values", "answer"),
+    [
+        ([9, 5, 3, 2, 2.2, 3, 3.5, 3.2, 3, 3, 3], "never sharp"),
+        ([9, 5, 3, 2, 2.2, 5, 5, 4, 4, 4, 4], "trapped"),
+        ([9, 5, 3, 2, 2.2, 5, 5, 4, 2, 2, 2], "escaped"),
+        ([2, 2, 2, 2, 2, 2, 2, 2, 2, 5, 5], "trapped"),
+        ([9, 8, 7, 6, 5, 4, 3, 2, 1, 1, 0], "never sharp"),
+    ],
+    ids=["a small rise", "held", "left", "late", "falling"],
+)
+def test_the_fall_from_the_initial_weights_is_no_sharp_phase(values: list[float], answer: str) -> None:
+    assert analysed(rows("adaptive", values)).verdict.answer == answer
+
+
+def test_a_run_that_diverged_is_in_no_minimum() -> None:
+    facts = RunFacts(name="made", status="diverged")
+    verdict = analyse_minimizer(rows("adaptive", HELD), NO_SPECTRUM, facts).verdict
+    assert (verdict.answer, verdict.reason) == ("can't tell", "the run diverged: it is in no minimum.")
+
+
+@pytest.mark.parametrize(("accuracy", "answer"), [(12.0, "can't tell"), (30.0, "trapped"), (None, "trapped")])
+def test_a_run_that_has_learned_next_to_nothing_is_in_no_minimum(accuracy: float | None, answer: str) -> None:
+    facts = RunFacts(name="made", classes=10)
+    verdict = analyse_minimizer(rows("adaptive", HELD), NO_SPECTRUM, facts, accuracy=accuracy).verdict
+    assert verdict.answer == answer
+    assert ("test accuracy 12 %, by chance 10 %" in verdict.reason) == (answer == "can't tell")
+
+
 def test_effective_sharpness_is_put_beside_its_limit_and_decides_nothing() -> None:
     effective = rows("effective", np.full(11, 5.0), limit=3.8)
     effective.loc[:2, "value"] = 1.0
-    result = analysed(rows("hessian", PEAK), rows("relative", PEAK), effective)
+    result = analysed(rows("adaptive", PEAK), effective)
     assert result.verdict.answer == "escaped"
     assert result.summary.set_index("operator").loc["effective", "beyond_limit"] == pytest.approx(8 / 11)
 
@@ -83,6 +120,9 @@ def test_batch_norm_modes_are_never_joined() -> None:
     assert result.curves["value"].max() == 100
     other = analysed(*both, bn_mode="eval")
     assert other.curves["value"].tolist() == [500.0]
+    deciding = analysed(*both, rows("adaptive", [1.0], bn_mode="eval", steps=[100]))
+    assert (deciding.bn_mode, deciding.other_modes) == ("eval", (("train", "train"),))
+    assert "it takes 5 measurements of adaptive sharpness" in deciding.verdict.reason
 
 
 def draws_of(operator: str, values: Any, spread: float) -> pd.DataFrame:
@@ -95,7 +135,7 @@ def draws_of(operator: str, values: Any, spread: float) -> pd.DataFrame:
 
 
 def test_over_draws_a_curve_is_their_mean_with_its_standard_error() -> None:
-    result = analysed(draws_of("hessian", PEAK, 0.1), draws_of("relative", PEAK, 0.2))
+    result = analysed(draws_of("hessian", PEAK, 0.1), draws_of("adaptive", PEAK, 0.01))
     assert result.verdict.answer == "escaped"
     assert result.verdict.reason.endswith(", mean of 2 samples of 64.")
     assert result.on == "mean of 2 samples of 64"
@@ -106,10 +146,11 @@ def test_over_draws_a_curve_is_their_mean_with_its_standard_error() -> None:
 
 
 def test_what_is_said_is_said_of_this_sample_where_no_draws_were_made() -> None:
-    result = analysed(rows("hessian", HELD), rows("relative", HELD))
+    result = analysed(rows("hessian", HELD), rows("adaptive", HELD))
     assert result.verdict.reason.endswith(", on this sample of 64.")
-    other = analysed(rows("hessian", PEAK), rows("relative", HELD, samples=32))
-    assert other.verdict.reason.endswith(", hessian on this sample of 64, relative on this sample of 32.")
+    other = analysed(rows("hessian", PEAK), rows("adaptive", HELD, samples=32))
+    assert other.verdict.reason.endswith(", on this sample of 32.")
+    assert other.on == "adaptive on this sample of 32, hessian on this sample of 64"
     assert analysed(rows("hessian", [], steps=[])).on == ""
 
 
@@ -122,12 +163,12 @@ def test_a_later_figure_on_another_sample_does_not_end_the_curve() -> None:
 
 
 def test_sharpness_of_data_that_belongs_to_no_part_is_a_curve_too() -> None:
-    result = analysed(rows("hessian", PEAK, split=None), rows("relative", PEAK, split=None))
+    result = analysed(rows("hessian", PEAK, split=None), rows("adaptive", PEAK, split=None))
     assert (result.verdict.answer, result.split) == ("escaped", "given")
 
 
 def test_the_line_of_escape_is_a_parameter() -> None:
-    frames = [rows("hessian", HELD), rows("relative", HELD)]
+    frames = [rows("hessian", HELD), rows("adaptive", HELD)]
     assert analysed(*frames, rule=SharpnessRule(escaped=0.95)).verdict.answer == "escaped"
 
 
@@ -202,7 +243,7 @@ def test_perfect_order_convinces_only_where_chance_rarely_gives_it() -> None:
 
 @pytest.mark.parametrize("count", [1, 11])
 def test_sharpness_that_is_never_a_number_says_nothing(count: int) -> None:
-    result = analysed(*(rows(name, [np.nan] * count, steps=STEPS[:count]) for name in ("hessian", "relative")))
+    result = analysed(*(rows(name, [np.nan] * count, steps=STEPS[:count]) for name in ("hessian", "adaptive")))
     assert result.verdict.answer == "can't tell"
     assert result.summary["end"].isna().all()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -29,11 +31,19 @@ def some_rates(model: nn.Module) -> Rates:
     return Rates(rates=rates, decay={name: 0.1 * (place % 2) for place, name in enumerate(rates)})
 
 
+def squares(z: Tensor, y: Tensor | None) -> Tensor:
+    """Half of the outputs' squares, without each sample's mean: the loss whose curvature adaptive sharpness has."""
+    return (z - z.mean(1, keepdim=True)).square().sum(1).mean() / 2
+
+
 def matrices(model: nn.Module, operator: str, rates: Rates) -> dict[str, Tensor]:
     """The operator as a matrix, whole ("all") and in the blocks of the layers."""
     params = dict(model.named_parameters())
     if operator == "ggn":
         dense = dense_gauss_newton(model, F.cross_entropy, *sample())
+    elif operator == "adaptive":
+        outputs = copy.deepcopy(model).eval()(sample()[0]).detach()
+        dense = dense_gauss_newton(model, squares, *sample()) / (2 * squares(outputs, None))
     else:
         dense = by_another_route(model, *sample(), "eval")
     owners = [name.rpartition(".")[0] for name, p in params.items() for _ in range(p.numel())]
@@ -48,6 +58,9 @@ def matrices(model: nn.Module, operator: str, rates: Rates) -> dict[str, Tensor]
     if operator == "relative":
         norms = diagonal({name: p.detach().norm() for name, p in params.items()})
         dense = norms[:, None] * dense * norms
+    if operator == "adaptive":
+        sizes = diagonal({name: p.detach().abs() for name, p in params.items()})
+        dense = sizes[:, None] * dense * sizes
     places = {layer: [i for i, owner in enumerate(owners) if owner == layer] for layer in owners}
     return {"all": dense} | {layer: dense[some][:, some] for layer, some in places.items()}
 
@@ -63,7 +76,7 @@ def measured(model: nn.Module, operator: str, rates: Rates, **measures: object) 
 def test_eigenvalues_at_both_ends_are_those_of_the_dense_matrices(name: str, operator: str) -> None:
     model = network(name)
     rates = some_rates(model)
-    bottom = 1 if operator == "ggn" else 2  # whose smallest eigenvalue is 0 many times, and found once
+    bottom = 1 if operator in ("ggn", "adaptive") else 2  # whose smallest eigenvalue is 0 many times, and found once
     found = measured(model, operator, rates, top=2, bottom=bottom, tol=1e-9)
     exact = {scope: torch.linalg.eigvalsh(m).numpy() for scope, m in matrices(model, operator, rates).items()}
     assert {m.scope for m in found.measurements} == set(exact)

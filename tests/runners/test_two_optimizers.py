@@ -106,7 +106,10 @@ def test_the_effective_sharpness_is_left_out_and_a_note_says_so(tmp_path: Path) 
     run = tvlars_probe.open_run(train(config(sharpness=asked, **twins), tmp_path / "r", quiet=True))
     operators = run.curvature().groupby("phase", observed=True).operator.agg(lambda some: {*some})
     # The linear probe after the pretraining is SGD's, whose rates are known.
-    assert operators.to_dict() == {"pretrain": {"hessian", "relative"}, "linear": {"hessian", "relative", "effective"}}
+    assert operators.to_dict() == {
+        "pretrain": {"hessian", "relative", "adaptive"},
+        "linear": {"hessian", "relative", "adaptive", "effective"},
+    }
     (note,) = run.manifest.notes
     assert note == (
         "the effective sharpness isn't measured in the phase pretrain: an update by Muon isn't a rate times the "

@@ -35,6 +35,9 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of `SharpnessCorrelation.table`."""
 
+KINDS = {"adaptive": "adaptive", "hessian": "raw"}
+"""By operator what a verdict calls its sharpness; of two that are on record for as many runs the first one decides."""
+
 LIKELY = 0.05
 """No correlation is believed that chance gives in this share of all orders of the runs, or more.
 
@@ -47,7 +50,8 @@ class SharpnessCorrelation:
     """Rank correlations over runs.
 
     Attributes:
-        verdict: on raw sharpness and the generalisation gap.
+        verdict: on adaptive sharpness and the generalisation gap; where more runs have raw sharpness, on that, which a
+            change of scale moves.
         bn_mode: BatchNorm mode of the sharpness, that of the first run with any; modes are never joined.
         split: part of the data that the loss is of, that of the same run.
         on: what its curves were measured on, in words.
@@ -165,13 +169,15 @@ def _row(m: Minimizer, epochs: pd.DataFrame) -> dict[str, object]:
 
 
 def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
-    raw = table[(table["measure"] == "hessian") & (table["outcome"] == "generalisation_gap")]
-    if raw.empty:
-        return Verdict(QUESTION, CANT_TELL, "no run has raw sharpness on record.")
-    row = raw.iloc[0]
+    of_gap = {str(row["measure"]): row for row in table.to_dict("records") if row["outcome"] == "generalisation_gap"}
+    kinds = [name for name in KINDS if name in of_gap]
+    if not kinds:
+        return Verdict(QUESTION, CANT_TELL, "no run has adaptive or raw sharpness on record.")
+    kind = max(kinds, key=lambda name: int(of_gap[name]["runs"]))
+    row, named = of_gap[kind], KINDS[kind]
     count = int(row["runs"])
     figures = (
-        Figure("rho", float(row["rho"]), "1", "Spearman's rank correlation of raw end sharpness with the gap"),
+        Figure("rho", float(row["rho"]), "1", f"Spearman's rank correlation of {named} end sharpness with the gap"),
         Figure("low", float(row["low"]), "1", "lower end of its bootstrap interval"),
         Figure("high", float(row["high"]), "1", "upper end"),
         Figure("chance", float(row["by_chance_share"]), "share", "share of all orders that ρ is as far from zero in"),
@@ -195,8 +201,10 @@ def _verdict(table: pd.DataFrame, least_runs: int) -> Verdict:
     if low <= 0 <= high:
         return Verdict(QUESTION, CANT_TELL, f"the interval doesn't leave out zero: {span}.", figures)
     if chance < LIKELY and low > 0:
-        return Verdict(QUESTION, "yes", f"sharper ends have the larger gap: {span}.", figures)
+        return Verdict(QUESTION, "yes", f"ends of more {named} sharpness have the larger gap: {span}.", figures)
     if chance < LIKELY and high < 0:
-        return Verdict(QUESTION, "no, the reverse", f"sharper ends have the smaller gap: {span}.", figures)
+        return Verdict(
+            QUESTION, "no, the reverse", f"ends of more {named} sharpness have the smaller gap: {span}.", figures
+        )
     doubt = span if why is not None else f"{span}, but {by_chance}"
     return Verdict(QUESTION, CANT_TELL, f"chance may have ordered the runs: {doubt}.", figures)

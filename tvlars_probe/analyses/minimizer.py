@@ -1,9 +1,13 @@
 """Did the run fall into a sharp minimum, and did it get out again?
 
 *Sharpness* is the largest eigenvalue of the loss's Hessian on a fixed sample; Keskar et al. 2017 link it to large
-batches. It changes when a normalised layer is rescaled, although the function stays the same. *Relative* sharpness, for
-which each tensor is scaled by its norm, doesn't change (cf. Dinh et al. 2017). The two together decide between trapped
-and escaped. *Effective* sharpness is that of the steps really taken. Beyond its limit the oscillation on a quadratic
+batches. By itself it can't tell. Rescalings that leave the function as it is move it at will (Dinh et al. 2017). And it
+falls as the loss does, since the curvature of cross-entropy vanishes where the outputs are large: with outputs three
+times as large a run seems to have escaped. *Relative* sharpness, for which each tensor is scaled by its norm, is proof
+against the first, where all of a tensor is rescaled, and not against the second. *Adaptive* sharpness is proof against
+both (`tvlars_probe.curvature.adaptive`): it alone decides, by ratios of its own values (`sharp_phase`).
+
+*Effective* sharpness is that of the steps really taken. Beyond its limit the oscillation on a quadratic
 grows (Cohen et al. 2021, 2022). For mini-batch runs the limit is a reference line without a verdict: what they obey is
 said by batch sharpness, where that is on record (`mini_batch`).
 
@@ -20,7 +24,9 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import draws, mini_batch, one_sample
+from tvlars_probe.analyses.sharp_phase import REMEDY, SharpPhase, figures_of, reason_of, sharp_phase
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,8 +64,14 @@ FURTHER_COLUMNS = (
 GIVEN = "given"
 """The split of figures on data that the function of ``--model`` gave: no part of the run's data."""
 
-DECIDING = ("hessian", "relative")
-"""The operators whose curves decide between trapped and escaped."""
+LEARNED = 0.05
+"""A run that has come no further than this share of the way from chance to 100 % has learned next to nothing."""
+
+DECIDING = "adaptive"
+"""The operator whose curve decides."""
+
+BESIDE = {"hessian": "raw", "relative": "relative"}
+"""Operators whose figures are given beside a verdict, and what they are called there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +79,11 @@ class SharpnessRule:
     """Thresholds of the rule. None of them is from a paper.
 
     Attributes:
-        early: the early peak is the highest sharpness in this first share of the range of measured steps.
+        early: the early peak is the highest sharpness in this first share of the range of measured steps; of adaptive
+            sharpness it is the top of its largest rise, at any step.
         late: the end state is the median over this last share of that range; the last value always counts.
-        escaped: a curve that ends below this share of its early peak has escaped.
+        escaped: f. A rise to 1/f times the lowest value so far is a sharp phase; a curve that ends below f times the
+            top of it has escaped.
         least: fewest measurements of a curve with which its state is told.
         near: batch sharpness whose mean over the late steps is within this share of 2/rate is at the edge.
 
@@ -101,7 +115,7 @@ class Minimizer:
 
     Attributes:
         facts: what the run's manifest tells.
-        verdict: trapped, escaped, or can't tell.
+        verdict: trapped, escaped, never sharp, or can't tell.
         bn_mode: BatchNorm mode of the curves and the verdict; modes are never joined.
         split: part of the data that their loss is of; parts are never joined either.
         other_modes: the other pairs of BatchNorm mode and split on record, left out of curves and verdict.
@@ -111,8 +125,9 @@ class Minimizer:
         samples: a row per operator and sample on record, in any mode, as
             `tvlars_probe.analyses.one_sample.curves_of_one_sample` gives them.
         summary: a row per operator: ``early_peak``, ``peak_step``, ``end``, ``end_over_peak``, ``trapped_steps``,
-            ``state``, and ``on``, the words for its sample. A step from the peak on is trapped if it lies between two
-            successive measurements of which both are at least `SharpnessRule.escaped` times the peak.
+            ``state`` (of operators that don't decide: can't tell), and ``on``, the words for its sample. A step from
+            the peak on is trapped if it lies between two successive measurements of which both are at least
+            `SharpnessRule.escaped` times the peak.
         blocks: top eigenvalues of single layers and tensors, a row per step and block; like the two below, in any mode.
         further: traces and epsilon-sharpness.
         mini_batch: batch, directional and critical sharpness beside 2/rate; None where none of them is on record.
@@ -145,6 +160,7 @@ def analyse_minimizer(
     facts: RunFacts,
     *,
     rates: pd.DataFrame | None = None,
+    accuracy: float | None = None,
     bn_mode: str | None = None,
     rule: SharpnessRule | None = None,
 ) -> Minimizer:
@@ -155,6 +171,7 @@ def analyse_minimizer(
         spectrum: the columns `SPECTRUM_COLUMNS` of the table ``spectrum``, likewise.
         facts: what the run's manifest tells.
         rates: the columns `mini_batch.STEP_COLUMNS` of the table ``steps``.
+        accuracy: the last test accuracy in percent, where there is one.
         bn_mode: BatchNorm mode to read; by default the one with the most measured steps.
         rule: thresholds of the rule.
     """
@@ -166,11 +183,14 @@ def analyse_minimizer(
     eigenvalues = figures[(figures["measure"] == "eigenvalue") & (figures["rank"] == 1)]
     whole = eigenvalues["scope_kind"] == "all"
     curves, samples = one_sample.curves_of_one_sample(eigenvalues[whole], mode)
-    summary = pd.DataFrame([_summarise(str(name), group, limits) for name, group in curves.groupby("operator")])
+    phase = _phase_of(curves, limits)
+    summary = pd.DataFrame(
+        [_summarise(str(n), group, phase if n == DECIDING else None, limits) for n, group in curves.groupby("operator")]
+    )
     elsewhere = ("eigenvalue", *mini_batch.MEASURES)
     return Minimizer(
         facts=facts,
-        verdict=_verdict(summary, limits),
+        verdict=_verdict(summary, phase, facts, accuracy, mode[0], limits),
         bn_mode=mode[0],
         split=mode[1],
         other_modes=others,
@@ -195,8 +215,14 @@ def analyse_minimizer(
 def _choose_mode(
     curvature: pd.DataFrame, wanted: str | None
 ) -> tuple[tuple[str | None, str | None], tuple[tuple[str, str], ...]]:
-    """The pair of BatchNorm mode and split to read, and the other pairs on record."""
-    counts = curvature.groupby(["bn_mode", "split"])["step"].nunique().sort_values(ascending=False, kind="stable")
+    """The pair of BatchNorm mode and split to read, and the other pairs on record.
+
+    It is the one in which most steps have the sharpness that decides; of equals, that with the most measured steps.
+    """
+    decides = (curvature["measure"] == "eigenvalue") & (curvature["operator"] == DECIDING)
+    steps = pd.DataFrame({"deciding": curvature["step"].where(decides), "all": curvature["step"]})
+    counts = steps.groupby([curvature["bn_mode"], curvature["split"]]).nunique()
+    counts = counts.sort_values(["deciding", "all"], ascending=False, kind="stable")
     modes = [(str(mode), str(split)) for mode, split in counts.index]
     chosen = [mode for mode in modes if wanted in (None, mode[0])]
     if not chosen:
@@ -205,14 +231,28 @@ def _choose_mode(
     return chosen[0], tuple(mode for mode in modes if mode != chosen[0])
 
 
-def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[str, object]:
-    """Early peak and end state of one curve."""
+def _phase_of(curves: pd.DataFrame, rule: SharpnessRule) -> SharpPhase | None:
+    """The sharp phase of the curve that decides; None where it isn't on record."""
+    curve = curves[curves["operator"] == DECIDING]
+    if curve.empty:
+        return None
+    # Over draws the mean's interval is what may leave the answer open.
+    half = (curve["high"].astype(float) - curve["low"].astype(float)) / 2
+    doubt = np.where(curve["draws"] > 1, half, curve["error"].astype(float))
+    step, value = curve["step"].to_numpy(np.float64), curve["value"].to_numpy(np.float64)
+    return sharp_phase(step, value, doubt, late=rule.late, least=rule.least, escaped=rule.escaped)
+
+
+def _summarise(operator: str, curve: pd.DataFrame, phase: SharpPhase | None, rule: SharpnessRule) -> dict[str, object]:
+    """Early peak and end state of one curve; ``phase`` is that of the curve that decides."""
     step, value = curve["step"].to_numpy(float), curve["value"].to_numpy(float)
     first, last = step[0], step[-1]
     early = step <= first + rule.early * (last - first)
     late = step >= last - rule.late * (last - first)
     told = ~np.isnan(value)  # argmax would pick a NaN, and a median would become one
     peak = int(np.where(early & told, value, -np.inf).argmax())
+    if phase is not None and np.isfinite(phase.top_step):
+        peak = int((step == phase.top_step).argmax())
     end = float(np.median(value[late & told])) if (late & told).any() else np.nan
     # No share can be taken of a peak at or below zero: the loss then curves upwards in no direction.
     share = end / value[peak] if value[peak] > 0 else np.nan
@@ -220,7 +260,6 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
     # Nothing is known between measurements: a stretch counts only if both of its ends are above the line.
     held = np.diff(step)[above[:-1] & above[1:]].sum()
     limit = curve["limit"].to_numpy(float)
-    enough = len(value) >= rule.least and np.isfinite(share)
     return {
         "operator": operator,
         "measurements": len(value),
@@ -230,7 +269,7 @@ def _summarise(operator: str, curve: pd.DataFrame, rule: SharpnessRule) -> dict[
         "end": end,
         "end_over_peak": share,
         "trapped_steps": int(held),
-        "state": ("escaped" if share < rule.escaped else "trapped") if enough else CANT_TELL,
+        "state": CANT_TELL if phase is None else phase.state,
         "beyond_limit": float((value > limit).mean()) if np.isfinite(limit).any() else None,
         "not_converged": int(curve["not_converged"].sum()),
         "on": draws.sample_text(curve["samples"].iloc[-1], int(curve["draws"].iloc[-1])),
@@ -243,34 +282,54 @@ def _joined(texts: dict[str, str]) -> str:
     return one.pop() if len(one) == 1 else ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
-def _verdict(summary: pd.DataFrame, rule: SharpnessRule) -> Verdict:
-    """Trapped or escaped, where raw and relative sharpness agree on it; else can't tell."""
+def _verdict(
+    summary: pd.DataFrame,
+    phase: SharpPhase | None,
+    facts: RunFacts,
+    accuracy: float | None,
+    bn_mode: str | None,
+    rule: SharpnessRule,
+) -> Verdict:
+    """What the sharp phase says, and the figures of the other operators beside it."""
     rows = {str(row["operator"]): row for row in summary.to_dict("records")}
-    figures = []
-    for name, label in (("hessian", "raw"), ("relative", "relative")):
-        row = rows.get(name)
-        for column, unit, meaning in (
-            ("end_over_peak", "1", f"{label} sharpness at the end over its early peak"),
-            ("early_peak", "1", f"highest {label} sharpness in the early part"),
-            ("end", "1", f"{label} sharpness at the end, median"),
-        ):
-            figures.append(Figure(f"{label}_{column}", None if row is None else float(row[column]), unit, meaning))
-    states = {name: str(rows[name]["state"]) for name in DECIDING if name in rows}
-    on = _joined({name: str(rows[name]["on"]) for name in states})
-    shares = ", ".join(f"{f.name.split('_')[0]} {f.text}" for f in figures if f.name.endswith("over_peak"))
-    if not states:
-        reason = "no sharpness is on record: train with --sharpness-every, or run tvlars-probe sharpness."
-        return Verdict(QUESTION, CANT_TELL, reason, tuple(figures))
-    if CANT_TELL in states.values():
-        reason = f"it takes {rule.least} measurements of a curve to tell its early peak from its end."
-    elif len(states) < len(DECIDING):
-        (name, state), *_ = states.items()
-        reason = f"only {name} sharpness is on record ({state} by itself): the rule asks for both."
-    elif len({*states.values()}) == 1:
-        answer = next(iter(states.values()))
-        side = "below" if answer == "escaped" else "at or above"
-        reason = f"both sharpnesses end {side} {rule.escaped:g} of their early peak ({shares}), {on}."
-        return Verdict(QUESTION, answer, reason, tuple(figures))
-    else:
-        reason = f"raw and relative sharpness disagree (end over early peak: {shares}), {on}."
-    return Verdict(QUESTION, CANT_TELL, reason, tuple(figures))
+    beside = [
+        Figure(f"{label}_{column}", float(rows[name][column]) if name in rows else None, "1", meaning.format(label))
+        for name, label in BESIDE.items()
+        for column, meaning in (
+            ("end_over_peak", "{} sharpness at the end over its early peak"),
+            ("early_peak", "highest {} sharpness in the early part"),
+            ("end", "{} sharpness at the end, median"),
+        )
+    ]
+    figures = (*figures_of(phase), *beside)
+    if phase is None:
+        return Verdict(QUESTION, CANT_TELL, _remedy([*rows], bn_mode, rule.least), figures)
+    if (why := _in_no_minimum(facts, accuracy)) is not None:
+        return Verdict(QUESTION, CANT_TELL, why, figures)
+    on = str(rows[DECIDING]["on"])
+    return Verdict(QUESTION, phase.state, reason_of(phase, on, least=rule.least, escaped=rule.escaped), figures)
+
+
+def _in_no_minimum(facts: RunFacts, accuracy: float | None) -> str | None:
+    """Why a run is in no minimum, as a sentence; None where nothing speaks against it."""
+    if facts.status == "diverged":
+        return "the run diverged: it is in no minimum."
+    if facts.classes is None or accuracy is None:
+        return None
+    chance = 100 / facts.classes
+    if accuracy > chance + LEARNED * (100 - chance):
+        return None
+    return (
+        f"the run has learned next to nothing (test accuracy {accuracy:.3g} %, by chance {chance:.3g} %): it is in no "
+        "minimum."
+    )
+
+
+def _remedy(measured: list[str], bn_mode: str | None, least: int) -> str:
+    """What to do where the sharpness that decides isn't on record."""
+    if not measured:
+        return f"no sharpness is on record: train with --sharpness-every, or run {REMEDY}."
+    return (
+        f"only {some_of(measured)} sharpness is on record, which a change of scale moves: {REMEDY} "
+        f"--bn {bn_mode} tells, where {least} checkpoints or more are kept; so does training with --sharpness-every."
+    )

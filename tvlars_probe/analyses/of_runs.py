@@ -62,7 +62,10 @@ def minimizer_of(source: Source, *, bn_mode: str | None = None, rule: SharpnessR
     spectrum = source.spectrum((*SPECTRUM_COLUMNS, *draws.SPECTRUM_COLUMNS))
     # The rates are read only where something is compared with them.
     rates = source.steps(mini_batch.STEP_COLUMNS) if curvature["measure"].isin(mini_batch.MEASURES).any() else None
-    return analyse_minimizer(curvature, spectrum, source.facts, rates=rates, bn_mode=bn_mode, rule=rule)
+    accuracy = last_accuracy(source.epochs(["test_acc1"])) if len(curvature) else None
+    return analyse_minimizer(
+        curvature, spectrum, source.facts, rates=rates, accuracy=accuracy, bn_mode=bn_mode, rule=rule
+    )
 
 
 def comparison_of(

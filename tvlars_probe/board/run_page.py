@@ -24,7 +24,10 @@ _WAITING = '<p class="quiet">Reading …</p>'
 
 _HEAVY = '<h2>Verdicts</h2><p class="quiet">Verdicts and their charts are being made …</p>'
 
-_OPERATORS = {"hessian": "sharpness", "effective": "effective sharpness", "relative": "relative sharpness"}
+_OPERATORS = {
+    "hessian": "sharpness", "effective": "effective sharpness", "relative": "relative sharpness",
+    "adaptive": "adaptive sharpness",
+}  # fmt: skip
 
 
 def run_page(key: str, name: str) -> str:

@@ -25,6 +25,7 @@ MEASURES = {
     "relative": "relative sharpness",
     "effective": "effective sharpness",
     "ggn": "sharpness of the Gauss-Newton matrix",
+    "adaptive": "adaptive sharpness",
 }
 """Labels of sharpness by operator. `gap_chart` draws the first that is on record."""
 

@@ -214,7 +214,7 @@ KINDS: dict[str, Kind] = {
     "rates": Kind("effective rates and the factors that they are made of", "layers", False, _rates, ("trust_ratio",)),
     "explosions": Kind("which layers exploded when, and until when", "layers", False, _explosions),
     "warmup": Kind("accuracy with and without warm-up, in pairs of runs", "layers", True, _warmup),
-    "sharpness": Kind("raw, relative and effective sharpness by step", "curvature", True, _sharpness),
+    "sharpness": Kind("raw, relative, adaptive and effective sharpness by step", "curvature", True, _sharpness),
     "density": Kind("spectral density of the Hessian", "spectrum", True, _density),
     "blocks": Kind("sharpness of each layer's block", "curvature", False, _blocks),
     "gap": Kind("end sharpness against the generalisation gap, over runs", "curvature", True, _gap),

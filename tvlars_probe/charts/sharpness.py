@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OPERATORS = {
     "hessian": "sharpness λ₁(H)",
     "relative": "relative sharpness (tensors scaled by their norm)",
+    "adaptive": "adaptive sharpness (of the outputs, free of scale)",
     "effective": "effective sharpness (grey: limit of stability)",
     "ggn": "sharpness of the Gauss-Newton matrix",
     "batch_sharpness": "batch sharpness: along mini-batches' gradients (grey: 2/rate)",
@@ -42,6 +43,7 @@ _OF = {
     "relative": "the relative Hessian",
     "effective": "the effective Hessian",
     "ggn": "the Gauss-Newton matrix",
+    "adaptive": "the adaptive operator",
 }
 EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
 """Label of a spectral density's axis, or of its panel, by operator."""
@@ -60,7 +62,7 @@ def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
 
 
 def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
-    """Raw, relative and effective sharpness by step, in one panel each; means over draws with their 95 % intervals.
+    """Sharpness by step, each operator's in a panel of its own; means over draws with their 95 % intervals.
 
     Args:
         results: of one run or several, each with a curve. Runs measured in another BatchNorm mode than the first, or

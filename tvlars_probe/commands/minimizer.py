@@ -39,7 +39,7 @@ _SUMMARY = {
     section="Analysis",
     type=float,
     default=0.5,
-    help="Share of its early peak below which a curve has escaped.",
+    help="Share of a sharp phase's top below which a run has escaped; a rise to its inverse is a sharp phase.",
 )
 @option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
 @option("--seed", section="Analysis", type=int, default=0, help="Of the bootstrap.")
@@ -48,8 +48,9 @@ def command(
 ) -> None:
     """Did a run fall into a sharp minimum, and did it get out again?
 
-    Reads the sharpness on record (train --sharpness-every, or tvlars-probe sharpness): early peak, end state, trapped
-    or escaped. Over several runs: rank correlation of sharpness with the generalisation gap and the test error.
+    Reads the sharpness on record (train --sharpness-every, or tvlars-probe sharpness): early peak and end of each
+    kind. Adaptive sharpness, which no change of scale moves, decides: trapped, escaped or never sharp. Over several
+    runs: rank correlation of sharpness with the generalisation gap and the test error.
     """
     from tvlars_probe.analyses.minimizer import SharpnessRule
     from tvlars_probe.analyses.of_runs import correlation_of, minimizer_of

@@ -45,9 +45,9 @@ PROBE_OPTIONS = (
     ),
     option(
         "--sharpness-operators", section=_SHARPNESS, greedy=True, type=choice(OPERATORS),
-        default=("hessian", "effective", "relative"),
-        help="Of the Hessian itself, as the optimizer's rates scale it, relative to each tensor's norm; or of the "
-        "Gauss-Newton matrix.",
+        default=("hessian", "effective", "relative", "adaptive"),
+        help="Of the Hessian itself, as the optimizer's rates scale it, relative to each tensor's norm; of the "
+        "Gauss-Newton matrix; or of the outputs, which no change of scale moves: minimizer's verdict needs it.",
     ),
     option(
         "--sharpness-measures", section=_SHARPNESS, greedy=True, type=choice(IN_TRAINING), default=("eigenvalue",),

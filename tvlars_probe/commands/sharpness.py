@@ -40,8 +40,8 @@ _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness"
         "2/rate at the smallest multiple of the coming update that raises the loss; forward passes only.")  # fmt: skip
 @option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
 @option("--operator", section="What", type=_LIST(OPERATORS), default="hessian", help=
-        "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; or the Gauss-Newton "
-        "matrix.")  # fmt: skip
+        "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; the Gauss-Newton matrix; "
+        "or adaptive, which no change of scale moves.")  # fmt: skip
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
 @option("--split", section="Loss", type=_LIST(SPLITS), default="train", help="Part of the data.")

@@ -23,7 +23,6 @@ from tvlars_probe.curvature.convergence import limit
 from tvlars_probe.curvature.doubts import AGREES, DIFFERS, unchecked
 from tvlars_probe.curvature.gauss_newton import GaussNewtonOperator, evaluated, returned, slopes_of
 from tvlars_probe.curvature.krylov import norm, rounding
-from tvlars_probe.curvature.losses import two_parts
 from tvlars_probe.curvature.preserving import refill
 
 if TYPE_CHECKING:
@@ -138,7 +137,8 @@ class ForwardGaussNewton(ForwardOverReverse):
     def _by_parameter(
         self, index: int, batch: tuple[Tensor, ...], duals: list[Tensor], tensors: dict[int, Tensor]
     ) -> list[Tensor | None]:
-        objective, loss = self.hessian.objective, two_parts(self.hessian.objective.compute)
+        assert isinstance(self.hessian, GaussNewtonOperator)
+        objective, loss = self.hessian.objective, self.hessian.loss
         # Forward alone: backward passes in forward mode take formulas that many operations lack.
         with _exchanged(objective.model, tensors):
             pushed, _ = returned(objective, loss, batch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.curvature import doubts
+from tvlars_probe.curvature.adaptive import OutputOperator
 from tvlars_probe.curvature.batch_sharpness import batch_sharpness
 from tvlars_probe.curvature.critical import critical_sharpness
 from tvlars_probe.curvature.cross_check import cross_checked
@@ -113,7 +114,7 @@ class Figures:
     ) -> None:
         """Measure one operator on some parameters: on the ``whole`` model, or on the block of a layer."""
         # S is zero on a tensor of zeros: its rows of S H S would only add eigenvalues of 0.
-        if kind == "relative":
+        if kind in ("relative", "adaptive"):
             parameters = {name: p for name, p in parameters.items() if norm_of(p).item() > 0}
             if not parameters:
                 return  # all weights are zero, and the operator with them
@@ -123,6 +124,9 @@ class Figures:
             if whole:
                 raise
             return  # a layer that the loss doesn't depend on
+        if isinstance(hessian, OutputOperator) and not hessian.mean_square > 0:
+            self.notes.setdefault(kind, "adaptive sharpness is unknown: each sample's outputs are all alike")
+            return
         self.left_out |= dict.fromkeys(hessian.left_out if whole else ())
         of_rates = {"rate_step": self.rates.step, "limit": self.rates.limit} if self.rates else {}
         subject = _Subject(
@@ -142,11 +146,9 @@ class Figures:
             self._density(subject)
 
     def _hessian_of(self, kind: str, parameters: Mapping[str, Tensor]) -> HessianOperator:
-        """The Hessian, or Gauss-Newton matrix, with respect to some parameters.
-
-        Operators on the same ones share it, and its graphs.
-        """
-        wanted: type[HessianOperator] = GaussNewtonOperator if kind == "ggn" else HessianOperator
+        """The Hessian, or Gauss-Newton matrix, by some parameters; operators on the same ones share it, with graphs."""
+        others: dict[str, type[HessianOperator]] = {"ggn": GaussNewtonOperator, "adaptive": OutputOperator}
+        wanted = others.get(kind, HessianOperator)
         names = tuple(parameters)
         if self._last is None or self._last[0] != names or type(self._last[1]) is not wanted:
             self._last = None  # before new graphs are built, the old ones go

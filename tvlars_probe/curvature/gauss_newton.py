@@ -78,18 +78,29 @@ class GaussNewtonOperator(HessianOperator):
 
     What it takes, keeps and tells is as of `HessianOperator`.
 
+    Args:
+        loss: another loss of the same model in two parts; by default the objective's own.
+
+    Attributes:
+        loss: the loss in two parts.
+
     Raises:
         UserError: the loss isn't given in two parts, or reaches parameters otherwise than through the outputs.
     """
 
     def __init__(
-        self, objective: Objective, parameters: Mapping[str, Tensor], *, memory_budget: int | None = None
+        self,
+        objective: Objective,
+        parameters: Mapping[str, Tensor],
+        *,
+        memory_budget: int | None = None,
+        loss: TwoParts | None = None,
     ) -> None:
-        self._loss = two_parts(objective.compute)
+        self.loss = two_parts(objective.compute) if loss is None else loss
         super().__init__(objective, parameters, memory_budget=memory_budget)
 
     def _derivatives(self, index: int, params: list[Tensor]) -> Derivatives:
-        found = evaluated(self.objective, self._loss, index)
+        found = evaluated(self.objective, self.loss, index)
         outputs, leaves = found.outputs, found.leaves
         slopes = slopes_of(found.term, [*leaves, *params])
         if any(slope is not None for slope in slopes[len(leaves) :]):

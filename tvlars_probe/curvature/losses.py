@@ -66,8 +66,8 @@ def two_parts(compute: Any) -> TwoParts:
     if callable(getattr(compute, "outputs", None)) and callable(getattr(compute, "loss", None)):
         return compute  # type: ignore[no-any-return]
     raise UserError(
-        "the operator ggn needs the loss in two parts, and compute= is one function: give an object that also has the "
-        "methods outputs(model, batch) and loss(outputs, batch), or loss_fn in place of compute="
+        "the operators ggn and adaptive need the loss in two parts, and compute= is one function: give an object that "
+        "also has the methods outputs(model, batch) and loss(outputs, batch), or loss_fn in place of compute="
     )
 
 

@@ -22,8 +22,8 @@ class Measures:
     """What to compute.
 
     Attributes:
-        operators: among "hessian", "effective" and "relative" (see `tvlars_probe.curvature.scaling`) and "ggn" (see
-            `tvlars_probe.curvature.gauss_newton`).
+        operators: among "hessian", "effective" and "relative" (see `tvlars_probe.curvature.scaling`), "ggn" and
+            "adaptive" (see `tvlars_probe.curvature.gauss_newton` and `tvlars_probe.curvature.adaptive`).
         top: number of eigenvalues from the top of the spectrum.
         bottom: number of eigenvalues from the bottom.
         trace: whether to estimate the trace.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-OPERATORS = ("hessian", "effective", "relative", "ggn")
-"""See `tvlars_probe.curvature.scaling`, and for the last one `tvlars_probe.curvature.gauss_newton`."""
+OPERATORS = ("hessian", "effective", "relative", "ggn", "adaptive")
+"""See `tvlars_probe.curvature.scaling`, and for the last two `tvlars_probe.curvature.gauss_newton` and `adaptive`."""
 
 ENGINES = ("lanczos", "pyhessian")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tvlars_probe.curvature.adaptive import OutputOperator, adaptive
 from tvlars_probe.curvature.operators import HessianOperator, ScaledOperator
 from tvlars_probe.curvature.results import OPERATORS
 from tvlars_probe.errors import UserError, unknown
@@ -86,7 +87,7 @@ def scaled(kind: str, hessian: HessianOperator, rates: Rates | None) -> HessianO
 
     Args:
         kind: its name.
-        hessian: the Hessian; for "ggn" the Gauss-Newton matrix.
+        hessian: the Hessian; for "ggn" the Gauss-Newton matrix, for "adaptive" that of the outputs.
         rates: the optimizer's rates.
 
     Raises:
@@ -96,6 +97,8 @@ def scaled(kind: str, hessian: HessianOperator, rates: Rates | None) -> HessianO
         return hessian
     if kind == "relative":
         return relative(hessian)
+    if isinstance(hessian, OutputOperator):
+        return adaptive(hessian)
     if kind != "effective":
         raise unknown("operator", kind, OPERATORS)
     if rates is None:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class SharpnessProbe:
     """Measures curvature before chosen updates, and along them. Give it to `tvlars_probe.record` as one of ``probes``.
 
-    The operators are defined in `tvlars_probe.curvature.scaling`, the BatchNorm modes in
-    `tvlars_probe.curvature.batch_norm`.
+    The operators are defined in `tvlars_probe.curvature.scaling`, `tvlars_probe.curvature.gauss_newton` and
+    `tvlars_probe.curvature.adaptive`, the BatchNorm modes in `tvlars_probe.curvature.batch_norm`.
 
     Its measures are "eigenvalue" (the top one of each operator) and, once for the loss, "batch" (along mini-batches'
     own gradients), "directional" and "critical" (along the update of the step). The last two are measured just after
@@ -51,7 +51,7 @@ class SharpnessProbe:
         data: a pair (inputs, targets), or batches of them; under DDP each rank's own part of the sample. In several
             batches, the loss is tested at the first measurement: see `tvlars_probe.sharpness`.
         every: n, to measure before updates 0, n, 2n, ..., or "log" (each of the first ten, then ten in each decade).
-        operators: among "hessian", "effective", "relative" and "ggn".
+        operators: among "hessian", "effective", "relative", "ggn" and "adaptive".
         measures: among "eigenvalue", "batch", "directional" and "critical".
         batch_size: samples of a mini-batch, for "batch"; give that of the run.
         bn_mode: "train", "eval" or "frozen-batch".

@@ -29,8 +29,11 @@ DEFINITIONS: dict[str, str] = {
     "rescaled.",
     "effective sharpness": "The same under the rates that the optimizer really applied; the limit is where a "
     "quadratic's oscillation would grow. For mini-batch runs it is a reference, not a verdict.",
-    "trapped, escaped": "A run has escaped if raw and relative sharpness both end below half of their early peak, "
-    "and is trapped if both don't.",
+    "adaptive sharpness": "Largest mean square change of the outputs, as a share of their own mean square, for changes "
+    "of the weights by shares of their own size. No rescaling of layers or units that preserves the function moves it, "
+    "nor does a factor on the outputs or on the loss.",
+    "trapped, escaped, never sharp": "By adaptive sharpness alone. A rise to twice its lowest value so far is a sharp "
+    "phase. A run that ends below half of its top has escaped, one that doesn't is trapped.",
     "noise scale": "B_simple = tr Σ/|G|²: the variance of one sample's gradient over the squared norm of the mean "
     "gradient, averaged apart over recorded steps. Below it a batch of twice the size saves nearly half of the steps; "
     "far beyond it hardly any.",

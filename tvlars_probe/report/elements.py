@@ -25,7 +25,7 @@ _OPTION = 44
 
 TONES = {
     "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
-    "escaped": "good", "helps": "good", "one basin": "good", "can't tell": "open",
+    "escaped": "good", "never sharp": "good", "helps": "good", "one basin": "good", "can't tell": "open",
     "beyond": "warn", "the answers disagree": "warn", "below": "good", "at": "good",
 }  # fmt: skip
 """By a verdict's answer, the class that gives it its colour in page.css."""

@@ -17,7 +17,8 @@ _OPERATOR = (
         "name",
         "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ, or "
         "what stands in for decoupled decay that tensors don't share; relative: each tensor scaled by its norm; ggn: "
-        "the generalised Gauss-Newton matrix Jᵀ·∇²ℓ·J, J the Jacobian of the model's outputs; none",
+        "the generalised Gauss-Newton matrix Jᵀ·∇²ℓ·J, J the Jacobian of the model's outputs; adaptive: "
+        "|w|·Jᵀ·J·|w| over the outputs' mean square, both without a sample's mean over its outputs; none",
     ),
     Column("scope", "name", "name", "all, or the layer or tensor whose block it is"),
     Column("scope_kind", "name", "name", "all, layer or tensor"),

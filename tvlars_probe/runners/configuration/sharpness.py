@@ -15,7 +15,7 @@ class SharpnessConfig:
 
     Attributes:
         every: steps between measurements, "log" (each of the first ten steps, then ten in each decade), or None.
-        operators: operators to measure, among "hessian", "effective", "relative" and "ggn".
+        operators: operators to measure, among "hessian", "effective", "relative", "ggn" and "adaptive".
         measures: among "eigenvalue", "batch", "directional" and "critical"; see `tvlars_probe.SharpnessProbe`.
         samples: training samples of the fixed probe batch; all of them where there are fewer.
         bn_mode: BatchNorm while measuring: "train", "eval" or "frozen-batch"; see `tvlars_probe.curvature.batch_norm`.
@@ -24,7 +24,7 @@ class SharpnessConfig:
     """
 
     every: str | None = None
-    operators: tuple[str, ...] = ("hessian", "effective", "relative")
+    operators: tuple[str, ...] = ("hessian", "effective", "relative", "adaptive")
     measures: tuple[str, ...] = ("eigenvalue",)
     samples: int = 256
     bn_mode: str = "train"
