@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +23,49 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """A leader is apart from another setting if so large a difference has at most this probability with equal means."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """The scatter of pairs of means over seeds, by Welch.
+
+    Attributes:
+        errors: the standard errors of one side and of the other, arrays that broadcast; NaN with one seed.
+        seeds: the numbers of seeds of both, in the same way.
+    """
+
+    errors: tuple[Floats, Floats]
+    seeds: tuple[Floats, Floats]
+
+    @property
+    def error(self) -> Floats:
+        """Standard error of the difference."""
+        return np.hypot(*self.errors)
+
+    @property
+    def freedom(self) -> Floats:
+        """Degrees of freedom (Welch & Satterthwaite)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            one, other = (error**4 / (count - 1) for error, count in zip(self.errors, self.seeds, strict=True))
+            freedom: Floats = self.error**4 / (one + other)
+        return freedom
+
+    def margin(self) -> Floats:
+        """Half width of the 95 % interval of each difference; NaN without any scatter."""
+        half: Floats = stats.t.ppf(1 - LEVEL / 2, self.freedom) * self.error
+        return half
+
+    def chance(self, differences: Floats) -> Floats:
+        """The two-sided p-value of each difference; 1 where it isn't above zero.
+
+        Without any scatter on either side there is no t, but there are orders: the share of all ways to deal the values
+        out that put all of one side above the other, 2/C(n + m, n).
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            by_t = 2 * stats.t.sf(np.maximum(differences, 0.0) / self.error, self.freedom)
+        orders = np.where(differences > 0, np.minimum(2 / special.binom(sum(self.seeds), self.seeds[0]), 1.0), 1.0)
+        chance: Floats = np.where(self.error == 0, orders, by_t)
+        return chance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,35 +99,28 @@ class SettingMeans:
         both = np.stack([self.means, self.held_out])
         differences = both[:, :1] - both
         smaller, larger = differences.min(axis=0), differences.max(axis=0)
-        error = np.hypot(self.errors[0], self.errors)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            parts = self.errors**4 / (self.seeds - 1)
-            freedom = error**4 / (parts[0] + parts)
-            t = np.where(error > 0, smaller / error, np.nan)
-            margin = np.where(error > 0, stats.t.ppf(1 - LEVEL / 2, freedom) * error, np.nan)
+        pairs = Pairs(errors=(self.errors[0], self.errors), seeds=(self.seeds[0], self.seeds))
+        margin = pairs.margin()
+        chance = pairs.chance(smaller)
         table = pd.DataFrame(
-            {"gap": differences[0], "gap_low": smaller - margin, "gap_high": larger + margin}
-            | self._chances(t, freedom, smaller, error)
+            {
+                "gap": differences[0],
+                "gap_low": smaller - margin,
+                "gap_high": larger + margin,
+                "p_pair": chance,
+                "p": np.fmin(self._chance_among_all(pairs, smaller, chance), chance[1:].max(initial=0.0)),
+            }
         )
-        # By itself the leader isn't compared.
-        table.loc[0, ["gap_low", "gap_high", "p_pair", "p"]] = np.nan
-        table["p"] = np.fmin(table["p"], table["p_pair"][1:].max(skipna=False))
-        judged = table["p"].notna()
-        table["apart"] = (table["p"] < LEVEL).astype(object).where(judged, None)
+        table.loc[0, ["gap_low", "gap_high", "p_pair", "p"]] = np.nan  # the leader isn't compared with itself
+        table["apart"] = (table["p"] < LEVEL).astype(object).where(table["p"].notna(), None)
         return table
 
-    def _chances(self, t: Floats, freedom: Floats, smaller: Floats, error: Floats) -> dict[str, Floats]:
-        """``p_pair``, and ``p`` by the studentised range."""
-        k = max(2, int(np.isfinite(self.means).sum()))
-        wins = np.maximum(t, 0.0)  # a difference that changes its sign with the choice is none
-        pair = 2 * stats.t.sf(wins, freedom)
-        among = pair if k == 2 else stats.studentized_range.sf(wins * math.sqrt(2), k, freedom)
-        # Without any scatter on either side there is no t, but there are orders: all of one side above the other.
-        total, own = self.seeds[0] + self.seeds, self.seeds
-        orders = np.array([math.comb(int(n), int(m)) for n, m in zip(total, own, strict=True)])
-        exact = np.where(smaller > 0, np.minimum(2 / orders, 1.0), 1.0)
-        still = error == 0
-        return {
-            "p_pair": np.where(still, exact, pair),
-            "p": np.where(still, np.minimum(exact * (k * (k - 1) / 2), 1.0), among),
-        }
+    def _chance_among_all(self, pairs: Pairs, smaller: Floats, chance: Floats) -> Floats:
+        """The p-value by the studentised range; by Bonferroni over all pairs where there is no scatter."""
+        k = int(np.isfinite(self.means).sum())
+        if k <= 2:
+            return chance
+        with np.errstate(divide="ignore", invalid="ignore"):
+            q = np.maximum(smaller, 0.0) / pairs.error * math.sqrt(2)
+        by_range = stats.studentized_range.sf(q, k, pairs.freedom)
+        return np.where(pairs.error == 0, np.minimum(chance * (k * (k - 1) / 2), 1.0), by_range)

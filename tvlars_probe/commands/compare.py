@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.comparison import Comparison
 
 _HEADINGS = {
-    "rate": "best peak lr", "mean": "mean", "low": "95 % from", "high": "to", "seeds": "seeds", "p": "p against the best",
-    "epochs_to_target": "epochs to target", "rates": "rates tried", "optimism": "too good by up to", "runs": "runs",
-    "diverged": "diverged",
-    "unfinished": "unfinished", "reached_target": "runs that reached it",
+    "rate": "best peak lr", "mean": "mean", "low": "95 % from", "high": "to", "seeds": "seeds",
+    "p": "p against the best", "epochs_to_target": "epochs to target", "rates": "rates tried",
+    "optimism": "too good by up to", "runs": "runs", "diverged": "diverged", "unfinished": "unfinished",
+    "reached_target": "runs that reached it",
 }  # fmt: skip
 """Headings of the table, after the fields of its rows and columns."""
 
