@@ -1,6 +1,6 @@
 """How often `tvlars-probe compare` calls settings apart that are alike, and how often its intervals hold.
 
-    python -m benchmarks.verdicts.comparison simulate      drawn accuracies: a minute
+    python -m benchmarks.verdicts.comparison simulate      drawn accuracies: a minute or two
     python -m benchmarks.verdicts.comparison run           480 short runs on digits, and their table: resumable
     python -m benchmarks.verdicts.comparison seeds         that table: the same questions to real runs
 
@@ -120,8 +120,8 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--draws", default=20_000, show_default=True, help="Draws of each case with one rate.")
-@click.option("--choices", "chosen", default=4_000, show_default=True, help="Draws of each case with several rates.")
+@click.option("--draws", default=10_000, show_default=True, help="Draws of each case with one rate.")
+@click.option("--choices", "chosen", default=2_000, show_default=True, help="Draws of each case with several rates.")
 def simulate(draws: int, chosen: int) -> None:
     """Drawn accuracies: settings that are alike, and rates chosen on their own seeds."""
     click.echo(_text(simulated_settings.alike(draws)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +25,11 @@ SCATTERS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, ...]], Float
     "normal, every second setting with four times the scatter": (
         lambda rng, shape: rng.normal(size=shape) * np.where(np.arange(shape[1]) % 2, 4.0, 1.0)[:, None], 0.0
     ),
+    "skewed a little (gamma of shape 4, skewness −1)": (lambda rng, shape: -rng.gamma(4.0, size=shape), -4.0),
     "skewed (lognormal, skewness −2.3)": (
         lambda rng, shape: -rng.lognormal(0, 0.6, shape), -float(np.exp(0.18))
     ),
-    "very skewed (exponential, skewness −2)": (lambda rng, shape: -rng.exponential(size=shape), -1.0),
+    "skewed, with an end (exponential, skewness −2)": (lambda rng, shape: -rng.exponential(size=shape), -1.0),
     "heavy tails (Student, 3 degrees of freedom)": (lambda rng, shape: rng.standard_t(3, shape), 0.0),
     "one run in ten is dead": (
         lambda rng, shape: rng.normal(size=shape) - 80.0 * (rng.random(shape) < 0.1), -8.0
@@ -82,12 +84,18 @@ def _judged(sample: Floats, mean: float) -> dict[str, float]:
 
 
 def _critical(k: int, freedom: Floats) -> Floats:
-    """The difference in standard errors that the studentised range of k allows, between exact values at a few places."""
-    places = 1 / np.array([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 40])
-    exact = [stats.studentized_range.ppf(1 - LEVEL, k, 1 / place) / 2**0.5 for place in places]
+    """The difference, in standard errors, that the studentised range of k allows; between a few exact values."""
     with np.errstate(divide="ignore"):
-        found: Floats = np.interp(1 / freedom, places[::-1], exact[::-1])
+        found: Floats = np.interp(1 / freedom, _PLACES, _exact(k))
     return found
+
+
+_PLACES = 1 / np.array([40, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2.5, 2, 1.5, 1.2, 1])
+
+
+@functools.cache
+def _exact(k: int) -> list[float]:
+    return [float(stats.studentized_range.ppf(1 - LEVEL, k, 1 / place)) / 2**0.5 for place in _PLACES]
 
 
 def chosen(draws: int) -> pd.DataFrame:
