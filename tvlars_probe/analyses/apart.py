@@ -63,7 +63,9 @@ class Pairs:
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             by_t = 2 * stats.t.sf(np.maximum(differences, 0.0) / self.error, self.freedom)
-        orders = np.where(differences > 0, np.minimum(2 / special.binom(sum(self.seeds), self.seeds[0]), 1.0), 1.0)
+        orders = np.where(
+            differences > 0, np.minimum(2 / special.binom(self.seeds[0] + self.seeds[1], self.seeds[0]), 1.0), 1.0
+        )
         chance: Floats = np.where(self.error == 0, orders, by_t)
         return chance
 
