@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tvlars_probe.analyses.comparison import compare, epoch_columns, run_row
+from tvlars_probe.analyses.comparison_verdict import optimism_text
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.intervals import Mean
 from tvlars_probe.errors import UserError
@@ -64,9 +66,15 @@ def test_a_loss_counts_downwards_and_fields_make_rows_and_columns() -> None:
     assert wide.pivot().columns.tolist() == [512, 1024]
 
 
-def test_overlapping_intervals_and_single_seeds_settle_nothing() -> None:
-    overlap = [row(o, 1.0, s, v) for o, vs in {"LARS": (90, 92), "SGD": (89, 92)}.items() for s, v in enumerate(vs)]
-    assert "overlap" in compare(overlap).verdict.reason
+def seeds_of(**accuracies: tuple[float, ...]) -> list[dict[str, object]]:
+    """Runs at one rate, a seed for each accuracy."""
+    return [row(o, 1.0, seed, value) for o, values in accuracies.items() for seed, value in enumerate(values)]
+
+
+def test_small_differences_and_single_seeds_settle_nothing() -> None:
+    near = compare(seeds_of(LARS=(90, 92), SGD=(89, 92))).verdict
+    assert near.answer == "can't tell"
+    assert "LARS, none, 512 leads, but isn't apart from SGD, none, 512: 91.00 ± 13 against 90.50 ± 19" in near.reason
     assert "no interval" in compare([row("LARS", 1.0, 0, 90), row("SGD", 1.0, 0, 80)]).verdict.reason
     tie = compare([row("LARS", 1.0, 0, 90), row("SGD", 1.0, 0, 90)]).verdict.reason
     assert tie.startswith("LARS, none, 512 and SGD, none, 512 have the same test_acc1")
@@ -140,3 +148,73 @@ def test_fields_that_some_runs_lack_leave_no_blanks_and_no_decimals() -> None:
     )
     assert [str(column) for column in result.pivot().columns] == ["512", "–"]
     assert result.pivot()["–"].tolist()[-1] == "–"
+
+
+def test_the_best_is_apart_from_each_other_setting() -> None:
+    far = compare(seeds_of(LARS=(90, 91, 92), SGD=(80, 81, 82), AdamW=(70, 75, 71)))
+    welch = stats.ttest_ind((90, 91, 92), (80, 81, 82), equal_var=False)
+    low, high = welch.confidence_interval()
+    assert far.verdict.answer == "LARS, none, 512"
+    assert "apart from the 2 others: 91.00 ± 2.5 against" in far.verdict.reason
+    assert far.table.loc[1, ["gap", "gap_low", "gap_high"]].tolist() == pytest.approx([10, low, high])
+    assert far.table["apart"].tolist() == [None, True, True]
+    # Intervals that overlap may belong to means that are apart: two of ± 2.5 at a distance of 4.
+    touching = compare(seeds_of(LARS=(90, 91, 92), SGD=(86, 87, 88)))
+    assert touching.table["p"][1] == pytest.approx(stats.ttest_ind((90, 91, 92), (86, 87, 88)).pvalue)
+    assert touching.verdict.answer == "LARS, none, 512"
+
+
+def test_a_setting_of_one_seed_far_behind_leaves_the_best_open() -> None:
+    verdict = compare(seeds_of(LARS=(90, 91, 92), SGD=(80, 81, 82), AdamW=(70,))).verdict
+    assert verdict.answer == "can't tell"
+    assert verdict.reason.endswith("but with one seed there is no interval of AdamW, none, 512.")
+
+
+def test_the_choice_among_rates_widens_the_interval_by_its_optimism() -> None:
+    """Two rates, two seeds: whichever seed chooses, the other one is at the worse rate."""
+    rows = [
+        row("LARS", lr, s, v) for lr, values in {1.0: (90, 94), 2.0: (93, 90)}.items() for s, v in enumerate(values)
+    ]
+    line = compare(rows).table.iloc[0]
+    half = Mean.of([90, 94]).half_width
+    # Seed 0 chooses rate 2, where seed 1 has 90; seed 1 chooses rate 1, where seed 0 has 90: 2 below the mean of 92.
+    assert (line["mean"], line["optimism"], line["optimism_source"]) == (92, 2, "splits")
+    assert line[["low", "high"]].tolist() == pytest.approx([92 - half - 2, 92 + half])
+    losses = [{**r, "value": 100 - r["value"]} for r in rows]  # type: ignore[operator]
+    line = compare(losses, metric="test_loss").table.iloc[0]
+    assert (line["mean"], line["optimism"]) == (8, 2)
+    assert line[["low", "high"]].tolist() == pytest.approx([8 - half, 8 + half + 2])
+
+
+def test_a_setting_with_more_rates_has_no_advantage_by_them() -> None:
+    """Its best mean is apart from the other setting's; what it has by its choice among nine rates doesn't count."""
+    rng = np.random.default_rng(0)
+    values = 90 + rng.normal(size=(9, 5))
+    best = values[values.mean(axis=1).argmax()]
+    other = best - 2.6 * best.std(ddof=1) * (2 / 5) ** 0.5
+    assert stats.ttest_ind(best, other).pvalue < 0.05
+    many = [row("LARS", 1.0 + rate, seed, value) for (rate, seed), value in np.ndenumerate(values)]
+    result = compare([*many, *(row("SGD", 1.0, seed, value) for seed, value in enumerate(other))])
+    assert result.table["optimism"][0] > 0.2
+    assert result.verdict.answer == "can't tell"
+
+
+def test_a_leader_of_which_runs_diverged_says_so() -> None:
+    rows = [*seeds_of(LARS=(90, 91, 92), SGD=(80, 81, 82)), row("LARS", 1.0, 3, 10, status="diverged")]
+    verdict = compare(rows).verdict
+    assert verdict.answer == "LARS, none, 512"
+    assert verdict.reason.endswith("1 run of the leader diverged, and doesn't count in its mean.")
+
+
+def test_what_the_choice_adds_is_told_in_a_sentence() -> None:
+    assert optimism_text(compare(seeds_of(LARS=(90, 92), SGD=(80, 82))).table) == ""
+    rows = [
+        row("LARS", lr, s, v) for lr, values in {1.0: (90, 94), 2.0: (93, 90)}.items() for s, v in enumerate(values)
+    ]
+    told = optimism_text(compare(rows).table)
+    assert told.startswith(
+        "Up to 2 learning rates were tried for a setting: the best one's mean is too good by up to 2,"
+    )
+    assert "one seed can't tell" in optimism_text(compare([row("LARS", 1.0, 0, 90), row("LARS", 2.0, 0, 80)]).table)
+    apart = [row("LARS", 1.0, 0, 90), row("LARS", 1.0, 1, 94), row("LARS", 2.0, 2, 80), row("LARS", 2.0, 3, 82)]
+    assert "as the seeds' scatter allows" in optimism_text(compare(apart).table)

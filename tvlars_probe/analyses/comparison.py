@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.apart import SettingMeans
+from tvlars_probe.analyses.comparison_verdict import cell_text, plain_number, verdict_of
+from tvlars_probe.analyses.held_out_choice import Optimism, optimism_of_choice
 from tvlars_probe.analyses.intervals import Mean
-from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvlars_probe.analyses.facts import RunFacts
-
-QUESTION = "Which setting is best?"
+    from tvlars_probe.analyses.verdict import Verdict
 
 METRICS = (
     "test_acc1", "test_acc5", "test_loss", "val_acc1", "val_acc5", "val_loss", "train_acc1", "train_loss",
@@ -34,17 +35,22 @@ class Comparison:
     """Cells of settings side by side. A cell holds the runs that agree in the fields of its row and column.
 
     Attributes:
-        verdict: the best cell, and whether its interval is apart from the next one's.
+        verdict: the best cell, if it is apart from each of the others.
         metric: the column of ``epochs`` that is compared, at the last epoch that has it.
         chosen_on: the metric by which each cell's learning rate was chosen.
         target: test accuracy in percent for ``epochs_to_target``; None leaves that empty.
         rows: fields that make the rows; ``settings`` is added where it tells cells apart.
         columns: fields that make the columns.
         runs: a row per run.
-        rates: a row per cell and peak learning rate: ``mean`` of the metric and ``half_width`` of its interval over
-            ``seeds`` different seeds, and the numbers of runs ``diverged`` and ``unfinished``.
+        rates: a row per cell and peak learning rate: ``mean`` of the metric, its ``standard_error`` and the
+            ``half_width`` of its interval over ``seeds`` different seeds, and the numbers of runs ``diverged`` and
+            ``unfinished``.
         table: a row per cell, the best first, at its best peak learning rate: ``mean``, ``half_width`` and the median
-            ``epochs_to_target`` at that rate; ``diverged``, ``unfinished`` and ``runs`` count all its rates.
+            ``epochs_to_target`` at that rate, of whose runs ``diverged_there`` diverged; ``diverged``, ``unfinished``
+            and ``runs`` count all its ``rates``. ``optimism`` is by how much the choice of the rate makes the mean too
+            good, and ``optimism_source`` how that is known (`Optimism`). The 95 % interval from ``low`` to ``high`` is
+            that of the mean, reaching further by the optimism on the side of worse values. ``gap`` and what follows
+            set the best cell apart from each (`SettingMeans.against_leader`).
     """
 
     verdict: Verdict
@@ -58,12 +64,12 @@ class Comparison:
     table: pd.DataFrame
 
     def pivot(self) -> pd.DataFrame:
-        """The table as papers print it: rows by columns, each cell "mean ± half width"."""
-        cells = [_cell(*pair) for pair in zip(self.table["mean"], self.table["half_width"], strict=True)]
+        """The table as papers print it: rows by columns, each cell a mean with its interval."""
+        cells = [cell_text(row) for _, row in self.table.iterrows()]
         fields = [*self.rows, *self.columns]
         # pivot_table would drop a cell that has NaN among its keys.
         told = self.table[fields].astype(object).where(self.table[fields].notna(), "–")
-        text = told.map(_plain).assign(cell=cells)
+        text = told.map(plain_number).assign(cell=cells)
         if not self.columns:
             return text.set_index(list(self.rows))[["cell"]].rename(columns={"cell": self.metric})
         # pivot_table rather than pivot, for ``fill_value``. It must aggregate: joining keeps each cell's one text.
@@ -169,18 +175,19 @@ def compare(
         ]
     )
     table = pd.DataFrame([_best(group, sign) for _, group in rates.groupby(cells, dropna=False, sort=True)])
-    # The verdict reads the first two rows: cells without a mean are sorted last.
-    ordered = table.assign(order=-sign * table["mean"]).sort_values("order", kind="stable").drop(columns="order")
+    # The leader is in the first row: cells without a mean are sorted last.
+    ordered = table.assign(order=-sign * table["mean"]).sort_values("order", kind="stable", ignore_index=True)
+    ordered = ordered.drop(columns=["order", *_WORKING]).join(_against_leader(ordered, sign))
     return Comparison(
-        verdict=_verdict(ordered, metric, cells, _held_out_instead(runs, metric)),
+        verdict=verdict_of(ordered, metric, cells, _held_out_instead(runs, metric)),
         metric=metric,
         chosen_on=metric.replace("test_", "val_") if held_out else metric,
         target=target,
         rows=rows,
         columns=columns,
         runs=runs.drop(columns=["choice", "test", "val", "held_out"]),
-        rates=rates.drop(columns="choice"),
-        table=ordered.drop(columns="choice").reset_index(drop=True),
+        rates=rates.drop(columns=_WORKING),
+        table=ordered,
     )
 
 
@@ -228,6 +235,7 @@ def _rate_row(group: pd.DataFrame) -> dict[str, object]:
     return {
         "mean": mean.value,
         "half_width": mean.half_width,
+        "standard_error": mean.standard_error,
         "seeds": mean.count,
         "diverged": diverged,
         "unfinished": len(group) - len(done) - diverged,
@@ -235,7 +243,12 @@ def _rate_row(group: pd.DataFrame) -> dict[str, object]:
         "epochs_to_target": float(reached.median()) if len(reached) else np.nan,
         "reached_target": len(reached),
         "choice": Mean.of(by_seed["choice"].tolist()).value,
+        "by_seed": by_seed,
     }
+
+
+_WORKING = ["choice", "by_seed"]
+"""Columns of ``rates`` that are only worked with."""
 
 
 def _best(rates: pd.DataFrame, sign: float) -> dict[str, object]:
@@ -244,8 +257,16 @@ def _best(rates: pd.DataFrame, sign: float) -> dict[str, object]:
     # argmax would pick a NaN: a learning rate without a figure must lose.
     scores = (sign * eligible["choice"]).fillna(-np.inf)
     best = eligible.iloc[int(scores.to_numpy().argmax())]
+    optimism = _optimism(eligible, sign)
+    further = np.nan_to_num(optimism.value)
+    worse, better = best["mean"] - sign * (best["half_width"] + further), best["mean"] + sign * best["half_width"]
     return {
         **{str(name): value for name, value in best.items()},
+        "low": min(worse, better),
+        "high": max(worse, better),
+        "optimism": optimism.value,
+        "optimism_source": optimism.source,
+        "diverged_there": best["diverged"],
         "diverged": int(rates["diverged"].sum()),
         "unfinished": int(rates["unfinished"].sum()),
         "runs": int(rates["runs"].sum()),
@@ -253,54 +274,24 @@ def _best(rates: pd.DataFrame, sign: float) -> dict[str, object]:
     }
 
 
-def _setting(row: pd.Series[Any], cells: list[str]) -> str:
-    """A row's cell in words; the label of `_settings` is empty where there is nothing to tell."""
-    return ", ".join(str(_plain(row[c])) for c in cells if pd.notna(row[c]) and row[c] != "")
-
-
-def _plain(value: Any) -> Any:
-    """A whole number as an integer: a column of integers is one of floats where another run has none."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _verdict(table: pd.DataFrame, metric: str, cells: list[str], held_out: str | None) -> Verdict:
-    best = table.iloc[0]
-    name = _setting(best, cells)
-    figures = (
-        Figure("best", float(best["mean"]), _unit(metric), f"mean {metric} of the best cell at its best rate"),
-        Figure("half_width", float(best["half_width"]), _unit(metric), "half of Student's 95 % interval over seeds"),
-        Figure("runs", int(table["runs"].sum()), "1", "runs compared"),
-        Figure("diverged", int(table["diverged"].sum()), "1", "runs that diverged"),
+def _optimism(rates: pd.DataFrame, sign: float) -> Optimism:
+    """The optimism of choosing among these rates of one cell; a metric whose lower values are better has sign −1."""
+    values, choice = (
+        sign * pd.concat([of[name] for of in rates["by_seed"]], axis="columns").to_numpy(float).T
+        for name in ("value", "choice")
     )
-    if len(table) == 1:
-        return Verdict(QUESTION, CANT_TELL, f"all runs have one setting ({name}).", figures)
-    second = table.iloc[1]
-    other = _setting(second, cells)
-    if not np.isfinite([best["mean"], second["mean"]]).all():
-        instead = "" if held_out is None else f" {held_out} is on record: compare --metric {held_out}."
-        return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.{instead}", figures)
-    if not np.isfinite([best["half_width"], second["half_width"]]).all():
-        leads = f"{name} has the best {metric}, before {other}"
-        ties = f"{name} and {other} have the same {metric}"
-        which = ties if best["mean"] == second["mean"] else leads
-        return Verdict(QUESTION, CANT_TELL, f"{which}, but with one seed there is no interval.", figures)
-    apart = abs(best["mean"] - second["mean"]) > best["half_width"] + second["half_width"]
-    first, next_one = (_cell(row["mean"], row["half_width"]) for row in (best, second))
-    numbers = f"{first} against {next_one} ({other})"
-    if apart:
-        return Verdict(QUESTION, name, f"its interval is apart from the next one's: {numbers}.", figures)
-    return Verdict(QUESTION, CANT_TELL, f"{name} leads, but the intervals overlap: {numbers}.", figures)
+    return optimism_of_choice(values, choice)
 
 
-def _cell(mean: float, half_width: float) -> str:
-    if np.isnan(mean):
-        return "–"
-    text = f"{mean:.2f}" if abs(mean) >= 1 else f"{mean:.3g}"
-    return text if not np.isfinite(half_width) else f"{text} ± {half_width:.2g}"
-
-
-def _unit(metric: str) -> str:
-    return "1" if metric.endswith("loss") else "%"
+def _against_leader(table: pd.DataFrame, sign: float) -> pd.DataFrame:
+    means = sign * table["mean"].to_numpy(float)
+    return SettingMeans(
+        means=means,
+        # Where the optimism is unknown there is one seed, and no interval either.
+        held_out=means - np.nan_to_num(table["optimism"].to_numpy(float)),
+        errors=table["standard_error"].to_numpy(float),
+        seeds=table["seeds"].to_numpy(float),
+    ).against_leader()
 
 
 def _float(value: object) -> float:

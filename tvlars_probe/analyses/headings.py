@@ -64,7 +64,8 @@ BATCH_SIZE = {
 """Headings of `tvlars_probe.analyses.batches.batch_size.BatchSizeAnswers.table`."""
 
 COMPARISON = {
-    "rate": "best peak lr", "mean": "test acc (%)", "half_width": "± 95 %", "seeds": "seeds", "runs": "runs",
+    "rate": "best peak lr", "mean": "test acc (%)", "low": "95 % from", "high": "to", "seeds": "seeds",
+    "rates": "rates tried", "optimism": "too good by up to", "p": "p against the best", "runs": "runs",
     "diverged": "diverged",
 }  # fmt: skip
 """Headings of the table of settings on a report's page, after its fields."""

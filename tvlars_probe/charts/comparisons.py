@@ -63,7 +63,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     if not len(every):
         raise NothingToShowError(f"no run has a {_plainly(result.metric)} on record: it comes with a finished epoch")
     table = _with_interval(_with_setting(every.head(MOST_BARS), result), result.metric)
-    columns = ["setting", "optimizer", "mean", "low", "high", "half_width", "rate", "seeds", "diverged"]
+    columns = ["setting", "optimizer", "mean", "low", "high", "rate", "rates", "seeds", "diverged"]
     # The table stands in order, the best setting first. One setting by itself is no comparison.
     best = "Lowest mean" if result.metric.endswith("loss") else "Highest mean"
     seen = f"{best if len(every) > 1 else 'Mean'}: {table.iloc[0]['setting']}"
@@ -74,6 +74,8 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         else f"chosen on {_plainly(result.chosen_on)}"
     )
     of = [_runs(result), f"mean and 95 % interval over seeds, best learning rate of each ({how})"]
+    if (table["optimism"] > 0).any():
+        of.append("bars reach further by what that choice makes a mean too good")
     if len(every) > len(table):
         of.append(f"the best {len(table)} of {counted(len(every), 'setting')}")
     without = len(result.table) - len(every)
@@ -85,8 +87,10 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         tooltip=[
             "setting:N",
             alt.Tooltip("mean:Q", format=".4~g"),
-            alt.Tooltip("half_width:Q", title="± 95 %", format=".2~g"),
+            alt.Tooltip("low:Q", title="95 % from", format=".4~g"),
+            alt.Tooltip("high:Q", title="to", format=".4~g"),
             alt.Tooltip("rate:Q", title="peak learning rate", format="~g"),
+            alt.Tooltip("rates:Q", title="rates tried"),
             "seeds:Q",
             "diverged:Q",
         ],
@@ -214,7 +218,11 @@ def _with_interval(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows with ``low`` and ``high``, the ends of each interval; both are the mean where there is no interval."""
     # An interval over few seeds may reach beyond 100 % or below zero, where the metric can't be.
     least, most = (0.0, None) if metric.endswith("loss") else (0.0, 100.0)
-    low, high = rows["mean"] - rows["half_width"], rows["mean"] + rows["half_width"]
+    # Those of a setting are on record, those of a single rate aren't.
+    low, high = (
+        rows[end] if end in rows else rows["mean"] + side * rows["half_width"]
+        for end, side in (("low", -1), ("high", 1))
+    )
     return rows.assign(low=low.fillna(rows["mean"]).clip(least, most), high=high.fillna(rows["mean"]).clip(least, most))
 
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.comparison import Comparison
 
 _HEADINGS = {
-    "rate": "best peak lr", "mean": "mean", "half_width": "± 95 %", "seeds": "seeds",
-    "epochs_to_target": "epochs to target", "rates": "rates tried", "runs": "runs", "diverged": "diverged",
-    "unfinished": "unfinished", "reached_target": "runs that reached it",
+    "rate": "best peak lr", "mean": "mean", "low": "95 % from", "high": "to", "seeds": "seeds",
+    "p": "p against the best", "epochs_to_target": "epochs to target", "rates": "rates tried",
+    "optimism": "too good by up to", "runs": "runs", "diverged": "diverged", "unfinished": "unfinished",
+    "reached_target": "runs that reached it",
 }  # fmt: skip
 """Headings of the table, after the fields of its rows and columns."""
 
@@ -32,8 +33,9 @@ _HEADINGS = {
 def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, columns: str, target: float | None) -> None:
     """How do optimizers, batch sizes and schedules compare?
 
-    Each cell at its best learning rate: mean and Student's 95 % interval over seeds, epochs to a target accuracy, and
-    how many runs diverged. The rate is chosen on held-out data (train --val) where every run has some.
+    Each cell at its best learning rate: mean and 95 % interval over seeds, epochs to a target accuracy, and how many
+    runs diverged. The rate is chosen on held-out data (train --val) where every run has some. A cell is the best if it
+    is apart from each of the others; how often that is said of cells that are alike stands in docs/verdicts.md.
     """
     from tvlars_probe.analyses.of_runs import comparison_of
     from tvlars_probe.analyses.source import Source
@@ -47,6 +49,7 @@ def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, colum
 
 def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
+    from tvlars_probe.analyses.comparison_verdict import optimism_text
 
     print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
     if result.table["mean"].notna().any():
@@ -54,6 +57,8 @@ def render(console: Console, result: Comparison) -> None:
         console.print(
             f"Learning rates were chosen on {itself if result.chosen_on == result.metric else result.chosen_on}"
         )
+    if told := optimism_text(result.table):
+        console.print(told, soft_wrap=True)
     if result.columns:
         console.print()
         console.print(_pivot(result))
@@ -75,4 +80,6 @@ def _pivot(result: Comparison) -> Any:
     wide = result.pivot()
     named = " × ".join(result.columns)
     wide.columns = [f"{named} {key}" for key in wide.columns.map(_key_text)]
-    return table_of(wide.reset_index(), title=f"{result.metric}, mean ± 95 % over seeds, best learning rate of each")
+    return table_of(
+        wide.reset_index(), title=f"{result.metric}, mean and 95 % interval over seeds, best learning rate of each"
+    )

@@ -41,6 +41,11 @@ DEFINITIONS: dict[str, str] = {
     "BatchNorm mode": "eval uses running statistics, train those of the sample, frozen-batch those of the sample held "
     "constant. No chart joins two modes.",
     "generalisation gap": "Accuracy on un-augmented training data minus accuracy on test data, in percentage points.",
-    "± 95 %": "Half of Student's interval for the mean over seeds.",
+    "95 % from, to": "Student's interval for a mean over seeds; that of a setting reaches further by what choosing its "
+    "learning rate makes the mean too good.",
+    "too good by up to": "What a mean gains by choosing its learning rate on the same seeds: the best rate's mean "
+    "minus what one half of the seeds shows at the rate that the other half chooses.",
+    "p against the best": "Probability of so large a difference from the best setting, among as many settings, if all "
+    "were equally good.",
 }
 """A definition for each term, in the order of the page."""
