@@ -136,3 +136,18 @@ def test_weights_are_drawn_from_the_global_generator() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ModelConfig(**settings)
+
+
+def test_channels_last_changes_the_layout_and_nothing_else() -> None:
+    models = []
+    for last in (False, True):
+        torch.manual_seed(0)
+        models.append(ModelConfig(name="cnn-bn", channels_last=last).build(channels=3, num_classes=10))
+    plain, last = models
+    images = torch.randn(4, 3, 16, 16)
+    convolved = last[0](images)
+    assert convolved.is_contiguous(memory_format=torch.channels_last)
+    assert not convolved.is_contiguous()
+    torch.testing.assert_close(last(images), plain(images))
+    assert ModelConfig().as_dict() == {"name": "cnn", "stem": "imagenet"}
+    assert ModelConfig(channels_last=True).as_dict()["channels_last"] is True

@@ -41,7 +41,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
         DataConfig,
         {"dataset": "name", "data_dir": "folder", **_same("download", "val", "limit", "image_size", "augmentation")},
     ),
-    "model": (ModelConfig, {"model": "name", **_same("stem", "winit")}),
+    "model": (ModelConfig, {"model": "name", **_same("stem", "winit", "channels_last")}),
     "optimizer": (
         OptimizerConfig,
         {
@@ -108,6 +108,10 @@ _OPTIONS = (
     option(
         "--winit", section=_DATA, type=choice(INITIALIZATIONS), default="default",
         help="How the weights of convolutions and linear layers are drawn; default: as the layers do it.",
+    ),
+    option(
+        "--channels-last", section=_DATA, is_flag=True,
+        help="Channels side by side in memory: often faster; rounds otherwise.",
     ),
     option(
         "--mode", section=_TRAINING, type=choice(MODES), default="clf",

@@ -31,6 +31,8 @@ class ModelConfig:
         stem: first layers of torchvision's ResNets. "imagenet" is a 7×7 convolution with stride 2, and pooling; the
             official experiments use it at any image size. "cifar" is a 3×3 convolution that keeps the resolution.
         winit: how convolutions and linear layers are initialised; one of `INITIALIZATIONS`.
+        channels_last: whether images and the weights of convolutions lie in memory with their channels side by side,
+            which is faster on many processors and rounds otherwise.
 
     Raises:
         UserError: an unknown name, or a stem that the model doesn't have.
@@ -39,6 +41,7 @@ class ModelConfig:
     name: str = "cnn"
     stem: str = "imagenet"
     winit: str = "default"
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -55,13 +58,22 @@ class ModelConfig:
         """The model with fresh weights, drawn from torch's global generator."""
         model = MODELS[self.name](channels, num_classes, self)
         initialize(model, self.winit)
+        if self.channels_last:
+            import torch
+
+            # Convolutions give images on as their weights lie.
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
     def as_dict(self) -> dict[str, Any]:
         """The settings that change a run's numbers."""
-        # The default winit is left out: configurations from before this setting keep their hash.
-        chosen = {"name": self.name, "stem": self.stem}
-        return chosen if self.winit == "default" else {**chosen, "winit": self.winit}
+        # Defaults of later settings are left out: configurations from before them keep their hash.
+        chosen: dict[str, Any] = {"name": self.name, "stem": self.stem}
+        if self.winit != "default":
+            chosen["winit"] = self.winit
+        if self.channels_last:
+            chosen["channels_last"] = True
+        return chosen
 
 
 def without_head(model: nn.Module) -> tuple[nn.Module, int]:
