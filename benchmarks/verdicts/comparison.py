@@ -81,7 +81,7 @@ def of_cells(table: pd.DataFrame, orders: int) -> pd.DataFrame:
                   "pairs": shares["pairs"].sum(), "coverage_share": shares["coverage_share"].mean()}  # fmt: skip
         rows += [*found, pooled]
     result = pd.DataFrame(rows)
-    ends = [wilson(row.apart_share, int(row.pairs)) for row in result.itertuples()]
+    ends = [wilson(share, count) for share, count in zip(result["apart_share"], result["pairs"], strict=True)]
     result[["low_share", "high_share"]] = ends
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -105,7 +105,7 @@ def chosen(draws: int) -> pd.DataFrame:
     """
     pairs = [(name, name) for name in CURVES] + [(name, "one rate") for name in CURVES if name != "one rate"]
     pairs.append(("9 rates alike", "5 rates, the next 4 σ worse"))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one, other in pairs:
         for n in SEEDS:
             rng = np.random.default_rng([n, len(rows)])

@@ -62,7 +62,7 @@ class ModelConfig:
             import torch
 
             # Convolutions give images on as their weights lie.
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         return model
 
     def as_dict(self) -> dict[str, Any]:
