@@ -95,7 +95,8 @@ def rows(accuracy: dict[tuple[float, float], list[float]], diverged: tuple[float
     return pd.DataFrame(
         [
             {"data": "digits", "model": "mlp", "optimizer": "SGD", "peak_lr": rate, "warmup_epochs": warm, "seed": seed,
-             "status": "diverged" if (rate, warm) == diverged else "completed", "accuracy": value}
+             "status": "diverged" if (rate, warm) == diverged else "completed", "accuracy": value,
+             "chance": 10.0}
             for (rate, warm), values in accuracy.items() for seed, value in enumerate(values)
         ]
     )  # fmt: skip
@@ -108,14 +109,15 @@ def test_pairs_are_of_one_seed_and_one_rate() -> None:
                 (0.1, 0): [90.0, 80.0, 70.0], (0.1, 2): [93.0, 83.1, 72.9],  # seeds differ far more than pairs
                 (1.0, 0): [10.0, 10.0, 10.0], (1.0, 2): [50.0, 60.0, 70.0],
                 (9.0, 0): [90.0, 91.0, 92.0], (9.0, 2): [85.0, 86.1, 87.0],
+                (20.0, 0): [10.0, 11.0, 10.0], (20.0, 2): [10.0, 10.0, 15.0],
             },
             diverged=(1.0, 0),
         )
     )  # fmt: skip
-    assert truth["outcome"].tolist() == ["needed", "needed", "harmful"]
-    assert truth["gain"].tolist() == pytest.approx([3.0, 50.0, -4.9667], abs=1e-4)
-    assert truth["diverged_without"].tolist() == [0, 3, 0]
-    assert truth["diverged_with"].tolist() == [0, 0, 0]
+    assert truth["outcome"].tolist() == ["needed", "needed", "harmful", "never learned"]
+    assert truth["gain"].tolist() == pytest.approx([3.0, 50.0, -4.9667, 1.3333], abs=1e-4)
+    assert truth["diverged_without"].tolist() == [0, 3, 0, 0]
+    assert truth["diverged_with"].tolist() == [0, 0, 0, 0]
 
 
 def test_a_side_that_is_missing_is_no_pair() -> None:

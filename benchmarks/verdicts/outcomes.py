@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tvlars_probe.analyses.of_runs import last_accuracy
-from tvlars_probe.analyses.paired_gain import PairedGain
+from tvlars_probe.analyses.paired_gain import outcomes_by_cell
 from tvlars_probe.analyses.source import Source
 
 if TYPE_CHECKING:
@@ -53,34 +53,15 @@ def outcomes_of(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def truth_of(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell: what warm-up changed there, by `PairedGain` over the seeds that both of its sides have.
+    """A row per cell: what warm-up changed there, over the seeds that both of its sides have.
 
-    ``gain`` is the mean, ``low`` and ``high`` its 95 % interval, in percentage points; ``without`` and ``with`` are the
-    mean accuracies of both sides; ``diverged_without`` and ``diverged_with`` count runs.
+    See `tvlars_probe.analyses.paired_gain.outcomes_by_cell`.
     """
-    keys = [*CELL, "seed"]
+    keys = [*CELL, "seed", "chance"]
     wanted = outcomes.assign(diverged=outcomes["status"] == "diverged")[
         [*keys, "warmup_epochs", "accuracy", "diverged"]
     ]
     is_plain = wanted["warmup_epochs"] == 0
     pairs = wanted[is_plain].merge(wanted[~is_plain], on=keys, suffixes=("_without", "_with"), validate="one_to_one")
     pairs["gain"] = pairs["accuracy_with"] - pairs["accuracy_without"]
-    cells = []
-    for cell, some in pairs.groupby(CELL):
-        found = PairedGain.of(some["gain"].tolist())
-        gain = found.gain
-        cells.append(
-            {
-                **dict(zip(CELL, cell, strict=True)),
-                "seeds": gain.count,
-                "without": some["accuracy_without"].mean(),
-                "with": some["accuracy_with"].mean(),
-                "gain": gain.value,
-                "low": gain.value - gain.half_width,
-                "high": gain.value + gain.half_width,
-                "outcome": found.outcome,
-                "diverged_without": int(some["diverged_without"].sum()),
-                "diverged_with": int(some["diverged_with"].sum()),
-            }
-        )
-    return pd.DataFrame(cells)
+    return outcomes_by_cell(pairs, CELL)

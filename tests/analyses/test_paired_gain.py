@@ -16,10 +16,10 @@ from tvlars_probe.analyses.paired_gain import PairedGain
         ([2.0, 3.0, 5.0], "unknown"),  # 3.33 ± 3.79
         ([2.8, 3.0, 3.2], "needed"),
         ([-2.8, -3.0, -3.2], "harmful"),
-        ([0.3, 0.4, 0.35], "no difference"),  # above zero, but less than half a point
+        ([0.3, 0.4, 0.35], "made no difference"),  # above zero, but less than half a point
         ([0.6, 0.7, 0.65], "needed"),  # also within one point of zero
-        ([0.0, 0.0, 0.0], "no difference"),
-        ([-0.2, 0.1, 0.1], "no difference"),
+        ([0.0, 0.0, 0.0], "made no difference"),
+        ([-0.2, 0.1, 0.1], "made no difference"),
         ([-1.0, 1.0, 0.0], "unknown"),
         ([5.0], "unknown"),
         ([], "unknown"),

@@ -1,38 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from tests.analyses.synthetic import lars_facts, layers, losses, warm
+from tests.analyses.warmups import FALLING, T, W, grouped, judged
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
-from tvlars_probe.analyses.warmup_pairs import pair_warmups
+from tvlars_probe.analyses.warmup import analyse_warmup
 from tvlars_probe.analyses.warmup_rule import Thresholds
 from tvlars_probe.errors import UserError
-
-T, W = 100, 20
-FALLING = np.linspace(2.3, 0.1, T)
-
-
-def judged(
-    ratio: dict[str, np.ndarray],
-    *,
-    warmup: int = W,
-    loss: np.ndarray = FALLING,
-    biases: dict[str, float] | None = None,
-    **facts: Any,
-) -> Warmup:
-    """A run whose norm ratios ‖w‖/‖g‖ are given; biases have a constant ‖g‖/‖w‖."""
-    biases = biases or {}
-    names = (*ratio, *biases)
-    weight = {name: np.ones(T) for name in names}
-    grad = {name: 1 / r for name, r in ratio.items()} | {name: np.full(T, g) for name, g in biases.items()}
-    lr = warm(T, warmup) if warmup else np.ones(T)
-    frame = layers(weight, grad, lr, biases=tuple(biases))
-    told = lars_facts(names, biases=tuple(biases), **facts)
-    return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told)
 
 
 def test_a_warm_up_of_layers_already_below_their_settled_ratio_is_redundant_and_not_needed() -> None:
@@ -132,17 +108,6 @@ def test_a_tensor_with_a_rate_of_its_own_is_measured_by_its_own_peak() -> None:
     assert (result.verdict.answer, result.verdict["overwritten"]) == ("not needed", 0)
 
 
-def grouped(rates: dict[str, np.ndarray], **facts: Any) -> Warmup:
-    """A run of adapted tensors at ratio 4, and of "bias" with ‖g‖/‖w‖ = 3, each with a rate of its own."""
-    biases = tuple(name for name in rates if name == "bias")
-    grads = {name: np.full(T, 3.0 if name == "bias" else 0.25) for name in rates}
-    frame = layers({name: np.ones(T) for name in rates}, grads, np.ones(T), biases=biases)
-    for name, rate in rates.items():
-        frame.loc[frame["parameter"] == name, ["lr", "update_norm"]] *= rate.astype(np.float32)[:, None]
-    told = lars_facts((*rates,), biases=biases, **facts)
-    return analyse_warmup(LayerGrid.from_frame(frame.dropna(subset="lr"), rates), losses(FALLING), told)
-
-
 @pytest.mark.parametrize("share", [0.01, 0.5, 4.0])
 def test_a_tensor_of_another_rate_changes_nothing_of_the_others(share: float) -> None:
     result = grouped({"weight": warm(T, W), "bias": share * warm(T, W)})
@@ -237,78 +202,3 @@ def test_thresholds_are_parameters() -> None:
     frame = layers({"a": np.ones(T)}, {"a": 1 / hot}, warm(T, W))
     result = analyse_warmup(LayerGrid.from_frame(frame), losses(FALLING), lars_facts(("a",)), Thresholds(hot=20.0))
     assert result.verdict["hot_share"] == 0
-
-
-def test_pairs_have_one_peak_rate_and_seed_and_gains_are_with_minus_without() -> None:
-    steady = {"a.weight": np.full(T, 4.0)}
-    results = []
-    for seed in range(3):
-        results.append((judged(steady, warmup=0, name=f"plain{seed}", seed=seed, batch_size=8), 90.0 + seed))
-        results.append(
-            (judged(steady, name=f"warm{seed}", seed=seed, batch_size=8, schedule="lars-warm"), 93.0 + 1.1 * seed)
-        )
-    results.append((judged(steady, warmup=0, name="other", seed=0, batch_size=8, peak_lr=1.0, data="else"), 10.0))
-    pairs = pair_warmups(results)
-    assert pairs.pairs["run_without"].tolist() == ["plain0", "plain1", "plain2"]
-    assert pairs.pairs["run_with"].tolist() == ["warm0", "warm1", "warm2"]
-    assert pairs.pairs["gain"].tolist() == pytest.approx([3.0, 3.1, 3.2])
-    assert pairs.verdict.answer == "helps"
-    assert "compare it with --schedule cosine" in pairs.verdict.reason
-    assert pair_warmups(results[:1]).verdict.answer == "can't tell"
-
-
-def pair(gains: dict[int, float], **facts: Any) -> list[tuple[Warmup, float | None]]:
-    """Per seed, a run with cosine and one that has warm-up, too."""
-    steady = {"a.weight": np.full(T, 4.0)}
-    made: list[tuple[Warmup, float | None]] = []
-    for seed, gain in gains.items():
-        told = {"seed": seed, "batch_size": 8, "config": {"optimizer": {"name": "lars"}, "epochs": 3}, **facts}
-        made.append((judged(steady, warmup=0, name=f"plain{seed}", **{"schedule": "cosine", **told}), 90.0))
-        made.append((judged(steady, name=f"warm{seed}", **{**told, "schedule": "lars-warm"}), 90.0 + gain))
-    return made
-
-
-def test_only_runs_that_differ_in_nothing_else_are_paired_and_a_seed_counts_once() -> None:
-    results = pair({0: 1.0, 1: 1.2})
-    other = pair({0: 50.0}, config={"optimizer": {"name": "lars", "excluded_lr": 0.01}, "epochs": 3})[1:]
-    none = pair({0: 0.0}, schedule="none")[:1]
-    pairs = pair_warmups([*results, *other, *none, *results[:2]])
-    alone = pairs.pairs[pairs.pairs["alone"]]
-    assert {round(gain, 6) for gain in alone["gain"]} == {1.0, 1.2}
-    assert pairs.verdict["seeds"] == 2
-    assert pairs.verdict["gain"] == pytest.approx(1.1)
-    assert pairs.verdict.answer == "can't tell"
-    assert not pairs.pairs[~pairs.pairs["alone"]].empty
-
-
-def test_loops_that_tell_no_peak_are_paired_by_the_rates_on_record() -> None:
-    def loop(name: str, *rates: np.ndarray) -> tuple[Warmup, float | None]:
-        tensors = dict(zip(("a", "b"), rates, strict=True))
-        return grouped(tensors, name=name, peak_lr=None, seed=0, schedule=None), 90.0
-
-    results = [
-        loop("warm", warm(T, W), 0.5 * warm(T, W)), loop("plain", np.ones(T), np.full(T, 0.5)),
-        loop("higher", np.full(T, 2.0), np.ones(T)), loop("other", np.ones(T), np.full(T, 0.25)),
-    ]  # fmt: skip
-    pairs = pair_warmups(results).pairs
-    assert pairs[["run_with", "run_without", "peak_lr"]].to_numpy().tolist() == [["warm", "plain", 1.0]]
-
-
-def test_each_optimizer_has_its_own_answer() -> None:
-    both = pair({0: 1.0, 1: 1.01, 2: 1.02}) + pair({0: -1.0, 1: -1.01, 2: -1.02}, optimizer="LAMB")
-    verdict = pair_warmups(both).verdict
-    assert verdict.answer == "can't tell"
-    assert "LAMB: it changes the accuracy by -1.01" in verdict.reason
-    assert "LARS: it changes the accuracy by +1.01" in verdict.reason
-
-
-def test_runs_that_diverge_without_warm_up_speak_for_it() -> None:
-    results = pair({0: 0.0})
-    exploding = np.where(np.arange(T) < 3, 2.0, np.inf)
-    told = {"seed": 0, "batch_size": 8, "schedule": "cosine", "config": results[0][0].facts.config}
-    diverged = judged({"a.weight": np.full(T, 4.0)}, warmup=0, loss=exploding, status="diverged", **told)
-    results[0] = (diverged, None)
-    only = pair_warmups(results[:2])
-    assert only.verdict.answer == "helps"
-    assert "1 of 1 runs without warm-up diverged" in only.verdict.reason
-    assert only.pairs["rescued"].tolist() == [True]

@@ -39,6 +39,16 @@ CORRELATION = {
 """Headings of `tvlars_probe.analyses.correlation.SharpnessCorrelation.table`."""
 
 
+def warmup_cells(rate: str = "peak_lr") -> dict[str, str]:
+    """Headings of `tvlars_probe.analyses.warmup_pairs.WarmupPairs.cells`, paired by the column ``rate``."""
+    return {
+        "optimizer": "optimizer", "data": "data", "model": "model", "batch_size": "batch",
+        rate: rate.replace("_", " "), "seeds": "seeds", "without": "without (%)", "with": "with warm-up (%)",
+        "gain": "gain (points)", "low": "95 % from", "high": "to", "outcome": "warm-up was",
+        "diverged_without": "diverged without", "diverged_with": "diverged with",
+    }  # fmt: skip
+
+
 def pairs(side: str) -> dict[str, str]:
     """Headings of pairs of runs.
 

@@ -1,23 +1,36 @@
-"""Did warm-up help? The outcome of pairs of runs that differ in warm-up alone."""
+"""Did warm-up help? The outcome of pairs of runs that differ in warm-up alone, one for each peak rate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from tvlars_probe.analyses.intervals import Mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NEEDED, HARMFUL, NO_DIFFERENCE, UNKNOWN = "needed", "harmful", "no difference", "unknown"
-OUTCOMES = (NEEDED, HARMFUL, NO_DIFFERENCE, UNKNOWN)
+NEEDED, HARMFUL, NO_DIFFERENCE, UNKNOWN = "needed", "harmful", "made no difference", "unknown"
+NEVER_LEARNED = "never learned"
+OUTCOMES = (NEEDED, HARMFUL, NO_DIFFERENCE, NEVER_LEARNED, UNKNOWN)
 
 LEAST_GAIN = 0.5
 """A mean gain of fewer points is too small for warm-up to be called needed, or harmful."""
 
 SAME = 1.0
 """An interval within so many points of zero is no difference."""
+
+LEARNED = 0.1
+"""A run has learned if its accuracy went at least this share of the way from that of equal guesses to 100 %."""
+
+SIDES = ("without", "with")
+
+
+def has_learned(accuracy: float, chance: float) -> bool:
+    """Whether a test accuracy is better than that of equal guesses by enough, both in percent."""
+    return accuracy - chance >= LEARNED * (100.0 - chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +41,8 @@ class PairedGain:
         gain: held-out accuracy with warm-up minus the one without, in percentage points: mean over the seeds, with
             Student's 95 % interval.
         outcome: one of `OUTCOMES`. "needed": the interval lies above zero and the mean above `LEAST_GAIN`; "harmful":
-            the mirror of that; "no difference": else, an interval within ± `SAME`; "unknown": everything else, fewer
-            than two pairs included.
+            the mirror of that; "made no difference": else, an interval within ± `SAME`; "unknown": everything else,
+            fewer than two pairs included. `outcomes_by_cell` also knows "never learned".
     """
 
     gain: Mean
@@ -45,3 +58,40 @@ class PairedGain:
         if high < 0 and gain.value < -LEAST_GAIN:
             return cls(gain, HARMFUL)
         return cls(gain, NO_DIFFERENCE if low >= -SAME and high <= SAME else UNKNOWN)
+
+
+def outcomes_by_cell(pairs: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
+    """What warm-up changed in each cell, by `PairedGain` over its seeds.
+
+    Args:
+        pairs: a row per pair of runs with the columns ``cell``, ``seed``, ``chance`` (the accuracy of equal guesses in
+            percent, null where it isn't known), ``gain``, and ``accuracy_...`` and ``diverged_...`` of both `SIDES`.
+        cell: columns that the pairs of a cell have in common; the peak rate is one of them.
+
+    Returns:
+        a row per cell: its columns, ``seeds``; ``without`` and ``with``, the mean accuracies; ``gain``, ``low`` and
+        ``high``, the mean gain with its 95 % interval in percentage points; ``outcome``, which is "never learned" where
+        neither side's mean accuracy is that of `has_learned`; ``diverged_without`` and ``diverged_with``, which count
+        runs.
+    """
+    cells = []
+    for key, some in pairs.groupby(list(cell), dropna=False, sort=True):
+        # Pairs of one seed are no independent draws: they are averaged before the interval is taken.
+        found = PairedGain.of(some.groupby("seed", dropna=False)["gain"].mean().tolist())
+        means = {side: float(some[f"accuracy_{side}"].mean()) for side in SIDES}
+        chance = float(some["chance"].iloc[0])
+        dead = not any(has_learned(mean, chance) for mean in means.values())
+        cells.append(
+            {
+                **dict(zip(cell, key, strict=True)),
+                "seeds": found.gain.count,
+                **means,
+                "gain": found.gain.value,
+                "low": found.gain.value - found.gain.half_width,
+                "high": found.gain.value + found.gain.half_width,
+                # Where chance or both accuracies are NaN nothing is below them.
+                "outcome": NEVER_LEARNED if dead and max(means.values()) >= 0 and chance > 0 else found.outcome,
+                **{f"diverged_{side}": int(some[f"diverged_{side}"].sum()) for side in SIDES},
+            }
+        )
+    return pd.DataFrame(cells)

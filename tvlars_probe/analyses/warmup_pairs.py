@@ -1,22 +1,29 @@
-"""Runs with and without warm-up side by side, paired by peak rate and seed."""
+"""Was warm-up needed? Runs with it and without side by side, paired by peak rate and seed.
+
+Pairs answer by what came of them: nothing is told from the trace of a single run, and no rate speaks for another.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tvlars_probe.analyses.intervals import Mean
+from tvlars_probe.analyses.paired_gain import NEVER_LEARNED, SIDES, UNKNOWN, outcomes_by_cell
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
-from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.analyses.wording import counted, some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvlars_probe.analyses.warmup import Warmup
 
-QUESTION = "Does warm-up help at the same peak rate?"
+QUESTION = "Was warm-up needed at its peak rate?"
+DEPENDS = "depends on the rate"
+
+MOST_TOLD = 6
+"""Most cells that a reason goes through one by one."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +31,21 @@ class WarmupPairs:
     """A comparison of runs that differ in warm-up.
 
     Attributes:
-        verdict: the answer over the pairs, with a reason for each optimizer.
+        verdict: the answer that all cells share, else "depends on the rate"; its reason tells each cell.
+        cells: a row per cell, which is an optimizer, its settings and a peak rate, by
+            `tvlars_probe.analyses.paired_gain.outcomes_by_cell`. Cells whose pairs differ in warm-up alone; if there
+            are none, all of them.
         runs: a row per run: what its own analysis says, and its final accuracy.
         pairs: a row per pair of runs, one with warm-up and one without, of the same optimizer, settings, peak rate and
-            seed. ``gain`` is the accuracy with warm-up minus the one without, in percentage points. ``alone`` is true
-            if they differ in warm-up alone: lars-warm is paired with cosine, for its rate decays, too. ``rescued`` is
-            true if the run without diverged and the other didn't; such a pair has no gain.
+            seed. ``gain`` is the accuracy with warm-up minus the one without, in percentage points. A run that diverged
+            has no weights left to predict by: it counts with the accuracy of equal guesses, and where the manifest
+            doesn't tell the number of classes its pair has no gain. ``alone`` is true if they differ in warm-up alone:
+            lars-warm is paired with cosine, for its rate decays, too. ``rescued`` is true if the run without diverged
+            and the other didn't.
     """
 
     verdict: Verdict
+    cells: pd.DataFrame
     runs: pd.DataFrame
     pairs: pd.DataFrame
 
@@ -40,9 +53,8 @@ class WarmupPairs:
 def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "peak_lr") -> WarmupPairs:
     """Pair runs with and without warm-up by their settings, learning rate and seed.
 
-    Pairs that differ in warm-up alone are judged; if there are none, all pairs are. Gains are averaged per seed, then
-    over the seeds. Warm-up helps or harms an optimizer if Student's 95 % interval of that mean leaves out zero. Without
-    any gain to average, it helps if it rescued a run.
+    Each peak rate has an outcome of its own, by the gains of its seeds: `tvlars_probe.analyses.paired_gain`. Pairs that
+    differ in warm-up alone are judged; if there are none, all pairs are.
 
     Args:
         results: per run its analysis and its final test accuracy in percent, None where it has none.
@@ -50,25 +62,30 @@ def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "p
     """
     runs = pd.DataFrame([_row(result, accuracy) for result, accuracy in results])
     runs["settings"] = [_settings(result) for result, _ in results]
-    keys = ["optimizer", "settings", "data", "model", "batch_size", by, "seed"]
+    keys = ["optimizer", "settings", "data", "model", "batch_size", by, "chance", "seed"]
     # A run whose trace ends within its warm-up (None) belongs to neither side.
     told = runs[runs["warmup_steps"].notna()]
     sides = told[told["warmup_steps"] == 0], told[told["warmup_steps"] > 0]
     wanted = ["run", "method", "schedule", "loss_rise", "accuracy", "diverged"]
-    columns = [*keys, *(f"{name}_{side}" for side in ("without", "with") for name in wanted)]
+    columns = [*keys, *(f"{name}_{side}" for side in SIDES for name in wanted)]
     pairs = pd.DataFrame(columns=columns)
     if all(map(len, sides)):
         pairs = sides[0].merge(sides[1], on=keys, suffixes=("_without", "_with"))[columns]
-    pairs = pairs.drop(columns="settings")
     bad = pairs["diverged_without"].astype(bool), pairs["diverged_with"].astype(bool)
-    gain = pairs["accuracy_with"].astype(float) - pairs["accuracy_without"].astype(float)
-    # The accuracy of a run that diverged is no measure of its settings: a rescue is counted instead.
-    pairs["gain"] = gain.mask(bad[0] | bad[1])
+    chance = pairs["chance"].astype(float)
+    counted_as = [
+        pairs[f"accuracy_{side}"].astype(float).mask(is_bad, chance) for side, is_bad in zip(SIDES, bad, strict=True)
+    ]
+    pairs["gain"] = counted_as[1] - counted_as[0]
     pairs["rescued"] = bad[0] & ~bad[1]
     # After its warm-up lars-warm decays as cosine does, so that these two differ in warm-up alone.
     schedules = pairs["schedule_without"].replace("cosine", "lars-warm")
     pairs["alone"] = schedules == pairs["schedule_with"]
-    return WarmupPairs(_verdict(pairs), runs.drop(columns="settings"), pairs)
+    judged = pairs.assign(chance=chance, accuracy_without=counted_as[0], accuracy_with=counted_as[1])
+    judged = judged[judged["alone"]] if judged["alone"].any() else judged
+    cells = outcomes_by_cell(judged, keys[:-2])
+    runs, pairs, cells = (table.drop(columns="settings", errors="ignore") for table in (runs, pairs, cells))
+    return WarmupPairs(_verdict(cells, judged, by), cells, runs, pairs.drop(columns="chance"))
 
 
 def _settings(w: Warmup) -> str:
@@ -104,49 +121,54 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "hot_share": w.verdict["hot_share"],
         "overwritten": w.verdict["overwritten"],
         "accuracy": accuracy,
+        "chance": 100.0 / f.classes if f.classes else None,
         "diverged": f.status == "diverged" or w.early.bad_step is not None,
     }
 
 
-def _verdict(pairs: pd.DataFrame) -> Verdict:
-    used = pairs[pairs["alone"]] if pairs["alone"].any() else pairs
-    # Pairs of one seed are no independent draws: they are averaged before the interval is taken.
-    by_seed = used.groupby(["optimizer", "seed"], dropna=False)["gain"].mean()
-    gain, rescued = Mean.of(by_seed.tolist()), int(used["rescued"].sum())
-    figures = (
-        Figure(
-            "gain", gain.value, "points", "test accuracy with warm-up minus without, mean over optimizers and seeds"
-        ),
-        Figure("half_width", gain.half_width, "points", "half of Student's 95 % interval"),
-        Figure("seeds", gain.count, "1", "optimizers and seeds in that mean"),
-        Figure("pairs", len(used), "1", "pairs of runs with the same settings, peak rate and seed"),
-        Figure("rescued", rescued, "1", "of them, pairs of which the run without warm-up diverged, and only that one"),
-    )
-    if not len(used):
-        reason = "no two of these runs differ in warm-up alone, at one peak rate and seed."
-        return Verdict(QUESTION, CANT_TELL, reason, figures)
-    judged = {str(name): _judged(some) for name, some in used.groupby("optimizer", dropna=False)}
-    answers = {answer for answer, _ in judged.values()}
-    told = [reason if len(judged) == 1 else f"{name}: {reason}" for name, (_, reason) in judged.items()]
-    further = "" if used["alone"].any() else "; lars-warm also lets the rate decay: compare it with --schedule cosine"
-    return Verdict(QUESTION, answers.pop() if len(answers) == 1 else CANT_TELL, f"{'; '.join(told)}{further}.", figures)
-
-
-def _judged(pairs: pd.DataFrame) -> tuple[str, str]:
-    """Answer and reason for the pairs of one optimizer."""
-    gain = Mean.of(pairs.groupby("seed", dropna=False)["gain"].mean().tolist())
+def _verdict(cells: pd.DataFrame, pairs: pd.DataFrame, by: str) -> Verdict:
+    """The answer of all cells, where they have one; the reason tells each."""
     rescued = int(pairs["rescued"].sum())
-    saved = f"{rescued} of {len(pairs)} runs without warm-up diverged where the one with it did not"
-    if gain.count == 0:
-        return ("helps", saved) if rescued else (CANT_TELL, "no pair has two test accuracies (test_acc1 of epochs)")
-    if gain.count == 1:
-        reason = f"at one seed it gained {gain.value:+.2g} points: train more"
-    else:
-        reason = f"it changes the accuracy by {gain.value:+.2f} ± {gain.half_width:.2f} points over {gain.count} seeds"
-    reason += f", and {saved}" if rescued else ""
-    if gain.count > 1 and gain.value - gain.half_width > 0:
-        return "helps", reason
-    if gain.count > 1 and gain.value + gain.half_width < 0:
-        # A warm-up that rescued a run isn't called harmful, whatever the other pairs lose.
-        return ("harms" if not rescued else CANT_TELL), reason
-    return CANT_TELL, reason + (", which doesn't leave out zero" if gain.count > 1 else "")
+    figures = [
+        Figure("cells", len(cells), "1", "settings and peak rates that have runs with and without warm-up"),
+        Figure("pairs", len(pairs), "1", "pairs of runs with the same settings, peak rate and seed"),
+        Figure("rescued", rescued, "1", "of them, pairs of which the run without warm-up diverged, and only that one"),
+    ]
+    if not len(cells):
+        reason = "no two of these runs differ in warm-up alone, at one peak rate and seed."
+        return Verdict(QUESTION, CANT_TELL, reason, tuple(figures))
+    if len(cells) == 1:
+        one = cells.iloc[0]
+        half = (one["high"] - one["low"]) / 2
+        figures[:0] = [
+            Figure("gain", one["gain"], "points", "test accuracy with warm-up minus without, mean over seeds"),
+            Figure("half_width", half, "points", "half of Student's 95 % interval"),
+            Figure("seeds", int(one["seeds"]), "1", "seeds in that mean"),
+        ]
+    outcomes = {str(outcome) for outcome in cells["outcome"]}
+    answer = next(iter(outcomes)) if len(outcomes) == 1 else DEPENDS
+    several = cells["optimizer"].nunique(dropna=False) > 1
+    told = [_told(dict(cell), by, several) for cell in cells.head(MOST_TOLD).to_dict("records")]
+    if len(cells) > MOST_TOLD:
+        told.append(f"{counted(len(cells) - MOST_TOLD, 'more cell')} in the table")
+    further = "" if pairs["alone"].any() else "; lars-warm also lets the rate decay: compare it with --schedule cosine"
+    reason = f"{'; '.join(told)}{further}."
+    return Verdict(QUESTION, CANT_TELL if answer == UNKNOWN else answer, reason, tuple(figures))
+
+
+def _told(cell: dict[str, Any], by: str, several: bool) -> str:
+    """What came of a cell, in words; ``several`` says whether the optimizer has to be named."""
+    rate = f"at {'peak' if by == 'peak_lr' else 'lr'} {cell[by]:g}"
+    name = f"{cell['optimizer']} {rate}" if several else rate
+    if cell["outcome"] == NEVER_LEARNED:
+        accuracy = max(cell["without"], cell["with"])
+        return f"{name}: nothing was learned with warm-up or without ({accuracy:.3g} % at best): no rate to ask about"
+    rescued = cell["diverged_without"]
+    saved = f"; {counted(rescued, 'run')} without warm-up diverged" if rescued else ""
+    if not cell["seeds"]:
+        return f"{name}: no pair has two test accuracies (test_acc1 of epochs){saved}"
+    if cell["seeds"] == 1:
+        return f"{name}: {cell['gain']:+.2f} points at one seed, too few to say: train more{saved}"
+    interval = f"{cell['gain']:+.2f} points, 95 % [{cell['low']:+.2f}, {cell['high']:+.2f}] over {cell['seeds']} seeds"
+    outcome = CANT_TELL if cell["outcome"] == UNKNOWN else cell["outcome"]
+    return f"{name}: {outcome} ({interval}{saved})"

@@ -55,7 +55,7 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: s
     """Was warm-up needed, for which layers, and for how long?
 
     Splits every layer's effective rate into its terms, dates explosions, measures redundant scaling, and says whether
-    warm-up was needed. Several runs are shown side by side, paired by peak rate and seed.
+    warm-up was needed. Several runs are paired by peak rate and seed: each rate's answer is what came of its pairs.
     """
     from tvlars_probe.analyses.of_runs import warmup_of
     from tvlars_probe.analyses.source import Source
@@ -71,7 +71,7 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: s
         return
     pairs = pair_warmups(results, by=pair_by)
     everything = {"pairs": pairs, "runs": [result for result, _ in results]}
-    emit(output, everything, pairs.runs, lambda c: render_pairs(c, pairs))
+    emit(output, everything, pairs.runs, lambda c: render_pairs(c, pairs, pair_by))
 
 
 def render(console: Console, result: Warmup) -> None:
@@ -113,10 +113,13 @@ def _lines(result: Warmup) -> list[str]:
     return lines
 
 
-def render_pairs(console: Console, pairs: WarmupPairs) -> None:
-    """Print the answer over pairs of runs, and each run's own."""
+def render_pairs(console: Console, pairs: WarmupPairs, rate: str) -> None:
+    """Print the answer over pairs of runs, of each rate, and each run's own."""
 
     print_verdict(console, pairs.verdict, title=counted(len(pairs.runs), "run"))
+    if len(pairs.cells):
+        console.print()
+        console.print(table_of(pairs.cells, headings.warmup_cells(rate)))
     console.print()
     console.print(table_of(pairs.runs, _RUNS))
     if len(pairs.pairs):

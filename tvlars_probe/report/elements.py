@@ -24,8 +24,9 @@ _OPTION = 44
 """Most letters of a layer in the list of layers: as many as a narrow screen holds."""
 
 TONES = {
-    "needed": "warn", "trapped": "warn", "harms": "warn", "two basins": "warn", "not needed": "good",
-    "escaped": "good", "never sharp": "good", "helps": "good", "one basin": "good", "can't tell": "open",
+    "needed": "warn", "harmful": "warn", "diverged": "warn", "never learned": "warn", "rate too high": "warn",
+    "made no difference": "good", "depends on the rate": "open", "trapped": "warn", "two basins": "warn",
+    "escaped": "good", "never sharp": "good", "one basin": "good", "can't tell": "open",
     "beyond": "warn", "the answers disagree": "warn", "below": "good", "at": "good",
 }  # fmt: skip
 """By a verdict's answer, the class that gives it its colour in page.css."""
