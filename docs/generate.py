@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tvlars_probe.analyses.warmup_features import named_features
+from tvlars_probe.analyses.warmup.features import named_features
 from tvlars_probe.cli import COMMANDS, main
 from tvlars_probe.traces.schema import TABLES
 
@@ -52,7 +52,7 @@ def tables() -> str:
 def features() -> str:
     """docs/warmup_features.md."""
     head = (
-        "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup_features.py` by `make docs`. What a trace "
+        "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup/features.py` by `make docs`. What a trace "
         "tells early and late of how the run took its learning rate; rules on [warm-up](verdicts.md) may read nothing "
         "else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without the early. A "
         "*weight* has two or more dimensions, other tensors are *vectors*.\n"

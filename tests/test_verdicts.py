@@ -12,7 +12,7 @@ import pytest
 from benchmarks.verdicts.features import features_of
 from benchmarks.verdicts.grid import GRIDS, of_open_cells, train, trials_of
 from benchmarks.verdicts.outcomes import CELL, IDENTITY, outcomes_of, truth_of
-from tvlars_probe.analyses.warmup_features import named_features
+from tvlars_probe.analyses.warmup.features import named_features
 from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runs import open_run

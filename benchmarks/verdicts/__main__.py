@@ -3,6 +3,7 @@
     python -m benchmarks.verdicts run          trains the grid: hours, and resumable
     python -m benchmarks.verdicts outcomes     writes outcomes.csv and truth.csv beside this file
     python -m benchmarks.verdicts features     writes features.parquet there
+    python -m benchmarks.verdicts rules        fits the rule on warm-up and tells how often it is right: seconds
 
 Every file ``<name>.toml`` beside this one is a grid for ``tvlars-probe sweep``. Both sides of a pair have the schedule
 lars-warm: after its warm-up, which one of them leaves out, it falls as a half cosine.
@@ -18,7 +19,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.verdicts import features, outcomes
+from benchmarks.verdicts import features, outcomes, rule_tables, rules
 from benchmarks.verdicts.grid import GRIDS, HERE, of_open_cells, train, trials_of
 from tvlars_probe.errors import InterruptedRunError
 from tvlars_probe.runners.sweeps.trials import FINISHED
@@ -98,6 +99,17 @@ def write_features(folder: Path, out: Path) -> None:
     rows = features.features_of(_finished(folder))
     rows.to_parquet(out / "features.parquet", index=False, compression="zstd")
     click.echo(f"{len(rows)} runs, {rows.shape[1]} columns, {(out / 'features.parquet').stat().st_size / 1024:.0f} KiB")
+
+
+@main.command("rules")
+@click.option("--write", is_flag=True, help="Write model.json of the package, and the tables of docs/verdicts.md.")
+def of_rules(write: bool) -> None:
+    """Fit the rule on warm-up, and tell how often it is right of data sets and models that it wasn't fitted on."""
+    text = rule_tables.text()
+    click.echo(text)
+    if write:
+        rule_tables.MODEL.write_text(rules.model_text(), encoding="utf-8")
+        rule_tables.write(text)
 
 
 def _truth() -> pd.DataFrame:

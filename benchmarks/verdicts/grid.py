@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.analyses.paired_gain import UNKNOWN
+from tvlars_probe.analyses.warmup.paired_gain import UNKNOWN
 from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.errors import InterruptedRunError
 from tvlars_probe.optimizers.registry import OPTIMIZERS

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tvlars_probe.analyses.of_runs import last_accuracy
-from tvlars_probe.analyses.paired_gain import outcomes_by_cell
 from tvlars_probe.analyses.source import Source
+from tvlars_probe.analyses.warmup.paired_gain import outcomes_by_cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ def outcomes_of(runs: Iterable[Run]) -> pd.DataFrame:
 def truth_of(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row per cell: what warm-up changed there, over the seeds that both of its sides have.
 
-    See `tvlars_probe.analyses.paired_gain.outcomes_by_cell`.
+    See `tvlars_probe.analyses.warmup.paired_gain.outcomes_by_cell`.
     """
     keys = [*CELL, "seed", "chance"]
     wanted = outcomes.assign(diverged=outcomes["status"] == "diverged")[

@@ -9,7 +9,7 @@ import pytest
 
 from tests.analyses.synthetic import lars_facts, layers, losses
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
+from tvlars_probe.analyses.warmup.analysis import Warmup, analyse_warmup
 
 T, W, HOT = 100, 20, 13
 FALLING = np.linspace(2.3, 0.1, T)

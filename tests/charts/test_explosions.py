@@ -9,7 +9,7 @@ import numpy as np
 from tests.analyses.synthetic import lars_facts, layers, losses
 from tests.charts.specs import data_sets
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.warmup import analyse_warmup
+from tvlars_probe.analyses.warmup.analysis import analyse_warmup
 from tvlars_probe.charts.explosions import explosion_timeline
 
 NAMES = ("a.weight", "b.weight", "c.weight")

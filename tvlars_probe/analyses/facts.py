@@ -65,6 +65,7 @@ class RunFacts:
         groups: the manifest's entry of each parameter group: its settings, and what its optimizer does to it.
         parameters: the manifest's table of parameters of this phase, with the columns `PARAMETER_COLUMNS`.
         config: the whole configuration.
+        command: the command line that began the run.
         stride: of the recorded steps of ``layers``, every how many-th was read: above 1 where all would not fit.
     """
 
@@ -90,6 +91,7 @@ class RunFacts:
     groups: Sequence[Mapping[str, Any]] = ()
     parameters: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PARAMETER_COLUMNS)), repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    command: Sequence[str] = ()
     stride: int = 1
 
     @classmethod
@@ -138,6 +140,7 @@ class RunFacts:
             groups=groups,
             parameters=rows,
             config=encodable_values(m.config),
+            command=m.command or (),
         )
 
     @property

@@ -10,7 +10,7 @@ LAYERS = {
     "redundant_share": "redundant", "hot_steps": "hot steps", "full_rate_step": "full-rate ‖Δw‖/‖w‖",
     "overwritten_steps": "overwritten steps", "length": "needs steps",
 }  # fmt: skip
-"""Headings of `tvlars_probe.analyses.warmup.Warmup.layers`."""
+"""Headings of `tvlars_probe.analyses.warmup.analysis.Warmup.layers`."""
 
 EXPLOSIONS = {
     "parameter": "tensor", "quantity": "explosion of", "first_step": "first step", "peak_step": "peak step",
@@ -40,7 +40,7 @@ CORRELATION = {
 
 
 def warmup_cells(rate: str = "peak_lr") -> dict[str, str]:
-    """Headings of `tvlars_probe.analyses.warmup_pairs.WarmupPairs.cells`, paired by the column ``rate``."""
+    """Headings of `tvlars_probe.analyses.warmup.pairs.WarmupPairs.cells`, paired by the column ``rate``."""
     return {
         "optimizer": "optimizer", "data": "data", "model": "model", "batch_size": "batch",
         rate: rate.replace("_", " "), "seeds": "seeds", "without": "without (%)", "with": "with warm-up (%)",

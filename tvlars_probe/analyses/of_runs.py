@@ -17,37 +17,24 @@ from tvlars_probe.analyses.landscape import COLUMNS as LANDSCAPE_COLUMNS
 from tvlars_probe.analyses.landscape import Landscape, analyse_landscape
 from tvlars_probe.analyses.minimizer import COLUMNS as CURVATURE_COLUMNS
 from tvlars_probe.analyses.minimizer import SPECTRUM_COLUMNS, Minimizer, SharpnessRule, analyse_minimizer
-from tvlars_probe.analyses.warmup import COLUMNS as WARMUP_COLUMNS
-from tvlars_probe.analyses.warmup import STEP_COLUMNS, Warmup, analyse_warmup
-from tvlars_probe.analyses.warmup_features import CURVATURE_COLUMNS as CRITICAL_COLUMNS
-from tvlars_probe.analyses.warmup_features import warmup_features
+from tvlars_probe.analyses.warmup.analysis import Warmup, analyse_warmup
+from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS as CRITICAL_COLUMNS
+from tvlars_probe.analyses.warmup.marks import COLUMNS as WARMUP_COLUMNS
+from tvlars_probe.analyses.warmup.marks import STEP_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.analyses.verdict import Figure
-    from tvlars_probe.analyses.warmup_rule import Thresholds
+    from tvlars_probe.analyses.warmup.thresholds import Thresholds
 
 
 def warmup_of(source: Source, thresholds: Thresholds | None = None) -> tuple[Warmup, float | None]:
     """Was warm-up needed? Returns the analysis, and the run's last test accuracy in percent."""
     grid, steps = source.layers(WARMUP_COLUMNS), source.steps(STEP_COLUMNS)
-    result = analyse_warmup(grid, steps, source.facts, thresholds)
-    return result, last_accuracy(source.epochs(["test_acc1"]))
-
-
-def warmup_features_of(source: Source) -> tuple[Figure, ...]:
-    """The figures of a run that rules on warm-up may read."""
-    grid, steps = source.layers(WARMUP_COLUMNS), source.steps(STEP_COLUMNS)
-    return warmup_features(
-        grid,
-        steps,
-        analyse_warmup(grid, steps, source.facts),
-        accuracy=last_accuracy(source.epochs(["test_acc1"])),
-        curvature=source.curvature(CRITICAL_COLUMNS),
-    )
+    accuracy, curvature = last_accuracy(source.epochs(["test_acc1"])), source.curvature(CRITICAL_COLUMNS)
+    return analyse_warmup(grid, steps, source.facts, thresholds, accuracy=accuracy, curvature=curvature), accuracy
 
 
 def last_accuracy(epochs: pd.DataFrame) -> float | None:

@@ -40,6 +40,37 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Reliability:
+    """How often an answer was right where it could be known: of runs that its rule wasn't fitted on.
+
+    Attributes:
+        right: number of times.
+        said: number of times that it was given.
+        low, high: Wilson's 95 % interval of right/said.
+    """
+
+    right: int
+    said: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: int, said: int) -> Reliability:
+        """With Wilson's interval; of no cases it is from 0 to 1."""
+        if not said:
+            return cls(right, said, 0.0, 1.0)
+        from scipy import stats
+
+        interval = stats.binomtest(right, said).proportion_ci(method="wilson")
+        return cls(right, said, float(interval.low), float(interval.high))
+
+    @property
+    def text(self) -> str:
+        """In words: "right in 47 of 50 like it (84 to 98 %)"."""
+        return f"right in {self.right} of {self.said} like it ({100 * self.low:.0f} to {100 * self.high:.0f} %)"
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """An answer with its reason.
 
@@ -48,12 +79,14 @@ class Verdict:
         answer: the answer in a word or two; `CANT_TELL` where the trace doesn't hold one.
         reason: the rule's conditions as they were met, in one or two sentences.
         figures: what the reason rests on; the first one is to be shown beside the answer.
+        reliability: how often such an answer was right; None where it isn't known.
     """
 
     question: str
     answer: str
     reason: str
     figures: tuple[Figure, ...] = ()
+    reliability: Reliability | None = None
 
     def __getitem__(self, name: str) -> float | None:
         for figure in self.figures:

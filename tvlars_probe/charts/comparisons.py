@@ -18,7 +18,7 @@ from tvlars_probe.errors import NothingToShowError
 if TYPE_CHECKING:
     from tvlars_probe.analyses.comparison import Comparison
     from tvlars_probe.analyses.correlation import SharpnessCorrelation
-    from tvlars_probe.analyses.warmup_pairs import WarmupPairs
+    from tvlars_probe.analyses.warmup.pairs import WarmupPairs
 
 MEASURES = {
     "hessian": "sharpness λ₁",

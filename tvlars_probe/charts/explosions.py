@@ -15,7 +15,7 @@ from tvlars_probe.charts.binning import MOST_BARS, inline
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tvlars_probe.analyses.warmup import Warmup
+    from tvlars_probe.analyses.warmup.analysis import Warmup
 
 
 def explosion_timeline(result: Warmup) -> alt.LayerChart:

@@ -83,7 +83,7 @@ def _explosions(sources: Sequence[Source]) -> Chart:
 
 
 def _warmup(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.analyses.warmup_pairs import pair_warmups
+    from tvlars_probe.analyses.warmup.pairs import pair_warmups
     from tvlars_probe.charts.comparisons import warmup_pairs_chart
 
     return warmup_pairs_chart(pair_warmups([of_runs.warmup_of(source) for source in sources]))

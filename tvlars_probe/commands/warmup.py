@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.warmup.paired_gain import NEEDED
 from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Command, option
@@ -15,8 +16,8 @@ from tvlars_probe.commands.options import Command, option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tvlars_probe.analyses.warmup import Warmup
-    from tvlars_probe.analyses.warmup_pairs import WarmupPairs
+    from tvlars_probe.analyses.warmup.analysis import Warmup
+    from tvlars_probe.analyses.warmup.pairs import WarmupPairs
 
 MOST_LAYERS = 24
 """Most layers that are printed; ``--csv`` has all of them."""
@@ -59,8 +60,8 @@ def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: s
     """
     from tvlars_probe.analyses.of_runs import warmup_of
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.analyses.warmup_pairs import pair_warmups
-    from tvlars_probe.analyses.warmup_rule import Thresholds
+    from tvlars_probe.analyses.warmup.pairs import pair_warmups
+    from tvlars_probe.analyses.warmup.thresholds import Thresholds
     from tvlars_probe.runs import open_runs
 
     thresholds = dataclasses.replace(Thresholds(), **lines)  # the options have the names of its fields
@@ -103,7 +104,7 @@ def _lines(result: Warmup) -> list[str]:
     if result.suggested_steps:
         epochs = "" if result.suggested_epochs is None else f" ({result.suggested_epochs:.3g} epochs)"
         setting = some_of(result.setting_layers)
-        lead = "Suggested" if result.verdict.answer == "needed" else "If one is needed"
+        lead = "Suggested" if result.verdict.answer == NEEDED else "If one is needed"
         lines.append(f"{lead}: {counted(result.suggested_steps, 'step')}{epochs}, set by {setting}")
     own, rest = result.verdict["adapted_step"], result.verdict["unadapted_step"]
     if own is not None and rest is not None:

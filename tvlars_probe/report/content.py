@@ -14,8 +14,10 @@ from tvlars_probe.analyses.findings import findings_by_rule
 from tvlars_probe.analyses.grid import norm_ratio
 from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of, noise_scale_of
 from tvlars_probe.analyses.rates import decompose
-from tvlars_probe.analyses.warmup import COLUMNS, STEP_COLUMNS, analyse_warmup
-from tvlars_probe.analyses.warmup_pairs import pair_warmups
+from tvlars_probe.analyses.warmup.analysis import analyse_warmup
+from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS
+from tvlars_probe.analyses.warmup.marks import COLUMNS, STEP_COLUMNS
+from tvlars_probe.analyses.warmup.pairs import pair_warmups
 from tvlars_probe.charts import batch_sizes, comparisons, curves, explosions, landscape, layers, noise, sharpness
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.kinds import draw, lacking
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.minimizer import Minimizer
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.analyses.verdict import Verdict
-    from tvlars_probe.analyses.warmup import Warmup
+    from tvlars_probe.analyses.warmup.analysis import Warmup
 
 MOST_DETAILED = 8
 """Most runs with charts of their own. Further runs stand in the tables and in the charts over all runs."""
@@ -83,10 +85,11 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
     # The grid is the run's largest part in memory. It is read once, for analysis and charts, and let go on return.
     grid, steps = source.layers(COLUMNS), source.steps(STEP_COLUMNS)
     facts = source.facts
-    warmup = analyse_warmup(grid, steps, facts)
     epochs = source.epochs()
+    accuracy, curvature = last_accuracy(epochs), source.curvature(CURVATURE_COLUMNS)
+    warmup = analyse_warmup(grid, steps, facts, accuracy=accuracy, curvature=curvature)
     found.facts.append(facts)
-    found.warmups.append((warmup, last_accuracy(epochs)))
+    found.warmups.append((warmup, accuracy))
     found.findings.append(findings_by_rule(source.trace.findings()))
     found.rows.append(run_row(facts, epochs, metric="test_acc1", target=None))
     found.epochs.append((facts, epochs[["epoch", "test_acc1"]]))

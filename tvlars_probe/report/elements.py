@@ -78,12 +78,17 @@ def _card(section: Section) -> str:
     return (
         f'<a class="card {_tone(verdict)}" href="#{section.anchor}"><span class="of">{plain(section.title)}</span>'
         f'<span class="question">{plain(verdict.question)}</span><strong>{plain(verdict.answer)}</strong>'
-        f'<span class="number">{plain(_number(verdict))}</span></a>'
+        f'<span class="number">{plain(_number(verdict))}</span>{_how_often(verdict)}</a>'
     )
 
 
 def _tone(verdict: Verdict) -> str:
     return TONES.get(verdict.answer, "plain")
+
+
+def _how_often(verdict: Verdict) -> str:
+    """How often such an answer was right, where that is known."""
+    return "" if verdict.reliability is None else f'<span class="number">{plain(verdict.reliability.text)}</span>'
 
 
 def _number(verdict: Verdict) -> str:
@@ -113,6 +118,7 @@ def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart"
             f"<h2><span>{plain(section.title)}</span> {plain(v.question)} "
             f'<em class="{_tone(v)}">{plain(v.answer)}</em></h2>'
             f"<p>{plain(v.reason[:1].upper() + v.reason[1:])}</p>"
+            + ("" if v.reliability is None else f"<p>Such an answer was {plain(v.reliability.text)}.</p>")
         )
     for spec in section.specs:
         name = f"{places}-{len(specs)}"

@@ -21,7 +21,7 @@ from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid, column_medians, median_of
 from tvlars_probe.analyses.spans import settled_from
 from tvlars_probe.analyses.verdict import Figure
-from tvlars_probe.analyses.warmup import COLUMNS, STEP_COLUMNS, analyse_warmup
+from tvlars_probe.analyses.warmup.marks import COLUMNS, STEP_COLUMNS, marks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvlars_probe.analyses.grid import Matrix
-    from tvlars_probe.analyses.warmup import Warmup
+    from tvlars_probe.analyses.warmup.marks import WarmupMarks
 
     Floats = NDArray[np.float64]
 
@@ -50,27 +50,27 @@ _CARRIED = ("hot_share", "redundant_share", "overwritten", "lnr_explosions", "gr
 
 
 def warmup_features(
-    grid: LayerGrid, steps: pd.DataFrame, result: Warmup, *, accuracy: float | None, curvature: pd.DataFrame
+    grid: LayerGrid, steps: pd.DataFrame, marks: WarmupMarks, *, accuracy: float | None, curvature: pd.DataFrame
 ) -> tuple[Figure, ...]:
     """The features of a run, each with its unit and its meaning, in a fixed order.
 
     Args:
-        grid: the columns `tvlars_probe.analyses.warmup.COLUMNS` of the table ``layers``.
-        steps: the columns `tvlars_probe.analyses.warmup.STEP_COLUMNS` of every update.
-        result: the warm-up analysis of the same run.
+        grid: the columns `tvlars_probe.analyses.warmup.marks.COLUMNS` of the table ``layers``.
+        steps: the columns `tvlars_probe.analyses.warmup.marks.STEP_COLUMNS` of every update.
+        marks: those of the same run.
         accuracy: the last test accuracy in percent; None where there is none.
         curvature: the columns `CURVATURE_COLUMNS` of the table ``curvature``; it may have no rows.
     """
     return (
-        *_of_loss(steps, result.facts),
-        *_of_learning(steps, result.facts, accuracy),
+        *_of_loss(steps, marks.facts),
+        *_of_learning(steps, marks.facts, accuracy),
         *_of_norms(grid),
-        *_of_updates(grid, result.facts),
-        *_of_full_rate(result),
-        *_of_ratios(grid, result),
-        _critical(curvature, result),
-        *(figure for name in _CARRIED for figure in result.verdict.figures if figure.name == name),
-        Figure("warmup_steps", result.warmup_steps, "step", "updates before the learning rate first reached its peak"),
+        *_of_updates(grid, marks.facts),
+        *_of_full_rate(marks),
+        *_of_ratios(grid, marks),
+        _critical(curvature, marks),
+        *(figure for name in _CARRIED for figure in marks.figures if figure.name == name),
+        Figure("warmup_steps", marks.warmup_steps, "step", "updates before the learning rate first reached its peak"),
     )
 
 
@@ -80,8 +80,8 @@ def named_features() -> tuple[Figure, ...]:
     grid = LayerGrid.from_rows([], np.empty(0, np.int64), columns=columns)
     steps = pd.DataFrame({name: np.empty(0) for name in STEP_COLUMNS})
     curvature = pd.DataFrame({name: np.empty(0) for name in CURVATURE_COLUMNS})
-    result = analyse_warmup(grid, steps, RunFacts(name=""))
-    return warmup_features(grid, steps, result, accuracy=None, curvature=curvature)
+    marks = marks_of(grid, steps, RunFacts(name=""))
+    return warmup_features(grid, steps, marks, accuracy=None, curvature=curvature)
 
 
 def _of_loss(steps: pd.DataFrame, facts: RunFacts) -> tuple[Figure, ...]:
@@ -181,10 +181,10 @@ def _of_updates(grid: LayerGrid, facts: RunFacts) -> tuple[Figure, ...]:
     )  # fmt: skip
 
 
-def _of_full_rate(result: Warmup) -> tuple[Figure, ...]:
+def _of_full_rate(marks: WarmupMarks) -> tuple[Figure, ...]:
     """What a single early step at the peak rate would be, without momentum."""
-    is_vector = ~_are_weights(result.layers["parameter"], result.facts)
-    step = result.layers["full_rate_step"].to_numpy(float)
+    is_vector = ~_are_weights(marks.layers["parameter"], marks.facts)
+    step = marks.layers["full_rate_step"].to_numpy(float)
     what = "‖Δw‖/‖w‖ of an early step at the peak rate without momentum"
     return (
         Figure("full_rate_step", _median(step[~is_vector]), "1", f"{what}, median over the weights"),
@@ -193,10 +193,10 @@ def _of_full_rate(result: Warmup) -> tuple[Figure, ...]:
     )
 
 
-def _of_ratios(grid: LayerGrid, result: Warmup) -> tuple[Figure, ...]:
+def _of_ratios(grid: LayerGrid, marks: WarmupMarks) -> tuple[Figure, ...]:
     """Trust ratios of the adapted layers, which only layer-wise optimizers have."""
-    adapted = result.layers["adapted"].to_numpy(bool)
-    start = result.layers["start_over_settled"].to_numpy(float)[adapted]
+    adapted = marks.layers["adapted"].to_numpy(bool)
+    start = marks.layers["start_over_settled"].to_numpy(float)[adapted]
     early = grid.of_steps(grid.steps - grid.steps[:1] < EARLY)
     ratio = early["trust_ratio"].astype(np.float64)[:, adapted]
     phi = np.nan_to_num(early["phi"].astype(np.float64)[:, adapted], nan=1.0)
@@ -218,12 +218,12 @@ def _of_ratios(grid: LayerGrid, result: Warmup) -> tuple[Figure, ...]:
     )  # fmt: skip
 
 
-def _critical(curvature: pd.DataFrame, result: Warmup) -> Figure:
+def _critical(curvature: pd.DataFrame, marks: WarmupMarks) -> Figure:
     """The peak rate beside the early critical rates."""
     rows = curvature[curvature["measure"].astype(str) == "critical_sharpness"]
-    early = rows.loc[rows["step"] - result.facts.first_step < EARLY, "value"].to_numpy(float)
+    early = rows.loc[rows["step"] - marks.facts.first_step < EARLY, "value"].to_numpy(float)
     # Critical sharpness is 2/η_c, η_c the rate at which the update would raise the loss.
-    shares = early * (result.peak_lr or np.nan) / 2
+    shares = early * (marks.peak_lr or np.nan) / 2
     return Figure(
         "peak_over_critical_rate", _median(shares), "1",
         "the peak rate over the rate at which an early update would raise the loss (2 over its critical sharpness), "

@@ -9,10 +9,10 @@ import pytest
 
 from tests.analyses.synthetic import ETA, lars_facts, layers, losses, warm
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.of_runs import warmup_features_of
+from tvlars_probe.analyses.of_runs import warmup_of
 from tvlars_probe.analyses.source import Source
-from tvlars_probe.analyses.warmup import analyse_warmup
-from tvlars_probe.analyses.warmup_features import CURVATURE_COLUMNS, EARLY, named_features, warmup_features
+from tvlars_probe.analyses.warmup.analysis import analyse_warmup
+from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS, EARLY, named_features, warmup_features
 from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
@@ -171,11 +171,11 @@ def test_a_trace_without_rows_has_the_features_names_and_no_value() -> None:
 
 def test_a_run_of_train_has_all_features_of_its_kind(trained: Callable[..., Path]) -> None:
     source = Source(open_run(trained("lars")))
-    found = {f.name: f.value for f in warmup_features_of(source)}
+    found = {f.name: f.value for f in warmup_of(source)[0].features}
     assert source.facts.classes == 10
     missing = {name for name, value in found.items() if value is None}
     assert missing == {"diverged_step", "peak_over_critical_rate", "redundant_share"}
-    plain = {f.name: f.value for f in warmup_features_of(Source(open_run(trained("sgd"))))}
+    plain = {f.name: f.value for f in warmup_of(Source(open_run(trained("sgd"))))[0].features}
     # SGD has no trust ratios.
     assert {name for name, value in plain.items() if value is None} - missing == {
         "early_trust_ratio", "hottest_trust_ratio", "early_trust_ratio_change", "trust_ratio_spread",

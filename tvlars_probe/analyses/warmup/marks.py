@@ -1,15 +1,15 @@
-"""Was warm-up needed, for which layers, and for how long?
-
-A run without warm-up answers by what its loss did in the early epochs. Three marks in a trace speak for warm-up:
+"""Marks in a trace that speak for warm-up or against it, layer by layer.
 
 - A layer is *hot*: its own trust ratio (without schedule and φ) is far above what it settles at. At full rate it would
   take steps many times as large as its usual ones.
 - A tensor that is left out of adaptation is *overwritten*: one step at full rate moves it by more than its own norm.
 - The loss *rises* early, or stops being finite.
+- Scaling is *redundant* where the schedule holds back a layer whose own ratio is already below what it settles at: LARS
+  with warm-up is held back twice (arXiv:2309.14053). It is measured as a share of the warm-up's steps and adapted
+  layers.
 
-One mark speaks against it. Scaling is *redundant* where the schedule holds back a layer whose own ratio is already
-below what it settles at: LARS with warm-up is held back twice (arXiv:2309.14053). It is measured as a share of the
-warm-up's steps and adapted layers.
+Marks say which layers are at stake, and how long a warm-up would cover them. Whether warm-up was needed at all is
+another question: runs do well with hot layers and overwritten tensors. `tvlars_probe.analyses.warmup.rule` answers it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.rate_courses import AT_PEAK, rate_courses
 from tvlars_probe.analyses.rates import decompose
 from tvlars_probe.analyses.spans import settled_from, spans
-from tvlars_probe.analyses.warmup_lengths import WarmupLengths
-from tvlars_probe.analyses.warmup_rule import EarlyLoss, Thresholds, early_loss, judge
+from tvlars_probe.analyses.warmup.counts import MarkCounts, figures_of
+from tvlars_probe.analyses.warmup.early_loss import EarlyLoss, early_loss
+from tvlars_probe.analyses.warmup.lengths import WarmupLengths
+from tvlars_probe.analyses.warmup.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,28 +39,28 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.grid import LayerGrid, Matrix
     from tvlars_probe.analyses.rate_courses import RateCourses
     from tvlars_probe.analyses.rates import Decomposition
-    from tvlars_probe.analyses.verdict import Verdict
+    from tvlars_probe.analyses.verdict import Figure
 
 COLUMNS = (*rates.COLUMNS, "grad_norm", "update_norm")
-"""Columns of the table ``layers`` that `analyse_warmup` needs."""
+"""Columns of the table ``layers`` that `marks_of` needs."""
 
 STEP_COLUMNS = ("step", "loss", "lr")
 """Columns of the table ``steps`` that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Warmup:
-    """What a trace says of warm-up.
+class WarmupMarks:
+    """What a trace holds on warm-up.
 
     Attributes:
         facts: what the run's manifest tells.
-        verdict: needed, not needed, or can't tell.
+        figures: those that a verdict may rest on, from the tables below.
         peak_lr: highest learning rate of the first parameter group, from the manifest or else from the trace; None
             where neither tells it.
         warmup_steps: updates before the learning rate first reaches its peak, in the parameter group that takes
             longest; None where one never does. Groups that join after the early steps don't count.
         suggested_steps: updates of warm-up that cover all hot and overwritten steps of every tensor; without such steps
-            those until the loss recovered. None where nothing asks for warm-up, or none was needed. Where not every
+            those until the loss recovered. None where nothing asks for warm-up. Where not every
             update is recorded, what is seen at a recorded step is taken to last until the next one, here and below.
         suggested_epochs: the same in epochs.
         setting_layers: the tensors that set that length.
@@ -74,11 +76,12 @@ class Warmup:
         explosions: the table of `explosions_of`.
         last_early: the last step that counts as early.
         last_step: the last recorded step.
+        recorded_steps: number of steps with recorded layers.
         thresholds: the thresholds that were applied.
     """
 
     facts: RunFacts
-    verdict: Verdict
+    figures: tuple[Figure, ...]
     peak_lr: float | None
     warmup_steps: int | None
     suggested_steps: int | None
@@ -89,13 +92,14 @@ class Warmup:
     explosions: pd.DataFrame
     last_early: int = 0
     last_step: int = 0
+    recorded_steps: int = 0
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 
-def analyse_warmup(
+def marks_of(
     grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, thresholds: Thresholds | None = None
-) -> Warmup:
-    """Tell whether a run needed warm-up, for which layers, and of what length.
+) -> WarmupMarks:
+    """Find the marks of a run: for which layers warm-up may matter, and of what length.
 
     Tensors are gone through in blocks, so that a long trace takes little more memory than the grid itself.
 
@@ -130,21 +134,10 @@ def analyse_warmup(
         widest = layers.sort_values("update_ratio", ascending=False, kind="stable")["parameter"]
         setting = [str(name) for name in widest[:1]]
     within, last_early = warmups.of_run(grid.steps, courses, limits.early(facts))
-    verdict = judge(
-        thresholds=limits,
-        recorded=len(grid.steps),
-        warmup_steps=within,
-        layers=layers,
-        explosions=explosions,
-        early=early,
-        suggested=suggested,
-        last_early=last_early,
-    )
-    if verdict.answer == "not needed":
-        suggested, setting = None, []
-    return Warmup(
+    counts = MarkCounts.of(layers, explosions, limits, last_early)
+    return WarmupMarks(
         facts=facts,
-        verdict=verdict,
+        figures=figures_of(counts, early, within, suggested),
         peak_lr=_told_or_found(facts.peak_lr, courses.main_peak),
         warmup_steps=within,
         suggested_steps=suggested,
@@ -155,6 +148,7 @@ def analyse_warmup(
         explosions=explosions,
         last_early=last_early,
         last_step=int(grid.steps[-1]) if len(grid.steps) else 0,
+        recorded_steps=len(grid.steps),
         thresholds=limits,
     )
 
@@ -168,7 +162,7 @@ def _told_or_found(told: float | None, found: float) -> float | None:
 def _layer_table(
     grid: LayerGrid, split: Decomposition, courses: RateCourses, warmups: WarmupLengths, limits: Thresholds
 ) -> pd.DataFrame:
-    """The rows of `Warmup.layers` for the tensors of one block; lengths count from the begin of a tensor's group."""
+    """The rows of `WarmupMarks.layers` for one block's tensors; lengths count from the begin of a tensor's group."""
     own, steps, (rows, _) = split.own_ratio, split.steps, split.own_ratio.shape
     row, warming, updates = np.arange(rows)[:, None], courses.before_peak(rows), spans(steps)
     # The warm-up of the tensor's group is early, and so are the first updates of the run where these last longer.

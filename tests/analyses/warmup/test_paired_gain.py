@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tvlars_probe.analyses.paired_gain import PairedGain
+from tvlars_probe.analyses.warmup.paired_gain import PairedGain
 
 
 @pytest.mark.parametrize(

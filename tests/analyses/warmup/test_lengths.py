@@ -10,7 +10,7 @@ from tests.analyses.synthetic import warm
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid
 from tvlars_probe.analyses.rate_courses import rate_courses
-from tvlars_probe.analyses.warmup_lengths import WarmupLengths
+from tvlars_probe.analyses.warmup.lengths import WarmupLengths
 
 T, W, EARLY = 60, 12, 25
 

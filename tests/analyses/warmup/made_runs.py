@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.analyses.synthetic import lars_facts, layers, losses, warm
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.warmup import Warmup, analyse_warmup
+from tvlars_probe.analyses.warmup.analysis import Warmup, analyse_warmup
 
 T, W = 100, 20
 FALLING = np.linspace(2.3, 0.1, T)

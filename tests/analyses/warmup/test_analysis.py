@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.analyses.synthetic import lars_facts, layers, losses, warm
-from tests.analyses.warmups import FALLING, T, W, grouped, judged
+from tests.analyses.warmup.made_runs import FALLING, T, W, grouped, judged
 from tvlars_probe.analyses.grid import LayerGrid
-from tvlars_probe.analyses.warmup import analyse_warmup
-from tvlars_probe.analyses.warmup_rule import Thresholds
+from tvlars_probe.analyses.warmup.analysis import analyse_warmup
+from tvlars_probe.analyses.warmup.thresholds import Thresholds
 from tvlars_probe.errors import UserError
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tvlars_probe.analyses.paired_gain import NEVER_LEARNED, SIDES, UNKNOWN, outcomes_by_cell
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.warmup.paired_gain import NEVER_LEARNED, SIDES, UNKNOWN, outcomes_by_cell
 from tvlars_probe.analyses.wording import counted, some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tvlars_probe.analyses.warmup import Warmup
+    from tvlars_probe.analyses.warmup.analysis import Warmup
 
 QUESTION = "Was warm-up needed at its peak rate?"
 DEPENDS = "depends on the rate"
@@ -32,9 +32,9 @@ class WarmupPairs:
 
     Attributes:
         verdict: the answer that all cells share, else "depends on the rate"; its reason tells each cell.
-        cells: a row per cell, which is an optimizer, its settings and a peak rate, by
-            `tvlars_probe.analyses.paired_gain.outcomes_by_cell`. Cells whose pairs differ in warm-up alone; if there
-            are none, all of them.
+        cells: a row per cell, which is an optimizer, its settings and a peak rate; see
+            `tvlars_probe.analyses.warmup.paired_gain.outcomes_by_cell`. Cells whose pairs differ in warm-up alone; if
+            there are none, all of them.
         runs: a row per run: what its own analysis says, and its final accuracy.
         pairs: a row per pair of runs, one with warm-up and one without, of the same optimizer, settings, peak rate and
             seed. ``gain`` is the accuracy with warm-up minus the one without, in percentage points. A run that diverged
@@ -53,8 +53,8 @@ class WarmupPairs:
 def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "peak_lr") -> WarmupPairs:
     """Pair runs with and without warm-up by their settings, learning rate and seed.
 
-    Each peak rate has an outcome of its own, by the gains of its seeds: `tvlars_probe.analyses.paired_gain`. Pairs that
-    differ in warm-up alone are judged; if there are none, all pairs are.
+    Each peak rate has an outcome of its own, by the gains of its seeds: `tvlars_probe.analyses.warmup.paired_gain`.
+    Pairs that differ in warm-up alone are judged; if there are none, all pairs are.
 
     Args:
         results: per run its analysis and its final test accuracy in percent, None where it has none.

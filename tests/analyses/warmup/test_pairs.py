@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.analyses.synthetic import warm
-from tests.analyses.warmups import T, W, grouped, judged
-from tvlars_probe.analyses.warmup_pairs import pair_warmups
+from tests.analyses.warmup.made_runs import T, W, grouped, judged
+from tvlars_probe.analyses.warmup.pairs import pair_warmups
 
 if TYPE_CHECKING:
-    from tvlars_probe.analyses.warmup import Warmup
+    from tvlars_probe.analyses.warmup.analysis import Warmup
 
 
 def test_pairs_have_one_peak_rate_and_seed_and_gains_are_with_minus_without() -> None:

@@ -1,0 +1,150 @@
+"""Was warm-up needed? The rule that answers from the features of one run.
+
+First come runs that nothing can be asked of: a run that diverged, and one that never learned. Of the others a model
+with few features says how probable each outcome is; it answers where it is sure enough, and "can't tell" elsewhere.
+The model was fitted on pairs of runs with warm-up and without (`benchmarks/verdicts`), and how often its answers are
+right was counted on pairs of other data sets and models: docs/verdicts.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.warmup import model
+from tvlars_probe.analyses.warmup.paired_gain import LEARNED, NEVER_LEARNED, NO_DIFFERENCE
+from tvlars_probe.analyses.wording import some_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tvlars_probe.analyses.warmup.marks import WarmupMarks
+
+QUESTION = "Was warm-up needed?"
+DIVERGED = "diverged"
+
+LEAST_STEPS = 20
+"""Fewest recorded steps with which anything is said, except of a run that diverged."""
+
+_REPLACED = ("--sd", "--warmup-epochs", "--run-dir", "--resume")
+"""Options of a command line that the other side of a pair doesn't have, or has otherwise."""
+
+LARS_WARM, REFERENCE_BATCH_SIZE = "lars-warm", 256
+"""The schedule with warm-up, and the batch size at which it reaches ``--lr``."""
+
+GUESSING = 0.95
+"""A late loss of at least this share of that of equal guesses is that of a run that never learned."""
+
+
+def judge(marks: WarmupMarks, features: Sequence[Figure]) -> Verdict:
+    """The answer for one run.
+
+    - "diverged" where the loss stopped being finite, and "never learned" where the last accuracy, or else the late
+      loss, is that of equal guesses. Of such a run nobody can say that warm-up made no difference.
+    - Of a run without warm-up that learned: "needed", "made no difference" or "harmful", where the model is sure.
+    - Of a run with warm-up: the same from another model, which sees only what a warm-up doesn't hide.
+    - "can't tell" elsewhere, with what would tell.
+
+    Args:
+        marks: those of the run.
+        features: those of `tvlars_probe.analyses.warmup.features`.
+    """
+    told = {f.name: f.value for f in features}
+    side = "without" if marks.warmup_steps == 0 else "with"
+    lost = _lost(marks, told)
+    if lost is not None:
+        return lost
+    recorded = marks.recorded_steps
+    if recorded < LEAST_STEPS:
+        what = "no layer was recorded" if not recorded else f"only {recorded} steps are recorded"
+        return _cant_tell(marks, f"{what} (it takes {LEAST_STEPS} to say anything)")
+    if marks.warmup_steps is None:
+        return _cant_tell(marks, "the trace ends before the learning rate reaches its peak")
+    fitted = model.fitted().models[side]
+    probabilities = fitted.probabilities(told)
+    if probabilities is None:
+        lacking = [t.feature for t in fitted.terms if told.get(t.feature) is None]
+        return _cant_tell(marks, f"the trace doesn't hold {some_of(lacking)}", would_tell=True)
+    chances = tuple(
+        Figure(f"probability_{_joined(outcome)}", value, "share", f"probability that warm-up {_was(outcome)}")
+        for outcome, value in probabilities.items()
+    )
+    likely = ", ".join(f"{value:.0%} that it {_was(outcome)}" for outcome, value in _by_probability(probabilities))
+    seen = "; ".join(f"{_spaced(term.feature)} {told[term.feature]:.3g}" for term in fitted.terms)
+    answer = fitted.answer(probabilities)
+    if answer is None:
+        return _cant_tell(marks, f"by its trace the probability is {likely} ({seen})", chances, would_tell=True)
+    reason = f"by its trace the probability is {likely} ({seen})."
+    return Verdict(QUESTION, answer, reason, (*chances, *marks.figures), fitted.reliability.get(answer))
+
+
+def _lost(marks: WarmupMarks, told: Mapping[str, float | None]) -> Verdict | None:
+    """The answer for a run that diverged or never learned; None for any other."""
+    step, accuracy, loss = marks.early.bad_step, told["accuracy_above_chance"], told["late_loss_over_chance"]
+    if step is not None and marks.recorded_steps:
+        answer, why = DIVERGED, f"the loss was not finite at step {step}"
+    elif accuracy is not None and accuracy < LEARNED:
+        chance = 100 / (marks.facts.classes or 1)
+        answer = NEVER_LEARNED
+        reached = chance + accuracy * (100 - chance)
+        why = f"its last test accuracy is {reached:.3g} %, and equal guesses have {chance:.3g} %"
+    elif accuracy is None and loss is not None and loss >= GUESSING:
+        answer, why = NEVER_LEARNED, f"its late loss is {loss:.3g} times that of equal guesses"
+    else:
+        return None
+    if marks.warmup_steps != 0:
+        return Verdict(QUESTION, answer, f"{why}, with warm-up: the rate is too high, or something else is wrong.",
+                       marks.figures)  # fmt: skip
+    rescued = model.fitted().dead[answer]
+    reason = (
+        f"{why}. Of {rescued.said} runs that ended so without warm-up, {rescued.right} did better with it at the same "
+        "rate: lower the rate first."
+    )
+    return Verdict(QUESTION, answer, reason, marks.figures)
+
+
+def _cant_tell(marks: WarmupMarks, why: str, chances: tuple[Figure, ...] = (), *, would_tell: bool = False) -> Verdict:
+    """No answer, for a reason; ``would_tell`` adds the command of the run that would tell."""
+    other = "with" if marks.warmup_steps == 0 else "without"
+    how = f". The same training {other} warm-up would tell" if would_tell else ""
+    command = _other_side(marks) if would_tell else None
+    return Verdict(QUESTION, CANT_TELL, why + how + (f": {command}" if command else "."), (*chances, *marks.figures))
+
+
+def _other_side(marks: WarmupMarks) -> str | None:
+    """The command line of the run on the other side of a pair; None for a loop that isn't the tool's own."""
+    facts, (_, *words) = marks.facts, marks.facts.command or [""]
+    if words[:1] != ["train"] or not facts.batch_size or marks.peak_lr is None:
+        return None
+    other = ["--schedule", LARS_WARM]
+    if facts.schedule != LARS_WARM:
+        # lars-warm multiplies the rate; the peak must be the same.
+        other += ["--lr", f"{marks.peak_lr * REFERENCE_BATCH_SIZE / facts.batch_size:.6g}"]
+    if marks.warmup_steps != 0:
+        other += ["--warmup-epochs", "0"]
+    replaced = {*_REPLACED, *other[::2]}
+    kept, skip = list[str](), False
+    for word in words:
+        name, has_value = word.split("=")[0], "=" in word
+        if not skip and name not in replaced:
+            kept.append(word)
+        skip = not skip and name in replaced and not has_value
+    return shlex.join(["tvlars-probe", *kept, *other])
+
+
+def _by_probability(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(probabilities.items(), key=lambda item: -item[1])
+
+
+def _was(outcome: str) -> str:
+    """An outcome as a predicate: "was needed", "made no difference"."""
+    return outcome if outcome == NO_DIFFERENCE else f"was {outcome}"
+
+
+def _joined(words: str) -> str:
+    return words.replace(" ", "_")
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
