@@ -162,7 +162,7 @@ def _least(probability: NDArray[np.float64], known: pd.DataFrame, answer: str) -
     for least in LEAST:
         said = probability >= least
         if said.any() and weights[said & ~is_right].sum() <= MOST_WRONG * weights[said].sum():
-            return least
+            return float(least)
     return None
 
 
