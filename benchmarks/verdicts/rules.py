@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
 
 from benchmarks.verdicts.grid import HERE
 from benchmarks.verdicts.outcomes import CELL
 from tvlars_probe.analyses.verdict import CANT_TELL
-from tvlars_probe.analyses.warmup.model import SIDES, Model
+from tvlars_probe.analyses.warmup.model import SIDES, rule_of
 from tvlars_probe.analyses.warmup.paired_gain import HARMFUL, LEARNED, NEEDED, NEVER_LEARNED, NO_DIFFERENCE, UNKNOWN
 
 if TYPE_CHECKING:
@@ -31,34 +30,28 @@ HALVES = (
 )
 """Data sets and models of which the rule is fitted on one half and judged on the other."""
 
-FEATURES: dict[str, dict[str, tuple[float, float]]] = {
+LISTS: dict[str, dict[str, dict[str, bool]]] = {
     "without": {
-        "early_update_ratio": (1e-4, 1e2),
-        "full_rate_step": (1e-4, 1e2),
-        "early_setback": (1e-2, 1e1),
-        "late_loss": (1e-4, 1e0),
+        NO_DIFFERENCE: {"early_setback": True, "late_loss": True},
+        NEEDED: {"early_setback": False, "full_rate_step": False, "late_loss": False},
     },
     "with": {
-        "full_rate_step": (1e-4, 1e2),
-        "update_ratio_peak": (1e-4, 1e2),
-        "setback": (1e-2, 1e1),
-        "late_loss": (1e-4, 1e0),
+        NO_DIFFERENCE: {"full_rate_step": True, "late_loss": True},
+        NEEDED: {"full_rate_step": False, "setback": False, "late_loss": False},
     },
 }
-"""By side, the features of the model and the range that each is kept within."""
+"""By side and answer, the features of its rule, and whether each must be at most its line. Lines alone are fitted."""
 
 OUTCOMES = (NEEDED, NO_DIFFERENCE, HARMFUL)
-ANSWERS = (NEEDED, NO_DIFFERENCE)
-"""What the rule may say of a run that has learned, beside "can't tell"."""
-
-RIDGE = 1.0
-"""Inverse strength of the penalty on the weights, whose features have unit variance."""
 
 MOST_WRONG = 0.025
-"""Share of answers that may be wrong where the rule is fitted: half of what is aimed at elsewhere."""
+"""Share of an answer's cells that may be wrong where it is fitted: half of what is aimed at elsewhere."""
 
-LEAST = tuple(np.round(np.arange(0.5, 0.99, 0.02), 2).tolist())
-"""Probabilities from which an answer may be given; the lowest that keeps `MOST_WRONG` is taken."""
+LEAST_CELLS = 5
+"""Fewest cells that an answer must rest on where it is fitted."""
+
+LINES = tuple(float(f"{mantissa}e{exponent}") for exponent in range(-4, 2) for mantissa in (1, 1.5, 2, 3, 5, 7))
+"""Lines that are tried."""
 
 
 def cases(side: str) -> pd.DataFrame:
@@ -83,96 +76,67 @@ def _text(rate: float) -> str:
     return f"{rate:.6g}"
 
 
-def fit(table: pd.DataFrame, side: str) -> dict[str, Any]:
-    """The model's entry of ``model.json``, without reliability: weights, and least probabilities of the answers.
+def fit(table: pd.DataFrame, side: str) -> list[dict[str, Any]]:
+    """The entries of one side in ``model.json``, without reliability: the lines of each answer that can be given.
+
+    For each answer those lines are taken with which it is given in most cells, of those with which few enough are
+    wrong. Of several, the strictest: the features of other runs will scatter.
 
     Args:
         table: rows of `cases`.
         side: one of `SIDES`.
     """
-    known = _known(table, side)
-    model = _weights(known, side)
-    # Each cell is judged by a model that hasn't seen it: of the cells it was fitted on any model is too sure.
-    parts = []
-    for cell, rows in known.groupby("cell"):
-        rest = known[known["cell"] != cell]
-        if rest["outcome"].nunique() > 1:
-            parts.append(_probabilities(Model.of({**_weights(rest, side), "least": {}, "reliability": {}}), rows))
-    left_out = pd.concat(parts).loc[known.index]
-    least = {answer: _least(left_out[answer].to_numpy(), known, answer) for answer in ANSWERS if answer in left_out}
-    return {**model, "least": {answer: p for answer, p in least.items() if p is not None}}
+    known, entries = _known(table), []
+    weights = _cell_weights(known)
+    for answer, features in LISTS[side].items():
+        wrong = (known["outcome"] != answer).to_numpy()
+        # (lines, runs) for each feature: whether a run is on the right side.
+        held = {name: _held(known[name].to_numpy(float), at_most) for name, at_most in features.items()}
+        best: tuple[float, tuple[int, ...]] | None = None
+        for places in itertools.product(range(len(LINES)), repeat=len(features)):
+            said = np.logical_and.reduce([held[name][place] for name, place in zip(features, places, strict=True)])
+            total = float(weights[said].sum())
+            if total < LEAST_CELLS or weights[said & wrong].sum() > MOST_WRONG * total:
+                continue
+            strictness = tuple(-p if at_most else p for p, at_most in zip(places, features.values(), strict=True))
+            if best is None or (total, strictness) > (best[0], best[1]):
+                best, chosen = (total, strictness), places
+        if best is not None:
+            entries.append(
+                {"answer": answer,
+                 "conditions": [{"feature": name, "line": LINES[place], "at_most": at_most}
+                                for (name, at_most), place in zip(features.items(), chosen, strict=True)]}
+            )  # fmt: skip
+    return entries
 
 
-def _known(table: pd.DataFrame, side: str) -> pd.DataFrame:
-    """The rows that a model can be fitted on, or judged by."""
-    is_known = table["outcome"].isin(OUTCOMES) & ~table["is_dead"] & table[[*FEATURES[side]]].notna().all(axis=1)
-    return table[is_known]
+def _held(values: NDArray[np.float64], at_most: bool) -> NDArray[np.bool_]:
+    lines = np.array(LINES)[:, None]
+    held: NDArray[np.bool_] = values <= lines if at_most else values >= lines
+    return held
 
 
-def _weights(known: pd.DataFrame, side: str) -> dict[str, Any]:
-    logs = {name: np.log10(known[name].clip(*ends).to_numpy(float)) for name, ends in FEATURES[side].items()}
-    centres = {name: float(values.mean()) for name, values in logs.items()}
-    scales = {name: float(values.std()) or 1.0 for name, values in logs.items()}
-    entered = np.stack([(logs[name] - centres[name]) / scales[name] for name in logs], axis=1)
-    outcomes = [outcome for outcome in OUTCOMES if (known["outcome"] == outcome).any()]
-    target = known["outcome"].map(outcomes.index).to_numpy()
-    fitted = LogisticRegression(C=RIDGE, max_iter=10_000, tol=1e-8).fit(entered, target, _cell_weights(known))
-    weights, intercepts = fitted.coef_, fitted.intercept_
-    if len(outcomes) == 2:  # a single score, that of the second outcome
-        weights, intercepts = np.concatenate([-weights / 2, weights / 2]), np.concatenate([-intercepts, intercepts]) / 2
-    return {
-        "intercepts": {outcome: _round(intercepts[i]) for i, outcome in enumerate(outcomes)},
-        "terms": [
-            {
-                "feature": name, "low": low, "high": high,
-                "centre": _round(centres[name]), "scale": _round(scales[name]),
-                "weights": {outcome: _round(weights[i, j]) for i, outcome in enumerate(outcomes)},
-            }
-            for j, (name, (low, high)) in enumerate(FEATURES[side].items())
-        ],
-    }  # fmt: skip
+def _known(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that rules can be fitted on, or judged by."""
+    return table[table["outcome"].isin(OUTCOMES) & ~table["is_dead"]]
 
 
 def _cell_weights(known: pd.DataFrame) -> NDArray[np.float64]:
-    """A weight per run: those of a cell add up to three, as many as most cells have."""
-    weights: NDArray[np.float64] = (3.0 / known.groupby("cell")["cell"].transform("size")).to_numpy(float)
+    """A weight per run: those of a cell add up to one."""
+    weights: NDArray[np.float64] = (1.0 / known.groupby("cell")["cell"].transform("size")).to_numpy(float)
     return weights
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _probabilities(model: Model, rows: pd.DataFrame) -> pd.DataFrame:
-    told = [model.probabilities(row) for row in _records(rows[_numbers(model)])]
-    return pd.DataFrame(told, index=rows.index)
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, float | None]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _numbers(model: Model) -> list[str]:
-    return [term.feature for term in model.terms]
-
-
-def _least(probability: NDArray[np.float64], known: pd.DataFrame, answer: str) -> float | None:
-    """The lowest probability from which so few of the answers are wrong; None where there is none."""
-    weights, is_right = _cell_weights(known), (known["outcome"] == answer).to_numpy()
-    for least in LEAST:
-        said = probability >= least
-        if said.any() and weights[said & ~is_right].sum() <= MOST_WRONG * weights[said].sum():
-            return float(least)
-    return None
-
-
-def judged(table: pd.DataFrame, model: dict[str, Any]) -> pd.DataFrame:
-    """The rows of `cases` that are alive, with ``said``, the answer of a model."""
-    applied = Model.of({**model, "reliability": {}})
+def judged(table: pd.DataFrame, entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows of `cases` that are alive, with ``said``, the answer of the rules."""
+    rules = [rule_of({**entry, "reliability": {"right": 0, "said": 0}}) for entry in entries]
     rows = table[~table["is_dead"]].copy()
-    told = [applied.probabilities(row) for row in _records(rows[_numbers(applied)])]
-    rows["said"] = [CANT_TELL if p is None else applied.answer(p) or CANT_TELL for p in told]
+    rows["said"] = [next((rule.answer for rule in rules if rule.holds(row)), CANT_TELL) for row in _records(rows)]
     return rows
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def of_halves(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
@@ -190,7 +154,7 @@ def cross_judged(side: str) -> pd.DataFrame:
 
 def confusion(rows: pd.DataFrame) -> pd.DataFrame:
     """Said × was: numbers of runs, a row per answer; cells with an unknown outcome have a column of their own."""
-    order = [*ANSWERS, CANT_TELL]
+    order = [NO_DIFFERENCE, NEEDED, CANT_TELL]
     columns = [*OUTCOMES, UNKNOWN]
     return pd.crosstab(rows["said"], rows["outcome"]).reindex(index=order, columns=columns, fill_value=0)
 
@@ -201,7 +165,7 @@ def counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {
         answer: {"right": int((known["outcome"][known["said"] == answer] == answer).sum()),
                  "said": int((known["said"] == answer).sum())}
-        for answer in ANSWERS
+        for answer in (NO_DIFFERENCE, NEEDED)
     }  # fmt: skip
 
 
@@ -218,7 +182,8 @@ def dead() -> dict[str, dict[str, int]]:
 
 def model_text() -> str:
     """The text of ``model.json``: fitted on all of the grid, with the counts of the halves."""
-    told: dict[str, Any] = {
-        side: {**fit(cases(side), side), "reliability": counts(cross_judged(side))} for side in SIDES
-    }
+    told: dict[str, Any] = {}
+    for side in SIDES:
+        counted = counts(cross_judged(side))
+        told[side] = [{**entry, "reliability": counted[entry["answer"]]} for entry in fit(cases(side), side)]
     return json.dumps({**told, "dead": dead()}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

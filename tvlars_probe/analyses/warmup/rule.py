@@ -1,9 +1,9 @@
 """Was warm-up needed? The rule that answers from the features of one run.
 
-First come runs that nothing can be asked of: a run that diverged, and one that never learned. Of the others a model
-with few features says how probable each outcome is; it answers where it is sure enough, and "can't tell" elsewhere.
-The model was fitted on pairs of runs with warm-up and without (`benchmarks/verdicts`), and how often its answers are
-right was counted on pairs of other data sets and models: docs/verdicts.md.
+First come runs that nothing can be asked of: a run that diverged, and one that never learned. For the others there is a
+decision list; where none of its rules holds the answer is "can't tell". It was fitted on pairs of runs with warm-up and
+without (`benchmarks/verdicts`), and how often its answers are right was counted on pairs of other data sets and models:
+docs/verdicts.md.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.analyses.verdict import CANT_TELL, Verdict
 from tvlars_probe.analyses.warmup import model
-from tvlars_probe.analyses.warmup.paired_gain import LEARNED, NEVER_LEARNED, NO_DIFFERENCE
+from tvlars_probe.analyses.warmup.paired_gain import LEARNED, NEVER_LEARNED
 from tvlars_probe.analyses.wording import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tvlars_probe.analyses.verdict import Figure
     from tvlars_probe.analyses.warmup.marks import WarmupMarks
+    from tvlars_probe.analyses.warmup.model import Condition
 
 QUESTION = "Was warm-up needed?"
 DIVERGED = "diverged"
@@ -42,8 +44,8 @@ def judge(marks: WarmupMarks, features: Sequence[Figure]) -> Verdict:
 
     - "diverged" where the loss stopped being finite, and "never learned" where the last accuracy, or else the late
       loss, is that of equal guesses. Of such a run nobody can say that warm-up made no difference.
-    - Of a run without warm-up that learned: "needed", "made no difference" or "harmful", where the model is sure.
-    - Of a run with warm-up: the same from another model, which sees only what a warm-up doesn't hide.
+    - Of a run without warm-up that learned: "needed" or "made no difference", by the list.
+    - Of a run with warm-up: the same by another list, whose features a warm-up doesn't hide.
     - "can't tell" elsewhere, with what would tell.
 
     Args:
@@ -61,22 +63,23 @@ def judge(marks: WarmupMarks, features: Sequence[Figure]) -> Verdict:
         return _cant_tell(marks, f"{what} (it takes {LEAST_STEPS} to say anything)")
     if marks.warmup_steps is None:
         return _cant_tell(marks, "the trace ends before the learning rate reaches its peak")
-    fitted = model.fitted().models[side]
-    probabilities = fitted.probabilities(told)
-    if probabilities is None:
-        lacking = [t.feature for t in fitted.terms if told.get(t.feature) is None]
+    rules = model.fitted().rules[side]
+    for rule in rules:
+        if rule.holds(told):
+            seen = " and ".join(_told(condition, told) for condition in rule.conditions)
+            return Verdict(QUESTION, rule.answer, f"{seen}.", marks.figures, rule.reliability)
+    read = dict.fromkeys(condition.feature for rule in rules for condition in rule.conditions)
+    lacking = [_spaced(name) for name in read if told.get(name) is None]
+    if lacking:
         return _cant_tell(marks, f"the trace doesn't hold {some_of(lacking)}", would_tell=True)
-    chances = tuple(
-        Figure(f"probability_{_joined(outcome)}", value, "share", f"probability that warm-up {_was(outcome)}")
-        for outcome, value in probabilities.items()
-    )
-    likely = ", ".join(f"{value:.0%} that it {_was(outcome)}" for outcome, value in _by_probability(probabilities))
-    seen = "; ".join(f"{_spaced(term.feature)} {told[term.feature]:.3g}" for term in fitted.terms)
-    answer = fitted.answer(probabilities)
-    if answer is None:
-        return _cant_tell(marks, f"by its trace the probability is {likely} ({seen})", chances, would_tell=True)
-    reason = f"by its trace the probability is {likely} ({seen})."
-    return Verdict(QUESTION, answer, reason, (*chances, *marks.figures), fitted.reliability.get(answer))
+    seen = ", ".join(f"{_spaced(name)} {told[name]:.3g}" for name in read)
+    return _cant_tell(marks, f"runs like it went either way ({seen})", would_tell=True)
+
+
+def _told(condition: Condition, told: Mapping[str, float | None]) -> str:
+    """A condition as it was met."""
+    side = "at most" if condition.at_most else "at least"
+    return f"{_spaced(condition.feature)} is {told[condition.feature]:.3g}, {side} {condition.line:.3g}"
 
 
 def _lost(marks: WarmupMarks, told: Mapping[str, float | None]) -> Verdict | None:
@@ -104,12 +107,12 @@ def _lost(marks: WarmupMarks, told: Mapping[str, float | None]) -> Verdict | Non
     return Verdict(QUESTION, answer, reason, marks.figures)
 
 
-def _cant_tell(marks: WarmupMarks, why: str, chances: tuple[Figure, ...] = (), *, would_tell: bool = False) -> Verdict:
+def _cant_tell(marks: WarmupMarks, why: str, *, would_tell: bool = False) -> Verdict:
     """No answer, for a reason; ``would_tell`` adds the command of the run that would tell."""
     other = "with" if marks.warmup_steps == 0 else "without"
     how = f". The same training {other} warm-up would tell" if would_tell else ""
     command = _other_side(marks) if would_tell else None
-    return Verdict(QUESTION, CANT_TELL, why + how + (f": {command}" if command else "."), (*chances, *marks.figures))
+    return Verdict(QUESTION, CANT_TELL, why + how + (f": {command}" if command else "."), marks.figures)
 
 
 def _other_side(marks: WarmupMarks) -> str | None:
@@ -131,19 +134,6 @@ def _other_side(marks: WarmupMarks) -> str | None:
             kept.append(word)
         skip = not skip and name in replaced and not has_value
     return shlex.join(["tvlars-probe", *kept, *other])
-
-
-def _by_probability(probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(probabilities.items(), key=lambda item: -item[1])
-
-
-def _was(outcome: str) -> str:
-    """An outcome as a predicate: "was needed", "made no difference"."""
-    return outcome if outcome == NO_DIFFERENCE else f"was {outcome}"
-
-
-def _joined(words: str) -> str:
-    return words.replace(" ", "_")
 
 
 def _spaced(name: str) -> str:
