@@ -15,7 +15,7 @@ from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import counted, some_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from tvlars_probe.analyses.warmup import Warmup
 
@@ -148,7 +148,7 @@ def _verdict(cells: pd.DataFrame, pairs: pd.DataFrame, by: str) -> Verdict:
     outcomes = {str(outcome) for outcome in cells["outcome"]}
     answer = next(iter(outcomes)) if len(outcomes) == 1 else DEPENDS
     several = cells["optimizer"].nunique(dropna=False) > 1
-    told = [_told(dict(cell), by, several) for cell in cells.head(MOST_TOLD).to_dict("records")]
+    told = [_told(cell, by, several) for cell in cells.head(MOST_TOLD).to_dict("records")]
     if len(cells) > MOST_TOLD:
         told.append(f"{counted(len(cells) - MOST_TOLD, 'more cell')} in the table")
     further = "" if pairs["alone"].any() else "; lars-warm also lets the rate decay: compare it with --schedule cosine"
@@ -156,7 +156,7 @@ def _verdict(cells: pd.DataFrame, pairs: pd.DataFrame, by: str) -> Verdict:
     return Verdict(QUESTION, CANT_TELL if answer == UNKNOWN else answer, reason, tuple(figures))
 
 
-def _told(cell: dict[str, Any], by: str, several: bool) -> str:
+def _told(cell: Mapping[Hashable, Any], by: str, several: bool) -> str:
     """What came of a cell, in words; ``several`` says whether the optimizer has to be named."""
     rate = f"at {'peak' if by == 'peak_lr' else 'lr'} {cell[by]:g}"
     name = f"{cell['optimizer']} {rate}" if several else rate
