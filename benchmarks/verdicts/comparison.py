@@ -164,6 +164,10 @@ def of_seeds(table: Path, orders: int) -> None:
 
 def _text(frame: pd.DataFrame) -> str:
     """A frame with shares in percent."""
+    # A rate is shown as it is: two decimals would make 0.002 zero.
+    frame = frame.assign(
+        **{name: frame[name].map("{:g}".format, na_action="ignore") for name in frame if name == "rate"}
+    )
     shares = [name for name in frame.columns if name.endswith("_share")]
     told = frame.assign(**{name: 100 * frame[name] for name in shares})
     named = {name: name.removesuffix("_share") + " %" for name in shares}

@@ -28,11 +28,11 @@ def test_it_does_so_for_other_networks(network: str) -> None:
 
 
 def test_the_figures_beside_it_follow_the_loss() -> None:
-    """Large outputs let raw and relative sharpness vanish, by which a run that is trapped would be called escaped."""
+    """Raw and relative sharpness grow with the outputs, although what the run has found is as sharp as before."""
     plain = analysed("mlp", "trapped").verdict
     other = analysed("mlp", "trapped", output_layer, 300.0, "at the end").verdict
     for name in ("raw_end_over_peak", "relative_end_over_peak"):
         before, after = plain[name], other[name]
         assert before is not None
         assert after is not None
-        assert after < 0.5 < before
+        assert after > 100 * before

@@ -50,6 +50,9 @@ PAIR_ROOM = 520.0
 _HEIGHT = 260
 """Height of a plot, in units of the chart."""
 
+MOST_OUTCOMES = 2
+"""Most outcomes that a title tells one by one."""
+
 
 def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     """Each setting at its best learning rate: the mean of the metric over seeds and its 95 % interval.
@@ -261,6 +264,12 @@ def _field(name: str, value: object) -> str:
     return str(value)
 
 
+def _outcomes(cells: pd.DataFrame) -> str:
+    """How many of the cells had which outcome: each in words would fill a title."""
+    counts = cells["outcome"].value_counts()
+    return f"Of {len(cells)} settings and peak rates: {', '.join(f'{outcome} {n}' for outcome, n in counts.items())}."
+
+
 def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart | alt.FacetChart:
     """Test accuracy without and with warm-up, a line per pair of runs. Of more than `MOST_BARS` the first are drawn.
 
@@ -282,7 +291,7 @@ def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart | alt.FacetChart:
     ]
     pairs["optimizer"] = pairs["optimizer"].fillna("other")
     columns = ["pair", "optimizer", *sides, "gain", "run_without", "run_with"]
-    of = [result.verdict.reason]
+    of = [result.verdict.reason if len(result.cells) <= MOST_OUTCOMES else _outcomes(result.cells)]
     if len(every) > len(pairs):
         of.append(f"The first {len(pairs)} of {counted(len(every), 'pair')}.")
     if without := len(result.pairs) - len(every):

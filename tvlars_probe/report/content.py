@@ -224,9 +224,9 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
     if len(pairs.pairs):
         drawn = _Drawn()
         drawn.add(lambda: comparisons.warmup_pairs_chart(pairs))
-        cells = ReportTable("Peak rates", pairs.cells, headings.warmup_cells())
+        by_rate = ReportTable("Peak rates", pairs.cells, headings.warmup_cells())
         table = ReportTable("Pairs", pairs.pairs, headings.pairs("run"))
-        yield drawn.section("pairs", "Pairs of runs", pairs.verdict, (cells, table))
+        yield drawn.section("pairs", "Pairs of runs", pairs.verdict, (by_rate, table))
     # A correlation takes two runs at least; each one's curve stands in its own section.
     measured = [pair for pair in found.minimizers if len(pair[0].curves)]
     if len(measured) > 1:

@@ -20,6 +20,14 @@ def test_squares_hold_at_any_size_and_scale(dtype: torch.dtype, shape: tuple[int
         assert GradientFigures.square(moved) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [5000, 1 << 18, (1 << 21) + 7])
+def test_squares_do_not_drift_where_elements_are_alike_or_fall(size: int) -> None:
+    # One dot product of all of them would be off by 1e-4 and more.
+    draw = torch.Generator().manual_seed(0)
+    for grad in (torch.full((size,), 0.17), torch.randn(size, generator=draw) * torch.logspace(0, -4, size)):
+        assert GradientFigures.square(grad) == pytest.approx(grad.double().square().sum().item(), rel=1e-5)
+
+
 def test_a_square_of_half_precision_does_not_overflow() -> None:
     grad = torch.full((100,), 1000.0, dtype=torch.float16)
     assert GradientFigures.square(grad) == pytest.approx(1e8, rel=1e-6)

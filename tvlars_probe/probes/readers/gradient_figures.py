@@ -6,8 +6,6 @@ it can, and on an accelerator the host waits for nothing.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,8 +14,12 @@ from tvlars_probe.reductions import dense_and_real, multi_tensor_dots, multi_ten
 _ELEMENTS = 64
 """Elements of a gradient that its check sum is made of, at most."""
 
-_PART, _LEAST, _MOST = 1 << 18, 1e-30, 1e37
-"""Elements whose squared norm is one call, with an error below 1e-6, and the range in which a square is right."""
+_SHORT, _ROW, _LEAST, _MOST = 1 << 14, 1 << 11, 1e-30, 1e37
+"""Elements whose squares one call may add up, those of a row of longer tensors, and the range of a right square.
+
+In single precision the sum of many squares drifts. So long tensors are summed by rows: where all elements are equal,
+and so round alike, the error stays below 1e-5; it is some 1e-7 for gradients whose elements differ.
+"""
 
 _PLAIN = (torch.float32, torch.float64)
 
@@ -37,10 +39,9 @@ class GradientFigures:
         if grad.device.type != "cpu":
             return multi_tensor_norms([grad])[0].square()
         if grad.dtype in _PLAIN and grad.is_contiguous():
-            # A call costs more than the sum of most tensors, and a reduction of rows has to wake the other threads:
-            # this takes half the time of `squared_norm` on ResNet-18. It isn't right beyond the range of the type.
-            parts = grad.view(-1).split(_PART)
-            square = math.fsum(torch.dot(part, part).item() for part in parts)
+            # A call costs more than the sum of most tensors: this takes half the time of `squared_norm` on ResNet-18.
+            # It isn't right beyond the range of the type.
+            square = _square_of_plain(grad.view(-1))
             if _LEAST < square < _MOST:
                 return square
         return squared_norm(grad)
@@ -75,3 +76,14 @@ class GradientFigures:
             places = torch.arange(0, size, stride, device=grad.device)
             self._places[key] = torch.unravel_index(places, grad.shape)
         return grad[self._places[key]]
+
+
+def _square_of_plain(grad: Tensor) -> float:
+    """|g|² of a vector in as few calls as its length allows."""
+    size = grad.shape[0]
+    if size <= _SHORT:
+        return torch.dot(grad, grad).item()
+    rows = size // _ROW
+    rest = grad[rows * _ROW :]
+    norms = torch.linalg.vector_norm(grad[: rows * _ROW].view(rows, _ROW), dim=1)
+    return _square_of_plain(norms) + torch.dot(rest, rest).item()
