@@ -40,7 +40,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Rule:
+class FittedRule:
     """An answer, which is given where all conditions hold.
 
     Attributes:
@@ -72,7 +72,7 @@ class Fitted:
             outcome was that warm-up was needed (``right``).
     """
 
-    rules: Mapping[str, tuple[Rule, ...]]
+    rules: Mapping[str, tuple[FittedRule, ...]]
     dead: Mapping[str, Reliability]
 
     @classmethod
@@ -84,10 +84,10 @@ class Fitted:
         )
 
 
-def rule_of(entry: Mapping[str, Any]) -> Rule:
+def rule_of(entry: Mapping[str, Any]) -> FittedRule:
     """A rule by its entry of ``model.json``."""
     conditions = tuple(Condition(**condition) for condition in entry["conditions"])
-    return Rule(entry["answer"], conditions, Reliability.of(**entry["reliability"]))
+    return FittedRule(entry["answer"], conditions, Reliability.of(**entry["reliability"]))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from tvlars_probe.analyses.verdict import CANT_TELL, Verdict
 from tvlars_probe.analyses.warmup import model
 from tvlars_probe.analyses.warmup.paired_gain import LEARNED, NEVER_LEARNED
 from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ LEAST_STEPS = 20
 _REPLACED = ("--sd", "--warmup-epochs", "--run-dir", "--resume")
 """Options of a command line that the other side of a pair doesn't have, or has otherwise."""
 
-LARS_WARM, REFERENCE_BATCH_SIZE = "lars-warm", 256
-"""The schedule with warm-up, and the batch size at which it reaches ``--lr``."""
+LARS_WARM = "lars-warm"
+"""The schedule with warm-up."""
 
 GUESSING = 0.95
 """A late loss of at least this share of that of equal guesses is that of a run that never learned."""
