@@ -20,6 +20,7 @@ def judged(
     warmup: int = W,
     loss: np.ndarray = FALLING,
     biases: dict[str, float] | None = None,
+    accuracy: float | None = None,
     **facts: Any,
 ) -> Warmup:
     """A run whose norm ratios ‖w‖/‖g‖ are given; biases have a constant ‖g‖/‖w‖."""
@@ -30,7 +31,7 @@ def judged(
     lr = warm(T, warmup) if warmup else np.ones(T)
     frame = layers(weight, grad, lr, biases=tuple(biases))
     told = lars_facts(names, biases=tuple(biases), **facts)
-    return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told)
+    return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told, accuracy=accuracy)
 
 
 def grouped(rates: dict[str, np.ndarray], **facts: Any) -> Warmup:
