@@ -78,9 +78,9 @@ def outcomes_by_cell(pairs: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         a row per cell: its columns, ``seeds``; ``without`` and ``with``, the mean accuracies over seeds; ``gain``,
-        ``low`` and ``high``, the mean gain with its 95 % interval in percentage points; ``outcome``, which is "never learned" where
-        neither side's mean accuracy is that of `has_learned`; ``diverged_without`` and ``diverged_with``, which count
-        runs.
+        ``low`` and ``high``, the mean gain with its 95 % interval in percentage points; ``outcome``, which is "never
+        learned" where neither side's mean accuracy is that of `has_learned`; ``diverged_without`` and
+        ``diverged_with``, which count runs.
     """
     cells = []
     for key, some in pairs.groupby(list(cell), dropna=False, sort=True):

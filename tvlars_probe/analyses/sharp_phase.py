@@ -2,9 +2,9 @@
 
 A *sharp phase* is a rise of the sharpness to at least 1/f times the lowest value before it. It is left where the
 sharpness ends below f times its top; f is a share, a half by default. Of several rises the one counts that the end is
-in, which is at least 1/f times the lowest value of all; where the end is in none, the largest. The fall from the initial
-weights on is no phase: the outputs of a network that has learned nothing are small, and every change is large beside
-them.
+in, which is at least 1/f times the lowest value of all; where the end is in none, the largest. The fall from the
+initial weights on is no phase: the outputs of a network that has learned nothing are small, and every change is large
+beside them.
 
 Only ratios of a curve's own values count, so that the answer is as invariant as the curve is.
 """
