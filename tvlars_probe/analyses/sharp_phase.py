@@ -1,8 +1,10 @@
 """Did a run enter a sharp phase, and did it leave it again?
 
 A *sharp phase* is a rise of the sharpness to at least 1/f times the lowest value before it. It is left where the
-sharpness ends below f times its top; f is a share, a half by default. The fall from the initial weights on is no phase:
-the outputs of a network that has learned nothing are small, and every change is large beside them.
+sharpness ends below f times its top; f is a share, a half by default. Of several rises the one counts that the end is
+in, which is at least 1/f times the lowest value of all; where the end is in none, the largest. The fall from the
+initial weights on is no phase: the outputs of a network that has learned nothing are small, and every change is large
+beside them.
 
 Only ratios of a curve's own values count, so that the answer is as invariant as the curve is.
 """
@@ -30,16 +32,16 @@ TRAPPED, ESCAPED, NEVER_SHARP = "trapped", "escaped", "never sharp"
 
 @dataclass(frozen=True, kw_only=True)
 class SharpPhase:
-    """The largest rise of a curve, and what became of it.
+    """The rise of a curve that counts, and what became of it.
 
     Attributes:
         count: number of known values.
         lowest: the lowest value before the top; NaN where no value is known.
         low_step: its step.
-        top: the value that is the largest multiple of the lowest one before it.
+        top: the value that is its largest multiple of the lowest one before it.
         top_step: its step.
         end: median of the late values.
-        rise: top/lowest, 1 or more.
+        rise: top/lowest, 1 or more, up to a share of 1 %, within which tops count as alike.
         share: end/top.
         state: `TRAPPED`, `ESCAPED`, `NEVER_SHARP` or `CANT_TELL`.
     """
@@ -64,7 +66,7 @@ def sharp_phase(
     least: int,
     escaped: float,
 ) -> SharpPhase:
-    """Find a curve's largest rise, and tell whether it was held.
+    """Find the rise that a curve's end is in, or else its largest one, and tell whether it was held.
 
     Args:
         step: steps of the measurements, ascending, (N,).
@@ -80,12 +82,18 @@ def sharp_phase(
     if not len(curve):
         nothing = dict.fromkeys(("lowest", "low_step", "top", "top_step", "end", "rise", "share"), np.nan)
         return SharpPhase(**nothing, count=0, state=CANT_TELL)
-    rises = curve / np.minimum.accumulate(curve)
-    top = int((rises >= rises.max() / ALIKE).argmax())
-    low = int((curve[: top + 1] <= curve[: top + 1].min() * ALIKE).argmax())
     is_late = at >= step[-1] - late * (step[-1] - step[0])
     end = float(np.median(curve[is_late])) if is_late.any() else np.nan
-    rise, share = float(curve[top] / curve[low]), float(end / curve[top])
+    lowest = np.minimum.accumulate(curve)
+    rises = curve / lowest
+    # A new lowest value begins another rise. If the end is up in the last one, that is what the run is in, however high
+    # an earlier one was.
+    is_up = end >= lowest[-1] / escaped
+    begin = int(curve.argmin()) if is_up else 0
+    highest = float(rises[begin:].max())
+    top = begin + int((rises[begin:] >= highest / ALIKE).argmax())
+    low = int((curve[: top + 1] <= curve[: top + 1].min() * ALIKE).argmax())
+    rise, share = highest, float(end / curve[top])
     of_rise, of_share = doubt[top] + doubt[low], doubt[top] + max(doubt[is_late], default=0.0)
     if len(curve) < least or not is_late.any():
         state = CANT_TELL

@@ -3,10 +3,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from tvlars_probe.analyses.warmup.paired_gain import PairedGain
+from tvlars_probe.analyses.warmup.paired_gain import PairedGain, outcomes_by_cell
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,10 @@ from tvlars_probe.analyses.warmup.paired_gain import PairedGain
         ([0.3, 0.4, 0.35], "made no difference"),  # above zero, but less than half a point
         ([0.6, 0.7, 0.65], "needed"),  # also within one point of zero
         ([0.0, 0.0, 0.0], "made no difference"),
+        ([0.6, 0.6], "made no difference"),  # equal by chance: nothing to judge by, and within one point
+        ([1.6, 1.6, 1.6], "unknown"),
+        ([1.6] * 6, "needed"),  # a sign test: 2/2⁶ is below 5 %
+        ([-1.6] * 6, "harmful"),
         ([-0.2, 0.1, 0.1], "made no difference"),
         ([-1.0, 1.0, 0.0], "unknown"),
         ([5.0], "unknown"),
@@ -45,3 +50,23 @@ def test_needed_is_the_mirror_of_harmful() -> None:
         gains = rng.normal(rng.normal(0, 1), 0.5, 3)
         there, back = PairedGain.of(gains.tolist()).outcome, PairedGain.of((-gains).tolist()).outcome
         assert back == mirror.get(there, there)
+
+
+def cell(without: list[float], with_: list[float], seeds: list[int]) -> dict[str, object]:
+    """The row of a cell of pairs with these accuracies in percent, of ten classes."""
+    pairs = pd.DataFrame({"rate": 1.0, "seed": seeds, "chance": 10.0, "accuracy_without": without,
+                          "accuracy_with": with_, "diverged_without": False, "diverged_with": False})  # fmt: skip
+    pairs["gain"] = pairs["accuracy_with"] - pairs["accuracy_without"]
+    rows = outcomes_by_cell(pairs, ["rate"]).to_dict("records")
+    assert len(rows) == 1
+    return {str(name): value for name, value in rows[0].items()}
+
+
+def test_means_are_of_the_pairs_with_a_gain_by_seed_and_differ_by_it() -> None:
+    row = cell([80.0, 82.0, 70.0, 50.0], [90.0, 90.0, 81.0, np.nan], [0, 0, 1, 2])
+    assert (row["without"], row["with"], row["gain"], row["seeds"]) == (75.5, 85.5, 10.0, 2)
+
+
+@pytest.mark.parametrize("sides", [([11.0], [np.nan]), ([np.nan], [11.0]), ([np.nan], [np.nan])])
+def test_a_side_that_was_not_measured_is_not_called_dead(sides: tuple[list[float], list[float]]) -> None:
+    assert cell(*sides, [0])["outcome"] == "unknown"

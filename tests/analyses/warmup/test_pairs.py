@@ -124,3 +124,10 @@ def test_where_neither_side_learned_there_is_no_rate_to_ask_about() -> None:
 def test_a_reason_that_would_be_long_points_to_the_table() -> None:
     many = [run for rate in range(1, 9) for run in pair({0: 0.0, 1: 0.1}, peak_lr=float(rate))]
     assert "2 more cells in the table" in pair_warmups(many).verdict.reason
+
+
+def test_rates_that_nobody_can_tell_do_not_make_the_answer_depend_on_the_rate() -> None:
+    unknown, even = pair({0: -30.0, 1: 30.0}), pair({0: 0.1, 1: 0.2}, peak_lr=4.0)
+    dead = [(w, 11.0) for w, _ in pair({0: 0.0, 1: 0.0}, peak_lr=9.0, classes=10)]
+    answers = [pair_warmups(runs).verdict.answer for runs in (unknown + dead, unknown + even, even + dead)]
+    assert answers == ["can't tell", "can't tell", "made no difference"]

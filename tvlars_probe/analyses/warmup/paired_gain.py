@@ -22,6 +22,12 @@ LEAST_GAIN = 0.5
 SAME = 1.0
 """An interval within so many points of zero is no difference."""
 
+EQUAL = 1e-6
+"""Gains whose standard deviation is no more than so many points are equal but for rounding."""
+
+LEAST_EQUAL = 6
+"""Fewest seeds whose gains are all equal that speak for a gain: by a sign test six of one sign are beyond chance."""
+
 LEARNED = 0.1
 """A run has learned if its accuracy went at least this share of the way from that of equal guesses to 100 %."""
 
@@ -53,9 +59,11 @@ class PairedGain:
         """The outcome of the pairs' gains, one per seed."""
         gain = Mean.of(gains)
         low, high = gain.value - gain.half_width, gain.value + gain.half_width
-        if low > 0 and gain.value > LEAST_GAIN:
+        # Accuracies are shares of a finite test set: a few gains that are equal by chance have no scatter to judge by.
+        scatters = gain.deviation > EQUAL or gain.count >= LEAST_EQUAL
+        if scatters and low > 0 and gain.value > LEAST_GAIN:
             return cls(gain, NEEDED)
-        if high < 0 and gain.value < -LEAST_GAIN:
+        if scatters and high < 0 and gain.value < -LEAST_GAIN:
             return cls(gain, HARMFUL)
         return cls(gain, NO_DIFFERENCE if low >= -SAME and high <= SAME else UNKNOWN)
 
@@ -69,18 +77,22 @@ def outcomes_by_cell(pairs: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
         cell: columns that the pairs of a cell have in common; the peak rate is one of them.
 
     Returns:
-        a row per cell: its columns, ``seeds``; ``without`` and ``with``, the mean accuracies; ``gain``, ``low`` and
-        ``high``, the mean gain with its 95 % interval in percentage points; ``outcome``, which is "never learned" where
-        neither side's mean accuracy is that of `has_learned`; ``diverged_without`` and ``diverged_with``, which count
-        runs.
+        a row per cell: its columns, ``seeds``; ``without`` and ``with``, the mean accuracies over seeds; ``gain``,
+        ``low`` and ``high``, the mean gain with its 95 % interval in percentage points; ``outcome``, which is "never
+        learned" where neither side's mean accuracy is that of `has_learned`; ``diverged_without`` and
+        ``diverged_with``, which count runs.
     """
     cells = []
     for key, some in pairs.groupby(list(cell), dropna=False, sort=True):
-        # Pairs of one seed are no independent draws: they are averaged before the interval is taken.
-        found = PairedGain.of(some.groupby("seed", dropna=False)["gain"].mean().tolist())
-        means = {side: float(some[f"accuracy_{side}"].mean()) for side in SIDES}
+        # Pairs of one seed are no independent draws: they are averaged before the interval is taken. All means are over
+        # the pairs that have a gain, so that they differ by it; where none has, over what there is.
+        told = some[some["gain"].notna()] if some["gain"].notna().any() else some
+        by_seed = told.groupby("seed", dropna=False)[["gain", *(f"accuracy_{side}" for side in SIDES)]].mean()
+        found = PairedGain.of(by_seed["gain"].tolist())
+        means = {side: float(by_seed[f"accuracy_{side}"].mean()) for side in SIDES}
         chance = float(some["chance"].iloc[0])
-        dead = not any(has_learned(mean, chance) for mean in means.values())
+        # False where an accuracy or chance is NaN: of what wasn't measured nobody can say that it learned nothing.
+        dead = all(mean >= 0 and chance > 0 and not has_learned(mean, chance) for mean in means.values())
         cells.append(
             {
                 **dict(zip(cell, key, strict=True)),
@@ -89,8 +101,7 @@ def outcomes_by_cell(pairs: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
                 "gain": found.gain.value,
                 "low": found.gain.value - found.gain.half_width,
                 "high": found.gain.value + found.gain.half_width,
-                # Where chance or both accuracies are NaN nothing is below them.
-                "outcome": NEVER_LEARNED if dead and max(means.values()) >= 0 and chance > 0 else found.outcome,
+                "outcome": NEVER_LEARNED if dead else found.outcome,
                 **{f"diverged_{side}": int(some[f"diverged_{side}"].sum()) for side in SIDES},
             }
         )

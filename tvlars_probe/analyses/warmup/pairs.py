@@ -145,15 +145,27 @@ def _verdict(cells: pd.DataFrame, pairs: pd.DataFrame, by: str) -> Verdict:
             Figure("half_width", half, "points", "half of Student's 95 % interval"),
             Figure("seeds", int(one["seeds"]), "1", "seeds in that mean"),
         ]
-    outcomes = {str(outcome) for outcome in cells["outcome"]}
-    answer = next(iter(outcomes)) if len(outcomes) == 1 else DEPENDS
+    answer = _shared({str(outcome) for outcome in cells["outcome"]})
     several = cells["optimizer"].nunique(dropna=False) > 1
     told = [_told(cell, by, several) for cell in cells.head(MOST_TOLD).to_dict("records")]
     if len(cells) > MOST_TOLD:
         told.append(f"{counted(len(cells) - MOST_TOLD, 'more cell')} in the table")
     further = "" if pairs["alone"].any() else "; lars-warm also lets the rate decay: compare it with --schedule cosine"
     reason = f"{'; '.join(told)}{further}."
-    return Verdict(QUESTION, CANT_TELL if answer == UNKNOWN else answer, reason, tuple(figures))
+    return Verdict(QUESTION, answer, reason, tuple(figures))
+
+
+def _shared(outcomes: set[str]) -> str:
+    """The answer of all cells: the outcome that each has whose rate can be asked about, or `DEPENDS` where they differ.
+
+    It can't be told where one is unknown and the others don't differ.
+    """
+    known = outcomes - {UNKNOWN, NEVER_LEARNED}
+    if len(known) > 1:
+        return DEPENDS
+    if UNKNOWN in outcomes:
+        return CANT_TELL
+    return next(iter(known), NEVER_LEARNED)
 
 
 def _told(cell: Mapping[Hashable, Any], by: str, several: bool) -> str:
