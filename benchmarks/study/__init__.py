@@ -1,0 +1,1 @@
+"""The TVLARS paper's claims, put to the test."""
