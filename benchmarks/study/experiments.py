@@ -114,11 +114,8 @@ def methods(case: str) -> tuple[Method, ...]:
 def trials_of(case: str, method: Method, setting: Options, seeds: Sequence[int], folder: Path) -> list[Trial]:
     """The runs of a method with one setting, by seed."""
     options = {**CASES[case].options, **method.options, **setting}
-    grid = Grid(
-        settings={name: (value,) if value else () for name, value in options.items()},
-        axes={"seeds": tuple(map(str, seeds))},
-    )
-    return build_trials(grid, folder)
+    settings = {name: (value,) if value else () for name, value in options.items()}
+    return build_trials(Grid(settings=settings, axes={"seeds": tuple(map(str, seeds))}), folder)
 
 
 def searched(case: str, folder: Path) -> list[Trial]:
@@ -132,7 +129,7 @@ def searched(case: str, folder: Path) -> list[Trial]:
 
 
 def chosen(case: str, method: Method, folder: Path) -> Options:
-    """The setting of a method with the highest held-out accuracy at the end; of several the one with the lowest rate."""
+    """The setting of a method with the highest held-out accuracy at the end; of several the first."""
     found = []
     for place, setting in enumerate(method.tried):
         (trial,) = trials_of(case, method, setting, (SEARCH_SEED,), folder)
@@ -140,6 +137,38 @@ def chosen(case: str, method: Method, folder: Path) -> Options:
         accuracy = 0.0 if run.status == "diverged" else float(run.epochs(["val_acc1"])["val_acc1"].iloc[-1])
         found.append((accuracy, -place, setting))
     return max(found, key=lambda item: item[:2])[2]
+
+
+VARIED = "fashion-mnist-1024"
+"""The case in which variants are tried."""
+
+INITIALIZATIONS = ("default", "xavier", "kaiming")
+
+DELAYS = (0.6, 1.2, 2.4, 4.8, 9.6)
+"""λ times the number of updates: by the end of the run φ, at first 0.91, falls to 0.52, 0.29, 0.09, 0.008 and 7e-5."""
+
+
+def initialised(folder: Path) -> list[Trial]:
+    """All methods with each initialisation, at the settings that were chosen with the default one."""
+    return [
+        trial
+        for method in methods(VARIED)
+        for winit in INITIALIZATIONS[1:]
+        for trial in trials_of(
+            VARIED, method, {**chosen(VARIED, method, folder), "winit": winit, **MEASURED}, SEEDS, folder
+        )
+    ]
+
+
+def delayed(case: str, folder: Path) -> list[Trial]:
+    """TVLARS with delay factors around the one that was chosen, at the rate that was chosen."""
+    (method,) = (m for m in methods(case) if m.name == "TVLARS")
+    setting = chosen(case, method, folder)
+    return [
+        trial
+        for fall in DELAYS
+        for trial in trials_of(case, method, {**setting, "lmbda": f"{fall / UPDATES[case]:.2g}"}, SEEDS[:3], folder)
+    ]
 
 
 def trained(case: str, folder: Path) -> list[Trial]:
