@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.verdicts import rule_tables, rules
 from benchmarks.verdicts.features import features_of
 from benchmarks.verdicts.grid import GRIDS, of_open_cells, train, trials_of
 from benchmarks.verdicts.outcomes import CELL, IDENTITY, outcomes_of, truth_of
@@ -124,3 +125,29 @@ def test_a_side_that_is_missing_is_no_pair() -> None:
     truth = truth_of(rows({(0.1, 0): [90.0, 80.0], (0.1, 2): [91.0]}))
     assert truth["seeds"].tolist() == [1]
     assert truth["outcome"].tolist() == ["unknown"]
+
+
+def test_the_tables_and_the_lines_are_those_of_the_committed_outcomes() -> None:
+    """A rule that is changed, or outcomes that are, must be written again: python -m benchmarks.verdicts rules --write."""
+    assert rule_tables.text() == rule_tables.written()
+    assert rules.model_text() == rule_tables.MODEL.read_text(encoding="utf-8")
+
+
+def test_lines_are_fitted_where_an_answer_is_right_and_the_strictest_of_those_that_answer_as_often() -> None:
+    # Warm-up made no difference wherever the loss neither rose by 0.1 nor ended above 0.2.
+    cells = [(setback, late) for setback in (0.01, 0.02, 0.04, 0.3, 0.6, 0.9) for late in (0.01, 0.05, 0.1, 0.4, 0.8)]
+    table = pd.DataFrame(
+        [
+            {"cell": f"{a} {b}", "early_setback": a, "late_loss": b, "full_rate_step": 0.01, "is_dead": False,
+             "outcome": "made no difference" if a < 0.1 and b < 0.2 else "harmful"}
+            for a, b in cells for _ in range(3)
+        ]
+    )  # fmt: skip
+    (entry,) = rules.fit(table, "without")
+    assert entry["answer"] == "made no difference"
+    assert [(c["feature"], c["line"], c["at_most"]) for c in entry["conditions"]] == [
+        ("early_setback", 0.05, True), ("late_loss", 0.1, True),
+    ]  # fmt: skip
+    said = rules.judged(table, [entry])["said"]
+    assert (said == "made no difference").sum() == 27
+    assert ((said == "made no difference") == (table["outcome"] == "made no difference")).all()

@@ -167,7 +167,7 @@ def delayed(case: str, folder: Path) -> list[Trial]:
     return [
         trial
         for fall in DELAYS
-        for trial in trials_of(case, method, {**setting, "lmbda": f"{fall / UPDATES[case]:.2g}"}, SEEDS[:3], folder)
+        for trial in trials_of(case, method, {**setting, "lmbda": f"{fall / UPDATES[case]:.2g}"}, SEEDS, folder)
     ]
 
 
