@@ -128,7 +128,7 @@ def test_a_side_that_is_missing_is_no_pair() -> None:
 
 
 def test_the_tables_and_the_lines_are_those_of_the_committed_outcomes() -> None:
-    """A rule that is changed, or outcomes that are, must be written again: python -m benchmarks.verdicts rules --write."""
+    """Whoever changes either writes them again: python -m benchmarks.verdicts rules --write."""
     assert rule_tables.text() == rule_tables.written()
     assert rules.model_text() == rule_tables.MODEL.read_text(encoding="utf-8")
 
