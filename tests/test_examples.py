@@ -49,6 +49,6 @@ def test_the_demo_ends_with_a_page_of_its_three_runs_sharpness_included(
     for method in demo.METHODS:
         run = open_run(tmp_path / f"{method.name}-peak16-seed0-sharpness")
         assert f"<td>{run.name}</td>" in text
-        assert {*run.curvature(["operator"]).operator} == {"hessian", "relative", "effective"}
+        assert {*run.curvature(["operator"]).operator} == {"hessian", "relative", "effective", "adaptive"}
     assert text.count("Is it trapped in a sharp minimum?") >= 3
     assert "not measured" not in text

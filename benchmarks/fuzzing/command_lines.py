@@ -32,8 +32,8 @@ UNBOUNDED = {  # what would only take long
     "epochs", "cl_epochs", "points", "density_steps", "density_probes", "max_matvecs", "trace_matvecs", "seeds", "top",
     "bottom", "workers", "nproc", "threads", "jobs", "nodes", "gpus", "image_size",
 }  # fmt: skip
-ENDLESS = {"board"}
-"""Commands that go on until they are stopped: `tests/board` covers them."""
+LONG = {"board", "certify"}
+"""Commands that go on until they are stopped, or train for minutes: `tests/board`, `tests/runners` cover them."""
 
 LEFT_OUT = {
     "download",  # nothing is fetched
@@ -118,7 +118,7 @@ def _value(parameter: click.Parameter, draw: st.DrawFn) -> list[str]:
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
     """A command with options; runs are called ``run`` and ``other``."""
-    name = draw(st.sampled_from([name for name in COMMANDS if name not in ENDLESS]))
+    name = draw(st.sampled_from([name for name in COMMANDS if name not in LONG]))
     command = command_line.get_command(click.Context(command_line), name)
     assert command is not None
     words = [name]

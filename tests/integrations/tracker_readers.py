@@ -41,7 +41,8 @@ def wandb(folder: Path, run_id: str) -> Found:
 
     teardown()  # else its service, another process, may still be writing
     found = Found()
-    for path in sorted((folder / "wandb" / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
+    # A second run that begins in the same second has a folder whose name ends with -1.
+    for path in sorted((folder / "wandb" / "wandb").glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb")):
         for record in _records(path.read_bytes()):
             if record.HasField("history"):
                 row = {
