@@ -31,7 +31,8 @@ class WarmupPairs:
     """A comparison of runs that differ in warm-up.
 
     Attributes:
-        verdict: the answer that all cells share, else "depends on the rate"; its reason tells each cell.
+        verdict: the answer that all cells share whose rate can be asked about, "depends on the rate" where known ones
+            differ, else "can't tell"; its reason tells each cell.
         cells: a row per cell, which is an optimizer, its settings and a peak rate, by
             `tvlars_probe.analyses.paired_gain.outcomes_by_cell`. Cells whose pairs differ in warm-up alone; if there
             are none, all of them.
@@ -121,7 +122,7 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "hot_share": w.verdict["hot_share"],
         "overwritten": w.verdict["overwritten"],
         "accuracy": accuracy,
-        "chance": 100.0 / f.classes if f.classes else None,
+        "chance": f.chance,
         "diverged": f.status == "diverged" or w.early.bad_step is not None,
     }
 
