@@ -72,6 +72,8 @@ def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "p
     pairs = pd.DataFrame(columns=columns)
     if all(map(len, sides)):
         pairs = sides[0].merge(sides[1], on=keys, suffixes=("_without", "_with"))[columns]
+    # By rate as a number, not by the names of the runs, in which 20 stands before 6.
+    pairs = pairs.sort_values(["optimizer", by, "seed"], kind="stable", ignore_index=True)
     bad = pairs["diverged_without"].astype(bool), pairs["diverged_with"].astype(bool)
     chance = pairs["chance"].astype(float)
     counted_as = [
