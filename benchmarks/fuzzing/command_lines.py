@@ -84,6 +84,7 @@ SAFE = {
     ],
     "landscape": ["--devices", "cpu", "--samples", "8", "--points", "3"],
     "sweep": [*TRAINING, "--dry-run"],
+    "watch": ["--once"],  # it follows a folder until it is stopped
 }
 CHARTS = [*KINDS, "x", "--list"]
 

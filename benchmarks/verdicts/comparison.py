@@ -10,7 +10,6 @@ The runs are 40 seeds in each of twelve cells. The seeds of a cell, dealt out at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -19,12 +18,11 @@ from scipy import stats
 
 from benchmarks.verdicts import seeds as seeds_of_cells
 from benchmarks.verdicts import simulated_settings
+from benchmarks.verdicts.grid import train
 from tvlars_probe.analyses.apart import LEVEL, Pairs
 from tvlars_probe.analyses.held_out_choice import split_mean
+from tvlars_probe.errors import InterruptedRunError
 from tvlars_probe.runners.sweeps.trials import FINISHED
-
-if TYPE_CHECKING:
-    from tvlars_probe.runners.sweeps.trials import Outcome, Trial
 
 CELL = ["model", "optimizer", "rate"]
 SIZES = (3, 5, 10)
@@ -136,12 +134,10 @@ def simulate(draws: int, chosen: int) -> None:
 def run(folder: Path, jobs: int, seeds: int, out: Path) -> None:
     """Train what isn't finished of the runs, and write their table."""
     trials = seeds_of_cells.trials_in(folder, seeds)
-    count = iter(range(1, len(trials) + 1))
-
-    def ended(trial: Trial, outcome: Outcome) -> None:
-        click.echo(f"{next(count)}/{len(trials)}  {trial.path.name}  {outcome.status}")
-
-    outcomes = seeds_of_cells.train(folder, jobs, seeds, ended)
+    try:
+        outcomes = train(trials, folder, jobs)
+    except InterruptedRunError:
+        raise click.ClickException("interrupted; the same command goes on") from None
     unfinished = sum(outcome.status not in FINISHED for outcome in outcomes)
     if unfinished:
         raise click.ClickException(f"{unfinished} of {len(trials)} runs aren't finished: the same command tries again")

@@ -42,8 +42,8 @@ def outcomes_of(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         facts, accuracy = Source(run).facts, Source(run).epochs(["test_acc1"])
-        assert facts.classes is not None
-        chance = 100.0 / facts.classes
+        chance = facts.chance
+        assert chance is not None
         last = chance if facts.status == "diverged" else last_accuracy(accuracy)
         best = accuracy["test_acc1"].max()
         rows.append(

@@ -15,9 +15,10 @@ import pandas as pd
 
 from benchmarks.verdicts.grid import HERE
 from benchmarks.verdicts.outcomes import CELL
+from tvlars_probe.analyses.chance import LEARNED
 from tvlars_probe.analyses.verdict import CANT_TELL
 from tvlars_probe.analyses.warmup.model import SIDES, rule_of
-from tvlars_probe.analyses.warmup.paired_gain import HARMFUL, LEARNED, NEEDED, NEVER_LEARNED, NO_DIFFERENCE, UNKNOWN
+from tvlars_probe.analyses.warmup.paired_gain import HARMFUL, NEEDED, NEVER_LEARNED, NO_DIFFERENCE, UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""Many seeds of a few settings, by which comparisons are judged: training them, and their table."""
+"""Many seeds of a few settings, by which comparisons are judged, and their table."""
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +9,12 @@ import pandas as pd
 
 from tvlars_probe.commands.sweep import build_trials
 from tvlars_probe.runners.sweeps.grid import Grid
-from tvlars_probe.runners.sweeps.launch_plan import LaunchPlan
-from tvlars_probe.runners.sweeps.sweep import sweep
 from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from tvlars_probe.runners.sweeps.trials import Outcome, Trial
+    from tvlars_probe.runners.sweeps.trials import Trial
 
 TABLE = Path(__file__).parent / "seeds.csv"
 """Accuracies of the runs, as they were measured."""
@@ -49,24 +46,6 @@ def trials_in(folder: Path, seeds: int = SEEDS) -> list[Trial]:
             folder,
         )
     ]
-
-
-def train(folder: Path, jobs: int, seeds: int, ended: Callable[[Trial, Outcome], None]) -> list[Outcome]:
-    """Train the runs that aren't finished, in so many processes, which share them out."""
-    context = multiprocessing.get_context("spawn")
-    helpers = [context.Process(target=_help, args=(folder, seeds)) for _ in range(jobs - 1)]
-    for helper in helpers:
-        helper.start()
-    try:
-        return sweep(trials_in(folder, seeds), LaunchPlan(), folder, ended)
-    finally:
-        for helper in helpers:
-            helper.join()
-
-
-def _help(folder: Path, seeds: int) -> None:
-    """A helper's work: the same sweep, from the other end, without a word."""
-    sweep([*reversed(trials_in(folder, seeds))], LaunchPlan(), folder, lambda *_: None)
 
 
 def table_of(trials: Sequence[Trial]) -> pd.DataFrame:

@@ -53,7 +53,13 @@ def test_a_sound_one_ends_with_code_0_and_takes_settings() -> None:
         (["nosuch:X"], "there is no module nosuch"),
         (["torch.optim:Foo"], "torch.optim has no Foo (its classes: ASGD"),
         (["torch.nn:Linear"], "Linear is no optimizer"),
-        (["torch:nn"], "module is no optimizer"),
+        (["torch:nn"], "torch:nn is no optimizer, but a value of type module"),
+        (["tests.diagnosis.broken:PLANTED"], "broken:PLANTED is no optimizer, but a value of type dict"),
+        (["tests/planted.py:Sound"], "planted.py is a file: give its module, planted:Sound"),
+        (["torch.optim:Optimizer"], "Optimizer has no step of its own"),
+        (["torch.optim:SGD", "--phase", "train"], "--phase has no meaning for an optimizer"),
+        ([OLDER, "--set", "lr=1"], "--set has no meaning for a run"),
+        ([OLDER, "--steps", "20"], "--steps has no meaning for a run"),
         (["torch.optim:SGD", "--set", "foo=1"], "SGD takes no foo (it takes lr, momentum"),
         (["torch.optim:SGD", "--set", "lr"], "--set lr isn't NAME=VALUE"),
         (["torch.optim:SGD", "--set", "lr=-1"], "it can't be made: ValueError: Invalid learning rate"),
@@ -68,6 +74,27 @@ def test_users_errors_are_one_line_with_a_remedy(args: list[str], message: str) 
     assert done.exit_code == 2
     assert message in done.output
     assert done.output.count("\n") == 1
+
+
+def test_a_module_that_exits_is_a_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    done = asked("a_script:Mine")
+    assert done.exit_code == 2
+    assert "a_script can't be imported: SystemExit: 0" in done.output
+
+
+def test_what_cant_be_tried_is_said_once() -> None:
+    done = asked("torch.optim:LBFGS")
+    assert done.exit_code == 0
+    assert done.output.splitlines()[1:] == [
+        "Nothing could be tried: its step needs a closure: TypeError: LBFGS.step() missing 1 required positional "
+        "argument: 'closure'"
+    ]
+    done = asked("tests.diagnosis.broken:StepRaises")
+    assert done.exit_code == 1
+    assert "wrong: steps_made: its step raises KeyError: 'exp_avg'" in done.output
+    assert done.output.splitlines()[-1] == "Nothing else could be tried: its step raises KeyError: 'exp_avg'"
 
 
 def test_a_recorded_run_is_asked() -> None:

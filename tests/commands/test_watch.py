@@ -203,6 +203,16 @@ def test_what_it_is_given_must_be_there_and_readable(
         assert "run.json" in done.err
 
 
+@pytest.mark.parametrize("words", [[], ["--once"], ["--once", "--json"]])
+def test_a_run_that_has_lost_its_manifest_is_refused_and_not_waited_for(
+    cli: Callable[..., Outcome], journal: Journal, words: list[str]
+) -> None:
+    (journal.path / "run.json").unlink()
+    done = cli("watch", *words, journal.path)
+    assert (done.code, done.out) == (2, "")
+    assert "run.json" in done.err
+
+
 def test_a_pipe_gets_a_line_for_each_change_and_the_whole_at_the_end(
     cli: Callable[..., Outcome], journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

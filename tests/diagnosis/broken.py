@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -226,7 +227,130 @@ def _(optimizer: WellDescribed) -> tuple[GroupDescription, ...]:
     return tuple(told for _ in optimizer.param_groups)
 
 
+class StepRaises(Sound):
+    def update(self, group: Group, p: Tensor) -> None:
+        raise KeyError("exp_avg")
+
+
+class SecondStepRaises(Sound):
+    def update(self, group: Group, p: Tensor) -> None:
+        if group["t"] > 1:
+            raise AttributeError("no foo")
+        super().update(group, p)
+
+
+class RaisesInDouble(Sound):
+    def update(self, group: Group, p: Tensor) -> None:
+        torch.lerp(torch.zeros(()), p.sum(), 0.5)
+        super().update(group, p)
+
+
+class VectorsRaise(Sound):
+    def update(self, group: Group, p: Tensor) -> None:
+        if p.ndim < 2:
+            raise IndexError("Dimension out of range")
+        super().update(group, p)
+
+
+class MatricesAlone(Sound):
+    """It refuses what is no matrix, as Muon does: no fault."""
+
+    def __init__(self, params: Any, lr: float = 0.1, **settings: Any) -> None:
+        super().__init__(params, lr, **settings)
+        if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
+            raise ValueError("only 2D parameters are taken")
+
+
+class NothingMoves(Sound):
+    def takes(self, group: Group, p: Tensor) -> bool:
+        return False
+
+
+class VectorsStand(Sound):
+    def takes(self, group: Group, p: Tensor) -> bool:
+        return super().takes(group, p) and p.ndim > 1
+
+
+class VectorsSlow(Sound):
+    """Vectors move a twentieth as far on purpose: no fault."""
+
+    def ratio(self, group: Group, p: Tensor, d: Tensor) -> Any:
+        return super().ratio(group, p, d) * (1.0 if p.ndim > 1 else 0.05)
+
+
+class GoesUp(Sound):
+    def rate(self, group: Group) -> float:
+        return -super().rate(group)
+
+
+class ForeachRaises(Sound):
+    def update(self, group: Group, p: Tensor) -> None:
+        if group["foreach"]:
+            raise RuntimeError("expected scalar type Float but found Double")
+        super().update(group, p)
+
+
+class ForeachElsewhere(Sound):
+    """Its kernel is for another device, and says so: no fault."""
+
+    def update(self, group: Group, p: Tensor) -> None:
+        if group["foreach"]:
+            raise RuntimeError("foreach is not supported on this device")
+        super().update(group, p)
+
+
+class Noisy(Sound):
+    """It draws random numbers: no fault."""
+
+    def update(self, group: Group, p: Tensor) -> None:
+        super().update(group, p)
+        p.add_(torch.randn_like(p), alpha=1e-5 * self.rate(group))
+
+
+class NoisyByItself(Noisy):
+    """It draws from a generator that nobody can seed: no fault."""
+
+    def update(self, group: Group, p: Tensor) -> None:
+        Sound.update(self, group, p)
+        p.add_(p * random.random(), alpha=-1e-6 * group["lr"])
+
+
+class NoisyOfTheFirstRate(Noisy):
+    def rate(self, group: Group) -> float:
+        return super().rate(self.param_groups[0])
+
+
+class ClosureAsked(Sound):
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure() > 0:
+            super().step()
+
+
+class GraphAsked(Sound):
+    def update(self, group: Group, p: Tensor) -> None:
+        assert p.grad is not None
+        if p.grad.grad_fn is None:
+            raise RuntimeError("this gradient has no graph")
+        super().update(group, p)
+
+
 PLANTED: dict[type[Optimizer], set[str]] = {
+    StepRaises: {"steps_made"},
+    SecondStepRaises: {"steps_made"},
+    RaisesInDouble: {"steps_made"},
+    VectorsRaise: {"steps_made"},
+    NothingMoves: {"steps_made", "factor_alive", "excluded_held", "lr_of_group", "decay_of_group"},
+    VectorsStand: {"steps_made", "factor_alive", "excluded_held"},
+    GoesUp: {"goes_down"},
+    ForeachRaises: {"kernels_agree"},
+    NoisyOfTheFirstRate: {"lr_of_group"},
+    MatricesAlone: set(),
+    VectorsSlow: set(),
+    ForeachElsewhere: set(),
+    Noisy: set(),
+    NoisyByItself: set(),
+    ClosureAsked: set(),
+    GraphAsked: set(),
     GradientOverwritten: {"gradient_kept"},
     GradientDecayed: {"gradient_kept"},
     GradientCleared: {"gradient_kept"},

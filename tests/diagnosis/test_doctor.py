@@ -12,7 +12,25 @@ import torch
 from torch import nn
 
 import tvlars_probe
-from tests.diagnosis.broken import OF_OTHERS, PLANTED, FactorDies, OfficialTVLARS, Sound, WellDescribed
+from tests.diagnosis.broken import (
+    OF_OTHERS,
+    PLANTED,
+    ClosureAsked,
+    FactorDies,
+    ForeachElsewhere,
+    ForeachRaises,
+    GraphAsked,
+    MatricesAlone,
+    Noisy,
+    NoisyByItself,
+    OfficialTVLARS,
+    RaisesInDouble,
+    Sound,
+    StepRaises,
+    VectorsRaise,
+    VectorsStand,
+    WellDescribed,
+)
 from tvlars_probe import LARS, TVLARS, doctor
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.registry import OPTIMIZERS
@@ -91,6 +109,60 @@ def test_the_packages_themselves_have_them(name: str, faults: set[str]) -> None:
     assert faults <= wrong(getattr(package, attribute))
 
 
+@pytest.mark.parametrize(
+    ("kind", "check", "answer", "came"),
+    [
+        (StepRaises, "steps_made", "wrong", "its step raises KeyError: 'exp_avg'"),
+        (RaisesInDouble, "steps_made", "wrong", "in float64, but not in float32, its step raises RuntimeError"),
+        (VectorsRaise, "steps_made", "wrong", "a step on tensors of shapes (5,) and () raises IndexError: Dimension"),
+        (MatricesAlone, "excluded_held", "not applicable", "it takes matrices alone: ValueError: only 2D"),
+        (VectorsStand, "steps_made", "wrong", "20 steps don't move what has shape (5,) or ()"),
+        (VectorsStand, "excluded_held", "wrong", "a vector isn't moved"),
+        (ForeachRaises, "kernels_agree", "wrong", "foreach=True raises RuntimeError: expected scalar type"),
+        (ForeachElsewhere, "kernels_agree", "not applicable", "foreach: RuntimeError: foreach is not supported"),
+        (Noisy, "state_saved", "right", "the same bits"),
+        (NoisyByItself, "lr_of_group", "not applicable", "its updates are random"),
+        (NoisyByItself, "state_saved", "can't tell", "two runs from one start differ"),
+    ],
+)
+def test_an_answer_says_what_came(kind: type[Optimizer], check: str, answer: str, came: str) -> None:
+    found = doctor(kind, steps=20)[check]
+    assert found.answer == answer
+    assert found.came.removeprefix("in float64: ").startswith(came)
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs"),
+    [
+        (ClosureAsked, "a closure"),
+        (GraphAsked, "gradients that have a graph"),
+        (torch.optim.LBFGS, "a closure"),
+        (torch.optim.SparseAdam, "sparse gradients"),
+    ],
+)
+def test_what_needs_another_kind_of_step_cant_be_tried(kind: type[Optimizer], needs: str) -> None:
+    found = doctor(kind, steps=20)
+    assert found.untried is not None
+    assert found.untried.startswith(f"its step needs {needs}: ")
+    assert {check.answer for check in found.checks} == {"not applicable"}
+
+
+def test_a_rate_of_zero_moves_nothing_and_is_no_fault() -> None:
+    found = doctor(torch.optim.SGD, {"lr": 0, "momentum": 0.9, "weight_decay": 0.1}, steps=20)
+    assert not found.wrong
+    assert found["decay_of_group"].came == found["factor_alive"].came == "its lr is 0"
+
+
+def test_up_is_right_where_it_is_asked_for() -> None:
+    assert wrong(torch.optim.SGD, settings={"lr": 0.1, "maximize": True}) == set()
+
+
+def test_settings_are_for_a_class_alone() -> None:
+    for given in (torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), lambda params: Sound(params)):
+        with pytest.raises(UserError, match=r"settings \(lr\) are for a class"):
+            doctor(given, {"lr": 1.0})
+
+
 def test_the_step_at_which_a_factor_dies_is_told() -> None:
     """φ ≈ exp(−t): below a millionth of the first at t = 15, from where momentum of 0.9 fades to a millionth."""
     came = doctor(FactorDies, steps=200)["factor_alive"].came
@@ -144,6 +216,7 @@ def test_what_it_is_stands_above_the_checks() -> None:
     [
         (3, "int is no optimizer"),
         (nn.Linear, "Linear is no optimizer: give a subclass"),
+        (torch.optim.Optimizer, "Optimizer has no step of its own: it's a base class"),
         (lambda params: 3, "the function returned int"),
     ],
 )

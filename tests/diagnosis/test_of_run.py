@@ -127,6 +127,8 @@ def test_losses_that_fall_at_the_end_of_each_epoch_alike_are_sound() -> None:
         (2.31 / 4, 10, 4, "wrong"),
         (2.31 / 4, 10, None, "can't tell"),
         (2.31 / 4, 10, 8, "can't tell"),
+        (1.62, 10, 4, "right"),
+        (1.60, 10, 4, "can't tell"),
         (2.31, None, 4, "can't tell"),
         (9.0, 10, 4, "right"),
     ],
@@ -135,6 +137,27 @@ def test_a_first_loss_says_whether_it_was_divided_by_the_pieces(
     first: float, classes: int | None, pieces: int | None, answer: str
 ) -> None:
     assert accumulation_shows(first, classes, pieces).answer == answer
+
+
+def test_a_loss_is_right_only_where_both_of_its_faults_can_be_seen() -> None:
+    """lars_facts' last tensor has eight elements: a first loss of 2.3 is above ln 8."""
+    both = made()["loss_scale"]
+    assert both.answer == "right"
+    assert both.came.startswith("the first loss 2.3 is at least 0.7 of that of guessing among 8 classes, ")
+    for told in ({"phase": "pretrain"}, {"phase": None}):
+        unknown = made(facts=told)["loss_scale"]
+        assert unknown.answer == "can't tell"
+        assert "the number of classes isn't known" in unknown.came
+    short = made(loss=np.where(np.arange(STEPS) < 30, 2.3, np.nan))["loss_scale"]
+    assert short.answer == "can't tell"
+    assert short.came.startswith("the first loss 2.3 is at least")
+    assert "fewer than 4 epochs" in short.came
+
+
+def test_the_first_warmup_that_isnt_zero_counts() -> None:
+    for config in ({"warmup_steps": 0, "warmup_ratio": 0.1}, {"warmup_ratio": 0.1, "warmup_steps": 0}):
+        assert wrong(facts={"config": config})["warmup_worked"].startswith("warmup_ratio 0.1 asks for a warm-up")
+    assert wrong(facts={"config": {"warmup_steps": 0, "warmup_ratio": 0.0}}) == {}
 
 
 def test_a_run_without_layers_or_losses_is_told_so() -> None:

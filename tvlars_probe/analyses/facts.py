@@ -144,6 +144,11 @@ class RunFacts:
         )
 
     @property
+    def chance(self) -> float | None:
+        """Accuracy of equal guesses in percent; None where there are no classes to guess, or one."""
+        return 100.0 / self.classes if self.classes is not None and self.classes > 1 else None
+
+    @property
     def method(self) -> str:
         """Optimizer and schedule in a few words, such as "LARS, cosine"."""
         optimizer = self.optimizer or "unknown optimizer"

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.analyses import draws, mini_batch, one_sample
+from tvlars_probe.analyses.chance import has_learned
 from tvlars_probe.analyses.sharp_phase import REMEDY, SharpPhase, figures_of, reason_of, sharp_phase
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import some_of
@@ -64,9 +65,6 @@ FURTHER_COLUMNS = (
 GIVEN = "given"
 """The split of figures on data that the function of ``--model`` gave: no part of the run's data."""
 
-LEARNED = 0.05
-"""A run that has come no further than this share of the way from chance to 100 % has learned next to nothing."""
-
 DECIDING = "adaptive"
 """The operator whose curve decides."""
 
@@ -80,7 +78,7 @@ class SharpnessRule:
 
     Attributes:
         early: the early peak is the highest sharpness in this first share of the range of measured steps; of adaptive
-            sharpness it is the top of its largest rise, at any step.
+            sharpness it is the top of the rise that counts, at any step.
         late: the end state is the median over this last share of that range; the last value always counts.
         escaped: f. A rise to 1/f times the lowest value so far is a sharp phase; a curve that ends below f times the
             top of it has escaped.
@@ -314,10 +312,8 @@ def _in_no_minimum(facts: RunFacts, accuracy: float | None) -> str | None:
     """Why a run is in no minimum, as a sentence; None where nothing speaks against it."""
     if facts.status == "diverged":
         return "the run diverged: it is in no minimum."
-    if facts.classes is None or accuracy is None:
-        return None
-    chance = 100 / facts.classes
-    if accuracy > chance + LEARNED * (100 - chance):
+    chance = facts.chance
+    if chance is None or accuracy is None or has_learned(accuracy, chance):
         return None
     return (
         f"the run has learned next to nothing (test accuracy {accuracy:.3g} %, by chance {chance:.3g} %): it is in no "

@@ -110,8 +110,8 @@ def sharp_phase(
 
 
 _FIGURES = {
-    "end_over_peak": ("share", "adaptive sharpness at the end over the top of its largest rise"),
-    "early_peak": ("top", "adaptive sharpness at the top of its largest rise"),
+    "end_over_peak": ("share", "adaptive sharpness at the end over the top of the rise that counts"),
+    "early_peak": ("top", "adaptive sharpness at the top of the rise that counts"),
     "end": ("end", "adaptive sharpness at the end, median"),
     "rise": ("rise", "that top over the lowest adaptive sharpness before it"),
     "lowest": ("lowest", "lowest adaptive sharpness before that top"),

@@ -8,6 +8,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.verdict import CANT_TELL
+from tvlars_probe.analyses.warmup.paired_gain import UNKNOWN
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_BARS, MOST_ROWS, inline
@@ -267,7 +269,8 @@ def _field(name: str, value: object) -> str:
 def _outcomes(cells: pd.DataFrame) -> str:
     """How many of the cells had which outcome: each in words would fill a title."""
     counts = cells["outcome"].value_counts()
-    return f"Of {len(cells)} settings and peak rates: {', '.join(f'{outcome} {n}' for outcome, n in counts.items())}."
+    told = ", ".join(f"{n} {CANT_TELL if outcome == UNKNOWN else outcome}" for outcome, n in counts.items())
+    return f"{len(cells)} settings and peak rates: {told}."
 
 
 def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart | alt.FacetChart:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from tvlars_probe.commands.options import Command, option
 from tvlars_probe.commands.text import say
@@ -36,14 +37,16 @@ def command(
 ) -> None:  # fmt: skip
     """What is wrong with an optimizer, or with a run?
 
-    MODULE:CLASS names an optimizer, such as torch.optim:SGD. It is tried on small tensors in float64 and float32: is
-    the gradient left alone, does momentum begin right, is the state saved, do groups, foreach, zero norms, missing
-    gradients and DTensors work, does a factor die out? A path with a / or an existing folder is a run, whose trace is
-    asked.
+    MODULE:CLASS names an optimizer, such as torch.optim:SGD. It is tried on small tensors in float64 and float32: do
+    steps move each tensor, and down, is the gradient left alone, does momentum begin right, is the state saved, do
+    groups, foreach, zero norms, missing gradients and DTensors work, does a factor die out? A path with a / or an
+    existing folder is a run, whose trace is asked.
 
-    Exit code 0: nothing is wrong. 1: something is.
+    Exit code 0: nothing is wrong, or nothing could be tried, which is said. 1: something is wrong.
     """
-    found = _of_run(subject, phase) if _is_run(subject) else _of_class(subject, words, steps)
+    is_run = _is_run(subject)
+    _refuse_options(ctx, ("words", "steps") if is_run else ("phase",), "a run" if is_run else "an optimizer")
+    found = _of_run(subject, phase) if is_run else _of_class(subject, words, steps)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
     else:
@@ -53,7 +56,18 @@ def command(
 
 
 def _is_run(subject: str) -> bool:
-    return os.sep in subject or "/" in subject or Path(subject).expanduser().exists()
+    of_file = ".py:" in subject  # a class in a file, which `class_named` refuses with the remedy
+    return not of_file and (os.sep in subject or "/" in subject or Path(subject).expanduser().exists())
+
+
+def _refuse_options(ctx: click.Context, others: tuple[str, ...], what: str) -> None:
+    """Refuse what was given and has no meaning for the subject, instead of ignoring it."""
+    from tvlars_probe.errors import UserError
+
+    flags = {one.name: one.opts[0] for one in ctx.command.params}
+    for name in others:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UserError(f"{flags[name]} has no meaning for {what}: leave it out")
 
 
 def _of_class(name: str, words: tuple[str, ...], steps: int) -> Diagnosis:
@@ -78,13 +92,18 @@ def _say(found: Diagnosis, everything: bool) -> None:
     say(found.subject)
     for line in found.description:
         say(f"  {line}")
+    # What holds of all that couldn't be tried is said once.
+    told = [check for check in found.checks if found.untried is None or check.answer == "wrong"]
     for answer in ("wrong", "can't tell", "right", "not applicable"):
-        for check in [check for check in found.checks if check.answer == answer]:
+        for check in [check for check in told if check.answer == answer]:
             say(f"{answer}: {check.name}: {check.came}")
             if everything or answer == "wrong":
                 say(f"  tried: {check.tried}")
                 say(f"  expected: {check.expected}")
             if check.remedy:
                 say(f"  remedy: {check.remedy}")
-    right = sum(check.answer == "right" for check in found.checks)
-    say(f"{found.subject}: {counted(len(found.wrong), 'thing')} wrong, {right} right of {len(found.checks)}")
+    wrong, right = len(found.wrong), sum(check.answer == "right" for check in found.checks)
+    if found.untried is None:
+        say(f"{found.subject}: {counted(wrong, 'thing')} wrong, {right} right of {len(found.checks)}")
+    else:
+        say(f"Nothing {'else ' if wrong else ''}could be tried: {found.untried}")

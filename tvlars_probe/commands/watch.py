@@ -44,7 +44,7 @@ def command(run_or_folder: Path, once: bool, as_json: bool) -> None:
     Of a folder of runs it shows a line each, the one that was written last first. It only reads, ends when the run
     ends, and can be ended with Ctrl-C.
     """
-    from tvlars_probe.traces.manifest import FILE_NAME
+    from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 
     if as_json and not once:
         raise click.UsageError("--json prints the state once: give --once with it")
@@ -52,6 +52,9 @@ def command(run_or_folder: Path, once: bool, as_json: bool) -> None:
     # A folder may hold runs only later, but it must be there.
     if not path.is_dir():
         raise RunDirectoryError(f"there is no run or folder {path}: 'tvlars-probe runs' lists the runs below a folder")
+    if (path / "trace").is_dir():
+        # Refuses a run that has lost its manifest: it is no folder in which runs may appear.
+        Manifest.load(path)
     if (path / FILE_NAME).exists():
         _print_run(path, as_json) if once else _follow_run(path)
     else:

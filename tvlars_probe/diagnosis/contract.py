@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.diagnosis.results import Observed
-from tvlars_probe.diagnosis.subject import distance, drawn, same, told, updates, weights
+from tvlars_probe.diagnosis.subject import distance, drawn, norms, refuse_random, same, told, unmoved, updates, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,51 @@ _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 _SINGLE = {torch.float64: 2.0**-20, torch.float32: 0.0}
 """Relative difference that rounding makes where a number is kept in single precision: loaded, it has the weights'."""
+
+
+_MOVING = 20
+"""Steps in which each tensor must move, and by which weights go down."""
+
+_UPWARD = 0.3
+"""Cosine of a tensor's way to its gradient from which it goes up. Signs and orthogonal matrices have about 0.8."""
+
+
+def steps_made(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
+    """Do plain steps raise nothing, and move tensors of all shapes?"""
+    if subject.fault is not None:
+        return Observed("wrong", subject.fault)
+    params = weights(subject.shapes, dtype)
+    optimizer = subject.made([params])
+    try:
+        made = updates(optimizer, params, drawn(subject.shapes, dtype), _MOVING)
+    except Exception as error:  # whatever a stranger's step raises
+        return Observed("wrong", f"a step raises {told(error)}")
+    subject.must_move()
+    still = [str(shape) for shape, way in zip(subject.shapes, norms(made).sum(dim=0), strict=True) if way == 0]
+    if not still:
+        return Observed("right", f"{_MOVING} steps, and each tensor is moved")
+    return unmoved(dtype, f"{_MOVING} steps don't move what has shape {' or '.join(still)}")
+
+
+def goes_down(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
+    """Do weights go against a gradient that never changes? It has right angles to them, so that decay isn't seen."""
+    subject.must_move()
+    shapes = tuple(shape for shape in subject.shapes if shape)
+    params, start = weights(shapes, dtype), weights(shapes, dtype)
+    slopes = [
+        g - (g * w).sum() / w.square().sum() * w.detach()
+        for g, w in zip(drawn(shapes, dtype, cycle=1)(0), start, strict=True)
+    ]
+    optimizer = subject.made([params])
+    updates(optimizer, params, lambda _: slopes, _MOVING)
+    # Some of torch's optimizers go up where they are asked to.
+    way = -1 if subject.defaults().get("maximize") is True else 1
+    for shape, p, w, g in zip(shapes, params, start, slopes, strict=True):
+        moved = p.detach() - w.detach()
+        along = way * torch.nn.functional.cosine_similarity(moved.flatten(), g.flatten(), dim=0).item()
+        if along > _UPWARD:
+            return Observed("wrong", f"a tensor of shape {shape} goes up: its way has a cosine of {along:.2g} to g")
+    return Observed("right", "no tensor goes the gradient's way")
 
 
 def gradient_kept(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
@@ -51,7 +96,7 @@ def state_saved(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
         params = weights(subject.shapes, dtype)
         optimizer = subject.made([params])
         updates(optimizer, params, gradients, STEPS)
-        saved = _through_a_file(optimizer.state_dict())
+        saved, random = _through_a_file(optimizer.state_dict()), torch.get_rng_state()
         values = [p.detach().clone() for p in params]
         runs.append(updates(optimizer, params, gradients, STEPS, first=STEPS))
     if not same(*runs):
@@ -59,6 +104,7 @@ def state_saved(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     params = [torch.nn.Parameter(value) for value in values]
     other = subject.made([params])
     other.load_state_dict(saved)
+    torch.set_rng_state(random)
     going_on = updates(other, params, gradients, STEPS, first=STEPS)
     if same(runs[0], going_on):
         return Observed("right", f"the same bits in {STEPS} steps after loading")
@@ -93,8 +139,9 @@ def _setting_of_group(
     """Try other values of a group's setting. One must have an effect: LARC's clip hides rates above its ratio."""
     defaults = subject.defaults()
     value = defaults.get(name)
-    if not isinstance(value, int | float) or (name == "lr" and value == 0):
+    if not isinstance(value, int | float):
         return Observed("not applicable", f"its groups have no {name}" if value is None else f"its {name} is {value}")
+    subject.must_move()
     gradients = drawn(subject.shapes, dtype)
 
     def tried(given: Any, later: Any) -> tuple[Any, Any]:
@@ -111,6 +158,7 @@ def _setting_of_group(
         if all(same(second, updates_of_second) for _, updates_of_second in changed):
             return Observed("wrong", f"{name} of a group, set {when}, has no effect on its updates")
         if not all(same(first, updates_of_first) for updates_of_first, _ in changed):
+            refuse_random(subject, dtype, seed=subject.seed)
             return Observed("wrong", f"{name} of one group, set {when}, changes the updates of another group")
     return Observed("right", "each group follows its own, given when it is made or set later, and no other's")
 
@@ -138,18 +186,17 @@ def none_gradients(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Is a tensor without gradient left alone, and are the others updated as without it?"""
     gradients, shapes = drawn(subject.shapes, dtype), subject.shapes
     params, others = weights(shapes, dtype), weights(shapes, dtype)
-    optimizer, without = subject.made([params]), subject.made([[p for k, p in enumerate(others) if k != 1]])
-    try:
-        optimizer.step()
-        without.step()  # some count updates
-        for step in range(STEPS):
-            for p, q, g in zip(params, others, gradients(step), strict=True):
-                p.grad, q.grad = g.clone(), g.clone()
-            params[1].grad = others[1].grad = None
-            optimizer.step()
-            without.step()
-    except Exception as error:  # whatever a stranger's step raises
-        return Observed("wrong", f"a step with a gradient that is None raises {told(error)}")
+    # One after the other, so that both draw the same random numbers.
+    for given, stepped in ((params, params), (others, [p for k, p in enumerate(others) if k != 1])):
+        optimizer = subject.made([stepped])
+        try:
+            optimizer.step()  # some count updates
+            for step in range(STEPS):
+                for k, (p, g) in enumerate(zip(given, gradients(step), strict=True)):
+                    p.grad = None if k == 1 else g.clone()
+                optimizer.step()
+        except Exception as error:  # whatever a stranger's step raises
+            return Observed("wrong", f"a step with a gradient that is None raises {told(error)}")
     start = weights(shapes, dtype)
     if not torch.equal(params[1], start[1]):
         return Observed("wrong", "a tensor whose gradient is None is changed")
@@ -157,5 +204,6 @@ def none_gradients(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
         [[p - s for p, s in zip(params, start, strict=True)]], [[q - s for q, s in zip(others, start, strict=True)]]
     )
     if apart > _ROUNDING[dtype]:
+        refuse_random(subject, dtype, seed=subject.seed + 1)
         return Observed("wrong", f"the other tensors' updates differ by {apart:.3g} from those without that tensor")
     return Observed("right", "left alone; a step without any gradient changes nothing")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tvlars_probe.diagnosis import contract, long_run, paths
+from tvlars_probe.diagnosis.fitting import fitted
 from tvlars_probe.diagnosis.measured import described, description_holds
 from tvlars_probe.diagnosis.results import Check, Diagnosis, Observed, joined
-from tvlars_probe.diagnosis.subject import HORIZON, subject_of, told
+from tvlars_probe.diagnosis.subject import HORIZON, NotTriedError, subject_of, told
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +36,21 @@ class Experiment:
 
 
 EXPERIMENTS = (
+    Experiment(
+        "steps_made",
+        "plain steps on a matrix, a kernel, a vector and a scalar",
+        "none raises, and each tensor is moved",
+        "let step() update every tensor that has a gradient, of whatever shape, and refuse what it doesn't take by a "
+        "ValueError that says so",
+        contract.steps_made,
+    ),
+    Experiment(
+        "goes_down",
+        "20 steps under a gradient that never changes, at right angles to the weights",
+        "weights go against the gradient",
+        "subtract what follows the gradient: w - lr*g falls, w + lr*g rises",
+        contract.goes_down,
+    ),
     Experiment(
         "gradient_kept",
         "steps, and each gradient compared with what it was",
@@ -82,7 +98,7 @@ EXPERIMENTS = (
     Experiment(
         "excluded_held",
         "a matrix, a vector of equal norms, and an equal matrix without decay",
-        "none moves ten times as far as the others",
+        "neither moves ten times as far as the matrix, and each moves",
         "give what the trust ratio leaves out a group with a rate of its own, or let it adapt them, too",
         long_run.excluded_held,
     ),
@@ -135,7 +151,7 @@ def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: 
 
     Returns:
         one entry for each thing that was tried. What can't be tried with the class is "not applicable": all of it for
-        a class whose step needs a closure (LBFGS) or sparse gradients (SparseAdam).
+        a class whose step needs a closure (LBFGS) or sparse gradients (SparseAdam), which ``untried`` says once.
 
     Raises:
         UserError: it is no optimizer, or it can't be made; or ``steps`` are too few.
@@ -144,17 +160,14 @@ def doctor(optimizer: Any, settings: Mapping[str, Any] | None = None, *, steps: 
         raise UserError(f"steps {steps} are too few for a factor to die in (allowed: {FEWEST_STEPS} or more)")
     # Strangers' constructors and steps may draw random numbers; the caller's generator stays where it was.
     with torch.random.fork_rng(devices=()):
-        subject = replace(subject_of(optimizer, settings), horizon=steps)
+        subject = replace(fitted(subject_of(optimizer, settings)), horizon=steps)
         checks = tuple(_made(one, subject) for one in EXPERIMENTS)
         lines = described(subject)
-    return Diagnosis(subject=subject.name, description=lines, checks=checks)
+    return Diagnosis(subject=subject.name, description=lines, checks=checks, untried=subject.refusal)
 
 
 def _made(experiment: Experiment, subject: TriedOptimizer) -> Check:
-    if subject.refusal is not None:
-        observed = Observed("not applicable", subject.refusal)
-    else:
-        observed = joined([(label, _observed(experiment, subject, dtype)) for label, dtype in PRECISIONS.items()])
+    observed = joined([(label, _observed(experiment, subject, dtype)) for label, dtype in PRECISIONS.items()])
     return Check(
         name=experiment.name,
         tried=experiment.tried,
@@ -168,5 +181,7 @@ def _made(experiment: Experiment, subject: TriedOptimizer) -> Check:
 def _observed(experiment: Experiment, subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     try:
         return experiment.observe(subject, dtype)
+    except NotTriedError as error:
+        return Observed("not applicable", str(error))
     except Exception as error:  # a stranger's class may raise anything; that isn't what was asked
         return Observed("can't tell", f"the experiment ended with {told(error)}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tvlars_probe.diagnosis.results import Observed
-from tvlars_probe.diagnosis.subject import drawn, norms, told, updates, weights
+from tvlars_probe.diagnosis.subject import drawn, norms, told, unmoved, updates, weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,7 @@ def _under_a_constant(subject: TriedOptimizer, dtype: torch.dtype, scale: float)
 
 def factor_alive(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Do updates stay finite, and above a millionth of the tensor's largest one, as the steps go on?"""
+    subject.must_move()
     shapes = subject.shapes[::2]
     params, gradients = weights(shapes, dtype), drawn(shapes, dtype)
     optimizer = subject.made([params])
@@ -79,6 +80,8 @@ def factor_alive(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     finite = table.isfinite().all(dim=1)
     if not finite.all():
         return Observed("wrong", f"the update of step {int(finite.int().argmin())} isn't finite")
+    if not table.any(dim=0).all():
+        return unmoved(dtype, "a tensor is never moved")
     low = table < DEAD * table.max(dim=0).values
     # Dead is what stays so to the end: a step may be zero by chance, as Rprop's is where signs turn.
     lasting = low.flip(0).cumprod(0).sum(0)
@@ -112,9 +115,10 @@ _FULL_RATE = 10.0
 
 
 def excluded_held(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
-    """Are a vector, and a matrix without weight decay, held back as a matrix of equal norms is?"""
-    if not any(len(shape) < 2 for shape in subject.shapes):
-        return Observed("not applicable", "it takes matrices alone")
+    """Are a vector, and a matrix without weight decay, held back as a matrix of equal norms is, and moved at all?"""
+    if subject.left_out is not None:
+        return Observed("not applicable", subject.left_out)
+    subject.must_move()
     shapes = ((8, 8), (64,))
     params, (g,) = weights(shapes, dtype), drawn(((8, 8),), dtype, cycle=1)(0)
     with torch.no_grad():
@@ -123,6 +127,8 @@ def excluded_held(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     times = (sizes[1] / sizes[0]).item()
     if times > _FULL_RATE:
         return Observed("wrong", f"a vector's update is {times:.4g} times that of a matrix with equal norms")
+    if not sizes[1]:
+        return unmoved(dtype, "a vector isn't moved")
     if "weight_decay" in subject.defaults():
         pair = [torch.nn.Parameter(params[0].detach().clone()) for _ in range(2)]
         optimizer = subject.made([pair[:1], pair[1:]], {"weight_decay": 1e-4}, {"weight_decay": 0.0})
@@ -132,4 +138,6 @@ def excluded_held(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
             return Observed(
                 "wrong", f"without weight decay a matrix's update is {times:.4g} times that with a decay of 0.0001"
             )
-    return Observed("right", "vectors and tensors without decay move as matrices of equal norms do")
+        if not sizes[1]:
+            return unmoved(dtype, "a matrix without weight decay isn't moved")
+    return Observed("right", "vectors and tensors without decay move, and not ten times as far as matrices do")

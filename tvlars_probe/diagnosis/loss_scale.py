@@ -73,7 +73,11 @@ def accumulation_shows(first: float, classes: int | None, micro_batches: int | N
         return Observed("can't tell", "the number of classes isn't known")
     guessing = math.log(classes)
     if first >= _BELOW * guessing:
-        return Observed("right", f"the first loss {first:.4g} is no less than guessing gives")
+        return Observed(
+            "right",
+            f"the first loss {first:.4g} is at least {_BELOW} of that of guessing among {classes} classes, "
+            f"{guessing:.4g}",
+        )
     pieces = micro_batches or 1
     if pieces > 1 and abs(first * pieces / guessing - 1) < _NEAR:
         return Observed(
@@ -81,4 +85,5 @@ def accumulation_shows(first: float, classes: int | None, micro_batches: int | N
             f"the first loss {first:.4g} is 1/{pieces} of that of guessing among {classes} classes, {guessing:.4g}: "
             f"a batch has {pieces} micro-batches, and is divided by their number once too often",
         )
-    return Observed("can't tell", f"the first loss {first:.4g} is below that of guessing among {classes} classes")
+    came = f"the first loss {first:.4g} is below {_BELOW} of that of guessing among {classes} classes, {guessing:.4g}"
+    return Observed("can't tell", came)

@@ -110,6 +110,7 @@ def _form(update: Tensor, g: Tensor) -> str:
 
 def description_holds(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     """Does what `describe` says of the class agree with what was measured?"""
+    subject.must_move()
     (told,) = describe(subject.made([weights([_SHAPE])], _undecayed(subject)))
     if not told.is_known:
         return Observed("not applicable", "describe has no rule of this class")

@@ -18,12 +18,16 @@ def class_named(name: str) -> Any:
     """What ``MODULE:CLASS`` or ``MODULE.CLASS`` names; modules of the working directory are found, too.
 
     Raises:
-        UserError: there is no such module, or it has no such class.
+        UserError: there is no such module, or it has no such class, or what it has can't step and can't be called.
     """
     module, colon, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     if not (module and colon and attribute):
         raise UserError(
             f"{name} is neither a run nor an optimizer: give a run's folder, or MODULE:CLASS (torch.optim:SGD)"
+        )
+    if module.endswith(".py"):
+        raise UserError(
+            f"{module} is a file: give its module, {Path(module).stem}:{attribute}, from the folder that holds it"
         )
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -35,13 +39,19 @@ def class_named(name: str) -> Any:
                 f"there is no module {module}: install its package, or call this from the folder that holds it"
             ) from None
         raise UserError(f"{module} can't be imported: {error}") from None
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything, and a script may end itself
         raise UserError(f"{module} can't be imported: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(here)
     if not hasattr(found, attribute):
         raise UserError(f"{module} has no {attribute} (its classes: {_classes(found)})")
-    return getattr(found, attribute)
+    named = getattr(found, attribute)
+    if not callable(named) and not hasattr(named, "step"):
+        raise UserError(
+            f"{name} is no optimizer, but a value of type {type(named).__name__} (classes of {module}: "
+            f"{_classes(found)})"
+        )
+    return named
 
 
 def _classes(module: Any) -> str:

@@ -224,12 +224,15 @@ def _told_warmup(facts: RunFacts) -> str | None:
     if facts.first_step or facts.branch is not None:
         return None  # the configuration is of the first phase, and a branch begins after its parent's warm-up
     settings: list[tuple[str, Mapping[str, Any]]] = [("", facts.config)]
+    told = list[tuple[str, float]]()
     for prefix, held in settings:
         for name, value in held.items():
             if isinstance(value, dict):
                 settings.append((f"{prefix}{name}.", value))
             elif str(name) in _WARMUPS and isinstance(value, int | float) and not isinstance(value, bool):
-                return f"{prefix}{name} {value:g}" if value > 0 else None
+                told.append((f"{prefix}{name}", value))
+    if told:  # a length may be told in one of several units, with 0 for the others
+        return next((f"{name} {value:g}" for name, value in told if value > 0), None)
     return "the schedule lars-warm" if facts.schedule == "lars-warm" else None
 
 
@@ -279,14 +282,13 @@ def _loss_scale(steps: pd.DataFrame, facts: RunFacts, micro_batches: int | None)
     if not len(rows):
         return Observed("not applicable", "no loss is on record")
     by_epoch = epoch_shows(rows["loss"].to_numpy(np.float64), rows["epoch"].to_numpy(np.float64))
-    classes = _classes(facts)
-    by_pieces = accumulation_shows(float(rows["loss"].iloc[0]), classes, micro_batches)
-    if by_epoch.answer == "wrong" or classes is None:
-        return by_epoch
-    if {by_epoch.answer, by_pieces.answer} == {"right"}:
-        return Observed("right", f"{by_pieces.came}; {by_epoch.came}")
-    # A first loss below that of guessing leaves it open, whatever the ends of epochs show.
-    return by_pieces
+    by_pieces = accumulation_shows(float(rows["loss"].iloc[0]), _classes(facts), micro_batches)
+    for one in (by_epoch, by_pieces):
+        if one.answer == "wrong":
+            return one
+    # What one of them leaves open is open, whatever the other shows.
+    both = {by_epoch.answer, by_pieces.answer} == {"right"}
+    return Observed("right" if both else "can't tell", f"{by_pieces.came}; {by_epoch.came}")
 
 
 def _classes(facts: RunFacts) -> int | None:

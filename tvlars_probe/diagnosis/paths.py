@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 
 from tvlars_probe.collectives import is_distributed, world_size
+from tvlars_probe.diagnosis.fitting import refuses
 from tvlars_probe.diagnosis.results import Observed
-from tvlars_probe.diagnosis.subject import distance, drawn, told, updates, weights
+from tvlars_probe.diagnosis.subject import distance, drawn, refuse_random, told, updates, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,11 +45,14 @@ def kernels_agree(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
     for name in there:
         try:
             other = _run(subject, dtype, {**further, **off, name: True})
-        except (RuntimeError, NotImplementedError, ValueError) as error:  # not on this device, not with these settings
+        except Exception as error:  # whatever a stranger's kernel raises
+            if not refuses(error):
+                return Observed("wrong", f"{name}=True raises {told(error)}")
             refused.append(f"{name}: {told(error)}")
             continue
         apart = distance(loop, other)
         if apart > _ROUNDING[dtype]:
+            refuse_random(subject, dtype, seed=subject.seed + 1)
             return Observed("wrong", f"{name}=True makes updates that differ by {apart:.3g} from those of the loop")
         compared.append(f"{name} differs by {apart:.1g}")
     if not compared:
@@ -93,6 +97,7 @@ def dtensors_agree(subject: TriedOptimizer, dtype: torch.dtype) -> Observed:
         whole = [[u.full_tensor() for u in step] for step in made]  # type: ignore[attr-defined]
     apart = distance(plain, whole)
     if apart > _ROUNDING[dtype]:
+        refuse_random(subject, dtype, seed=subject.seed + 1)
         return Observed("wrong", f"updates of DTensors differ by {apart:.3g} from those of plain tensors")
     return Observed("right", f"as plain tensors, up to {apart:.1g}")
 

@@ -59,11 +59,13 @@ class Diagnosis:
         description: what an optimizer was found to do, and what `tvlars_probe.describe` says of it, in lines; of a run,
             what it is.
         checks: the entries, in the order in which they were made.
+        untried: why nothing could be tried, or nothing but a step that raises; None where something could.
     """
 
     subject: str
     description: tuple[str, ...]
     checks: tuple[Check, ...]
+    untried: str | None = None
 
     @property
     def wrong(self) -> tuple[Check, ...]:

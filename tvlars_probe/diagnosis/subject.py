@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tvlars_probe.diagnosis.results import Observed
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.combined import CombinedOptimizer
 from tvlars_probe.optimizers.given import unwrapped
@@ -20,31 +21,44 @@ if TYPE_CHECKING:
     Shapes = tuple[tuple[int, ...], ...]
     Gradients = Callable[[int], Sequence[Tensor]]
 
-SHAPES: tuple[Shapes, ...] = (((6, 5), (4, 3, 2, 2), (5,), ()), ((6, 5), (5, 6), (4, 4)))
-"""Tensors on which an optimizer is tried: those of a network, or matrices where it takes no other."""
+OF_A_NETWORK: Shapes = ((6, 5), (4, 3, 2, 2), (5,), ())
+"""Shapes of the tensors on which an optimizer is tried."""
+
+MATRICES: Shapes = ((6, 5), (5, 6), (4, 4))
+"""Those on which one is tried that takes no others."""
 
 
 HORIZON = 2000
 """Steps in which a factor may die or overflow, by default."""
 
 
+class NotTriedError(Exception):
+    """Something can't be tried with an optimizer, and says nothing about it."""
+
+
 @dataclass(frozen=True)
 class TriedOptimizer:
-    """An optimizer with its settings.
+    """An optimizer with its settings, and what the first trials of it showed (see `fitting`).
 
     Attributes:
         name: name of its class.
         build: makes it of parameters or parameter groups.
-        shapes: those of `SHAPES` that it takes.
-        refusal: why it can't be tried; None where it can.
+        shapes: the tensors on which it is tried.
+        left_out: why these are matrices alone; None where they aren't.
+        refusal: why nothing can be tried; None where something can.
+        fault: what a plain step raises that should raise nothing; None where it does.
         horizon: steps that a factor has in which to die or to overflow.
+        seed: where torch's random numbers begin for each optimizer that is made.
     """
 
     name: str
     build: Callable[[Any], Optimizer]
-    shapes: Shapes = SHAPES[0]
+    shapes: Shapes = OF_A_NETWORK
+    left_out: str | None = None
     refusal: str | None = None
+    fault: str | None = None
     horizon: int = HORIZON
+    seed: int = 0
 
     def made(self, groups: Sequence[Sequence[Tensor]], *settings: Mapping[str, Any]) -> Optimizer:
         """A new one.
@@ -52,12 +66,28 @@ class TriedOptimizer:
         Args:
             groups: the parameters of each group.
             settings: settings of each group; of the groups for which none are given, the defaults.
+
+        Raises:
+            NotTriedError: nothing can be tried with it.
         """
+        if self.refusal is not None:
+            raise NotTriedError(self.refusal)
+        # Of the CPU alone: `torch.manual_seed` would change the caller's random numbers on other devices.
+        torch.default_generator.manual_seed(self.seed)
         given = [*settings, *[{}] * len(groups)]
         optimizer = self.build([{"params": [*ps], **given[k]} for k, ps in enumerate(groups)])
         if hasattr(optimizer, "train"):  # Schedule-Free steps only after this call
             optimizer.train()
         return optimizer
+
+    def must_move(self) -> None:
+        """Pass over one whose rate is zero, so that no tensor moves.
+
+        Raises:
+            NotTriedError: it is.
+        """
+        if self.defaults().get("lr") == 0:
+            raise NotTriedError("its lr is 0")
 
     def defaults(self) -> Mapping[str, Any]:
         """The settings of a group for which none are given."""
@@ -74,19 +104,25 @@ def subject_of(given: Any, settings: Mapping[str, Any] | None = None) -> TriedOp
         settings: arguments of a class's constructor. ``lr`` is 0.1 where the constructor asks for one and none is told.
 
     Raises:
-        UserError: it is none of these, or the class can't be made with these settings.
+        UserError: it is none of these, or the class doesn't take these settings.
     """
     if isinstance(given, type):
         if not issubclass(given, Optimizer):
             raise UserError(f"{given.__name__} is no optimizer: give a subclass of torch.optim.Optimizer")
-        return _fitted(_of_class(given, dict(settings or {})))
+        if inspect.unwrap(given.step) is inspect.unwrap(Optimizer.step):
+            raise UserError(f"{given.__name__} has no step of its own: it's a base class; give one that is made of it")
+        return _of_class(given, dict(settings or {}))
+    if settings:
+        raise UserError(
+            f"settings ({', '.join(settings)}) are for a class: an optimizer, or a function that makes one, has its own"
+        )
     inner = unwrapped(given) if not inspect.isroutine(given) else given
     if isinstance(inner, CombinedOptimizer):
         raise UserError("several optimizers are combined here: give each of its .optimizers by itself")
     if isinstance(inner, Optimizer):
-        return _fitted(_of_class(type(inner), _settings_of(inner)))
+        return _of_class(type(inner), _settings_of(inner))
     if callable(given):
-        return _fitted(TriedOptimizer(getattr(given, "__name__", type(given).__name__), _checked(given)))
+        return TriedOptimizer(getattr(given, "__name__", type(given).__name__), _checked(given))
     raise UserError(
         f"{type(given).__name__} is no optimizer: give a torch.optim.Optimizer, its class, or a function that makes one"
     )
@@ -128,33 +164,6 @@ def _checked(build: Callable[[Any], Any]) -> Callable[[Any], Optimizer]:
         return made
 
     return checked
-
-
-def _fitted(subject: TriedOptimizer) -> TriedOptimizer:
-    """The subject with the shapes that it takes, or with the reason why it takes none.
-
-    Raises:
-        UserError: it can't be made at all.
-    """
-    refusal = ""
-    for shapes in SHAPES:
-        params = weights(shapes)
-        try:
-            optimizer = subject.made([params])
-        except UserError:
-            raise
-        except Exception as error:  # a stranger's constructor may raise anything
-            refusal = refusal or f"it can't be made: {told(error)}"
-            continue
-        try:
-            updates(optimizer, params, drawn(shapes), 2)
-        except Exception as error:  # and so may its step
-            refusal = f"its step can't be called like that of other optimizers: {told(error)}"
-            continue
-        return replace(subject, shapes=shapes)
-    if refusal.startswith("it can't be made"):
-        raise UserError(f"{subject.name}: {refusal} (settings are given by --set NAME=VALUE)")
-    return replace(subject, refusal=refusal)
 
 
 def told(error: BaseException) -> str:
@@ -203,9 +212,34 @@ def updates(
     return made
 
 
+def refuse_random(subject: TriedOptimizer, dtype: torch.dtype, *, seed: int) -> None:
+    """Pass over an optimizer of which two like runs differ, where a difference between others says nothing.
+
+    Args:
+        subject: the optimizer.
+        dtype: the precision.
+        seed: where torch's random numbers begin in the second run. The subject's own finds what is random in spite of
+            it; another one finds all that is random, for runs that may draw in another order.
+
+    Raises:
+        NotTriedError: they differ.
+    """
+    runs = []
+    for one in (subject, replace(subject, seed=seed)):
+        params = weights(subject.shapes, dtype)
+        runs.append(updates(one.made([params]), params, drawn(subject.shapes, dtype), 8))
+    if not same(*runs):
+        raise NotTriedError("its updates are random")
+
+
 def norms(made: Sequence[Sequence[Tensor]]) -> Tensor:
     """The norm of each update, (steps, tensors), in float64."""
     return torch.stack([torch.stack([u.double().norm() for u in step]) for step in made])
+
+
+def unmoved(dtype: torch.dtype, came: str) -> Observed:
+    """What it means that a tensor doesn't move: in single precision a step may be too small for the weight's digits."""
+    return Observed("wrong" if dtype == torch.float64 else "can't tell", came)
 
 
 def same(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

@@ -131,3 +131,8 @@ def test_rates_that_nobody_can_tell_do_not_make_the_answer_depend_on_the_rate() 
     dead = [(w, 11.0) for w, _ in pair({0: 0.0, 1: 0.0}, peak_lr=9.0, classes=10)]
     answers = [pair_warmups(runs).verdict.answer for runs in (unknown + dead, unknown + even, even + dead)]
     assert answers == ["can't tell", "can't tell", "made no difference"]
+
+
+def test_pairs_are_in_order_of_their_rates() -> None:
+    runs = [run for rate in (20.0, 6.0) for run in pair({1: 0.0, 0: 0.1}, peak_lr=rate)]
+    assert pair_warmups(runs).pairs[["peak_lr", "seed"]].to_numpy().tolist() == [[6, 0], [6, 1], [20, 0], [20, 1]]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.chance import above_chance
 from tvlars_probe.analyses.course import losses_of
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.grid import LayerGrid, column_medians, median_of
@@ -124,9 +125,8 @@ def _of_learning(steps: pd.DataFrame, facts: RunFacts, accuracy: float | None) -
     at, loss = losses_of(steps, facts)
     late = _median(loss[_late(at - at[:1])])
     # The loss of Barlow Twins is none of classes.
-    classes = facts.classes if facts.classes is not None and facts.classes > 1 and facts.phase != "pretrain" else None
-    guessing = math.log(classes) if classes else None
-    chance = 100.0 / classes if classes else None
+    chance = facts.chance if facts.phase != "pretrain" else None
+    guessing = math.log(100.0 / chance) if chance is not None else None
     return (
         Figure(
             "late_loss_over_chance", late / guessing if late is not None and guessing else None, "1",
@@ -134,7 +134,7 @@ def _of_learning(steps: pd.DataFrame, facts: RunFacts, accuracy: float | None) -
         ),
         Figure(
             "accuracy_above_chance",
-            (accuracy - chance) / (100.0 - chance) if accuracy is not None and chance is not None else None, "share",
+            above_chance(accuracy, chance) if accuracy is not None and chance is not None else None, "share",
             "last test accuracy: 0 is that of equal guesses, 1 is all right",
         ),
     )  # fmt: skip

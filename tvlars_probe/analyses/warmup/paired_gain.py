@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tvlars_probe.analyses.chance import has_learned
 from tvlars_probe.analyses.intervals import Mean
 
 if TYPE_CHECKING:
@@ -28,15 +29,7 @@ EQUAL = 1e-6
 LEAST_EQUAL = 6
 """Fewest seeds whose gains are all equal that speak for a gain: by a sign test six of one sign are beyond chance."""
 
-LEARNED = 0.1
-"""A run has learned if its accuracy went at least this share of the way from that of equal guesses to 100 %."""
-
 SIDES = ("without", "with")
-
-
-def has_learned(accuracy: float, chance: float) -> bool:
-    """Whether a test accuracy is better than that of equal guesses by enough, both in percent."""
-    return accuracy - chance >= LEARNED * (100.0 - chance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,9 @@ class WarmupPairs:
     """A comparison of runs that differ in warm-up.
 
     Attributes:
-        verdict: the answer that all cells share, else "depends on the rate"; its reason tells each cell.
-        cells: a row per cell, which is an optimizer, its settings and a peak rate; see
+        verdict: the answer that all cells share whose rate can be asked about, "depends on the rate" where known ones
+            differ, else "can't tell"; its reason tells each cell.
+        cells: a row per cell, which is an optimizer, its settings and a peak rate, by
             `tvlars_probe.analyses.warmup.paired_gain.outcomes_by_cell`. Cells whose pairs differ in warm-up alone; if
             there are none, all of them.
         runs: a row per run: what its own analysis says, and its final accuracy.
@@ -71,6 +72,8 @@ def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "p
     pairs = pd.DataFrame(columns=columns)
     if all(map(len, sides)):
         pairs = sides[0].merge(sides[1], on=keys, suffixes=("_without", "_with"))[columns]
+    # By rate as a number, not by the names of the runs, in which 20 stands before 6.
+    pairs = pairs.sort_values(["optimizer", by, "seed"], kind="stable", ignore_index=True)
     bad = pairs["diverged_without"].astype(bool), pairs["diverged_with"].astype(bool)
     chance = pairs["chance"].astype(float)
     counted_as = [
@@ -121,7 +124,7 @@ def _row(w: Warmup, accuracy: float | None) -> dict[str, object]:
         "hot_share": w.verdict["hot_share"],
         "overwritten": w.verdict["overwritten"],
         "accuracy": accuracy,
-        "chance": 100.0 / f.classes if f.classes else None,
+        "chance": f.chance,
         "diverged": f.status == "diverged" or w.early.bad_step is not None,
     }
 

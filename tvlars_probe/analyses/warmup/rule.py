@@ -11,9 +11,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from tvlars_probe.analyses.chance import LEARNED
 from tvlars_probe.analyses.verdict import CANT_TELL, Verdict
 from tvlars_probe.analyses.warmup import model
-from tvlars_probe.analyses.warmup.paired_gain import LEARNED, NEVER_LEARNED
+from tvlars_probe.analyses.warmup.paired_gain import NEVER_LEARNED
 from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE
 
