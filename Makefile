@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: bench bench-smoke demo gpu test test-integrations test-slow lint types docs clean
+.PHONY: bench bench-smoke demo gpu study test test-integrations test-slow lint types docs clean
 
 demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and compare them
 	$(BIN)/python examples/large_batch_digits.py
@@ -33,6 +33,12 @@ bench: $(INSTALLED)  ## every claim of speed and size against the peers: the who
 bench-smoke: $(INSTALLED)  ## every benchmark once, too small to measure anything: does it still run?
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks --smoke
+
+study: $(INSTALLED)  ## train what docs/study.md tells of, hours and resumable, and write its tables
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m benchmarks.study run
+	$(BIN)/python -m benchmarks.study results
+	$(BIN)/python -m benchmarks.study tables
 
 gpu:  ## checks and figures of a CUDA device, with the PYTHON given as it is: nothing is installed
 	$(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu

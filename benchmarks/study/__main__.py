@@ -1,6 +1,8 @@
 """Does LARS need warm-up, and does TVLARS beat it? The runs, and the answers.
 
     python -m benchmarks.study run       trains what isn't finished: hours, and resumable
+    python -m benchmarks.study results   writes results.csv beside this file
+    python -m benchmarks.study tables    writes the tables of docs/study.md from results.csv: seconds
 
 Runs are trained in stages, since the settings of later ones are chosen by earlier ones.
 """
@@ -8,19 +10,25 @@ Runs are trained in stages, since the settings of later ones are chosen by earli
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import pandas as pd
 
-from benchmarks.study import experiments
+from benchmarks.study import experiments, page
+from benchmarks.study.results import groups, results_of
 from benchmarks.verdicts.grid import train
 from tvlars_probe.errors import InterruptedRunError
 from tvlars_probe.runners.sweeps.trials import FINISHED
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+DECIMALS = 5
+"""Significant digits of what is written."""
 
-    from tvlars_probe.runners.sweeps.trials import Trial
+_runs = click.option(
+    "--runs", "folder", type=click.Path(path_type=Path), default=Path("runs/study"), show_default=True,
+    help="Folder of the runs.",
+)  # fmt: skip
+_cases = click.option("--case", "cases", type=click.Choice([*experiments.CASES]), multiple=True,
+                      help="Only these cases.")  # fmt: skip
 
 
 @click.group()
@@ -29,15 +37,12 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--runs", "folder", type=click.Path(path_type=Path), default=Path("runs/study"), show_default=True,
-    help="Folder of the runs.",
-)  # fmt: skip
+@_runs
+@_cases
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes at once.")
-@click.option("--case", "cases", type=click.Choice([*experiments.CASES]), multiple=True, help="Only these cases.")
-def run(folder: Path, jobs: int, cases: tuple[str, ...]) -> None:
+def run(folder: Path, cases: tuple[str, ...], jobs: int) -> None:
     """Train the runs that aren't finished yet, in stages."""
-    for name, trials in _stages(cases or tuple(experiments.CASES), folder):
+    for name, trials in experiments.stages(cases or tuple(experiments.CASES), folder):
         click.echo(f"{name}: {len(trials)} runs in {folder}, {jobs} at once")
         try:
             found = train(trials, folder, jobs)
@@ -47,14 +52,23 @@ def run(folder: Path, jobs: int, cases: tuple[str, ...]) -> None:
             raise click.ClickException(f"{unfinished} runs aren't finished; the same command tries again")
 
 
-def _stages(cases: tuple[str, ...], folder: Path) -> Iterator[tuple[str, list[Trial]]]:
-    """The stages with their runs; those of a stage are known once the stage before is trained."""
-    for case in cases:
-        yield f"{case}, settings", experiments.searched(case, folder)
-        yield f"{case}, seeds", experiments.trained(case, folder)
-        yield f"{case}, delay factors", experiments.delayed(case, folder)
-    if experiments.VARIED in cases:
-        yield f"{experiments.VARIED}, initialisations", experiments.initialised(folder)
+@main.command("results")
+@_runs
+@_cases
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=page.RESULTS, show_default=True,
+              help="Where to write.")  # fmt: skip
+def write_results(folder: Path, cases: tuple[str, ...], out: Path) -> None:
+    """Write what each run came to."""
+    rows = results_of(groups(cases or tuple(experiments.CASES), folder))
+    rows.to_csv(out, index=False, float_format=f"%.{DECIMALS}g")
+    click.echo(f"{len(rows)} runs")
+
+
+@main.command("tables")
+def write_tables() -> None:
+    """Write the tables of docs/study.md from the committed results."""
+    rows = pd.read_csv(page.RESULTS, keep_default_na=True).fillna({"variant": ""})
+    page.PAGE.write_text(page.filled(page.PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

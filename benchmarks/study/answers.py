@@ -1,4 +1,7 @@
-"""The answers of the study, read from its runs: a table for each question."""
+"""The answers of the study: a table for each question, from the rows of `results_of`.
+
+Every interval is Student's, of 95 %, over the seeds; a gain is of pairs of one seed.
+"""
 
 from __future__ import annotations
 
@@ -6,122 +9,146 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from benchmarks.study import experiments
+from benchmarks.study import results
+from benchmarks.study.experiments import LARS, METHODS, TVLARS, VARIANTS, VARIED, WARM
 from tvlars_probe.analyses.intervals import Mean
-from tvlars_probe.analyses.of_runs import last_accuracy, minimizer_of, warmup_of
-from tvlars_probe.analyses.source import Source
 from tvlars_probe.analyses.warmup.paired_gain import HARMFUL, NEEDED, NO_DIFFERENCE, UNKNOWN, PairedGain
-from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tvlars_probe.runners.sweeps.trials import Trial
+    from collections.abc import Callable, Sequence
 
 WORDS = {NEEDED: "better", HARMFUL: "worse", NO_DIFFERENCE: "no difference", UNKNOWN: "can't tell"}
 """The outcome of a gain in words."""
 
 STATES = ("trapped", "escaped", "never sharp", "can't tell")
+"""Answers of ``tvlars-probe minimizer``."""
 
 
-def accuracies(trials: Sequence[Trial]) -> list[float]:
-    """The last test accuracy of each run in percent; that of equal guesses where it diverged."""
-    found = []
-    for trial in trials:
-        source = Source(open_run(trial.path))
-        accuracy = last_accuracy(source.epochs(["test_acc1"]))
-        lost = source.facts.status == "diverged" or accuracy is None
-        found.append(100.0 / (source.facts.classes or 1) if lost or accuracy is None else accuracy)
-    return found
-
-
-def of_methods(case: str, folder: Path) -> dict[str, list[Trial]]:
-    """The runs of each method in a case, by seed."""
-    trials, count = experiments.trained(case, folder), len(experiments.SEEDS)
-    names = [method.name for method in experiments.methods(case)]
-    return {name: trials[place * count : (place + 1) * count] for place, name in enumerate(names)}
-
-
-def setting_text(setting: experiments.Options, case: str, method: str) -> str:
-    """The setting in words: peak rate, and λ where it has one."""
-    batch = int(case.rsplit("-", 1)[1])
-    peak = float(setting["lr"]) * (1 if method == "TVLARS" else batch / 256)
-    return f"{peak:g}" + (f", λ {setting['lmbda']}" if "lmbda" in setting else "")
-
-
-def gains(cases: Sequence[str], folder: Path, better: str, than: str) -> pd.DataFrame:
-    """By case: the mean accuracy of two methods and the gain of one over the other, by seed, with its outcome."""
-    rows = []
-    for case in cases:
-        runs, methods = of_methods(case, folder), {m.name: m for m in experiments.methods(case)}
-        found = {name: accuracies(runs[name]) for name in (than, better)}
-        gain = PairedGain.of([ours - theirs for theirs, ours in zip(*found.values(), strict=True)])
-        settings = {name: experiments.chosen(case, methods[name], folder) for name in found}
-        told = {
-            name: f"{interval(values)} at {setting_text(settings[name], case, name)}" for name, values in found.items()
-        }
-        rows.append(
-            {"case": case, **told, "gain (points)": interval_of(gain.gain), f"{better} is": WORDS[gain.outcome]}
-        )
-    return pd.DataFrame(rows)
-
-
-def minima(cases: Sequence[str], folder: Path) -> pd.DataFrame:
-    """By case and method: of its runs, how many were trapped in a sharp minimum, escaped, or never saw one."""
-    rows = []
-    for case in cases:
-        for name, trials in of_methods(case, folder).items():
-            results = [minimizer_of(Source(open_run(trial.path))) for trial in trials]
-            answers = [result.verdict.answer for result in results]
-            ends = [value for result in results if (value := result.verdict["adaptive_end"]) is not None]
-            rows.append({"case": case, "method": name, **{state: answers.count(state) for state in STATES},
-                         "adaptive sharpness at the end": interval(ends)})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def redundancy(cases: Sequence[str], folder: Path) -> pd.DataFrame:
-    """By case: in what share of the warm-up's steps and layers a layer below its settled ratio was held back."""
-    rows = []
-    for case in cases:
-        trials = of_methods(case, folder)["LARS with warm-up"]
-        shares = [warmup_of(Source(open_run(trial.path)))[0].verdict["redundant_share"] for trial in trials]
-        told = [100 * share for share in shares if share is not None]
-        rows.append({"case": case, "redundant (%)": interval(told)})
-    return pd.DataFrame(rows)
-
-
-def by_delay(cases: Sequence[str], folder: Path) -> pd.DataFrame:
-    """By case and λ times the number of updates: the accuracy of TVLARS."""
-    count, rows = len(experiments.SEEDS), []
-    for case in cases:
-        values = accuracies(experiments.delayed(case, folder))
-        rows.append(
+def gains(rows: pd.DataFrame, better: str, than: str) -> pd.DataFrame:
+    """By case: the accuracy of two methods, each at its own best setting, and the gain of one over the other."""
+    told = []
+    for case, some in rows[rows["purpose"] == results.SEEDS].groupby("case", sort=False):
+        by_method = {name: some[some["method"] == name].set_index("seed") for name in (than, better)}
+        accuracy = {name: of_one["test_accuracy"] for name, of_one in by_method.items()}
+        found = PairedGain.of((accuracy[better] - accuracy[than]).tolist())
+        told.append(
             {"case": case}
-            | {
-                f"λT = {fall:g}": interval(values[i * count : (i + 1) * count])
-                for i, fall in enumerate(experiments.DELAYS)
-            }
+            | {name: f"{interval(accuracy[name])} at {_setting(by_method[name])}" for name in (than, better)}
+            | {"gain (points)": interval_of(found.gain), f"{better} is": WORDS[found.outcome]}
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(told)
 
 
-def by_initialisation(folder: Path) -> pd.DataFrame:
-    """By method and initialisation: the accuracy in one case."""
-    count, others = len(experiments.SEEDS), accuracies(experiments.initialised(folder))
-    rows = []
-    for place, (name, trials) in enumerate(of_methods(experiments.VARIED, folder).items()):
-        own = others[2 * place * count : 2 * (place + 1) * count]
-        parts = (accuracies(trials), own[:count], own[count:])
-        rows.append({"method": name} | dict(zip(experiments.INITIALIZATIONS, map(interval, parts), strict=True)))
-    return pd.DataFrame(rows)
+def at_each_rate(rows: pd.DataFrame) -> pd.DataFrame:
+    """By case and method of LARS: the accuracy at each peak rate of the search, one run each."""
+    searched = rows[(rows["purpose"] == results.SEARCH) & rows["method"].isin((LARS, WARM))]
+    table = searched.pivot_table(
+        index=["case", "method"], columns="peak_lr", values="test_accuracy", sort=True, dropna=False
+    ).map("{:.1f}".format)
+    table.columns = [f"{rate:g}" for rate in table.columns]
+    order = [*dict.fromkeys(zip(searched["case"], searched["method"], strict=True))]
+    return table.loc[order].reset_index()
 
 
-def interval(values: Sequence[float]) -> str:
-    """Mean and half of Student's 95 % interval: "83.1 ± 0.4"."""
-    return interval_of(Mean.of(values))
+def minima(rows: pd.DataFrame) -> pd.DataFrame:
+    """By case and method: how many of its runs were trapped in a sharp minimum, escaped, or never saw one."""
+    told = []
+    for (case, method), some in rows[rows["purpose"] == results.SEEDS].groupby(["case", "method"], sort=False):
+        answers = some["minimum"].tolist()
+        told.append(
+            {"case": case, "method": method}
+            | {state: answers.count(state) for state in STATES}
+            | {"adaptive sharpness at the end": interval(some["adaptive_end"].dropna())}
+        )
+    return pd.DataFrame(told)
+
+
+def redundancy(rows: pd.DataFrame) -> pd.DataFrame:
+    """By case: the share of the warm-up's steps and layers in which warm-up held back a layer that was below its
+    settled ratio.
+    """
+    told = rows[(rows["purpose"] == results.SEEDS) & (rows["method"] == WARM)]
+    return pd.DataFrame(
+        [{"case": case, "redundant (%)": interval(100 * some["redundant_share"].dropna())}
+         for case, some in told.groupby("case", sort=False)]
+    )  # fmt: skip
+
+
+def by_delay(rows: pd.DataFrame) -> pd.DataFrame:
+    """By case and λ times the number of updates: the accuracy of TVLARS."""
+    some = rows[rows["purpose"] == results.DELAYS]
+    table = some.groupby(["case", "variant"], sort=False)["test_accuracy"].agg(interval).unstack(sort=False)
+    table.columns = [f"λT = {name}" for name in table.columns]
+    return table.reset_index()
+
+
+def by_initialisation(rows: pd.DataFrame) -> pd.DataFrame:
+    """By initialisation: the accuracy of each method, and the gain of TVLARS over LARS with warm-up."""
+    some = rows[rows["case"] == VARIED]
+    kept = some[some["purpose"].isin((results.SEEDS, results.INITIALIZATIONS))]
+    told = []
+    for name, of_one in kept.assign(variant=kept["variant"].replace("", "default")).groupby("variant", sort=False):
+        accuracy = of_one.pivot_table(index="seed", columns="method", values="test_accuracy")
+        found = PairedGain.of((accuracy[TVLARS] - accuracy[WARM]).tolist())
+        told.append(
+            {"initialisation": name}
+            | {method: interval(accuracy[method]) for method in METHODS}
+            | {"gain of TVLARS": interval_of(found.gain), "TVLARS is": WORDS[found.outcome]}
+        )
+    return pd.DataFrame(told)
+
+
+def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
+    """By variant: its accuracy beside that of what it changes, and the gain."""
+    some = rows[rows["case"] == VARIED]
+    told = []
+    for name, (base, _) in VARIANTS.items():
+        own = some[some["variant"] == name].set_index("seed")["test_accuracy"]
+        before = some[(some["purpose"] == results.SEEDS) & (some["method"] == base)].set_index("seed")["test_accuracy"]
+        found = PairedGain.of((own - before).tolist())
+        told.append(
+            {"variant": name, "as it was": interval(before), "changed": interval(own),
+             "gain (points)": interval_of(found.gain), "the variant is": WORDS[found.outcome]}
+        )  # fmt: skip
+    return pd.DataFrame(told)
+
+
+def replayed(rows: pd.DataFrame) -> pd.DataFrame:
+    """By case: the share of steps and tensors of LARS with warm-up whose rate a clamp of both norms at 10 changes."""
+    told = rows[(rows["purpose"] == results.SEEDS) & (rows["method"] == WARM)]
+    return pd.DataFrame(
+        [{"case": case, "rates that a clamp at 10 changes (%)": interval(100 * some["clamped_share"].dropna())}
+         for case, some in told.groupby("case", sort=False)]
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "warm-up": lambda rows: gains(rows, WARM, LARS),
+    "rates": at_each_rate,
+    "minima": minima,
+    "redundancy": redundancy,
+    "tvlars": lambda rows: gains(rows, TVLARS, WARM),
+    "initialisation": by_initialisation,
+    "delay": by_delay,
+    "replay": replayed,
+    "variants": by_variant,
+}
+"""By the name that a table has in docs/study.md, what makes it."""
+
+
+def _setting(rows: pd.DataFrame) -> str:
+    """The setting that a method was chosen with, in words."""
+    first = rows.iloc[0]
+    return f"{first['peak_lr']:g}" + (f", λ {first['lmbda']:g}" if pd.notna(first["lmbda"]) else "")
+
+
+def interval(values: Sequence[float] | pd.Series[float]) -> str:
+    """Mean and half of Student's 95 % interval: "83.10 ± 0.40"."""
+    return interval_of(Mean.of([*values]))
 
 
 def interval_of(mean: Mean) -> str:
-    """The same of a mean."""
+    """The same of a mean; a dash where there is nothing to average."""
+    if not mean.count:
+        return "–"
     return f"{mean.value:.2f} ± {mean.half_width:.2f}" if mean.count > 1 else f"{mean.value:.2f}"

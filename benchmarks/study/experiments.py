@@ -14,7 +14,7 @@ from tvlars_probe.runners.sweeps.grid import Grid
 from tvlars_probe.runs import open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tvlars_probe.runners.sweeps.trials import Trial
@@ -25,6 +25,9 @@ SEARCH_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
 BUDGET = 8
 """Settings that are tried of each method in each case."""
+
+METHODS = (LARS, WARM, TVLARS) = ("LARS", "LARS with warm-up", "TVLARS")
+"""Names of the methods."""
 
 Options = dict[str, str]
 """Options of ``train`` and their values, by name; a flag's value is empty."""
@@ -84,12 +87,21 @@ CASES = {
 }
 """The cases, by name."""
 
+BARLOW_TWINS = "digits-barlow-twins-512"
+CASES[BARLOW_TWINS] = Case(
+    BARLOW_TWINS,
+    {**_SHARED, "ds": "digits", "model": "cnn", "channels-last": "", "mode": "bt", "cl-epochs": "40", "epochs": "10",
+     "projector": "128-128-128", "bs": "512"},
+)  # fmt: skip
+"""Barlow Twins at a small size: 120 updates without labels, then a linear probe on the frozen backbone."""
+
 PEAKS = ("1", "2", "4", "8", "16", "32", "64", "128")
 """Peak rates of LARS, a factor of two apart."""
 
 UPDATES = {name: 20 * -(-8000 // batch) for name, batch in ((f"fashion-mnist-{b}", b) for b in (512, 1024, 2048, 4096))}
 UPDATES |= {name: 40 * -(-1150 // batch) for name, batch in ((f"digits-{b}", b) for b in (512, 1024))}
-"""Updates of a run, by case: the held-out fifth isn't trained on."""
+UPDATES[BARLOW_TWINS] = 120
+"""Updates of a run, by case: the held-out fifth isn't trained on. Of Barlow Twins those of the pretraining."""
 
 
 def methods(case: str) -> tuple[Method, ...]:
@@ -105,9 +117,9 @@ def methods(case: str) -> tuple[Method, ...]:
     falls = [f"{2.4 / UPDATES[case]:.2g}", f"{4.8 / UPDATES[case]:.2g}"]
     delays = [{"lr": peak, "lmbda": lmbda} for peak in PEAKS[1::2] for lmbda in falls]
     return (
-        Method("LARS", {"opt": "lars", "schedule": "lars-warm", "warmup-epochs": "0"}, rates),
-        Method("LARS with warm-up", {"opt": "lars", "schedule": "lars-warm"}, rates),
-        Method("TVLARS", {"opt": "tvlars", "schedule": "none"}, delays),
+        Method(LARS, {"opt": "lars", "schedule": "lars-warm", "warmup-epochs": "0"}, rates),
+        Method(WARM, {"opt": "lars", "schedule": "lars-warm"}, rates),
+        Method(TVLARS, {"opt": "tvlars", "schedule": "none"}, delays),
     )
 
 
@@ -140,41 +152,69 @@ def chosen(case: str, method: Method, folder: Path) -> Options:
 
 
 VARIED = "fashion-mnist-1024"
-"""The case in which variants are tried."""
+"""The case in which initialisations and variants are tried."""
 
-INITIALIZATIONS = ("default", "xavier", "kaiming")
+INITIALIZATIONS = ("default", "xavier_normal", "kaiming_normal")
+
+DELAYED = ("fashion-mnist-512", "fashion-mnist-4096", "digits-512", "digits-1024")
+"""The cases in which delay factors are tried."""
 
 DELAYS = (0.6, 1.2, 2.4, 4.8, 9.6)
 """λ times the number of updates: by the end of the run φ, at first 0.91, falls to 0.52, 0.29, 0.09, 0.008 and 7e-5."""
 
+EXCLUDED_RATE = "0.1"
+"""The rate of biases and normalisation in a variant: what SGD is given. By default they have the peak rate."""
 
-def initialised(folder: Path) -> list[Trial]:
-    """All methods with each initialisation, at the settings that were chosen with the default one."""
-    return [
-        trial
-        for method in methods(VARIED)
-        for winit in INITIALIZATIONS[1:]
-        for trial in trials_of(
-            VARIED, method, {**chosen(VARIED, method, folder), "winit": winit, **MEASURED}, SEEDS, folder
-        )
-    ]
+CLAMPED = {"opt": "tvlars", "lmbda": "0", "alpha": "0.1", "eta": "0.0011"}
+"""LARS with both norms clamped at 10, as TVLARS has them: with λ = 0 its φ is 1/(1 + alpha) throughout, and η makes up
+for it."""
 
-
-def delayed(case: str, folder: Path) -> list[Trial]:
-    """TVLARS with delay factors around the one that was chosen, at the rate that was chosen."""
-    (method,) = (m for m in methods(case) if m.name == "TVLARS")
-    setting = chosen(case, method, folder)
-    return [
-        trial
-        for fall in DELAYS
-        for trial in trials_of(case, method, {**setting, "lmbda": f"{fall / UPDATES[case]:.2g}"}, SEEDS, folder)
-    ]
+VARIANTS: dict[str, tuple[str, Options]] = {
+    "LARS with warm-up, norms clamped at 10": (WARM, CLAMPED),
+    "LARS with warm-up, biases at 0.1": (WARM, {"excluded-lr": EXCLUDED_RATE}),
+    "TVLARS, biases at 0.1": (TVLARS, {"excluded-lr": EXCLUDED_RATE}),
+}
+"""By name, the method that each variant changes, and how."""
 
 
-def trained(case: str, folder: Path) -> list[Trial]:
-    """The runs of a case that are read, with the settings that were chosen."""
-    return [
-        trial
-        for method in methods(case)
-        for trial in trials_of(case, method, {**chosen(case, method, folder), **MEASURED}, SEEDS, folder)
-    ]
+def method(case: str, name: str) -> Method:
+    """A method of a case by its name."""
+    return next(method for method in methods(case) if method.name == name)
+
+
+def initialised(folder: Path, name: str, initialisation: str) -> list[Trial]:
+    """A method with an initialisation, at the setting that was chosen with the default one."""
+    setting = chosen(VARIED, method(VARIED, name), folder)
+    return trials_of(VARIED, method(VARIED, name), {**setting, "winit": initialisation, **MEASURED}, SEEDS, folder)
+
+
+def delayed(case: str, folder: Path, fall: float) -> list[Trial]:
+    """TVLARS at the rate that was chosen, with the delay factor by which λ times the number of updates is ``fall``."""
+    setting = {**chosen(case, method(case, TVLARS), folder), "lmbda": f"{fall / UPDATES[case]:.2g}"}
+    return trials_of(case, method(case, TVLARS), setting, SEEDS, folder)
+
+
+def variant(folder: Path, name: str) -> list[Trial]:
+    """One of `VARIANTS`, at the setting that was chosen for the method that it changes."""
+    base, changed = VARIANTS[name]
+    setting = {**chosen(VARIED, method(VARIED, base), folder), **changed}
+    return trials_of(VARIED, method(VARIED, base), setting, SEEDS, folder)
+
+
+def trained(case: str, folder: Path, name: str) -> list[Trial]:
+    """The runs of a method that are read, with the setting that was chosen."""
+    setting = chosen(case, method(case, name), folder)
+    return trials_of(case, method(case, name), {**setting, **MEASURED}, SEEDS, folder)
+
+
+def stages(cases: Sequence[str], folder: Path) -> Iterator[tuple[str, list[Trial]]]:
+    """The stages with their runs; those of a stage are known once the stages before it are trained."""
+    for case in cases:
+        yield f"{case}, settings", searched(case, folder)
+        yield f"{case}, seeds", [run for name in METHODS for run in trained(case, folder, name)]
+        if case in DELAYED:
+            yield f"{case}, delay factors", [run for fall in DELAYS for run in delayed(case, folder, fall)]
+        if case == VARIED:
+            varied = [(name, way) for name in METHODS for way in INITIALIZATIONS[1:]]
+            yield f"{case}, initialisations", [run for name, way in varied for run in initialised(folder, name, way)]
+            yield f"{case}, variants", [run for name in VARIANTS for run in variant(folder, name)]

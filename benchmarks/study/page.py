@@ -1,0 +1,28 @@
+"""The tables of docs/study.md, between marks in its text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.study.answers import TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE = Path(__file__).parents[2] / "docs" / "study.md"
+RESULTS = Path(__file__).parent / "results.csv"
+
+_MARKS = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, rows: pd.DataFrame) -> str:
+    """The page with each table made anew from the rows of `benchmarks.study.results.results_of`."""
+    return _MARKS.sub(lambda found: f"{found[1]}\n{markdown(TABLES[found[2]](rows))}\n\n{found[3]}", text)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown."""
+    lines = [[*map(str, table.columns)], ["---"] * table.shape[1], *([*map(str, row)] for row in table.to_numpy())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
