@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import pandas as pd
 
 from benchmarks.study import experiments, page
 from benchmarks.study.results import groups, results_of
@@ -67,8 +66,8 @@ def write_results(folder: Path, cases: tuple[str, ...], out: Path) -> None:
 @main.command("tables")
 def write_tables() -> None:
     """Write the tables of docs/study.md from the committed results."""
-    rows = pd.read_csv(page.RESULTS, keep_default_na=True).fillna({"variant": ""})
-    page.PAGE.write_text(page.filled(page.PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    text = page.PAGE.read_text(encoding="utf-8")
+    page.PAGE.write_text(page.filled(text, page.results()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def gains(rows: pd.DataFrame, better: str, than: str) -> pd.DataFrame:
 
 
 def at_each_rate(rows: pd.DataFrame) -> pd.DataFrame:
-    """By case and method of LARS: the accuracy at each peak rate of the search, one run each."""
+    """By case and method of LARS: the accuracy at each peak rate of the search, the mean of its runs."""
     searched = rows[(rows["purpose"] == results.SEARCH) & rows["method"].isin((LARS, WARM))]
     table = searched.pivot_table(
         index=["case", "method"], columns="peak_lr", values="test_accuracy", sort=True, dropna=False

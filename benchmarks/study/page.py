@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from benchmarks.study.answers import TABLES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 RESULTS = Path(__file__).parent / "results.csv"
 
 _MARKS = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def results() -> pd.DataFrame:
+    """The committed rows of `benchmarks.study.results.results_of`."""
+    return pd.read_csv(RESULTS, dtype={"variant": "str"}).fillna({"variant": ""})
 
 
 def filled(text: str, rows: pd.DataFrame) -> str:

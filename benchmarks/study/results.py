@@ -34,8 +34,7 @@ def groups(cases: Sequence[str], folder: Path) -> Iterator[Group]:
     for case in cases:
         for method in experiments.methods(case):
             for setting in method.tried:
-                runs = experiments.trials_of(case, method, setting, (experiments.SEARCH_SEED,), folder)
-                yield SEARCH, case, method.name, "", runs
+                yield SEARCH, case, method.name, "", experiments.search_of(case, method, setting, folder)
             yield SEEDS, case, method.name, "", experiments.trained(case, folder, method.name)
         for fall in experiments.DELAYS if case in experiments.DELAYED else ():
             yield DELAYS, case, TVLARS, f"{fall:g}", experiments.delayed(case, folder, fall)
