@@ -76,10 +76,11 @@ _SHARED = {
     "threads": "1",
 }  # fmt: skip
 
+# Few images of digits are held out: one run of each setting would choose by luck.
 _DATA = {
     "fashion-mnist": ({"ds": "fashion-mnist", "limit": "10000", "model": "cnn-bn", "channels-last": "",
                        "epochs": "20"}, (512, 1024, 2048, 4096), 1),
-    "digits": ({"ds": "digits", "model": "cnn", "channels-last": "", "epochs": "40"}, (512, 1024), 3),  # few images are held out: one run would choose by luck
+    "digits": ({"ds": "digits", "model": "cnn", "channels-last": "", "epochs": "40"}, (512, 1024), 3),
 }  # fmt: skip
 
 CASES = {

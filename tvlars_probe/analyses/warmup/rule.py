@@ -74,6 +74,8 @@ def judge(marks: WarmupMarks, features: Sequence[Figure]) -> Verdict:
     lacking = [_spaced(name) for name in read if told.get(name) is None]
     if lacking:
         return _cant_tell(marks, f"the trace doesn't hold {some_of(lacking)}", would_tell=True)
+    if not read:
+        return _cant_tell(marks, f"no rule answers for runs {side} warm-up", would_tell=True)
     seen = ", ".join(f"{_spaced(name)} {told[name]:.3g}" for name in read)
     return _cant_tell(marks, f"runs like it went either way ({seen})", would_tell=True)
 
