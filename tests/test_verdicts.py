@@ -133,7 +133,16 @@ def test_the_tables_and_the_lines_are_those_of_the_committed_outcomes() -> None:
     assert rules.model_text() == rule_tables.MODEL.read_text(encoding="utf-8")
 
 
-def test_lines_are_fitted_where_an_answer_is_right_and_the_strictest_of_those_that_answer_as_often() -> None:
+@pytest.mark.parametrize(("right", "said", "given"), [(19, 20, True), (18, 20, False), (3, 3, True), (0, 0, False)])
+def test_the_package_says_nothing_that_was_wrong_too_often_elsewhere(right: int, said: int, given: bool) -> None:
+    assert rules.is_trusted({"right": right, "said": said}) == given
+
+
+def test_lines_are_fitted_where_an_answer_is_right_and_the_strictest_of_those_that_answer_as_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calm = {"made no difference": {"early_setback": True, "late_loss": True}}
+    monkeypatch.setattr(rules, "LISTS", {"without": calm})
     # Warm-up made no difference wherever the loss neither rose by 0.1 nor ended above 0.2.
     cells = [(setback, late) for setback in (0.01, 0.02, 0.04, 0.3, 0.6, 0.9) for late in (0.01, 0.05, 0.1, 0.4, 0.8)]
     table = pd.DataFrame(

@@ -74,7 +74,11 @@ def _of_answers(judged: pd.DataFrame) -> str:
             share = f"{found.right} of {found.said} ({100 * found.low:.0f} to {100 * found.high:.0f} %)"
         rows.append((str(answer), *(str(value) for value in row), share))
     open_share = float((judged["said"][known] == CANT_TELL).mean()) if known.any() else np.nan
-    return f"{_markdown(rows)}\n\nCan't tell: {100 * open_share:.0f} % of the runs of cells with a known outcome."
+    told = f"Can't tell: {100 * open_share:.0f} % of the runs of cells with a known outcome."
+    doubted = [name for name, counted in counts.items() if counted["said"] and not rules.is_trusted(counted)]
+    if doubted:
+        told += f" The package doesn't say *{' or '.join(doubted)}* of such runs: it was wrong too often."
+    return f"{_markdown(rows)}\n\n{told}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

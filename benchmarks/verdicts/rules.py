@@ -33,11 +33,11 @@ HALVES = (
 
 LISTS: dict[str, dict[str, dict[str, bool]]] = {
     "without": {
-        NO_DIFFERENCE: {"early_setback": True, "late_loss": True},
+        NO_DIFFERENCE: {"setback": True},
         NEEDED: {"early_setback": False, "full_rate_step": False, "late_loss": False},
     },
     "with": {
-        NO_DIFFERENCE: {"full_rate_step": True, "late_loss": True},
+        NO_DIFFERENCE: {"full_rate_step": True},
         NEEDED: {"full_rate_step": False, "setback": False, "late_loss": False},
     },
 }
@@ -47,6 +47,9 @@ OUTCOMES = (NEEDED, NO_DIFFERENCE, HARMFUL)
 
 MOST_WRONG = 0.025
 """Share of an answer's cells that may be wrong where it is fitted: half of what is aimed at elsewhere."""
+
+MOST_WRONG_ELSEWHERE = 0.05
+"""Share of an answer that may be wrong on the half that it wasn't fitted on. The package gives no answer beyond it."""
 
 LEAST_CELLS = 5
 """Fewest cells that an answer must rest on where it is fitted."""
@@ -181,10 +184,19 @@ def dead() -> dict[str, dict[str, int]]:
     }
 
 
+def is_trusted(counted: dict[str, int]) -> bool:
+    """Whether an answer was right often enough of runs that it wasn't fitted on."""
+    return counted["said"] > 0 and counted["said"] - counted["right"] <= MOST_WRONG_ELSEWHERE * counted["said"]
+
+
 def model_text() -> str:
-    """The text of ``model.json``: fitted on all of the grid, with the counts of the halves."""
+    """The text of ``model.json``: fitted on all of the grid, with the counts of the halves; only what `is_trusted`."""
     told: dict[str, Any] = {}
     for side in SIDES:
         counted = counts(cross_judged(side))
-        told[side] = [{**entry, "reliability": counted[entry["answer"]]} for entry in fit(cases(side), side)]
+        told[side] = [
+            {**entry, "reliability": counted[entry["answer"]]}
+            for entry in fit(cases(side), side)
+            if is_trusted(counted[entry["answer"]])
+        ]
     return json.dumps({**told, "dead": dead()}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
