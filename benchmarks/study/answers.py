@@ -102,7 +102,7 @@ def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
     """By variant: its accuracy beside that of what it changes, and the gain."""
     some = rows[rows["case"] == VARIED]
     told = []
-    for name, (base, _) in VARIANTS.items():
+    for name, (base, _) in VARIANTS.items() if len(some) else ():
         own = some[some["variant"] == name].set_index("seed")["test_accuracy"]
         before = some[(some["purpose"] == results.SEEDS) & (some["method"] == base)].set_index("seed")["test_accuracy"]
         found = PairedGain.of((own - before).tolist())

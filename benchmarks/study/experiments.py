@@ -33,7 +33,8 @@ Options = dict[str, str]
 """Options of ``train`` and their values, by name; a flag's value is empty."""
 
 MEASURED = {"sharpness-every": "log", "sharpness-operators": "adaptive", "sharpness-samples": "128"}
-"""What is measured in the runs that are read."""
+"""What is measured in the runs that are read. All have it: what is measured doesn't change the name of a run, and one
+run may be in several tables."""
 
 
 @dataclass(frozen=True)
@@ -201,14 +202,14 @@ def initialised(folder: Path, name: str, initialisation: str) -> list[Trial]:
 
 def delayed(case: str, folder: Path, fall: float) -> list[Trial]:
     """TVLARS at the rate that was chosen, with the delay factor by which λ times the number of updates is ``fall``."""
-    setting = {**chosen(case, method(case, TVLARS), folder), "lmbda": f"{fall / UPDATES[case]:.2g}"}
+    setting = {**chosen(case, method(case, TVLARS), folder), "lmbda": f"{fall / UPDATES[case]:.2g}", **MEASURED}
     return trials_of(case, method(case, TVLARS), setting, SEEDS, folder)
 
 
 def variant(folder: Path, name: str) -> list[Trial]:
     """One of `VARIANTS`, at the setting that was chosen for the method that it changes."""
     base, changed = VARIANTS[name]
-    setting = {**chosen(VARIED, method(VARIED, base), folder), **changed}
+    setting = {**chosen(VARIED, method(VARIED, base), folder), **changed, **MEASURED}
     return trials_of(VARIED, method(VARIED, base), setting, SEEDS, folder)
 
 

@@ -26,6 +26,8 @@ def filled(text: str, rows: pd.DataFrame) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown."""
+    """A table as Markdown; a line in place of one that has no rows."""
+    if table.empty:
+        return "Not trained yet."
     lines = [[*map(str, table.columns)], ["---"] * table.shape[1], *([*map(str, row)] for row in table.to_numpy())]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
