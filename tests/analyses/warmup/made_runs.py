@@ -24,11 +24,11 @@ def judged(
     **facts: Any,
 ) -> Warmup:
     """A run whose norm ratios ‖w‖/‖g‖ are given; biases have a constant ‖g‖/‖w‖."""
-    biases = biases or {}
+    biases, count = biases or {}, len(loss)
     names = (*ratio, *biases)
-    weight = {name: np.ones(T) for name in names}
-    grad = {name: 1 / r for name, r in ratio.items()} | {name: np.full(T, g) for name, g in biases.items()}
-    lr = warm(T, warmup) if warmup else np.ones(T)
+    weight = {name: np.ones(count) for name in names}
+    grad = {name: 1 / r for name, r in ratio.items()} | {name: np.full(count, g) for name, g in biases.items()}
+    lr = warm(count, warmup) if warmup else np.ones(count)
     frame = layers(weight, grad, lr, biases=tuple(biases))
     told = lars_facts(names, biases=tuple(biases), **facts)
     return analyse_warmup(LayerGrid.from_frame(frame), losses(loss), told, accuracy=accuracy)

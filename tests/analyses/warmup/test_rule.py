@@ -12,6 +12,7 @@ from tests.analyses.warmup.made_runs import FALLING, T, W, judged
 from tvlars_probe.analyses.verdict import Reliability
 from tvlars_probe.analyses.warmup import model
 from tvlars_probe.analyses.warmup.model import Condition, Fitted, FittedRule
+from tvlars_probe.analyses.warmup.rule import LEAST_STEPS
 
 STEADY = {"a.weight": np.full(T, 4.0)}
 SET_BACK = np.where(np.arange(T) == 7, 3.0, FALLING)
@@ -84,6 +85,14 @@ def test_a_run_that_never_learned_is_told_with_chance(warmup: int) -> None:
     flat = np.full(T, np.log(10.0))
     assert judged(STEADY, warmup=warmup, loss=flat, classes=10).verdict.answer == "never learned"
     assert judged(STEADY, warmup=warmup, loss=flat, classes=10, accuracy=50.0).verdict.answer != "never learned"
+
+
+def test_a_few_steps_are_too_few_to_have_learned() -> None:
+    few = {"a.weight": np.full(LEAST_STEPS - 1, 4.0)}
+    loss = np.full(LEAST_STEPS - 1, np.log(10.0))
+    verdict = judged(few, warmup=0, loss=loss, accuracy=10.0, classes=10).verdict
+    assert verdict.answer == "can't tell"
+    assert "only 19 steps are recorded" in verdict.reason
 
 
 def test_what_warm_up_did_for_other_dead_runs_is_told() -> None:

@@ -56,10 +56,10 @@ def judge(marks: WarmupMarks, features: Sequence[Figure]) -> Verdict:
     """
     told = {f.name: f.value for f in features}
     side = "without" if marks.warmup_steps == 0 else "with"
-    lost = _lost(marks, told)
-    if lost is not None:
+    recorded, lost = marks.recorded_steps, _lost(marks, told)
+    # Of a few steps nobody can say that they should have been enough to learn.
+    if lost is not None and (lost.answer == DIVERGED or recorded >= LEAST_STEPS):
         return lost
-    recorded = marks.recorded_steps
     if recorded < LEAST_STEPS:
         what = "no layer was recorded" if not recorded else f"only {recorded} steps are recorded"
         return _cant_tell(marks, f"{what} (it takes {LEAST_STEPS} to say anything)")
