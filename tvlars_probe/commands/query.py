@@ -8,7 +8,7 @@ import click
 
 from tvlars_probe.commands.analysis import Output, check_output, emit, output_options, text_of, write_output
 from tvlars_probe.commands.options import Command, FilePath, option
-from tvlars_probe.commands.text import say
+from tvlars_probe.commands.text import one_line, say
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def render(console: Console, answer: Answer) -> None:
 
     columns = [
         TextColumn(
-            column.name,
-            [text_of(value) for value in values.to_pylist()],
+            one_line(column.name),
+            [one_line(text_of(value)) for value in values.to_pylist()],
             is_number=pa.types.is_integer(column.type) or pa.types.is_floating(column.type),
         )
         for column, values in zip(answer.rows.schema, answer.rows.columns, strict=True)

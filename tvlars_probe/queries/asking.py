@@ -7,6 +7,7 @@ alone, and are checked there. DuckDB itself would crash on a damaged part's name
 from __future__ import annotations
 
 import collections
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +18,7 @@ from tvlars_probe.queries.runs_table import RUNS, row_of
 from tvlars_probe.queries.statement import Reads, reads_of
 from tvlars_probe.runs import open_runs
 from tvlars_probe.traces.datasets import no_rows
+from tvlars_probe.traces.manifest import in_json
 from tvlars_probe.traces.schema import TABLES
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from tvlars_probe.runs import Runs
     from tvlars_probe.traces.reader import StrPath
 
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "enable_external_access": "false",  # no file, no network
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
@@ -113,8 +115,10 @@ def _fill(connection: duckdb.DuckDBPyConnection, reads: Reads, runs: Runs) -> No
     """Give the tables that are read their rows."""
     _refuse_copies(runs)
     if RUNS.name in reads.tables:
-        marks = ", ".join("?" * len(RUNS.columns))
-        connection.executemany(f"INSERT INTO {RUNS.name} VALUES ({marks})", [row_of(run) for run in runs])
+        # As one text: row by row it takes twenty times as long.
+        form = json.dumps([{column.name: _SQL_TYPES[column.type] for column in RUNS.columns}])
+        rows = json.dumps(in_json([row_of(run) for run in runs]))
+        connection.execute(f"INSERT INTO {RUNS.name} SELECT unnest(from_json(?, '{form}'), max_depth := 2)", [rows])
     for table in reads.tables & TABLES.keys():
         # A query may name no column, as count(*) does: a required one tells how many rows there are.
         columns = reads.columns(table, TABLES[table].names) or ["step"]

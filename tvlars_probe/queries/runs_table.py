@@ -43,7 +43,7 @@ RUNS = Table(
         Column("batch_size", "int64", "sample", "samples of one update, over all ranks"),
         Column("micro_batches", "int64", "1", "pieces in which a rank computes its share of the batch"),
         Column("world_size", "int64", "1", "number of ranks"),
-        Column("seed", "int64", "1", "of everything random; null beyond 64 bits with a sign"),
+        Column("seed", "int64", "1", "of everything random"),
         Column("weight_decay", "float64", "1", "λ of the optimizer's weight decay"),
         Column("momentum", "float64", "1", "β of the optimizer's momentum"),
         Column("eta", "float64", "1", "η, the trust coefficient"),
@@ -73,11 +73,11 @@ RUNS = Table(
 )
 
 
-def row_of(run: Run) -> tuple[Any, ...]:
-    """The run's row of `RUNS`, as plain values in the order of its columns."""
+def row_of(run: Run) -> dict[str, Any]:
+    """The run's row of `RUNS`: plain values by column."""
     told = {"run": run.manifest.run_id, "name": run.name, "path": encodable(str(run.path)), "status": run.status}
     told |= _of_manifest(run.manifest)
-    return tuple(_typed(told.get(column.name), column.type) for column in RUNS.columns)
+    return {column.name: _typed(told.get(column.name), column.type) for column in RUNS.columns}
 
 
 def _of_manifest(m: Manifest) -> dict[str, Any]:
