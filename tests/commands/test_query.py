@@ -88,6 +88,11 @@ def test_json_has_no_nan_and_integers_stay_so_beside_nulls(runs: Path, cli: Cli)
     assert table[5].split(",")[:2] == ["4", "4"]
 
 
+def test_nan_is_printed_and_null_is_empty(runs: Path, cli: Cli) -> None:
+    out = cli("query", "select step, loss, phi from steps where step > 3 order by step", "runs/lars").out
+    assert [line.split() for line in out.splitlines()] == [["step", "loss", "phi"], ["4", "0.2"], ["5", "nan"]]
+
+
 def test_what_isnt_printed_is_counted(runs: Path, cli: Cli) -> None:
     out = cli("query", f"select * from range({MOST_ROWS + 1234})").out.splitlines()
     assert len(out) == MOST_ROWS + 2

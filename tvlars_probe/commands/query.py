@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,7 +37,8 @@ def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | Non
     noise, findings, spectrum and landscape, each with a column run, and runs with a row per run. SHOW TABLES lists
     them, DESCRIBE layers the columns of one.
 
-      tvlars-probe query "select run, max(trust_ratio) from layers group by run" runs/a runs/b
+    \b
+      tvlars-probe query "select run, max(lr) from layers group by run" runs/a
     """
     from tvlars_probe.queries.asking import ask
 
@@ -87,6 +89,11 @@ def _frame(rows: pa.Table) -> pd.DataFrame:
     return rows.to_pandas(integer_object_nulls=True)
 
 
+def _cell(value: Any) -> str:
+    # To `text_of` NaN is null, as in frames. Here they differ: a loss that is NaN was recorded.
+    return "nan" if isinstance(value, float) and math.isnan(value) else one_line(text_of(value))
+
+
 def render(console: Console, answer: Answer) -> None:
     """Print the rows as a table."""
     import pyarrow as pa
@@ -96,7 +103,7 @@ def render(console: Console, answer: Answer) -> None:
     columns = [
         TextColumn(
             one_line(column.name),
-            [one_line(text_of(value)) for value in values.to_pylist()],
+            [_cell(value) for value in values.to_pylist()],
             is_number=pa.types.is_integer(column.type) or pa.types.is_floating(column.type),
         )
         for column, values in zip(answer.rows.schema, answer.rows.columns, strict=True)

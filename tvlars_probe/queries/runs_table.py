@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tvlars_probe.runs import Run
     from tvlars_probe.traces.manifest import Manifest
 
-_FINAL = ("train_loss", "train_acc1", "val_loss", "val_acc1", "test_loss", "test_acc1")
-"""Metrics of the last epoch that have a column, by their names in the table ``epochs``."""
+_FINAL = {f"{data}_{name}": unit for data in ("train", "val", "test") for name, unit in (("loss", "1"), ("acc1", "%"))}
+"""Metrics of the last epoch that have a column, by their names in the table ``epochs``, with their units."""
 
 RUNS = Table(
     "runs",
@@ -59,7 +59,7 @@ RUNS = Table(
         Column("total_steps", "int64", "step", "updates planned, over all phases"),
         Column("best_test_acc1", "float64", "%", "highest top-1 accuracy on the test data at the end of any epoch"),
         Column("final_epoch", "int64", "epoch", "the last epoch that was finished, from 0"),
-        *(Column(f"final_{name}", "float64", "1 or %", f"{name} of that epoch") for name in _FINAL),
+        *(Column(f"final_{name}", "float64", unit, f"{name} of that epoch") for name, unit in _FINAL.items()),
         Column("not_finite_step", "int64", "step", "the first step with a loss or a norm that was not finite"),
         Column("not_finite_tensor", "name", "name", "the first such tensor in it"),
         Column("config_id", "name", "name", "hash of the settings that change the numbers"),
