@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -209,6 +210,26 @@ def test_what_memory_cant_hold_is_refused(runs: Path, monkeypatch: pytest.Monkey
         patch.setattr(limits, "memory", lambda: 6 * 8 * 4)  # the six rows of one run, but not those of both
         with pytest.raises(TraceError, match="over half of this machine's memory: name fewer runs or columns"):
             tvlars_probe.query("select grad_norm from steps", runs)
+
+
+class AlarmError(Exception):
+    pass
+
+
+def test_a_query_ends_when_it_is_interrupted(runs: Path) -> None:
+    """As by Ctrl-C. Unless it is, this one takes hours."""
+
+    def ring(*_: object) -> None:
+        raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        with pytest.raises(AlarmError):
+            tvlars_probe.query("select sum(a.range * b.range % 7) from range(100000000) a, range(1000000) b", runs)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +23,7 @@ from tvlars_probe.traces.manifest import in_json
 from tvlars_probe.traces.schema import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import duckdb
     import pandas as pd
@@ -96,7 +97,7 @@ def ask(sql: str, runs: StrPath | Iterable[StrPath], *, most_rows: int | None = 
             reads = reads_of(connection, sql)
             connection.sql(sql)  # what is wrong with it is told before anything is read
             _fill(connection, reads, open_runs(runs))
-            return _answer(connection.sql(sql), most_rows)
+            return _interruptibly(connection, lambda: _answer(connection.sql(sql), most_rows))
         except duckdb.Error as error:
             _explain(error, reads)
     finally:
@@ -147,6 +148,17 @@ def _rows(runs: Runs, table: str, columns: list[str]) -> pa.Table:
         if size > limits.memory() // 2:
             raise TraceError(f"the rows of {table} take over half of this machine's memory: name fewer runs or columns")
     return pa.concat_tables(found).unify_dictionaries()
+
+
+def _interruptibly(connection: duckdb.DuckDBPyConnection, answer: Callable[[], Answer]) -> Answer:
+    """What ``answer`` returns. DuckDB computes in a thread: in this one it would be deaf to Ctrl-C."""
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer)
+        try:
+            return answering.result()
+        except BaseException:  # KeyboardInterrupt is no Exception
+            connection.interrupt()
+            raise
 
 
 def _answer(relation: duckdb.DuckDBPyRelation, most_rows: int | None) -> Answer:
@@ -217,13 +229,10 @@ def _explain(error: duckdb.Error, reads: Reads | None) -> NoReturn:
     """Raise DuckDB's error as one of ours: its first line, and the names that are known.
 
     Raises:
-        UserError: always, but for an interrupted query.
-        KeyboardInterrupt: somebody has pressed Ctrl-C.
+        UserError: always.
     """
     import duckdb
 
-    if isinstance(error, duckdb.InterruptException):
-        raise KeyboardInterrupt from None
     kind, _, told = str(error).partition("\n")[0].partition(" Error: ")
     reason = told or kind
     if isinstance(error, duckdb.PermissionException):
