@@ -60,6 +60,7 @@ ENTRIES = {
         whole=("--rows", "1e6", "--rows", "1e7"), smoke=("--rows", "1e4", "--rounds", "1", "--runs", "2")
     ),
     "commands": Entry(whole=(), smoke=("--rounds", "1", "--count", "2")),
+    "queries": Entry(whole=(), smoke=("--rounds", "1", "--count", "2", "--traces", "2", "--rows", "10000")),
     "watching": Entry(
         whole=(), smoke=("--tensors", "20", "--seconds", "2", "--large", "50", "--count", "3", "--rounds", "1")
     ),

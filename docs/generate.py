@@ -11,6 +11,7 @@ import click
 
 from tvlars_probe.analyses.warmup.features import named_features
 from tvlars_probe.cli import COMMANDS, main
+from tvlars_probe.queries.runs_table import RUNS
 from tvlars_probe.traces.schema import TABLES
 
 HERE = Path(__file__).parent
@@ -40,9 +41,10 @@ def tables() -> str:
     """docs/tables.md."""
     parts = [
         "# Tables\n\nGenerated from `tvlars_probe/traces/schema.py` by `make docs`. What the symbols mean and how to "
-        "read the tables: [traces.md](traces.md).\n"
+        "read the tables: [traces.md](traces.md). The last one, `runs`, lies in no file: [query](query.md) makes it of "
+        "the manifests.\n"
     ]
-    for table in TABLES.values():
+    for table in (*TABLES.values(), RUNS):
         rows = [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |".replace("|g|", "\\|g\\|") for c in table.columns]
         head = ["| column | type | unit | definition |", "|---|---|---|---|"]
         parts.append("\n".join([f"## {table.name}", "", table.about, "", *head, *rows, ""]))

@@ -18,7 +18,7 @@ from tests.data.idx import write_fashion_mnist
 from tvlars_probe.cli import COMMANDS, main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,11 +55,25 @@ def test_every_code_block_of_a_page_runs(page: Path, cli: Callable[..., Any], tm
         if kind == "python":
             exec(compile(text, page.name, "exec"), names)
         elif kind == "console":
-            for line in text.splitlines():
+            for line in command_lines(text):
                 run_line(line, cli, tmp_path)
         else:
             assert kind in SHOWN, f"{page.name} has a block of kind {kind!r}"
     torch.set_num_threads(1)
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """The commands of a block; one whose quotes are open at the end of a line goes on in the next."""
+    waiting: list[str] = []
+    for line in text.splitlines():
+        waiting.append(line)
+        try:
+            shlex.split("\n".join(waiting))
+        except ValueError:  # no closing quotation
+            continue
+        yield "\n".join(waiting)
+        waiting = []
+    assert not waiting, f"a quote isn't closed: {waiting}"
 
 
 def run_line(line: str, cli: Callable[..., Any], folder: Path) -> None:

@@ -48,14 +48,15 @@ ALLOWED = {
     "charts": {"analyses", "optimizers"},
     "report": {"analyses", "charts"},
     "runs": {"analyses", "charts", "report", "traces"},
+    "queries": {"optimizers", "runs", "traces"},
     "board": {"analyses", "charts", "live", "report", "runs", "traces"},
     "commands": {
         "analyses", "board", "charts", "curvature", "data", "diagnosis", "exports", "findings", "live", "models",
-        "noise", "optimizers", "report", "runners", "runs", "traces",
+        "noise", "optimizers", "queries", "report", "runners", "runs", "traces",
     },
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"curvature", "diagnosis", "exports", "findings", "noise", "optimizers", "probes", "runs"},
+    "__init__": {"curvature", "diagnosis", "exports", "findings", "noise", "optimizers", "probes", "queries", "runs"},
 }  # fmt: skip
 OPEN = {
     "admission",
@@ -72,7 +73,7 @@ OPEN = {
 
 WITHOUT_TORCH = (
     "admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs", "findings", "live",
-    "exports", "board",
+    "exports", "board", "queries",
 )  # fmt: skip
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""
 

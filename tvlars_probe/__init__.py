@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.record import record
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.probes.sharpness import SharpnessProbe
+    from tvlars_probe.queries.asking import query
     from tvlars_probe.runs import Run, open_run, open_runs
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _HOMES = {
     "SharpnessProbe": "tvlars_probe.probes.sharpness",
     "applied_rates": "tvlars_probe.probes.readers.rates",
     "sharpness": "tvlars_probe.curvature.sharpness",
+    "query": "tvlars_probe.queries.asking",
     "Run": "tvlars_probe.runs",
     "open_run": "tvlars_probe.runs",
     "open_runs": "tvlars_probe.runs",
@@ -89,6 +91,7 @@ __all__ = [
     "gradient_noise",
     "open_run",
     "open_runs",
+    "query",
     "record",
     "sharpness",
 ]

@@ -30,6 +30,7 @@ COMMANDS = {
     "minimizer": ("minimizer", "Trapped in a sharp minimum, or escaped?"),
     "batch-size": ("batch_size", "How large may the batch be? Three answers side by side."),
     "compare": ("compare", "Optimizers, batch sizes and schedules side by side."),
+    "query": ("query", "Ask the tables of runs in SQL."),
     "replay": ("replay", "Trust ratios that another variant would have given."),
     "landscape": ("landscape", "The loss around a minimum, or between two."),
     "chart": ("chart", "Draw a chart of runs into a file."),

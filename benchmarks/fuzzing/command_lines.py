@@ -86,6 +86,18 @@ SAFE = {
     "sweep": [*TRAINING, "--dry-run"],
     "watch": ["--once"],  # it follows a folder until it is stopped
 }
+QUERIES = [
+    "select run, max(trust_ratio) from layers group by run",
+    "select * from layers join steps using (run, step)",
+    "select * from runs",
+    "select name, value from curvature join runs using (run)",
+    "select upper(parameter), time from layers join steps using (run, step) where parameter like '%weight'",
+    "from findings", "describe epochs", "show tables", "summarize noise",
+    "select nothing from layers", "selec 1", "select 1; select 2", "", "x", "é", "select '\x1b[2J'",
+    "select 1/0, 'nan'::double",
+    "copy layers to 'run/x.csv'", "attach 'run/x.db'", "select * from read_text('run/run.json')", "from 'run/run.json'",
+    "select * from glob('*')", "set threads = 1", "select * from range(100000)",
+]  # fmt: skip
 CHARTS = [*KINDS, "x", "--list"]
 
 
@@ -137,6 +149,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         return ["train", "--resume", "run"] if how[:1] == ["--resume"] and draw(st.booleans()) else words + how
     if name == "chart":
         words.append(draw(st.sampled_from(CHARTS)))
+    if name == "query":
+        words.append(draw(st.sampled_from(QUERIES)))
     if any(isinstance(p, click.Argument) for p in command.params):
         few = st.lists(st.sampled_from(["run", "run", "run", "other", "missing", "."]), min_size=0, max_size=2)
         words += draw(few) or ["run"]

@@ -12,6 +12,7 @@ from tvlars_probe.admission.names import encodable_values
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry
 from tvlars_probe.traces.manifest import is_of_loss
+from tvlars_probe.traces.manifest_entries import first_filled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,7 +108,7 @@ class RunFacts:
         m, phases = manifest, list(manifest.parameters)
         chosen = phase or next(iter(phases), "train")
         groups = [g for g in m.groups if g.get("phase", chosen) == chosen]
-        group, schedule, data = _first_filled(groups), m.config.get("schedule"), m.data or {}
+        group, schedule, data = first_filled(groups), m.config.get("schedule"), m.data or {}
         # The manifest's own figures are those of its first phase: an entry of the phase itself goes before them.
         own = next((p for p in m.phases if p.get("phase") == chosen), {})
         epochs = m.config.get("epochs")
@@ -229,7 +230,7 @@ class RunFacts:
         ``peak_lr``, ``lr``, ``optimizer`` and ``lmbda`` are those of this group, and so is the column ``lr`` of the
         table ``steps``.
         """
-        return _first_filled(self.groups)
+        return first_filled(self.groups)
 
     def descriptions_of(self, parameters: Sequence[str]) -> list[GroupDescription]:
         """The description of each parameter's group; an unknown one where the manifest doesn't tell the group."""
@@ -257,10 +258,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, object]:
     else:
         return {prefix: value}
     return {key: leaf for name, item in pairs for key, leaf in _flat(item, f"{prefix}.{name}".strip(".")).items()}
-
-
-def _first_filled(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return next((group for group in groups if group.get("parameters") != 0), {})
 
 
 def _asked_rate(config: Mapping[str, Any], group: Mapping[str, Any], peak_lr: float | None) -> float | None:

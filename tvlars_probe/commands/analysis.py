@@ -58,7 +58,12 @@ class Output:
 
 
 def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument RUN... and the options of its output, which reach it as one `Output`, ``output``."""
+    """Give a command the argument RUN... and `output_options`."""
+    return click.argument("runs", nargs=-1, required=True)(output_options(function))
+
+
+def output_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of its output, which reach it as one `Output`, ``output``."""
 
     # `wraps` copies the docstring, which is the command's help, and the options that were declared below this one.
     @functools.wraps(function)
@@ -72,7 +77,6 @@ def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
         option("--out", "-o", section="Output", type=FilePath(), help="Write there instead."),
         option("--csv", "as_csv", section="Output", is_flag=True, help="The main table as CSV."),
         option("--json", "as_json", section="Output", is_flag=True, help="Everything, for machines."),
-        click.argument("runs", nargs=-1, required=True),
     ):
         command = add(command)
     return command
@@ -95,9 +99,9 @@ def emit(
     Raises:
         UserError: the file can't be written.
     """
-    from tvlars_probe.analyses.verdict import plain
-
     if output.form == "json":
+        from tvlars_probe.analyses.verdict import plain
+
         text = json.dumps(plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     elif output.form == "csv":
         text = (main_table() if callable(main_table) else main_table).to_csv(index=False)

@@ -173,5 +173,8 @@ def damage(run: Path, table: str, paths: Sequence[Path], error: BaseException) -
 
 def no_rows(table: str, columns: Sequence[str] | None) -> pa.Table:
     """The table without rows, with the columns given or all."""
+    import pyarrow as pa
+
     schema = schema_of(table)
-    return schema.arrow_schema().empty_table().select(list(columns or schema.names))
+    # Not `Schema.empty_table`, which imports pandas.
+    return pa.Table.from_batches([], schema.arrow_schema()).select(list(columns or schema.names))

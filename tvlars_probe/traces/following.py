@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.errors import TraceError, UnreadableError
 from tvlars_probe.traces.datasets import by_step, damage, refuse_damaged
 from tvlars_probe.traces.footers import check_footer
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.parts import Part, list_parts
+from tvlars_probe.traces.parts import Part, list_parts, read_part
 from tvlars_probe.traces.run_directory import status
 from tvlars_probe.traces.schema import table as schema_of
 
@@ -206,7 +205,9 @@ class Follower:
         paths = [part.path for part in parts]
         try:
             pieces = [
-                _read(path, footer, self._columns[table], schema, is_first=last is None)
+                # In one thread: several take half as much time again of the processor, which the training may need. For
+                # the first look somebody waits, who has just asked.
+                read_part(path, footer, self._columns[table], schema, use_threads=last is None)
                 for path, footer in zip(paths, footers, strict=True)
             ]
             rows = pa.concat_tables(pieces).unify_dictionaries()
@@ -243,23 +244,3 @@ def _versions(parts: Sequence[Part]) -> set[tuple[Path, Version | None]]:
         except OSError:
             found.add((part.path, None))
     return found
-
-
-def _read(
-    path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema, *, is_first: bool
-) -> pa.Table:
-    """These columns of a part; those that an older part lacks are null."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # No dataset: to import that imports pandas, which takes longer than all that a look does.
-    there = {*footer.schema.to_arrow_schema().names}
-    with open_arrow(path) as source, pq.ParquetFile(source, metadata=footer) as file:
-        # In one thread: several take half as much time again of the processor, which the training may need. For the
-        # first look somebody waits, who has just asked.
-        rows = file.read(columns=[name for name in columns if name in there], use_threads=is_first)
-    for name in columns:
-        if name not in there:
-            field = schema.field(name)
-            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
-    return rows.select(list(columns))

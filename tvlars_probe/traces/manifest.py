@@ -173,7 +173,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The whole manifest as JSON."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(in_json(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -311,12 +311,12 @@ def _git_revision() -> str | None:
     return done.stdout.strip()
 
 
-def _plain(value: Any) -> Any:
+def in_json(value: Any) -> Any:
     """The value as JSON can hold it. inf and NaN, which JSON lacks, become strings ("inf", "nan")."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): in_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [in_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     # `_integer` would refuse it when the manifest is read.
@@ -325,5 +325,5 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return _plain(value.tolist())  # of a number a number, of an array a list
+        return in_json(value.tolist())  # of a number a number, of an array a list
     return str(value)

@@ -6,6 +6,7 @@ What is required must be there, and what is named must have the type given. Entr
 # No "from __future__ import annotations" here: it makes strings of annotations, and TypedDict would take every key for
 # required.
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 
@@ -126,3 +127,12 @@ class ManifestEntries(TypedDict, total=False):
     gaps: list[GapEntry]
     best: BestEntry | None
     final: dict[str, float | str | None]
+
+
+def first_filled(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry of the first group that holds a parameter; an empty one where none does.
+
+    Args:
+        groups: a manifest's entries of parameter groups.
+    """
+    return next((group for group in groups if group.get("parameters") != 0), {})

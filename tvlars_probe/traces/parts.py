@@ -10,15 +10,17 @@ import re
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from tvlars_probe.admission.parquet import open_arrow
 from tvlars_probe.traces.files import replace_file
 from tvlars_probe.traces.footers import describe, read_footer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
     from tvlars_probe.traces.table_form import Table
@@ -56,6 +58,36 @@ def part_of(path: Path) -> Part | None:
     match = _PART.fullmatch(path.name)
     # Nineteen digits can exceed int64, the type of a step.
     return Part(int(match[1]), int(match[2]), path) if match and int(match[2]) < 1 << 63 else None
+
+
+def read_part(
+    path: Path, footer: pq.FileMetaData, columns: Sequence[str], schema: pa.Schema, *, use_threads: bool
+) -> pa.Table:
+    """These columns of a part, whose rows are still to be checked; a column that an older part lacks is null.
+
+    Args:
+        path: the part.
+        footer: its footer, checked.
+        columns: the columns wanted; one of them at least is in the part.
+        schema: of the table.
+        use_threads: whether columns are decoded side by side.
+
+    Raises:
+        OSError: it can't be opened, or is damaged.
+        pyarrow.ArrowException: it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # No dataset: to import that imports pandas, which takes longer than to read most parts.
+    there = {*footer.schema.to_arrow_schema().names}
+    with open_arrow(path) as source, pq.ParquetFile(source, metadata=footer) as file:
+        rows = file.read(columns=[name for name in columns if name in there], use_threads=use_threads)
+    for name in columns:
+        if name not in there:
+            field = schema.field(name)
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(list(columns))
 
 
 def write_part(folder: Path, schema: Table, rows: pa.Table, *, by_parameter: bool = False) -> Path:

@@ -24,7 +24,7 @@ from tvlars_probe.traces.datasets import (
 from tvlars_probe.traces.footers import check_footer, rows_in_memory
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.manifest_entries import ParameterEntry
-from tvlars_probe.traces.parts import list_parts
+from tvlars_probe.traces.parts import list_parts, read_part
 from tvlars_probe.traces.run_directory import status
 from tvlars_probe.traces.schema import table as schema_of
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
     StrPath = str | os.PathLike[str]
 
@@ -147,12 +147,13 @@ class Trace(Frames):
         # Only this table is ever out of order, and sorting it takes its steps.
         read_columns = [*wanted, *({"step"} - {*wanted})] if table == "layers" else wanted
 
-        def read(dataset: ds.Dataset | None, paths: Sequence[Path]) -> pa.Table:
-            if dataset is None:
+        def read(paths: Sequence[Path], footers: Sequence[pq.FileMetaData]) -> pa.Table:
+            if not paths:
                 return no_rows(table, read_columns)
+            dataset = dataset_of(paths, schema.arrow_schema())
             if parameters is not None:
                 dataset = row_groups_of(dataset, parameters)
-            self._refuse_too_many(table, read_columns, dataset, condition)
+            self._refuse_too_many(table, read_columns, footers, lambda: dataset.count_rows(filter=condition))
             rows = dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
             refuse_damaged(table, rows, paths)
             return rows
@@ -160,13 +161,40 @@ class Trace(Frames):
         rows = self._with_parts(table, wanted, read)
         return (by_step(rows).select(wanted) if table == "layers" else rows).to_pandas()
 
+    def rows(self, table: str, columns: Sequence[str]) -> pa.Table:
+        """All rows of a table, as Arrow has them and in the order of its parts. pandas isn't loaded for it.
+
+        Args:
+            table: name of the table.
+            columns: the columns wanted, of which one at least is in every trace.
+
+        Raises:
+            UserError: there is no such table or column.
+            TraceError: the trace lacks a column, a part is damaged, or memory can't hold the rows.
+        """
+        import pyarrow as pa
+
+        wanted, schema = list(columns), schema_of(table).arrow_schema()
+
+        def read(paths: Sequence[Path], footers: Sequence[pq.FileMetaData]) -> pa.Table:
+            if not paths:
+                return no_rows(table, wanted)
+            self._refuse_too_many(table, wanted, footers)
+            pairs = zip(paths, footers, strict=True)
+            pieces = [read_part(path, footer, wanted, schema, use_threads=True) for path, footer in pairs]
+            rows = pa.concat_tables(pieces).unify_dictionaries()
+            refuse_damaged(table, rows, paths)
+            return rows
+
+        return self._with_parts(table, wanted, read)
+
     def count_rows(self, table: str) -> int:
         """The number of rows of a table, by the footers of its parts alone.
 
         Raises:
             TraceError: a part is damaged.
         """
-        return self._with_parts(table, [], lambda dataset, _: 0 if dataset is None else dataset.count_rows())
+        return self._with_parts(table, [], lambda _, footers: sum(footer.num_rows for footer in footers))
 
     def batches(
         self,
@@ -195,10 +223,10 @@ class Trace(Frames):
         """
         wanted, condition = list(columns), condition_of(None, steps, None)
 
-        def read(dataset: ds.Dataset | None, paths: Sequence[Path]) -> T:
-            if dataset is None:
+        def read(paths: Sequence[Path], _: Sequence[pq.FileMetaData]) -> T:
+            if not paths:
                 return use(iter(()))
-            found = dataset.to_batches(
+            found = dataset_of(paths, schema_of(table).arrow_schema()).to_batches(
                 columns=wanted,
                 filter=condition,
                 batch_size=BATCH_ROWS,
@@ -210,14 +238,16 @@ class Trace(Frames):
 
         return self._with_parts(table, wanted, read)
 
-    def _with_parts(self, table: str, columns: list[str], read: Callable[[ds.Dataset | None, Sequence[Path]], T]) -> T:
-        """Hand the table's parts to ``read`` as one dataset, and return what it makes of them.
+    def _with_parts(
+        self, table: str, columns: list[str], read: Callable[[Sequence[Path], Sequence[pq.FileMetaData]], T]
+    ) -> T:
+        """Hand the table's parts to ``read``, and return what it makes of them.
 
         Args:
             table: name of the table.
             columns: the columns that must be in the trace.
-            read: gets the dataset, or None if there are no parts, and the paths of the parts. It is called again if
-                parts vanish meanwhile, in a merge.
+            read: gets the paths of the parts, which may be none, and their footers. It is called again if parts vanish
+                meanwhile, in a merge.
 
         Raises:
             TraceError: a column is missing, or a part is damaged.
@@ -230,15 +260,13 @@ class Trace(Frames):
         for attempt in range(_ATTEMPTS):
             paths = [part.path for folder in folders for part in list_parts(folder)]
             if not paths:
-                return read(None, paths)
+                return read(paths, [])
             try:
                 # All footers are checked before any row is read: parts may be a stranger's.
                 footers = [check_footer(path, table, self.manifest.run_id) for path in paths]
                 there = [{*footer.schema.to_arrow_schema().names} for footer in footers]
                 self._refuse_missing(table, columns, {*there[0]}.intersection(*there))
-                # With the table's own schema, columns that an older part lacks come as nulls.
-                schema = schema_of(table).arrow_schema()
-                return read(dataset_of(paths, schema), paths)
+                return read(paths, footers)
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
                     raise TraceError(unfound(table, paths)) from None
@@ -247,17 +275,26 @@ class Trace(Frames):
         raise AssertionError("unreachable")
 
     def _refuse_too_many(
-        self, table: str, columns: Sequence[str], dataset: ds.Dataset, condition: pc.Expression | None
+        self,
+        table: str,
+        columns: Sequence[str],
+        footers: Sequence[pq.FileMetaData],
+        chosen: Callable[[], int] | None = None,
     ) -> None:
         """Refuse rows that memory can't hold: a few bytes on disk may stand for any number of equal rows.
+
+        Args:
+            table: name of the table.
+            columns: the columns to be read.
+            footers: of the table's parts.
+            chosen: counts the rows to be read; all by default.
 
         Raises:
             TraceError: the rows chosen are too many.
         """
-        most = rows_in_memory(schema_of(table).row_bytes(columns))
-        if dataset.count_rows() <= most:  # this count takes the footers alone
-            return
-        rows = dataset.count_rows(filter=condition)
+        most, rows = rows_in_memory(schema_of(table).row_bytes(columns)), sum(footer.num_rows for footer in footers)
+        if rows > most and chosen is not None:
+            rows = chosen()
         if rows > most:
             raise TraceError(
                 f"the table {table} of {self.path} has {rows:,} rows, of which this machine's memory holds {most:,}: "
