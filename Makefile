@@ -44,8 +44,10 @@ gpu:  ## checks and figures of a CUDA device, with the PYTHON given as it is: no
 	$(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu
 	$(PYTHON) -m benchmarks.gpu
 
-docs: $(INSTALLED)  ## write the generated pages of docs/ again
+docs: $(INSTALLED)  ## write the generated pages of docs/ again, and build the site into docs/_build/html
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
