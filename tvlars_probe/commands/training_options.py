@@ -52,7 +52,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             ),
         },
     ),
-    "schedule": (ScheduleConfig, {"schedule": "name", **_same("warmup_epochs")}),
+    "schedule": (ScheduleConfig, {"schedule": "name", **_same("warmup_epochs", "peak_lr")}),
     "place": (PlaceConfig, _same("devices", "nproc", "threads", "port", "workers")),
     "recording": (
         RecordConfig,
@@ -157,7 +157,14 @@ _OPTIONS = (
     ),
     option("--probe-batch-size", section=_BARLOW, type=int, default=256, help="Batch of the linear probe."),
     option("--optimizer", "--opt", section=_OPTIMIZER, type=choice(OPTIMIZERS), default="lars", help="Optimizer."),
-    option("--lr", section=_OPTIMIZER, type=float, show_default=_RATES, help="Learning rate."),
+    option(
+        "--lr", section=_OPTIMIZER, type=float, show_default=_RATES,
+        help="Learning rate; the schedule multiplies it, lars-warm also by batch/256.",
+    ),
+    option(
+        "--peak-lr", section=_OPTIMIZER, type=float, show_default="what --lr comes to",
+        help="Highest rate that the schedule reaches, with any batch size; in place of --lr.",
+    ),
     option("--weight-decay", "--wd", section=_OPTIMIZER, type=float, default=5e-4, help="Weight decay."),
     option("--momentum", section=_OPTIMIZER, type=float, default=0.9, help="Momentum of lars, tvlars and sgd."),
     option("--nesterov", section=_OPTIMIZER, is_flag=True, help="Nesterov momentum for sgd."),
@@ -280,6 +287,11 @@ def build_config(values: dict[str, Any]) -> TrainConfig:
     Raises:
         UserError: a value is outside its range, or two don't go together.
     """
+    if values["lr"] is not None and values["peak_lr"] is not None:
+        raise UserError(
+            f"--lr {values['lr']:g} and --peak-lr {values['peak_lr']:g} are two words for one rate: --peak-lr "
+            "is what the schedule reaches, --lr what it multiplies; leave one of them out"
+        )
     parts = {
         name: kind(**{field: values[given] for given, field in fields.items()})
         for name, (kind, fields) in _PARTS.items()

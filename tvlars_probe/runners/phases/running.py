@@ -162,7 +162,7 @@ def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
         world_size=world_size,
         bn_batch_size=config.batch_size if config.joins_ranks else -(-share // micro_batches),
         steps_per_epoch=first.plan.steps_per_epoch,
-        peak_lr=config.optimizer.peak * first.schedule.peak_factor,
+        peak_lr=first.peak_lr,
         phases=[training.describe() for training in trainings],
     )
 
