@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tvlars_probe import __version__
+from tvlars_probe.commands.options import Group
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 
 # By name: the module below tvlars_probe.commands, and the command's line in `--help`. The lines stand here so that the
@@ -39,7 +40,7 @@ COMMANDS = {
 }
 
 
-class Root(click.Group):
+class Root(Group):
     """The top-level command. It imports a command when it is called, and turns exceptions into exit codes.
 
     A user's error is one line on stderr and exit code 2. A run that failed gives code 1, a run that a signal ended 128

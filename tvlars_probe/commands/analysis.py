@@ -14,6 +14,7 @@ import click
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.commands.options import FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
@@ -72,7 +73,7 @@ def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
         option("--out", "-o", section="Output", type=FilePath(), help="Write there instead."),
         option("--csv", "as_csv", section="Output", is_flag=True, help="The main table as CSV."),
         option("--json", "as_json", section="Output", is_flag=True, help="Everything, for machines."),
-        click.argument("runs", nargs=-1, required=True),
+        click.argument("runs", nargs=-1, required=True, type=RunPath()),
     ):
         command = add(command)
     return command

@@ -8,12 +8,14 @@ import click
 
 from tvlars_probe.analyses.headings import BATCH_SIZE
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from tvlars_probe.analyses.batches.batch_size import BatchSizeAnswers
@@ -33,16 +35,16 @@ _MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision
 @option("--seed", section="Analysis", type=int, default=0, help="Of everything random.")
 @option("--checkpoint", section="Measuring first", help=
         "Measure the noise of one run at this checkpoint: last, best, all, or a step.")  # fmt: skip
-@option("--split", section="Measuring first", type=click.Choice(SPLITS), default="train", help="Part of the data.")
+@option("--split", section="Measuring first", type=Choice(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Measuring first", type=int, show_default="1000, or as many as there are", help=
         "Samples of it.")  # fmt: skip
 @option("--piece", section="Measuring first", type=int, show_default="1: each sample by itself", help=
         "Samples of a piece whose gradient is taken.")  # fmt: skip
-@option("--bn", "bn_mode", section="Measuring first", type=click.Choice(BN_MODES), default="eval", help=
+@option("--bn", "bn_mode", section="Measuring first", type=Choice(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the piece's, or the sample's held constant.")  # fmt: skip
 @option("--eigenvectors", section="Measuring first", type=int, default=0, help=
         "Top eigenvectors of the Hessian along which the share of the noise is told.")  # fmt: skip
-@option("--precision", section="Measuring first", type=click.Choice(("float32", "float64")),
+@option("--precision", section="Measuring first", type=Choice(("float32", "float64")),
         show_default="that of the run's weights", help="Of the model.")  # fmt: skip
 @option("--devices", "--dv", section="Measuring first", greedy=True, default=("auto",), show_default=
         "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
@@ -52,7 +54,7 @@ _MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision
 def command(
     ctx: click.Context,
     /,
-    runs: tuple[str, ...],
+    runs: tuple[Path, ...],
     output: Output,
     target: float | None,
     window: int | None,
@@ -81,7 +83,8 @@ def command(
         found = open_runs(runs)
     result = batch_size_of([Source(run, phase) for run in found], target=target, window=window, seed=seed)
     if not len(result.table):
-        raise TraceError(f"{', '.join(runs)} can't tell how large the batch may be. {'. '.join(result.missing)}")
+        named = ", ".join(map(str, runs))
+        raise TraceError(f"{named} can't tell how large the batch may be. {'. '.join(result.missing)}")
     emit(output, result, result.table, lambda console: render(console, result))
 
 

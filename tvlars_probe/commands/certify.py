@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.commands.options import Command, choice, option
+from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.commands.text import say
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="certify")
 @option(
-    "--opt", "optimizer", section="Training", type=choice(["lars", "tvlars", "lamb", "sgd", "adamw"]), default="lars",
+    "--opt", "optimizer", section="Training", type=Choice(["lars", "tvlars", "lamb", "sgd", "adamw"]), default="lars",
     help="What trains.",
 )  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Choice, Command, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
 from tvlars_probe.data.registry import SPLITS
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-_LIST = click.Choice
-
 _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness")
 
 
 @click.command(cls=Command, name="sharpness", context_settings={"max_content_width": 110})
-@click.argument("run", type=FilePath())
+@click.argument("run", type=RunPath())
 @option("--checkpoint", section="What", default="last", help="last, best, all, or a step.")
 @option("--top", section="What", type=int, default=1, help="Eigenvalues from the top.")
 @option("--bottom", section="What", type=int, default=0, help="Eigenvalues from the bottom.")
@@ -39,21 +38,21 @@ _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness"
 @option("--critical-sharpness", section="What", is_flag=True, help=
         "2/rate at the smallest multiple of the coming update that raises the loss; forward passes only.")  # fmt: skip
 @option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
-@option("--operator", section="What", type=_LIST(OPERATORS), default="hessian", help=
+@option("--operator", section="What", type=Choice(OPERATORS), default="hessian", help=
         "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; the Gauss-Newton matrix; "
         "or adaptive, which no change of scale moves.")  # fmt: skip
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
-@option("--split", section="Loss", type=_LIST(SPLITS), default="train", help="Part of the data.")
+@option("--split", section="Loss", type=Choice(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Loss", type=int, show_default="1000, or as many as there are", help=
         "Samples of it, in each draw.")  # fmt: skip
 @option("--draws", section="Loss", type=int, show_default="one sample", help=
         "Measure on so many disjoint samples; tells mean and standard error over samples of that size.")  # fmt: skip
-@option("--bn", "bn_mode", section="Loss", type=_LIST(BN_MODES), default="eval", help=
+@option("--bn", "bn_mode", section="Loss", type=Choice(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip
-@option("--precision", section="Loss", type=_LIST(("float32", "float64")), show_default="that of the run's weights",
+@option("--precision", section="Loss", type=Choice(("float32", "float64")), show_default="that of the run's weights",
         help="Of the model.")  # fmt: skip
-@option("--engine", section="Method", type=_LIST(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
+@option("--engine", section="Method", type=Choice(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
 @option("--tol", section="Method", type=float, default=1e-3, help="Relative residual of eigenvalues.")
 @option("--max-matvecs", section="Method", type=int, default=1000, help="Products before an eigenvalue is given up.")
 @option("--trace-matvecs", section="Method", type=int, default=45, help="Products for a trace.")

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses.wording import counted
-from tvlars_probe.commands.options import Command, FilePath, Option, option
+from tvlars_probe.commands.options import Choice, Command, FilePath, Option, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
-from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.errors import RunFailedError, UserError, nearest
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runners.sweeps.launch_plan import LAUNCHERS, LaunchPlan
 from tvlars_probe.runners.sweeps.sweep import sweep
 from tvlars_probe.runners.sweeps.trials import FINISHED, Outcome, Trial, trial_path
-from tvlars_probe.traces.run_directory import refuse_inside_run
+from tvlars_probe.traces.run_directory import RUNS_FOLDER, refuse_inside_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 
 _LAUNCH_OPTIONS = (
     option(
-        "--launcher", section="Sweep", type=click.Choice(LAUNCHERS), default="inline",
+        "--launcher", section="Sweep", type=Choice(LAUNCHERS), default="inline",
         help="Here one after another, in subprocesses, or as jobs of slurm.",
     ),
     option("--jobs", section="Sweep", type=int, default=1, help="Runs at once, with local and slurm."),
@@ -101,7 +101,7 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     chosen = (read_grid(grid) if grid else Grid()) | given(values)
     if not chosen.axes and not chosen.settings:
         raise UserError("there is nothing to sweep: give a grid, or options such as --opt lars tvlars --lr 1 2 3")
-    folder = out or Path("runs") / (Path(grid).stem if grid else "sweep")
+    folder = out or RUNS_FOLDER / (Path(grid).stem if grid else "sweep")
     trials = build_trials(chosen, folder)
     refuse_inside_run(trials[0].path)
     if dry_run:
@@ -172,7 +172,9 @@ def build_trials(grid: Grid, folder: Path) -> list[Trial]:
     aliases = {name.lstrip("-"): p.opts[0].lstrip("-") for p in train_command.params for name in p.opts}
     names = {*grid.settings, *grid.axes}
     if strange := sorted(names - {*aliases} - {"seeds"}):
-        raise UserError(f"tvlars-probe train has no option {', '.join(f'--{name}' for name in strange)}")
+        told = nearest(strange[0], aliases)
+        named = ", ".join(f"--{name}" for name in strange)
+        raise UserError(f"tvlars-probe train has no option {named}{told and f'. {told}'}")
     trials: dict[Path, Trial] = {}
     for point in grid.points():
         words = ["--seed" if word == "--seeds" else word for word in grid.command_line(point)]

@@ -13,6 +13,7 @@ import secrets
 import shlex
 import stat
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvlars_probe.admission.names import encodable
@@ -31,7 +32,9 @@ except ImportError:  # Windows: runs can be read there, and a run is never taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
+
+RUNS_FOLDER = Path("runs")
+"""Folder below which `train` makes runs, and commands look for them."""
 
 LOCK_NAME = ".lock"
 
