@@ -162,7 +162,7 @@ def print_verdict(console: Console, verdict: Verdict, *, title: str) -> None:
     """Print a verdict: title, question and answer; the reason; how often such an answer was right, if it is known."""
     from rich.text import Text
 
-    console.print(Text.assemble((title, "bold"), f"  {verdict.question} ", (verdict.answer, "bold")))
+    console.print(Text.assemble((title, "bold"), f"  {verdict.question} ", (verdict.answer, "bold")), soft_wrap=True)
     console.print(verdict.reason[:1].upper() + verdict.reason[1:], soft_wrap=True)
     if verdict.reliability is not None:
         console.print(f"Such an answer was {verdict.reliability.text}", soft_wrap=True)

@@ -247,9 +247,6 @@ _OF_DRAWS: _Cells = {
 _SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "cross-check", "limit")
 """Columns that stand above the table where all rows have one value."""
 
-_FOLDED = len("directional_sharpness")
-"""Characters that a column which may fold has at least, where its cells are as long."""
-
 _WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged", "cross-check")
 """Columns that are set flush left."""
 
@@ -259,38 +256,32 @@ def render(rows: pd.DataFrame) -> None:
 
     What tells where and how the figures were measured stands above it where it is one value in all rows.
     """
-    from rich.table import Table
-
     from tvlars_probe.analyses.draws import over_draws
-    from tvlars_probe.commands.terminal import Terminal
+    from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
 
     drawn = bool(rows["draw"].notna().any())
     columns = _OF_DRAWS if drawn else _OF_ONE_SAMPLE
     records: list[dict[str, Any]] = (over_draws(rows) if drawn else rows).to_dict("records")  # type: ignore[assignment]
     cells = {name: [cell(row) for row in records] for name, cell in columns.items()}
     told = [name for name, column in cells.items() if any(column)]
-    shown = [name for name in told if name not in _SHARED or len({*cells[name]}) > 1]
+    shown = [name for name in told if not _is_shared(name, cells[name])]
     first = records[0]
     part = "" if _is_null(first["split"]) else f" of {first['split']}"
-    shared = [f"{name} {cells[name][0]}" for name in told if name not in shown]
+    shared = [f"{name} {max(cells[name])}" for name in told if name not in shown]
     console = Terminal(piped=120)
     size = f"{first['draws']} disjoint samples of {first['samples']:,}" if drawn else f"{first['samples']:,} samples"
     console.print(f"mean loss {first['loss']:.4g} on {size}{part}, {first['precision']}")
     console.print(", ".join(shared))
-    table, least = Table(box=None, pad_edge=False), list[int]()
-    for name in shown:  # no figure is cut; where room is short, a layer's name goes on in the next line
-        may_fold = name in ("scope", "measure")
-        width = max(len(cell) for cell in (name, *cells[name]))
-        least.append(min(width, _FOLDED) if may_fold else width)
-        side: Any = "left" if name in _WORDS else "right"
-        table.add_column(name, justify=side, no_wrap=not may_fold, min_width=least[-1], overflow="fold")
-    for row in zip(*(cells[name] for name in shown), strict=True):
-        table.add_row(*row)
-    # In less room rich leaves nothing of the columns that may fold, and cuts figures.
-    console.width = max(console.width, sum(least) + 2 * len(least))
-    console.print(table)
+    columns_shown = [TextColumn(name, cells[name], is_number=name not in _WORDS) for name in shown]
+    console.print(FittedTable(columns_shown))
     if drawn:
         console.print(f"Means over samples of {first['samples']:,}, which aren't figures of all the data")
+
+
+def _is_shared(name: str, cells: list[str]) -> bool:
+    """Whether a column stands above the table: that holds one value, of an outcome in all rows that have any."""
+    outcome = name in ("converged", "cross-check")
+    return (name in _SHARED and len({*cells}) == 1) or (outcome and len({*cells} - {""}) == 1)
 
 
 def _measure(row: dict[str, Any]) -> str:
