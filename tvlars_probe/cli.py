@@ -83,7 +83,7 @@ class Root(Group):
             _fail(str(error))
             code = 1
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted: the same command continues", err=True)
+            click.echo("Interrupted: the same command begins again", err=True)
             code = 130
         except InterruptedRunError as error:
             if error.advice:

@@ -70,7 +70,7 @@ class InterruptedRunError(Exception):
         advice: one line that says how to continue; empty where another process prints it.
     """
 
-    def __init__(self, signal: int, advice: str = "Interrupted: the same command continues") -> None:
+    def __init__(self, signal: int, advice: str = "Interrupted: the same command goes on") -> None:
         super().__init__(advice or f"ended by signal {signal}")
         self.signal = signal
         self.advice = advice

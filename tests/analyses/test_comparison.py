@@ -225,5 +225,5 @@ def test_what_the_choice_adds_is_told_in_a_sentence() -> None:
 
 def test_the_columns_of_a_papers_table_are_in_order_of_their_numbers() -> None:
     """The best batch size comes first in the rows, and 64 before 512 in the columns."""
-    rows = [run("LARS", 1.0, 0, value, batch_size=size) for size, value in ((512, 95), (64, 80), (1024, 90))]
+    rows = [row("LARS", 1.0, 0, value, batch_size=size) for size, value in ((512, 95), (64, 80), (1024, 90))]
     assert [*compare(rows).pivot().columns] == [64, 512, 1024]

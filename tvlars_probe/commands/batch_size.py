@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses.headings import BATCH_SIZE
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.interruption import interruptible
 from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
+from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,8 +117,24 @@ def _measure(runs: list[Run], checkpoint: str, seed: int, settings: dict[str, An
                         f"of them without it")  # fmt: skip
     runs[0].noise(["step"])  # raises if the rows on record can't be read: then none are added
     place = PlaceConfig(**{name: settings.pop(name) for name in ("devices", "nproc", "threads")})
-    name = measure_noise(NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings))
+    job = NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings)
+    with interruptible(lambda: _kept(runs[0], job.name)):
+        name = measure_noise(job)
+    if not speaks():
+        click.get_current_context().exit()
     click.echo(f"Measured, and kept with the run: {name}", err=True)  # stdout may be JSON
+
+
+def _kept(run: Run, name: str) -> str:
+    """What an interrupted measurement has left, and how to go on."""
+    from tvlars_probe.runs import open_run
+
+    rows = open_run(run.path).noise(["step", "measurement_id"])
+    count = rows.loc[rows["measurement_id"].astype(str) == name, "step"].nunique()
+    if not count:
+        return "Interrupted: no checkpoint was measured to the end, and nothing is kept; the same command begins again"
+    told = counted(count, "checkpoint")
+    return f"Interrupted: the noise at {told} is kept with the run; the command without --checkpoint shows it"
 
 
 def render(console: Console, result: BatchSizeAnswers) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
+from tvlars_probe.commands.interruption import interruptible
 from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.curvature.results import SLICE_BN_MODES
 from tvlars_probe.data.registry import SPLITS
@@ -53,7 +54,8 @@ def command(runs: tuple[Path, ...], output: Output, stored: bool, **values: Any)
         raise UserError(f"landscape was given one run twice ({' '.join(map(str, runs))}): give it once, or two runs")
     if not stored:
         opened[0].frame("landscape", ["step"])  # raises if the rows on record can't be read: then none are added
-        _compute([run.path for run in opened], values)
+        with interruptible(lambda: "Interrupted: a slice is kept only when it is whole; the same command begins again"):
+            _compute([run.path for run in opened], values)
     source = Source(opened[0])
     # Of these rows the newest slice is shown: of two runs, the newest line between them.
     rows = source.landscape(COLUMNS)

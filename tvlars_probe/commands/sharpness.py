@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.commands.interruption import interruptible
 from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import UserError
+from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +79,11 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
     open_run(run).curvature(["step"])  # raises if the rows on record can't be read: then none are added
     if audit:
         _check_audit(ctx)
-    name = measure_run(build_job(run, audit, values))
+    job = build_job(run, audit, values)
+    with interruptible(lambda: _kept(run, job.name)):
+        name = measure_run(job)
+    if not speaks():
+        return
     # What is shown is read back from the run, by the name of this measurement.
     rows = open_run(run).curvature()
     rows = rows[rows["measurement_id"].astype(str) == name]
@@ -90,6 +97,18 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
         render(rows)
     if len(spectrum):
         say(f"The density is in the table spectrum: tvlars-probe chart density {run} -o density.html")
+
+
+def _kept(run: Path, name: str) -> str:
+    """What an interrupted measurement has left, and how to go on."""
+    from tvlars_probe.runs import open_run
+
+    rows = open_run(run).curvature(["step", "measurement_id"])
+    steps = sorted({*rows.loc[rows["measurement_id"].astype(str) == name, "step"]})
+    if not steps:
+        return "Interrupted: no checkpoint was measured to the end, and nothing is kept; the same command begins again"
+    told = f"step{'' if len(steps) == 1 else 's'} {some_of([f'{step:,}' for step in steps])}"
+    return f"Interrupted: the figures of {told} are kept with the run; --checkpoint STEP measures the others one by one"
 
 
 def _check_audit(ctx: click.Context) -> None:

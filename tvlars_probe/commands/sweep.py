@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvlars_probe.analyses.wording import counted
+from tvlars_probe.commands.interruption import interruptible
 from tvlars_probe.commands.options import Choice, Command, FilePath, Option, option
+from tvlars_probe.commands.sweep_progress import SweepProgress
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
 
 _NOT_SWEPT = ("run_dir", "resume", "rerun", "help")
 """Options of train that a sweep decides itself."""
-
-_MOST_NAMED = 4
-"""So many runs are named that are waited for."""
 
 _SHARED_SECTIONS = ("Devices", "Recording", "Sharpness")
 """Sections whose options are settings of all runs, never axes: ``--devices 0 1`` gives every run two devices."""
@@ -124,10 +124,10 @@ def carry_out_all(trials: Sequence[Trial], plan: LaunchPlan, folder: Path) -> No
         UserError: the launcher can't be used here, or the folder can't be written.
     """
     say(f"{counted(len(trials), 'run')} in {folder}")
-    count = iter(range(1, len(trials) + 1))
-    outcomes = sweep(
-        trials, plan, folder, lambda t, o: say(_line(next(count), len(trials), t, o)), lambda t: say(_waiting(t))
-    )
+    has_bar = plan.launcher == "inline" and sys.stderr.isatty()
+    progress = SweepProgress(len(trials), jobs=plan.jobs, has_bar=has_bar)
+    with interruptible(progress.advice):
+        outcomes = sweep(trials, plan, folder, progress.ended, progress.waits, progress.begins)
     render(trials, outcomes)
     failed = sum(o.status == "failed" for o in outcomes)
     if failed:
@@ -186,25 +186,6 @@ def build_trials(grid: Grid, folder: Path) -> list[Trial]:
         path = trial_path(folder, config)
         trials.setdefault(path, Trial(config=config, path=path, point=point, command=("train", *words)))
     return list(trials.values())
-
-
-def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
-    """What is said when a run of the sweep has ended."""
-    what = _point(trial)
-    accuracy = "" if outcome.best_test_acc1 is None else f"  best test acc {outcome.best_test_acc1:.2f} %"
-    error = "" if outcome.error is None else f"  {' '.join(outcome.error.split())}"
-    return f"{number}/{total}  {what}  {outcome.status}{accuracy}{error}"
-
-
-def _waiting(trials: Sequence[Trial]) -> str:
-    """What is said when only runs are left that other processes train."""
-    named = [_point(trial) for trial in trials[:_MOST_NAMED]]
-    more = f", and {len(trials) - len(named)} more" if len(trials) > len(named) else ""
-    return f"Waiting for {counted(len(trials), 'run')} that other processes train: {', '.join(named)}{more}"
-
-
-def _point(trial: Trial) -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.point.items()) or str(trial.path)
 
 
 def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:

@@ -11,6 +11,7 @@ from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.training_options import build_config, changes_on_resume, training_options
+from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,8 @@ def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, re
         from tvlars_probe.runners import train as runner
 
         path = runner.train(config, run_dir, rerun=rerun, command=tuple(sys.argv), announce=_announce)
-    _summarise(path)
+    if speaks():
+        _summarise(path)
 
 
 def _announce(plan: Job | Done) -> None:

@@ -41,7 +41,8 @@ class Job:
         command: the command line.
         checkpoint: the checkpoint to continue from; None starts from the beginning.
         continues: whether the run exists already.
-        quiet: whether to show no progress while training.
+        quiet: whether to show no progress while training, but what ``heading`` asks for.
+        heading: with it only a bar below this line is shown, and only on a terminal.
     """
 
     config: TrainConfig
@@ -52,6 +53,7 @@ class Job:
     checkpoint: Path | None = None
     continues: bool = False
     quiet: bool = False
+    heading: str = ""
 
     @property
     def blank_state(self) -> dict[str, Any] | None:
