@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 
 COMPLETION = """## Completion by the shell
 
-Commands, options, their choices and paths are completed once the shell has read what `tvlars-probe` writes for it. For bash, in
-`~/.bashrc`:
+Commands, options, their choices and paths are completed once the shell has read what `tvlars-probe` writes for it. For
+bash, in `~/.bashrc`:
 
 ```text
 eval "$(_TVLARS_PROBE_COMPLETE=bash_source tvlars-probe)"

@@ -168,11 +168,18 @@ class HeadedBar(Bar):
 
     def __init__(self, heading: str, *args: Any) -> None:
         from rich.console import Group
+        from rich.live import Live
         from rich.text import Text
 
         super().__init__(*args)
-        bar = self._progress.get_renderable
-        self._progress.get_renderable = lambda: Group(Text(heading), bar())  # type: ignore[method-assign]
+        self._live = Live(Group(Text(heading), self._progress), console=self._progress.console, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
         return None
