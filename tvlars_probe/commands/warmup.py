@@ -26,8 +26,9 @@ MOST_LAYERS = 24
 
 _RUNS = {
     "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
+    "accuracy": "test acc (%)",
     "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
-    "redundant_share": "redundant", "accuracy": "test acc (%)",
+    "redundant_share": "redundant",
 }  # fmt: skip
 """Headings of the table with a row per run."""
 

@@ -124,8 +124,8 @@ def _head(state: LiveState, now: datetime, width: int) -> Iterator[Text]:
     yield Text("  ".join([*_progress(state, width), *_speed(state)]))
     if state.losses:
         told = "" if state.loss is None else _figure(state.loss, 5)
-        line, span = _curve(state.losses, width - 17)
-        yield Text.assemble(f"loss {told:<10}", (line, "cyan"), f"  {span}")
+        line, span = _curve(state.losses, width - 18)
+        yield Text.assemble(f"loss {told:<11}", (line, "cyan"), f"  {span}")
     figures = [f"‖g‖ {_figure(state.grad_norm)}"] if state.grad_norm is not None else []
     figures += [f"lr {state.lr:.4g}"] if state.lr is not None else []
     if (age := state.age(now)) is not None:
