@@ -200,7 +200,8 @@ def _told_apart(frame: pd.DataFrame, runs: Sequence[Source]) -> list[str]:
 
 def _rate(run: Source) -> float:
     """The run's peak learning rate; 0 where it isn't told, so that such runs have one rate."""
-    return 0.0 if run.peak_lr is None else run.peak_lr
+    rate = run.peak_lr
+    return 0.0 if rate is None else rate
 
 
 def _chosen_target(frame: pd.DataFrame, curves: Sequence[TargetCurve]) -> float:
