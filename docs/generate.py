@@ -17,9 +17,32 @@ from tvlars_probe.traces.schema import TABLES
 HERE = Path(__file__).parent
 
 
+COMPLETION = """## Completion by the shell
+
+Commands, options, their choices and paths are completed once the shell has read what `tvlars-probe` writes for it. For
+bash, in `~/.bashrc`:
+
+```text
+eval "$(_TVLARS_PROBE_COMPLETE=bash_source tvlars-probe)"
+```
+
+For zsh, in `~/.zshrc`:
+
+```text
+eval "$(_TVLARS_PROBE_COMPLETE=zsh_source tvlars-probe)"
+```
+
+For fish, in `~/.config/fish/completions/tvlars-probe.fish`:
+
+```text
+_TVLARS_PROBE_COMPLETE=fish_source tvlars-probe | source
+```
+"""
+
+
 def command_line() -> str:
     """docs/cli.md."""
-    parts = ["# Command line\n\nGenerated from `--help` by `make docs`.\n"]
+    parts = [f"# Command line\n\nGenerated from `--help` by `make docs`.\n\n{COMPLETION}"]
     with click.Context(main, info_name="tvlars-probe", terminal_width=100, **main.context_settings) as root:
         parts.append(_help("tvlars-probe", main.get_help(root)))
         for name in COMMANDS:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tvlars_probe import __version__
+from tvlars_probe.commands.options import Group
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 
 # By name: the module below tvlars_probe.commands, and the command's line in `--help`. The lines stand here so that the
@@ -16,6 +17,7 @@ from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
 COMMANDS = {
     "train": ("train", "Train a model and record every layer."),
     "sweep": ("sweep", "Train a grid of runs."),
+    "init": ("init", "Write the file of a sweep, to be changed."),
     "branch": ("branch", "Go on from a checkpoint with several batch sizes."),
     "data": ("data", "Data sets: what is there, and how to get what isn't."),
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
@@ -39,7 +41,7 @@ COMMANDS = {
 }
 
 
-class Root(click.Group):
+class Root(Group):
     """The top-level command. It imports a command when it is called, and turns exceptions into exit codes.
 
     A user's error is one line on stderr and exit code 2. A run that failed gives code 1, a run that a signal ended 128
@@ -82,7 +84,7 @@ class Root(click.Group):
             _fail(str(error))
             code = 1
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted: the same command continues", err=True)
+            click.echo("Interrupted: the same command begins again", err=True)
             code = 130
         except InterruptedRunError as error:
             if error.advice:
@@ -98,6 +100,18 @@ class Root(click.Group):
         sys.exit(code if isinstance(code, int) else 0)  # a command that ends without `ctx.exit` returns None
 
 
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Print the versions that a bug report needs; torch's is read from its package, which isn't imported."""
+    if not asked or ctx.resilient_parsing:
+        return
+    import platform
+    from importlib import metadata
+
+    click.echo(f"tvlars-probe {__version__}")
+    click.echo(f"torch {metadata.version('torch')}, Python {platform.python_version()}")
+    ctx.exit()
+
+
 _LONGEST = 2000
 """Characters after which an error is cut: it may quote what a stranger has written."""
 
@@ -111,7 +125,10 @@ def _fail(message: str) -> None:
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    help="Show the versions of tvlars-probe, torch and Python, and exit.",
+)  # fmt: skip
 def main() -> None:
     """Instrumented large-batch training.
 

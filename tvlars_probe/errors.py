@@ -70,7 +70,7 @@ class InterruptedRunError(Exception):
         advice: one line that says how to continue; empty where another process prints it.
     """
 
-    def __init__(self, signal: int, advice: str = "Interrupted: the same command continues") -> None:
+    def __init__(self, signal: int, advice: str = "Interrupted: the same command goes on") -> None:
         super().__init__(advice or f"ended by signal {signal}")
         self.signal = signal
         self.advice = advice
@@ -97,4 +97,15 @@ class ProbeError(RunFailedError):
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
     """The error for a name that isn't one of the known ones."""
-    return UserError(f"unknown {what} {given!r} (known: {', '.join(known)})")
+    known = [*known]
+    told = nearest(given, known)
+    return UserError(f"unknown {what} {given!r} (known: {', '.join(known)}){told and f'. {told}'}")
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """A sentence that names the known name which is most like a mistyped one; empty where none is like it."""
+    import difflib
+
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(given.lower(), names, n=1)
+    return f"Did you mean '{names[found[0]]}'?" if found else ""

@@ -15,7 +15,7 @@ from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.traces.datasets import no_rows
 from tvlars_probe.traces.reader import Frames, Trace, expanded
-from tvlars_probe.traces.run_directory import find_runs
+from tvlars_probe.traces.run_directory import by_name, find_runs
 from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
     found: dict[Path, Run] = {}
     for given in map(expanded, paths):
         # What matches nothing is taken as it stands: a folder's own name may hold a pattern's signs.
-        matches = sorted(glob.glob(given)) or [given]  # noqa: PTH207 (patterns may be absolute)
-        runs = [run for match in matches for run in find_runs(Path(match))]
+        matches = sorted(map(Path, glob.glob(given)), key=by_name) or [Path(given)]  # noqa: PTH207 (may be absolute)
+        runs = [run for match in matches for run in find_runs(match)]
         if not runs:
             raise RunDirectoryError(f"there is no run at {given}")
         found |= {run.resolve(): Run(run) for run in runs if run.resolve() not in found}

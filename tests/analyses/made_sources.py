@@ -27,6 +27,10 @@ class MadeSource:
     def steps(self, columns: Sequence[str]) -> pd.DataFrame:
         return self.rows["steps"].reindex(columns=[*columns])
 
+    @property
+    def peak_lr(self) -> float | None:
+        return self.facts.peak_lr if self.facts.peak_lr is not None else self.facts.lr
+
     def lacks(self, table: str, column: str = "step") -> bool:
         rows = self.rows[table]
         return column not in rows or bool(rows[column].isna().all())

@@ -74,10 +74,13 @@ def seeds_of(**accuracies: tuple[float, ...]) -> list[dict[str, object]]:
 def test_small_differences_and_single_seeds_settle_nothing() -> None:
     near = compare(seeds_of(LARS=(90, 92), SGD=(89, 92))).verdict
     assert near.answer == "can't tell"
-    assert "LARS, none, 512 leads, but isn't apart from SGD, none, 512: 91.00 ± 13 against 90.50 ± 19" in near.reason
+    assert (
+        "LARS, schedule none, batch 512 leads, but isn't apart from SGD, schedule none, batch 512: 91.00 ± 13 against "
+        "90.50 ± 19" in near.reason
+    )
     assert "no interval" in compare([row("LARS", 1.0, 0, 90), row("SGD", 1.0, 0, 80)]).verdict.reason
     tie = compare([row("LARS", 1.0, 0, 90), row("SGD", 1.0, 0, 90)]).verdict.reason
-    assert tie.startswith("LARS, none, 512 and SGD, none, 512 have the same test_acc1")
+    assert tie.startswith("LARS, schedule none, batch 512 and SGD, schedule none, batch 512 have the same test_acc1")
 
 
 def test_held_out_data_are_named_where_there_are_no_test_data() -> None:
@@ -144,7 +147,7 @@ def test_fields_that_some_runs_lack_leave_no_blanks_and_no_decimals() -> None:
     rows.append({**row("AdamW", 1.0, 0, 0, batch_size=None), "value": np.nan})
     result = compare(rows)
     assert result.verdict.reason.startswith(
-        "LARS, none, 512 has the best test_acc1, before SGD, none, excluded_lr 80, 512,"
+        "LARS, schedule none, batch 512 has the best test_acc1, before SGD, schedule none, excluded_lr 80, batch 512,"
     )
     assert [str(column) for column in result.pivot().columns] == ["512", "–"]
     assert result.pivot()["–"].tolist()[-1] == "–"
@@ -154,20 +157,20 @@ def test_the_best_is_apart_from_each_other_setting() -> None:
     far = compare(seeds_of(LARS=(90, 91, 92), SGD=(80, 81, 82), AdamW=(70, 75, 71)))
     welch = stats.ttest_ind((90, 91, 92), (80, 81, 82), equal_var=False)
     low, high = welch.confidence_interval()
-    assert far.verdict.answer == "LARS, none, 512"
+    assert far.verdict.answer == "LARS, schedule none, batch 512"
     assert "apart from the 2 others: 91.00 ± 2.5 against" in far.verdict.reason
     assert far.table.loc[1, ["gap", "gap_low", "gap_high"]].tolist() == pytest.approx([10, low, high])
     assert far.table["apart"].tolist() == [None, True, True]
     # Intervals that overlap may belong to means that are apart: two of ± 2.5 at a distance of 4.
     touching = compare(seeds_of(LARS=(90, 91, 92), SGD=(86, 87, 88)))
     assert touching.table["p"][1] == pytest.approx(stats.ttest_ind((90, 91, 92), (86, 87, 88)).pvalue)
-    assert touching.verdict.answer == "LARS, none, 512"
+    assert touching.verdict.answer == "LARS, schedule none, batch 512"
 
 
 def test_a_setting_of_one_seed_far_behind_leaves_the_best_open() -> None:
     verdict = compare(seeds_of(LARS=(90, 91, 92), SGD=(80, 81, 82), AdamW=(70,))).verdict
     assert verdict.answer == "can't tell"
-    assert verdict.reason.endswith("but with one seed there is no interval of AdamW, none, 512.")
+    assert verdict.reason.endswith("but with one seed there is no interval of AdamW, schedule none, batch 512.")
 
 
 def test_the_choice_among_rates_widens_the_interval_by_its_optimism() -> None:
@@ -202,7 +205,7 @@ def test_a_setting_with_more_rates_has_no_advantage_by_them() -> None:
 def test_a_leader_of_which_runs_diverged_says_so() -> None:
     rows = [*seeds_of(LARS=(90, 91, 92), SGD=(80, 81, 82)), row("LARS", 1.0, 3, 10, status="diverged")]
     verdict = compare(rows).verdict
-    assert verdict.answer == "LARS, none, 512"
+    assert verdict.answer == "LARS, schedule none, batch 512"
     assert verdict.reason.endswith("1 run of the leader diverged, and doesn't count in its mean.")
 
 
@@ -218,3 +221,9 @@ def test_what_the_choice_adds_is_told_in_a_sentence() -> None:
     assert "one seed can't tell" in optimism_text(compare([row("LARS", 1.0, 0, 90), row("LARS", 2.0, 0, 80)]).table)
     apart = [row("LARS", 1.0, 0, 90), row("LARS", 1.0, 1, 94), row("LARS", 2.0, 2, 80), row("LARS", 2.0, 3, 82)]
     assert "as the seeds' scatter allows" in optimism_text(compare(apart).table)
+
+
+def test_the_columns_of_a_papers_table_are_in_order_of_their_numbers() -> None:
+    """The best batch size comes first in the rows, and 64 before 512 in the columns."""
+    rows = [row("LARS", 1.0, 0, value, batch_size=size) for size, value in ((512, 95), (64, 80), (1024, 90))]
+    assert [*compare(rows).pivot().columns] == [64, 512, 1024]

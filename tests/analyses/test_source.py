@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tvlars_probe.analyses.grid import LayerGrid, Rows
+from tvlars_probe.analyses.of_runs import comparison_of
 from tvlars_probe.analyses.source import Source
 from tvlars_probe.errors import TraceError
 from tvlars_probe.runs import open_run
@@ -110,3 +111,20 @@ def test_a_run_without_noise_has_no_rows_of_it(source: Source) -> None:
     assert source.lacks("noise")
     assert len(source.noise(("step", "gradient_square"))) == 0
     assert len(source.noise_of_tensors(np.empty(0, np.int64))) == 0
+
+
+@pytest.mark.parametrize(("planned", "recorded", "found"), [(3.0, [0.5, 2.0, 1.0], 3.0), (None, [0.5, 2.0, 1.0], 2.0),
+                                                           (None, [], 0.25)])  # fmt: skip
+def test_a_peak_that_no_manifest_tells_is_the_highest_rate_on_record(
+    tmp_path: Path, planned: float | None, recorded: list[float], found: float
+) -> None:
+    """Of a loop of one's own: its group's rate is what the schedule has left of it after the last step."""
+    Manifest(run_id="r", peak_lr=planned, groups=[{"optimizer": "SGD", "lr": 0.25}]).save(tmp_path)
+    if recorded:
+        writer = TraceWriter(tmp_path / "trace", "r")
+        writer.append("steps", {"step": np.arange(len(recorded)), "lr": np.array(recorded)})
+        writer.flush()
+    source = Source(open_run(tmp_path))
+    assert source.peak_lr == found
+    [told] = comparison_of([source], rows=["optimizer"]).rates["rate"]
+    assert told == found

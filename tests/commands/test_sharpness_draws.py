@@ -160,9 +160,24 @@ def test_the_progress_names_the_draw(run: Path, cli: Callable[..., Any], monkeyp
     where = "tvlars_probe.runners.posthoc.curvature.status_line"
     monkeypatch.setattr(where, lambda *, speaks: status_line(speaks=speaks, interval=0.0))
     told = cli("sharpness", "a", "--draws", 2, "--samples", 20).err
-    assert re.search(r"^step-4\.pt: draw 1 of 2: hessian", told, re.MULTILINE)
-    assert re.search(r"^step-4\.pt: draw 2 of 2: hessian", told, re.MULTILINE)
-    assert "draw" not in cli("sharpness", "a", "--samples", 20).err
+    assert re.search(
+        r"^checkpoint 1 of 1 \(step 4\), draw 1 of 2: eigenvalues of hessian, whole model: \d+ of at most 1,000 prod",
+        told,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^checkpoint 1 of 1 \(step 4\), draw 2 of 2: eigenvalues of hessian, whole model: \d+ of at most 1,000 prod",
+        told,
+        re.MULTILINE,
+    )
+    told = cli("sharpness", "a", "--samples", 20, "--trace", "--per-layer").err
+    assert "draw" not in told
+    assert re.search(
+        r"^checkpoint 1 of 1 \(step 4\): trace of hessian, whole model: 45 of 45 products$", told, re.MULTILINE
+    )
+    assert re.search(
+        r"^checkpoint 1 of 1 \(step 4\): eigenvalues of hessian, layer .*: \d+ of at most", told, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,34 @@ def test_names_are_shortened_until_the_table_fits_and_numbers_never(width: int) 
 
 
 def test_columns_that_do_not_fit_are_left_out_by_name() -> None:
-    frame = pd.DataFrame({"parameter": BERT[:3], **{f"figure_{i}": [123456.0 + i] * 3 for i in range(8)}})
+    frame = pd.DataFrame(
+        {"parameter": BERT[:3], **{f"figure_{i}": [1234.0 * k + i for k in (1, 2, 3)] for i in range(8)}}
+    )
     text = " ".join(printed(table_of(frame), 60))
     assert "Too wide for 60 columns: figure_3, figure_4" in text
     assert "(a wider terminal or --json shows all)" in text
     assert "Too wide" not in " ".join(printed(table_of(frame), 200))
+
+
+def test_what_is_one_value_in_all_rows_goes_first_and_is_told_above() -> None:
+    """In a table that fits, nothing goes."""
+    names = {f"setting {i}": [f"value-{i}"] * 2 for i in range(4)}
+    frame = pd.DataFrame({"run": ["a", "b"], **names, "empty": [None, None], "accuracy": [91.5, 92.5]})
+    text = [line.rstrip() for line in printed(table_of(frame, title="A title that is as long as it needs to be"), 50)]
+    assert text[0] == "A title that is as long as it needs to be"
+    told = "In all rows: setting 0 value-0, setting 1 value-1, setting 2 value-2, setting 3 value-3"
+    assert " ".join(text[1:3]) == told
+    assert [line.split() for line in text[3:]] == [["run", "accuracy"], ["a", "91.5"], ["b", "92.5"]]
+    assert [line.split() for line in printed(table_of(frame), 100)][1] == [
+        "a", "value-0", "value-1", "value-2", "value-3", "91.5",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_table_of_one_row_or_of_rows_that_are_alike_stays_a_table(rows: int) -> None:
+    frame = pd.DataFrame({f"figure {i}": [12345.0] * rows for i in range(9)})
+    lines = printed(table_of(frame), 40)
+    assert [line.split() for line in lines if "1.234e+04" in line] == [["1.234e+04"] * 3] * rows
 
 
 def test_texts_of_several_words_go_on_in_the_next_line() -> None:

@@ -94,7 +94,7 @@ def test_the_range_of_the_losses_is_that_of_the_blocks(width: int) -> None:
     line = next(text for text in plain(run_lines(replace(FULL, losses=losses), NOW, width)) if text.startswith("loss"))
     assert line.endswith("7 to 100")
     assert line.count("█") == 1
-    assert line.count("▁") == len(line) - len("loss 2.3456      7 to 100") - 1
+    assert line.count("▁") == len(line) - len("loss 2.3456       7 to 100") - 1
 
 
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 80, 200])
@@ -359,3 +359,17 @@ def test_an_output_that_is_not_utf8(journal: Journal, tmp_path: Path) -> None:
     done = run_cli("watch", "--once", journal.path, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert "|g| 2" in done.stdout
     assert "\\u" not in done.stdout
+
+
+def test_figures_that_are_none_are_told_in_words() -> None:
+    state = LiveState(
+        path="r", name="r", status="diverged", loss=math.nan, losses=((0, 1.0), (1, math.nan)), grad_norm=math.inf,
+        furthest={quantity: Furthest() for quantity in QUANTITIES},
+    )  # fmt: skip
+    assert "loss not finite" in summary(state)
+    for width in (40, 80):
+        text = "\n".join(line.plain for line in run_lines(state, datetime.now(UTC), width))
+        assert "‖g‖ not finite" in text
+        assert "loss not finite " in text
+        assert "nan" not in text
+    assert " not finite " in list_lines([state], 1, datetime.now(UTC), 80)[1].plain

@@ -47,7 +47,7 @@ def test_held_out_samples_are_the_same_for_every_seed_and_in_no_other_part() -> 
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
+@pytest.mark.parametrize("below", ["", "fashion-mnist", "raw", "FashionMNIST/raw"])
 def test_fashion_mnist_is_read_from_a_folder(tmp_path: Path, zipped: bool, below: str) -> None:
     write_fashion_mnist(tmp_path / below, zipped=zipped)
     data = DataConfig(name="fashion-mnist", folder=str(tmp_path)).load()
@@ -66,14 +66,15 @@ def test_missing_data_says_what_where_and_how(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         DataConfig(name="fashion-mnist", folder=str(tmp_path)).load()
     message = str(caught.value)
-    for part in (str(tmp_path), "train-images-idx3-ubyte", "dataset-fashion-mnist", "--data-dir", "--download"):
+    wanted = ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "dataset-fashion-mnist", "--data-dir", "--download")
+    for part in (f"{tmp_path}, {tmp_path}/fashion-mnist, {tmp_path}/raw, {tmp_path}/FashionMNIST/raw.", *wanted):
         assert part in message
 
 
 def test_one_missing_file_is_missing_data(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match="is not in"):
+    with pytest.raises(DataError, match=rf"in {tmp_path} \(lacks t10k-labels-idx1-ubyte\), {tmp_path}/fashion-mnist, "):
         DataConfig(name="fashion-mnist", folder=str(tmp_path)).load()
 
 

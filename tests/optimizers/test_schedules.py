@@ -41,6 +41,19 @@ def test_no_warm_up_begins_at_the_peak() -> None:
     assert schedule.factor(0) == 1.0
 
 
+@pytest.mark.parametrize(("name", "factor"), [("none", 1.0), ("cosine", 1.0), ("lars-warm", 1.5)])
+def test_the_factor_of_the_peak_is_that_of_the_steps(name: str, factor: float) -> None:
+    config = ScheduleConfig(name=name)
+    schedule = config.build(epochs=5, steps_per_epoch=10, batch_size=384)
+    assert max(schedule.factor(step) for step in range(50)) == config.peak_factor(384) == factor
+
+
+@pytest.mark.parametrize("peak", [-1.0, float("nan"), float("inf")])
+def test_a_peak_outside_its_range_is_refused(peak: float) -> None:
+    with pytest.raises(UserError, match=r"--peak-lr .* is outside its range \(allowed: 0 or more\)"):
+        ScheduleConfig(peak_lr=peak)
+
+
 @pytest.mark.parametrize("warmup", [1.0, 0.96, 3.0])
 def test_a_warm_up_that_leaves_no_step_is_refused(warmup: float) -> None:
     config = ScheduleConfig(name="lars-warm", warmup_epochs=warmup)

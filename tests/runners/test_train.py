@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,42 @@ def test_a_configuration_survives_the_manifest(tmp_path: Path) -> None:
     chosen = config(optimizer=OptimizerConfig(name="tvlars", lr=3.0), schedule=ScheduleConfig(name="cosine"))
     result = tvlars_probe.open_run(train(chosen, tmp_path / "r", quiet=True))
     assert TrainConfig.from_dict(result.manifest.config) == chosen
+
+
+@pytest.mark.parametrize("batch_size", [23, 256, 1000])
+@pytest.mark.parametrize("peak", [0.1, 3.3, 8.0])
+def test_the_peak_that_is_asked_for_is_reached_with_any_batch_size(peak: float, batch_size: int) -> None:
+    chosen = config(schedule=ScheduleConfig(name="lars-warm", peak_lr=peak), batch_size=batch_size, epochs=5)
+    schedule = chosen.schedule.build(epochs=5, steps_per_epoch=4, batch_size=batch_size)
+    rates = [chosen.optimizer.peak * schedule.factor(step) for step in range(20)]
+    assert max(rates) == rates[4] == pytest.approx(peak, rel=1e-15)
+    # One run, and one name, with the same rate spelt out.
+    spelt = dataclasses.replace(chosen, schedule=ScheduleConfig(name="lars-warm"))
+    assert chosen.config_id(fingerprint="", world_size=1) == spelt.config_id(fingerprint="", world_size=1)
+
+
+@pytest.mark.parametrize("schedule", ["none", "cosine"])
+def test_without_lars_warm_the_peak_is_the_rate_itself(schedule: str) -> None:
+    assert config(schedule=ScheduleConfig(name=schedule, peak_lr=3.0)).optimizer.lr == 3.0
+
+
+def test_runs_of_one_peak_have_one_peak_on_record(tmp_path: Path) -> None:
+    """To the last bit, where divided and multiplied again it would round."""
+    peak, batch = 3.3, 23
+    assert peak / (batch / 256) * (batch / 256) != peak
+    made = {
+        name: run(tmp_path / name, schedule=ScheduleConfig(name=name, peak_lr=peak), batch_size=batch, epochs=2)
+        for name in ("none", "lars-warm")
+    }
+    for one in made.values():
+        assert one.manifest.peak_lr == one.manifest.phases[0]["peak_lr"] == peak
+        assert one.steps()["lr"].max() == pytest.approx(peak, rel=1e-6)
+        assert TrainConfig.from_dict(one.manifest.config).schedule.peak_lr == peak
+    # A rate that is no longer the peak's is refused, as after an edit of the manifest.
+    edited = made["lars-warm"].manifest.config
+    edited["optimizer"]["lr"] = 1.0
+    with pytest.raises(UserError, match=r"--lr 1 and --peak-lr 3.3 can't both be: .* that peak is --lr 36.7"):
+        TrainConfig.from_dict(edited)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Comparison:
         if not self.columns:
             return text.set_index(list(self.rows))[["cell"]].rename(columns={"cell": self.metric})
         # pivot_table rather than pivot, for ``fill_value``. It must aggregate: joining keeps each cell's one text.
-        return text.pivot_table(
+        wide = text.pivot_table(
             index=list(self.rows),
             columns=list(self.columns),
             values="cell",
@@ -81,6 +81,14 @@ class Comparison:
             fill_value="",
             sort=False,
         )
+        # Rows stand in the order of the means, columns in that of their values: 8 before 16, as numbers.
+        return wide[sorted(wide.columns, key=_in_order)]
+
+
+def _in_order(key: object) -> tuple[tuple[bool, float, str], ...]:
+    """Numbers by size, before texts; ``key`` is a tuple where there are several columns."""
+    values = key if isinstance(key, tuple) else (key,)
+    return tuple((False, v, "") if isinstance(v, int | float) else (True, 0.0, str(v)) for v in values)
 
 
 def epoch_columns(metric: str) -> list[str]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 QUESTION = "Which setting is best?"
 
+_KEYS = {"optimizer": "", "settings": "", "batch_size": "batch ", "peak_lr": "peak lr "}
+"""What stands before a field's value, where it isn't the field's name; the label ``settings`` has its own names."""
+
 
 def verdict_of(table: pd.DataFrame, metric: str, cells: Sequence[str], held_out: str | None) -> Verdict:
     """Which setting is best: the leader, if it is apart from each of the others.
@@ -103,8 +106,12 @@ def optimism_text(table: pd.DataFrame) -> str:
 
 
 def setting_text(row: pd.Series[Any], cells: Sequence[str]) -> str:
-    """A row's cell in words; the label ``settings`` is empty where there is nothing to tell."""
-    return ", ".join(str(plain_number(row[c])) for c in cells if pd.notna(row[c]) and row[c] != "")
+    """A row's cell in words, such as "LARS, schedule cosine, batch 64"; what isn't known is left out."""
+    return ", ".join(
+        f"{_KEYS.get(cell, f'{cell} ')}{plain_number(row[cell])}"
+        for cell in cells
+        if pd.notna(row[cell]) and row[cell] != ""
+    )
 
 
 def plain_number(value: Any) -> Any:
@@ -121,7 +128,7 @@ def cell_text(row: pd.Series[Any]) -> str:
     if not np.isfinite(half):
         return text
     if row["high"] - row["low"] <= 2 * half * (1 + 1e-9):
-        return f"{text} ± {half:.2g}"
+        return f"{text} ± {half:.2g}" if half < 100 else f"{text} ± {half:.0f}"
     return f"{text} ({_number(row['low'])} to {_number(row['high'])})"
 
 

@@ -26,8 +26,8 @@ They say where a run computes or what it records, or `RunFacts` has a field for 
 """
 
 _OWN_FIELDS = {
-    "schedule.name", "data.name", "data.folder", "data.download", "model.name", "optimizer.name", "optimizer.lr",
-    "optimizer.lmbda", "branch.run_id", "branch.batch_size", "branch.epochs", "branch.steps_per_epoch",
+    "schedule.name", "schedule.peak_lr", "data.name", "data.folder", "data.download", "model.name", "optimizer.name",
+    "optimizer.lr", "optimizer.lmbda", "branch.run_id", "branch.batch_size", "branch.epochs", "branch.steps_per_epoch",
     "branch.passes", "branch.batches",
 }  # fmt: skip
 """Single entries, by dotted name, that `RunFacts.settings` leaves out for the same reasons."""

@@ -43,8 +43,8 @@ def warmup_cells(rate: str = "peak_lr") -> dict[str, str]:
     """Headings of `tvlars_probe.analyses.warmup.pairs.WarmupPairs.cells`, paired by the column ``rate``."""
     return {
         "optimizer": "optimizer", "data": "data", "model": "model", "batch_size": "batch",
-        rate: rate.replace("_", " "), "seeds": "seeds", "without": "without (%)", "with": "with warm-up (%)",
-        "gain": "gain (points)", "low": "95 % from", "high": "to", "outcome": "warm-up was",
+        rate: rate.replace("_", " "), "seeds": "seeds", "outcome": "warm-up was", "gain": "gain (points)",
+        "low": "95 % from", "high": "to", "without": "without (%)", "with": "with warm-up (%)",
         "diverged_without": "diverged without", "diverged_with": "diverged with",
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +61,9 @@ def comparison_of(
 ) -> Comparison:
     """Which setting is best? ``table`` holds the arguments ``rows`` and ``columns`` of `compare`."""
     needed = epoch_columns(metric)
-    rows = [run_row(s.facts, s.epochs(needed), metric=metric, target=target) for s in sources]
+    rows = [
+        run_row(replace(s.facts, peak_lr=s.peak_lr), s.epochs(needed), metric=metric, target=target) for s in sources
+    ]
     return compare(rows, metric=metric, target=target, **table)
 
 

@@ -70,6 +70,14 @@ class Source:
         """Whether the run has several phases, so that the rows of one must be picked out."""
         return len(self.trace.manifest.parameters) > 1
 
+    @property
+    def peak_lr(self) -> float | None:
+        """The highest learning rate of the phase's first parameter group: as planned, or else the highest recorded."""
+        if self.facts.peak_lr is not None:
+            return self.facts.peak_lr
+        highest = self._sampled_steps(["lr"])[0]["lr"].max()
+        return self.facts.lr if highest != highest else float(highest)  # no row has any
+
     def lacks(self, table: str, column: str = "step") -> bool:
         """Whether a table holds no value in a column, in all phases. It is read up to the first value."""
 

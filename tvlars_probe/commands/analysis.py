@@ -14,6 +14,7 @@ import click
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.commands.options import FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
@@ -59,7 +60,7 @@ class Output:
 
 def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument RUN... and `output_options`."""
-    return click.argument("runs", nargs=-1, required=True)(output_options(function))
+    return click.argument("runs", nargs=-1, required=True, type=RunPath())(output_options(function))
 
 
 def output_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -165,7 +166,7 @@ def print_verdict(console: Console, verdict: Verdict, *, title: str) -> None:
     """Print a verdict: title, question and answer; the reason; how often such an answer was right, if it is known."""
     from rich.text import Text
 
-    console.print(Text.assemble((title, "bold"), f"  {verdict.question} ", (verdict.answer, "bold")))
+    console.print(Text.assemble((title, "bold"), f"  {verdict.question} ", (verdict.answer, "bold")), soft_wrap=True)
     console.print(verdict.reason[:1].upper() + verdict.reason[1:], soft_wrap=True)
     if verdict.reliability is not None:
         console.print(f"Such an answer was {verdict.reliability.text}", soft_wrap=True)

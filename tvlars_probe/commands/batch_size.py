@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses.headings import BATCH_SIZE
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.interruption import interruptible
+from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
+from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from tvlars_probe.analyses.batches.batch_size import BatchSizeAnswers
@@ -33,16 +38,16 @@ _MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision
 @option("--seed", section="Analysis", type=int, default=0, help="Of everything random.")
 @option("--checkpoint", section="Measuring first", help=
         "Measure the noise of one run at this checkpoint: last, best, all, or a step.")  # fmt: skip
-@option("--split", section="Measuring first", type=click.Choice(SPLITS), default="train", help="Part of the data.")
+@option("--split", section="Measuring first", type=Choice(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Measuring first", type=int, show_default="1000, or as many as there are", help=
         "Samples of it.")  # fmt: skip
 @option("--piece", section="Measuring first", type=int, show_default="1: each sample by itself", help=
         "Samples of a piece whose gradient is taken.")  # fmt: skip
-@option("--bn", "bn_mode", section="Measuring first", type=click.Choice(BN_MODES), default="eval", help=
+@option("--bn", "bn_mode", section="Measuring first", type=Choice(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the piece's, or the sample's held constant.")  # fmt: skip
 @option("--eigenvectors", section="Measuring first", type=int, default=0, help=
         "Top eigenvectors of the Hessian along which the share of the noise is told.")  # fmt: skip
-@option("--precision", section="Measuring first", type=click.Choice(("float32", "float64")),
+@option("--precision", section="Measuring first", type=Choice(("float32", "float64")),
         show_default="that of the run's weights", help="Of the model.")  # fmt: skip
 @option("--devices", "--dv", section="Measuring first", greedy=True, default=("auto",), show_default=
         "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
@@ -52,7 +57,7 @@ _MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision
 def command(
     ctx: click.Context,
     /,
-    runs: tuple[str, ...],
+    runs: tuple[Path, ...],
     output: Output,
     target: float | None,
     window: int | None,
@@ -81,7 +86,8 @@ def command(
         found = open_runs(runs)
     result = batch_size_of([Source(run, phase) for run in found], target=target, window=window, seed=seed)
     if not len(result.table):
-        raise TraceError(f"{', '.join(runs)} can't tell how large the batch may be. {'. '.join(result.missing)}")
+        named = ", ".join(map(str, runs))
+        raise TraceError(f"{named} can't tell how large the batch may be. {'. '.join(result.missing)}")
     emit(output, result, result.table, lambda console: render(console, result))
 
 
@@ -111,8 +117,24 @@ def _measure(runs: list[Run], checkpoint: str, seed: int, settings: dict[str, An
                         f"of them without it")  # fmt: skip
     runs[0].noise(["step"])  # raises if the rows on record can't be read: then none are added
     place = PlaceConfig(**{name: settings.pop(name) for name in ("devices", "nproc", "threads")})
-    name = measure_noise(NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings))
+    job = NoiseJob(run=runs[0].path, checkpoint=checkpoint, seed=seed, place=place, **settings)
+    with interruptible(lambda: _kept(runs[0], job.name)):
+        name = measure_noise(job)
+    if not speaks():
+        click.get_current_context().exit()
     click.echo(f"Measured, and kept with the run: {name}", err=True)  # stdout may be JSON
+
+
+def _kept(run: Run, name: str) -> str:
+    """What an interrupted measurement has left, and how to go on."""
+    from tvlars_probe.runs import open_run
+
+    rows = open_run(run.path).noise(["step", "measurement_id"])
+    count = rows.loc[rows["measurement_id"].astype(str) == name, "step"].nunique()
+    if not count:
+        return "Interrupted: no checkpoint was measured to the end, and nothing is kept; the same command begins again"
+    told = counted(count, "checkpoint")
+    return f"Interrupted: the noise at {told} is kept with the run; the command without --checkpoint shows it"
 
 
 def render(console: Console, result: BatchSizeAnswers) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import RunDirectoryError, UserError
+from tvlars_probe.traces.run_directory import RUNS_FOLDER
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PACKAGES = ("starlette", "uvicorn")
 
 
 @click.command(cls=Command, name="board")
-@click.argument("runs", type=FilePath(), default=Path("runs"))
+@click.argument("runs", type=RunPath(), default=RUNS_FOLDER)
 @option(
     "--port",
     section="Server",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses.wording import counted
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Choice, Command, FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.sweep import carry_out_all, launch_options
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="branch", context_settings={"max_content_width": 110})
-@click.argument("run", type=FilePath())
+@click.argument("run", type=RunPath())
 @option("--checkpoint", section="Branches", required=True, show_default=False, help=
         "Where they begin: a step, last or best.")  # fmt: skip
 @option("--batch-sizes", section="Branches", required=True, show_default=False, metavar="B,...", help=
         "A branch for each, such as 64,128,256.")  # fmt: skip
 @option("--samples", section="Branches", type=int, required=True, show_default=False, help=
         "Training samples of each branch; a multiple of all batch sizes gives evaluations on the way.")  # fmt: skip
-@option("--lr-rule", section="Branches", type=click.Choice(LR_RULES), default="sqrt", help=
+@option("--lr-rule", section="Branches", type=Choice(LR_RULES), default="sqrt", help=
         "How the learning rate follows the batch size.")  # fmt: skip
 @option("--seeds", section="Branches", type=int, default=1, help="Orders of the data, a branch each with every batch.")
 @option("--out", section="Branches", type=FilePath(), show_default="the run's own", help="Folder of the branches.")

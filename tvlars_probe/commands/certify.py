@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.commands.options import Command, choice, option
+from tvlars_probe.commands.interruption import interruptible
+from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.commands.text import say
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="certify")
 @option(
-    "--opt", "optimizer", section="Training", type=choice(["lars", "tvlars", "lamb", "sgd", "adamw"]), default="lars",
+    "--opt", "optimizer", section="Training", type=Choice(["lars", "tvlars", "lamb", "sgd", "adamw"]), default="lars",
     help="What trains.",
 )  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
@@ -33,7 +34,8 @@ def command(ctx: click.Context, optimizer: str, as_json: bool) -> None:
     """
     from tvlars_probe.runners.certificate import certify
 
-    found = certify(optimizer, report=lambda line: click.echo(f"training on {line} ...", err=True))
+    with interruptible(lambda: "Interrupted: nothing is kept; the same command begins again"):
+        found = certify(optimizer, report=lambda line: click.echo(f"training on {line} ...", err=True))
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
     else:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.run_paths import found_run
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @click.command(cls=Command, name="chart")
@@ -25,8 +26,9 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     An html file stands by itself and needs no network. --list shows the kinds; with runs, which of them these have
     the data for. Runs that have no data for the kind are left out, and named.
     """
+    runs = [found_run(Path(word)) for word in (words if listing else words[1:])]
     if listing:
-        for line in _listing(words):
+        for line in _listing(runs):
             say(line)
         return
     if len(words) < 2:
@@ -42,7 +44,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     # The kind, and the place of the file, are checked before any run is read.
     chosen = kind(words[0])
     check_output(out)
-    sources = [Source(run) for run in open_runs(words[1:])]
+    sources = [Source(run) for run in open_runs(runs)]
     write_output(out, file_content(draw(words[0], sources), out))
     for source, reason in left_out(words[0], sources):
         path = source.trace.path
@@ -50,13 +52,13 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     say(f"Written: {out}")
 
 
-def _listing(words: tuple[str, ...]) -> Iterator[str]:
-    """A line per kind of chart, with what is missing where none of the runs named by ``words`` has the data for it."""
+def _listing(runs: list[Path]) -> Iterator[str]:
+    """A line per kind of chart, with what is missing where none of the runs at ``runs`` has the data for it."""
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.charts.kinds import KINDS, why_not
     from tvlars_probe.runs import open_runs
 
-    sources = [Source(run) for run in open_runs(words)] if words else []
+    sources = [Source(run) for run in open_runs(runs)] if runs else []
     width = max(map(len, KINDS))
     for name, chosen in KINDS.items():
         reason = why_not(name, sources) if sources else None

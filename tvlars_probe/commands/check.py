@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tvlars_probe.analyses.wording import counted
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="check")
-@click.argument("run", type=FilePath())
+@click.argument("run", type=RunPath())
 @option("--repair", "repairs", section="Repair", is_flag=True, help=
         "Move what is broken into the folder aside/; note that, and what is missing, in the manifest.")  # fmt: skip
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")

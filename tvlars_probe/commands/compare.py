@@ -11,6 +11,8 @@ from tvlars_probe.commands.analysis import Output, analysis_options, emit, print
 from tvlars_probe.commands.options import Command, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from tvlars_probe.analyses.comparison import Comparison
@@ -30,7 +32,7 @@ _HEADINGS = {
 @option("--rows", section="Analysis", default="optimizer,schedule,lmbda", help="Fields of the rows, with commas.")
 @option("--columns", section="Analysis", default="batch_size", help="Fields of the columns, with commas.")
 @option("--target", section="Analysis", type=float, help="Test accuracy (%) to count the epochs to.")
-def command(runs: tuple[str, ...], output: Output, metric: str, rows: str, columns: str, target: float | None) -> None:
+def command(runs: tuple[Path, ...], output: Output, metric: str, rows: str, columns: str, target: float | None) -> None:
     """How do optimizers, batch sizes and schedules compare?
 
     Each cell at its best learning rate: mean and 95 % interval over seeds, epochs to a target accuracy, and how many

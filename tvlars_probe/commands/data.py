@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import HELP_NAMES, Command, FilePath, option
+from tvlars_probe.commands.options import HELP_NAMES, Command, FilePath, Group, option
 from tvlars_probe.commands.text import say
 from tvlars_probe.data.registry import DATASETS
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.group(name="data", context_settings=HELP_NAMES)
+@click.group(cls=Group, name="data", context_settings=HELP_NAMES)
 def command() -> None:
     """Data sets: what is there, where, and how to get what isn't."""
 

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.run_paths import found_run
 from tvlars_probe.commands.text import say
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def command(
 
     Exit code 0: nothing is wrong, or nothing could be tried, which is said. 1: something is wrong.
     """
-    is_run = _is_run(subject)
+    if not (is_run := _is_run(subject)) and ":" not in subject:
+        subject = str(found_run(Path(subject)))  # a path, if runs/ has something of that name
+        is_run = _is_run(subject)
     _refuse_options(ctx, ("words", "steps") if is_run else ("phase",), "a run" if is_run else "an optimizer")
     found = _of_run(subject, phase) if is_run else _of_class(subject, words, steps)
     if as_json:

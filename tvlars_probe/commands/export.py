@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Choice, Command, FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 from tvlars_probe.exports.budget import BUDGET, PROJECT, TRACKERS
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, name="export")
-@click.argument("runs", nargs=-1, required=True)
-@option("--to", section="Export", type=click.Choice(list(TRACKERS)), required=True, help="Tracker that gets the runs.")
+@click.argument("runs", nargs=-1, required=True, type=RunPath())
+@option("--to", section="Export", type=Choice(TRACKERS), required=True, help="Tracker that gets the runs.")
 @option(
     "--layers",
     section="Export",
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     help="Folder for the tracker's files; with several runs one folder in it for each.",
 )
 def command(
-    runs: tuple[str, ...], to: str, layers: tuple[str, ...], budget: int, project: str, out: Path | None
+    runs: tuple[Path, ...], to: str, layers: tuple[str, ...], budget: int, project: str, out: Path | None
 ) -> None:
     """Send recorded runs to TensorBoard, W&B (offline), trackio or MLflow.
 

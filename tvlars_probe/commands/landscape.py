@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.interruption import interruptible
+from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.curvature.results import SLICE_BN_MODES
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import TraceError, UserError
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 @option("--dimensions", section="Slice", type=int, default=1, help="Random directions, 1 or 2.")
 @option("--points", section="Slice", type=int, default=31, help="Points along each.")
 @option("--span", section="Slice", type=float, show_default="1; 0.25 beyond both ends of a line", help="How far.")
-@option("--bn", "bn_mode", section="Slice", type=click.Choice(SLICE_BN_MODES), default="interpolated", help=
+@option("--bn", "bn_mode", section="Slice", type=Choice(SLICE_BN_MODES), default="interpolated", help=
         "BatchNorm statistics: the checkpoint's (on a line in between), or from the sample at each point.")  # fmt: skip
-@option("--split", section="Loss", type=click.Choice(SPLITS), default="train", help="Part of data.")
+@option("--split", section="Loss", type=Choice(SPLITS), default="train", help="Part of data.")
 @option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
 @option("--seed", section="Slice", type=int, default=0, help="Of the directions.")
 @option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=
         "first CUDA device, else cpu", help="cpu, or the number of a CUDA device.")  # fmt: skip
 @option("--stored", section="Slice", is_flag=True, help="Compute nothing: show the last slice on record.")
-def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) -> None:
+def command(runs: tuple[Path, ...], output: Output, stored: bool, **values: Any) -> None:
     """How does the loss look around a minimum, or between two?
 
     RUN: filter-normalised slices around a checkpoint. RUN RUN2: the straight line between both runs' checkpoints.
@@ -50,10 +51,11 @@ def command(runs: tuple[str, ...], output: Output, stored: bool, **values: Any) 
         raise UserError(f"landscape takes one run or two, {len(opened)} were given")
     # `open_runs` opens a run once, however often it is named.
     if len(opened) < len(runs):
-        raise UserError(f"landscape was given one run twice ({' '.join(runs)}): give it once, or two runs")
+        raise UserError(f"landscape was given one run twice ({' '.join(map(str, runs))}): give it once, or two runs")
     if not stored:
         opened[0].frame("landscape", ["step"])  # raises if the rows on record can't be read: then none are added
-        _compute([run.path for run in opened], values)
+        with interruptible(lambda: "Interrupted: a slice is kept only when it is whole; the same command begins again"):
+            _compute([run.path for run in opened], values)
     source = Source(opened[0])
     # Of these rows the newest slice is shown: of two runs, the newest line between them.
     rows = source.landscape(COLUMNS)

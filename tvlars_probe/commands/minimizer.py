@@ -9,9 +9,11 @@ import click
 from tvlars_probe.analyses.headings import CORRELATION, MINI_BATCH, SAMPLES
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Choice, Command, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from tvlars_probe.analyses.correlation import SharpnessCorrelation
@@ -30,7 +32,7 @@ _SUMMARY = {
 @option(
     "--bn-mode",
     section="Analysis",
-    type=click.Choice(["eval", "train", "frozen-batch"]),
+    type=Choice(["eval", "train", "frozen-batch"]),
     show_default="the most measured one",
     help="BatchNorm mode to read; modes are never joined.",
 )
@@ -44,7 +46,7 @@ _SUMMARY = {
 @option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
 @option("--seed", section="Analysis", type=int, default=0, help="Of the bootstrap.")
 def command(
-    runs: tuple[str, ...], output: Output, bn_mode: str | None, escaped: float, phase: str | None, seed: int
+    runs: tuple[Path, ...], output: Output, bn_mode: str | None, escaped: float, phase: str | None, seed: int
 ) -> None:
     """Did a run fall into a sharp minimum, and did it get out again?
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.errors import nearest
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Option(click.Option):
@@ -100,6 +102,25 @@ def option(*names: str, section: str, **kwargs: Any) -> Callable[..., Any]:
     return click.option(*names, cls=Option, section=section, **kwargs)
 
 
-def choice(names: Any) -> click.Choice[str]:
+class Choice(click.Choice[str]):
     """One of some names, in any case of letters: the official experiments' command lines have ``--sd None``."""
-    return click.Choice(list(names), case_sensitive=False)
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__([*names], case_sensitive=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message} {nearest(str(value), self.choices)}".rstrip(), param, ctx)
+
+
+class Group(click.Group):
+    """A command that has commands; of one that is mistyped the error names the nearest."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            # In click's words, but click knows only the commands that are loaded.
+            ctx.fail(f"No such command {args[0]!r}. {nearest(args[0], self.list_commands(ctx))}".rstrip())

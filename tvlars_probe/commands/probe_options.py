@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvlars_probe.commands.options import choice, option
+from tvlars_probe.commands.options import Choice, option
 from tvlars_probe.curvature.measures import IN_TRAINING
 from tvlars_probe.curvature.results import BN_MODES, OPERATORS
 from tvlars_probe.runners.configuration.noise import NoiseConfig
@@ -44,13 +44,13 @@ PROBE_OPTIONS = (
         help="Measure the Hessian's top eigenvalue every so many steps, or 'log': dense early.",
     ),
     option(
-        "--sharpness-operators", section=_SHARPNESS, greedy=True, type=choice(OPERATORS),
+        "--sharpness-operators", section=_SHARPNESS, greedy=True, type=Choice(OPERATORS),
         default=("hessian", "effective", "relative", "adaptive"),
         help="Of the Hessian itself, as the optimizer's rates scale it, relative to each tensor's norm; of the "
         "Gauss-Newton matrix; or of the outputs, which no change of scale moves: minimizer's verdict needs it.",
     ),
     option(
-        "--sharpness-measures", section=_SHARPNESS, greedy=True, type=choice(IN_TRAINING), default=("eigenvalue",),
+        "--sharpness-measures", section=_SHARPNESS, greedy=True, type=Choice(IN_TRAINING), default=("eigenvalue",),
         help="The top eigenvalue of each operator; along mini-batches' gradients; along the update; where along it the "
         "loss rises.",
     ),
@@ -58,7 +58,7 @@ PROBE_OPTIONS = (
         "--sharpness-samples", section=_SHARPNESS, type=int, default=256,
         help="Training samples it is measured on.",
     ),
-    option("--sharpness-bn", section=_SHARPNESS, type=choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
+    option("--sharpness-bn", section=_SHARPNESS, type=Choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
     option("--sharpness-tol", section=_SHARPNESS, type=float, default=1e-3, help="Relative error of the eigenvalue."),
     option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for all probes, such as 10%."),
     option(
@@ -67,7 +67,7 @@ PROBE_OPTIONS = (
     ),
     option("--noise-samples", section=_NOISE, type=int, default=512, help="Training samples they are measured on."),
     option(
-        "--noise-bn", section=_NOISE, type=choice(BN_MODES), default="frozen-batch",
+        "--noise-bn", section=_NOISE, type=Choice(BN_MODES), default="frozen-batch",
         help="BatchNorm meanwhile; train needs --noise-piece.",
     ),
     option(

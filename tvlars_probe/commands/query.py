@@ -9,6 +9,7 @@ import click
 
 from tvlars_probe.commands.analysis import Output, check_output, emit, output_options, text_of, write_output
 from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import one_line, say
 from tvlars_probe.errors import UserError
 
@@ -27,7 +28,7 @@ MOST_ROWS = 50
 
 @click.command(cls=Command, name="query")
 @click.argument("sql")
-@click.argument("runs", nargs=-1)
+@click.argument("runs", nargs=-1, type=RunPath())
 @output_options
 @option("--parquet", section="Output", type=FilePath(), help="Write all rows there, as parquet.")
 def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | None) -> None:

@@ -9,13 +9,14 @@ import click
 
 from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.registry import LAYERWISE
 from tvlars_probe.optimizers.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -41,7 +42,7 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
     # The decorator that is applied last stands first in the help: the order is the help's, reversed.
     for add in (
         option("--warmup-epochs", section=_V, type=float, help="Length of lars-warm's warm-up."),
-        option("--schedule", section=_V, type=click.Choice(SCHEDULES), help="Another schedule."),
+        option("--schedule", section=_V, type=Choice(SCHEDULES), help="Another schedule."),
         option(
             "--lr", section=_V, type=float,
             help="Another learning rate, before the schedule; groups with a rate of their own keep it.",
@@ -55,14 +56,14 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
             "--trust-clip/--no-trust-clip", section=_V, default=None,
             help="Clip the ratio (lars, tvlars: to lr; lamb, nlamb: to 1).",
         ),
-        option("--exclusion", section=_V, type=click.Choice(["ndim", "undecayed"]), help="What is not adapted."),
+        option("--exclusion", section=_V, type=Choice(["ndim", "undecayed"]), help="What is not adapted."),
         option(
-            "--denominator", section=_V, type=click.Choice(["decayed", "sum", "grad"]),
+            "--denominator", section=_V, type=Choice(["decayed", "sum", "grad"]),
             help="|g + wd w|, |g| + wd |w|, or |g|.",
         ),
         option("--weight-decay", "--wd", section=_V, type=float, help="Weight decay."),
         option("--eta", section=_V, type=float, help="Trust coefficient."),
-        option("--optimizer", "--opt", section=_V, type=click.Choice(LAYERWISE), help="Optimizer."),
+        option("--optimizer", "--opt", section=_V, type=Choice(LAYERWISE), help="Optimizer."),
     ):  # fmt: skip
         command = add(command)
     return command
@@ -72,7 +73,7 @@ def variant_options(command: Callable[..., None]) -> Callable[..., None]:
 @analysis_options
 @variant_options
 @option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
-def command(runs: tuple[str, ...], output: Output, phase: str | None, **settings: Any) -> None:
+def command(runs: tuple[Path, ...], output: Output, phase: str | None, **settings: Any) -> None:
     """What trust ratio would another variant have given, at each recorded step?
 
     A one-step counterfactual from the recorded norms: each step is taken as it was recorded, only its ratio is

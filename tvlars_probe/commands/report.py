@@ -8,14 +8,15 @@ import click
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import UserError
 
 
 @click.command(cls=Command, name="report")
-@click.argument("runs", nargs=-1, required=True)
+@click.argument("runs", nargs=-1, required=True, type=RunPath())
 @option("--out", "-o", section="Output", type=FilePath(), default=Path("report.html"), help="File to write.")
-def command(runs: tuple[str, ...], out: Path) -> None:
+def command(runs: tuple[Path, ...], out: Path) -> None:
     """Write one self-contained HTML page: verdicts, charts, tables, configuration, definitions.
 
     It opens without a network, can be sent as it is, and prints. A click on a layer selects it in every chart.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.show import without_non_finite
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.traces.run_directory import RUNS_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "peak lr", "batch", "schedule", "data", "model")
 """The table's columns; a terminal that is too narrow loses the last ones first."""
@@ -24,7 +26,7 @@ _NUMBERS = {"batch", "peak lr", "best test acc", "age"}
 
 
 @click.command(cls=Command, name="runs")
-@click.argument("folder", type=FilePath(), default=Path("runs"))
+@click.argument("folder", type=RunPath(), default=RUNS_FOLDER)
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 def command(folder: Path, as_json: bool) -> None:
     """List the runs below a folder (runs/ by default)."""

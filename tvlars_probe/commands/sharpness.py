@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.commands.interruption import interruptible
+from tvlars_probe.commands.options import Choice, Command, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.curvature.results import BN_MODES, ENGINES, OPERATORS
 from tvlars_probe.data.registry import SPLITS
 from tvlars_probe.errors import UserError
+from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,13 +23,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-_LIST = click.Choice
-
 _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness")
 
 
 @click.command(cls=Command, name="sharpness", context_settings={"max_content_width": 110})
-@click.argument("run", type=FilePath())
+@click.argument("run", type=RunPath())
 @option("--checkpoint", section="What", default="last", help="last, best, all, or a step.")
 @option("--top", section="What", type=int, default=1, help="Eigenvalues from the top.")
 @option("--bottom", section="What", type=int, default=0, help="Eigenvalues from the bottom.")
@@ -39,21 +41,21 @@ _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness"
 @option("--critical-sharpness", section="What", is_flag=True, help=
         "2/rate at the smallest multiple of the coming update that raises the loss; forward passes only.")  # fmt: skip
 @option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
-@option("--operator", section="What", type=_LIST(OPERATORS), default="hessian", help=
+@option("--operator", section="What", type=Choice(OPERATORS), default="hessian", help=
         "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; the Gauss-Newton matrix; "
         "or adaptive, which no change of scale moves.")  # fmt: skip
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
-@option("--split", section="Loss", type=_LIST(SPLITS), default="train", help="Part of the data.")
+@option("--split", section="Loss", type=Choice(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Loss", type=int, show_default="1000, or as many as there are", help=
         "Samples of it, in each draw.")  # fmt: skip
 @option("--draws", section="Loss", type=int, show_default="one sample", help=
         "Measure on so many disjoint samples; tells mean and standard error over samples of that size.")  # fmt: skip
-@option("--bn", "bn_mode", section="Loss", type=_LIST(BN_MODES), default="eval", help=
+@option("--bn", "bn_mode", section="Loss", type=Choice(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip
-@option("--precision", section="Loss", type=_LIST(("float32", "float64")), show_default="that of the run's weights",
+@option("--precision", section="Loss", type=Choice(("float32", "float64")), show_default="that of the run's weights",
         help="Of the model.")  # fmt: skip
-@option("--engine", section="Method", type=_LIST(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
+@option("--engine", section="Method", type=Choice(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
 @option("--tol", section="Method", type=float, default=1e-3, help="Relative residual of eigenvalues.")
 @option("--max-matvecs", section="Method", type=int, default=1000, help="Products before an eigenvalue is given up.")
 @option("--trace-matvecs", section="Method", type=int, default=45, help="Products for a trace.")
@@ -77,7 +79,11 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
     open_run(run).curvature(["step"])  # raises if the rows on record can't be read: then none are added
     if audit:
         _check_audit(ctx)
-    name = measure_run(build_job(run, audit, values))
+    job = build_job(run, audit, values)
+    with interruptible(lambda: _kept(run, job.name)):
+        name = measure_run(job)
+    if not speaks():
+        return
     # What is shown is read back from the run, by the name of this measurement.
     rows = open_run(run).curvature()
     rows = rows[rows["measurement_id"].astype(str) == name]
@@ -91,6 +97,18 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, audit: bool, **valu
         render(rows)
     if len(spectrum):
         say(f"The density is in the table spectrum: tvlars-probe chart density {run} -o density.html")
+
+
+def _kept(run: Path, name: str) -> str:
+    """What an interrupted measurement has left, and how to go on."""
+    from tvlars_probe.runs import open_run
+
+    rows = open_run(run).curvature(["step", "measurement_id"])
+    steps = sorted({*rows.loc[rows["measurement_id"].astype(str) == name, "step"]})
+    if not steps:
+        return "Interrupted: no checkpoint was measured to the end, and nothing is kept; the same command begins again"
+    told = f"step{'' if len(steps) == 1 else 's'} {some_of([f'{step:,}' for step in steps])}"
+    return f"Interrupted: the figures of {told} are kept with the run; --checkpoint STEP measures the others one by one"
 
 
 def _check_audit(ctx: click.Context) -> None:
@@ -248,9 +266,6 @@ _OF_DRAWS: _Cells = {
 _SHARED = ("step", "operator", "BatchNorm", "engine", "scope", "draws", "cross-check", "limit")
 """Columns that stand above the table where all rows have one value."""
 
-_FOLDED = len("directional_sharpness")
-"""Characters that a column which may fold has at least, where its cells are as long."""
-
 _WORDS = ("operator", "BatchNorm", "engine", "scope", "measure", "converged", "cross-check")
 """Columns that are set flush left."""
 
@@ -260,38 +275,32 @@ def render(rows: pd.DataFrame) -> None:
 
     What tells where and how the figures were measured stands above it where it is one value in all rows.
     """
-    from rich.table import Table
-
     from tvlars_probe.analyses.draws import over_draws
-    from tvlars_probe.commands.terminal import Terminal
+    from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
 
     drawn = bool(rows["draw"].notna().any())
     columns = _OF_DRAWS if drawn else _OF_ONE_SAMPLE
     records: list[dict[str, Any]] = (over_draws(rows) if drawn else rows).to_dict("records")  # type: ignore[assignment]
     cells = {name: [cell(row) for row in records] for name, cell in columns.items()}
     told = [name for name, column in cells.items() if any(column)]
-    shown = [name for name in told if name not in _SHARED or len({*cells[name]}) > 1]
+    shown = [name for name in told if not _is_shared(name, cells[name])]
     first = records[0]
     part = "" if _is_null(first["split"]) else f" of {first['split']}"
-    shared = [f"{name} {cells[name][0]}" for name in told if name not in shown]
+    shared = [f"{name} {max(cells[name])}" for name in told if name not in shown]
     console = Terminal(piped=120)
     size = f"{first['draws']} disjoint samples of {first['samples']:,}" if drawn else f"{first['samples']:,} samples"
     console.print(f"mean loss {first['loss']:.4g} on {size}{part}, {first['precision']}")
     console.print(", ".join(shared))
-    table, least = Table(box=None, pad_edge=False), list[int]()
-    for name in shown:  # no figure is cut; where room is short, a layer's name goes on in the next line
-        may_fold = name in ("scope", "measure")
-        width = max(len(cell) for cell in (name, *cells[name]))
-        least.append(min(width, _FOLDED) if may_fold else width)
-        side: Any = "left" if name in _WORDS else "right"
-        table.add_column(name, justify=side, no_wrap=not may_fold, min_width=least[-1], overflow="fold")
-    for row in zip(*(cells[name] for name in shown), strict=True):
-        table.add_row(*row)
-    # In less room rich leaves nothing of the columns that may fold, and cuts figures.
-    console.width = max(console.width, sum(least) + 2 * len(least))
-    console.print(table)
+    columns_shown = [TextColumn(name, cells[name], is_number=name not in _WORDS) for name in shown]
+    console.print(FittedTable(columns_shown))
     if drawn:
         console.print(f"Means over samples of {first['samples']:,}, which aren't figures of all the data")
+
+
+def _is_shared(name: str, cells: list[str]) -> bool:
+    """Whether a column stands above the table: that holds one value, of an outcome in all rows that have any."""
+    outcome = name in ("converged", "cross-check")
+    return (name in _SHARED and len({*cells}) == 1) or (outcome and len({*cells} - {""}) == 1)
 
 
 def _measure(row: dict[str, Any]) -> str:

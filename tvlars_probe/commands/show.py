@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.analyses.wording import counted, some_of
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.run_paths import RunPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ EXTREMES = 5
 
 
 @click.command(cls=Command, name="show")
-@click.argument("run", type=FilePath())
+@click.argument("run", type=RunPath())
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 def command(run: Path, as_json: bool) -> None:
     """Show a run: configuration, progress, last metrics, and the layers with the highest and lowest trust ratio."""

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvlars_probe.analyses.wording import counted
-from tvlars_probe.commands.options import Command, FilePath, Option, option
+from tvlars_probe.commands.interruption import interruptible
+from tvlars_probe.commands.options import Choice, Command, FilePath, Option, option
+from tvlars_probe.commands.sweep_progress import SweepProgress
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
-from tvlars_probe.errors import RunFailedError, UserError
+from tvlars_probe.errors import RunFailedError, UserError, nearest
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runners.sweeps.launch_plan import LAUNCHERS, LaunchPlan
 from tvlars_probe.runners.sweeps.sweep import sweep
 from tvlars_probe.runners.sweeps.trials import FINISHED, Outcome, Trial, trial_path
-from tvlars_probe.traces.run_directory import refuse_inside_run
+from tvlars_probe.traces.run_directory import RUNS_FOLDER, refuse_inside_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _NOT_SWEPT = ("run_dir", "resume", "rerun", "help")
 """Options of train that a sweep decides itself."""
-
-_MOST_NAMED = 4
-"""So many runs are named that are waited for."""
 
 _SHARED_SECTIONS = ("Devices", "Recording", "Sharpness")
 """Sections whose options are settings of all runs, never axes: ``--devices 0 1`` gives every run two devices."""
@@ -68,7 +68,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 
 _LAUNCH_OPTIONS = (
     option(
-        "--launcher", section="Sweep", type=click.Choice(LAUNCHERS), default="inline",
+        "--launcher", section="Sweep", type=Choice(LAUNCHERS), default="inline",
         help="Here one after another, in subprocesses, or as jobs of slurm.",
     ),
     option("--jobs", section="Sweep", type=int, default=1, help="Runs at once, with local and slurm."),
@@ -101,7 +101,7 @@ def command(grid: str | None, out: Path | None, dry_run: bool, **values: Any) ->
     chosen = (read_grid(grid) if grid else Grid()) | given(values)
     if not chosen.axes and not chosen.settings:
         raise UserError("there is nothing to sweep: give a grid, or options such as --opt lars tvlars --lr 1 2 3")
-    folder = out or Path("runs") / (Path(grid).stem if grid else "sweep")
+    folder = out or RUNS_FOLDER / (Path(grid).stem if grid else "sweep")
     trials = build_trials(chosen, folder)
     refuse_inside_run(trials[0].path)
     if dry_run:
@@ -124,10 +124,10 @@ def carry_out_all(trials: Sequence[Trial], plan: LaunchPlan, folder: Path) -> No
         UserError: the launcher can't be used here, or the folder can't be written.
     """
     say(f"{counted(len(trials), 'run')} in {folder}")
-    count = iter(range(1, len(trials) + 1))
-    outcomes = sweep(
-        trials, plan, folder, lambda t, o: say(_line(next(count), len(trials), t, o)), lambda t: say(_waiting(t))
-    )
+    has_bar = plan.launcher == "inline" and sys.stderr.isatty()
+    progress = SweepProgress(len(trials), jobs=plan.jobs, has_bar=has_bar)
+    with interruptible(progress.advice):
+        outcomes = sweep(trials, plan, folder, progress.ended, progress.waits, progress.begins)
     render(trials, outcomes)
     failed = sum(o.status == "failed" for o in outcomes)
     if failed:
@@ -172,7 +172,9 @@ def build_trials(grid: Grid, folder: Path) -> list[Trial]:
     aliases = {name.lstrip("-"): p.opts[0].lstrip("-") for p in train_command.params for name in p.opts}
     names = {*grid.settings, *grid.axes}
     if strange := sorted(names - {*aliases} - {"seeds"}):
-        raise UserError(f"tvlars-probe train has no option {', '.join(f'--{name}' for name in strange)}")
+        told = nearest(strange[0], aliases)
+        named = ", ".join(f"--{name}" for name in strange)
+        raise UserError(f"tvlars-probe train has no option {named}{told and f'. {told}'}")
     trials: dict[Path, Trial] = {}
     for point in grid.points():
         words = ["--seed" if word == "--seeds" else word for word in grid.command_line(point)]
@@ -184,25 +186,6 @@ def build_trials(grid: Grid, folder: Path) -> list[Trial]:
         path = trial_path(folder, config)
         trials.setdefault(path, Trial(config=config, path=path, point=point, command=("train", *words)))
     return list(trials.values())
-
-
-def _line(number: int, total: int, trial: Trial, outcome: Outcome) -> str:
-    """What is said when a run of the sweep has ended."""
-    what = _point(trial)
-    accuracy = "" if outcome.best_test_acc1 is None else f"  best test acc {outcome.best_test_acc1:.2f} %"
-    error = "" if outcome.error is None else f"  {' '.join(outcome.error.split())}"
-    return f"{number}/{total}  {what}  {outcome.status}{accuracy}{error}"
-
-
-def _waiting(trials: Sequence[Trial]) -> str:
-    """What is said when only runs are left that other processes train."""
-    named = [_point(trial) for trial in trials[:_MOST_NAMED]]
-    more = f", and {len(trials) - len(named)} more" if len(trials) > len(named) else ""
-    return f"Waiting for {counted(len(trials), 'run')} that other processes train: {', '.join(named)}{more}"
-
-
-def _point(trial: Trial) -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.point.items()) or str(trial.path)
 
 
 def render(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> None:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from tvlars_probe.admission.names import printable
 from tvlars_probe.charts.names import shortened
@@ -65,6 +66,11 @@ class TextColumn:
         return not self.is_number and not any(" " in cell for cell in self.cells)
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether it holds one value, or none, in all of several rows."""
+        return len(self.cells) > 1 and len({*self.cells}) == 1
+
+    @property
     def widest(self) -> int:
         """Characters of its widest text."""
         return max(map(cell_len, self.cells), default=0)
@@ -77,9 +83,11 @@ class TextColumn:
 
 
 class FittedTable:
-    """A table that no console cuts: where it is too wide, names are shortened, then the last columns are left out.
+    """A table that no console cuts. Where it is too wide, names are shortened, then columns make room.
 
-    Names lose what they have in common (`tvlars_probe.charts.names`). Columns that are left out are named below.
+    Names lose what they have in common (`tvlars_probe.charts.names`). Of the columns first those go that hold nothing,
+    then those that hold one value in all rows, which a line above the table tells; then the last ones, which a line
+    below it names.
 
     Args:
         columns: the columns, the most important first.
@@ -91,10 +99,19 @@ class FittedTable:
         self._columns, self._title, self._elsewhere = columns, title, elsewhere
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        room, shown = options.max_width, [*self._columns]
+        if self._title:
+            yield Text(self._title, "italic")
+        room, shown, left_out = options.max_width, [*self._columns], list[TextColumn]()
+        if _total(column.least for column in shown) > room:
+            kept = [column for column in shown if not column.is_uniform]
+            told = [f"{column.heading} {column.cells[0]}" for column in shown if column.is_uniform and column.cells[0]]
+            if kept:
+                shown = kept
+                if told:
+                    yield Text(f"In all rows: {', '.join(told)}")
         while len(shown) > 1 and _total(column.least for column in shown) > room:
-            shown.pop()
-        table = Table(box=None, pad_edge=False, title=self._title, title_justify="left")
+            left_out.insert(0, shown.pop())
+        table = Table(box=None, pad_edge=False)
         cells = []
         for column, width in zip(shown, _widths(shown, room), strict=True):
             justify: Any = "right" if column.is_number else "left"
@@ -104,9 +121,9 @@ class FittedTable:
         for row in zip(*cells, strict=True):
             table.add_row(*row)
         yield table
-        if len(shown) < len(self._columns):
-            left_out = ", ".join(column.heading for column in self._columns[len(shown) :])
-            yield f"Too wide for {room} columns: {left_out} (a wider terminal or {self._elsewhere} shows all)"
+        if left_out:
+            named = ", ".join(column.heading for column in left_out)
+            yield f"Too wide for {room} columns: {named} (a wider terminal or {self._elsewhere} shows all)"
 
 
 def _total(widths: Iterable[int]) -> int:

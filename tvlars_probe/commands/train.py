@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import say
 from tvlars_probe.commands.training_options import build_config, changes_on_resume, training_options
+from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 @training_options
 @option("--run-dir", section="Run", type=FilePath(), show_default="a telling name under runs/", help=
         "Folder of the run. The same command again continues an interrupted run and skips a finished one.")  # fmt: skip
-@option("--resume", section="Run", type=FilePath(), help="Continue this run from its last checkpoint.")
+@option("--resume", section="Run", type=RunPath(), help="Continue this run from its last checkpoint.")
 @option("--rerun", section="Run", is_flag=True, help="Train again, in a new folder beside the run that is there.")
 @click.pass_context
 def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, rerun: bool, **values: Any) -> None:
@@ -42,7 +44,8 @@ def command(ctx: click.Context, /, run_dir: Path | None, resume: Path | None, re
         from tvlars_probe.runners import train as runner
 
         path = runner.train(config, run_dir, rerun=rerun, command=tuple(sys.argv), announce=_announce)
-    _summarise(path)
+    if speaks():
+        _summarise(path)
 
 
 def _announce(plan: Job | Done) -> None:

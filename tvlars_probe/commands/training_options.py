@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.options import FilePath, choice, option
+from tvlars_probe.commands.options import Choice, FilePath, option
 from tvlars_probe.commands.probe_options import PROBE_OPTIONS, PROBE_PARTS
 from tvlars_probe.data.registry import AUGMENTATIONS, DATASETS, DataConfig
 from tvlars_probe.errors import UserError
@@ -52,7 +52,7 @@ _PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
             ),
         },
     ),
-    "schedule": (ScheduleConfig, {"schedule": "name", **_same("warmup_epochs")}),
+    "schedule": (ScheduleConfig, {"schedule": "name", **_same("warmup_epochs", "peak_lr")}),
     "place": (PlaceConfig, _same("devices", "nproc", "threads", "port", "workers")),
     "recording": (
         RecordConfig,
@@ -84,7 +84,7 @@ _DATA, _TRAINING, _BARLOW, _OPTIMIZER = "Data and model", "Training", "Barlow Tw
 _RECORDING, _DEVICES = "Recording", "Devices"
 
 _OPTIONS = (
-    option("--dataset", "--ds", section=_DATA, type=choice(DATASETS), default="digits", help="Data set."),
+    option("--dataset", "--ds", section=_DATA, type=Choice(DATASETS), default="digits", help="Data set."),
     option("--data-dir", section=_DATA, type=FilePath(path_type=str), help="Its folder, if not in the usual places."),
     option(
         "--download/--no-download", section=_DATA, default=None, show_default="cifar10 and cifar100 only",
@@ -97,16 +97,16 @@ _OPTIONS = (
         help="Side to which the images of an imagefolder are brought.",
     ),
     option(
-        "--augmentation", section=_DATA, type=choice(AUGMENTATIONS), default="auto",
+        "--augmentation", section=_DATA, type=Choice(AUGMENTATIONS), default="auto",
         help="Of a classifier's training images: crop, mirror, rotation; auto: as the data set has it.",
     ),
-    option("--model", section=_DATA, type=choice(MODELS), default="cnn", help="Model."),
+    option("--model", section=_DATA, type=Choice(MODELS), default="cnn", help="Model."),
     option(
-        "--stem", section=_DATA, type=choice(STEMS), default="imagenet",
+        "--stem", section=_DATA, type=Choice(STEMS), default="imagenet",
         help="First layers of a ResNet: 7x7 with stride and pooling, or 3x3.",
     ),
     option(
-        "--winit", section=_DATA, type=choice(INITIALIZATIONS), default="default",
+        "--winit", section=_DATA, type=Choice(INITIALIZATIONS), default="default",
         help="How the weights of convolutions and linear layers are drawn; default: as the layers do it.",
     ),
     option(
@@ -114,7 +114,7 @@ _OPTIONS = (
         help="Channels side by side in memory: often faster; rounds otherwise.",
     ),
     option(
-        "--mode", section=_TRAINING, type=choice(MODES), default="clf",
+        "--mode", section=_TRAINING, type=Choice(MODES), default="clf",
         help="clf: classification. bt: Barlow Twins, then a linear probe.",
     ),
     option(
@@ -128,7 +128,7 @@ _OPTIONS = (
     ),
     option("--epochs", section=_TRAINING, type=int, default=20, help="Passes over the training data; bt: the probe's."),
     option(
-        "--schedule", "--sd", section=_TRAINING, type=choice(SCHEDULES), default="none",
+        "--schedule", "--sd", section=_TRAINING, type=Choice(SCHEDULES), default="none",
         help="Schedule of the rate.",
     ),
     option(
@@ -136,7 +136,7 @@ _OPTIONS = (
         help="Length of lars-warm's warm-up, fractions allowed.",
     ),
     option("--seed", section=_TRAINING, type=int, default=0, help="Seed of everything random."),
-    option("--precision", section=_TRAINING, type=choice(PRECISIONS), default="float32", help="bf16 is by autocast."),
+    option("--precision", section=_TRAINING, type=Choice(PRECISIONS), default="float32", help="bf16 is by autocast."),
     option(
         "--sync-bn", section=_TRAINING, is_flag=True,
         help="BatchNorm over the samples of all ranks; bt always has it.",
@@ -156,8 +156,15 @@ _OPTIONS = (
         help="That of the backbone meanwhile; 0 freezes it.",
     ),
     option("--probe-batch-size", section=_BARLOW, type=int, default=256, help="Batch of the linear probe."),
-    option("--optimizer", "--opt", section=_OPTIMIZER, type=choice(OPTIMIZERS), default="lars", help="Optimizer."),
-    option("--lr", section=_OPTIMIZER, type=float, show_default=_RATES, help="Learning rate."),
+    option("--optimizer", "--opt", section=_OPTIMIZER, type=Choice(OPTIMIZERS), default="lars", help="Optimizer."),
+    option(
+        "--lr", section=_OPTIMIZER, type=float, show_default=_RATES,
+        help="Learning rate; the schedule multiplies it, lars-warm also by batch/256.",
+    ),
+    option(
+        "--peak-lr", section=_OPTIMIZER, type=float, show_default="what --lr comes to",
+        help="Highest rate that the schedule reaches, with any batch size; in place of --lr.",
+    ),
     option("--weight-decay", "--wd", section=_OPTIMIZER, type=float, default=5e-4, help="Weight decay."),
     option("--momentum", section=_OPTIMIZER, type=float, default=0.9, help="Momentum of lars, tvlars and sgd."),
     option("--nesterov", section=_OPTIMIZER, is_flag=True, help="Nesterov momentum for sgd."),
@@ -167,11 +174,11 @@ _OPTIONS = (
     option("--delay", section=_OPTIMIZER, type=float, default=0.0, help="TVLARS' d_e, in updates."),
     option("--gamma-min", section=_OPTIMIZER, type=float, default=0.0, help="TVLARS' gamma_min."),
     option(
-        "--denominator", section=_OPTIMIZER, type=choice(("decayed", "sum", "grad")), default="decayed",
+        "--denominator", section=_OPTIMIZER, type=Choice(("decayed", "sum", "grad")), default="decayed",
         help="What lars and tvlars divide by: |g + wd w|, |g| + wd |w|, or |g|.",
     ),
     option(
-        "--exclusion", section=_OPTIMIZER, type=choice(("ndim", "undecayed")), default="ndim",
+        "--exclusion", section=_OPTIMIZER, type=Choice(("ndim", "undecayed")), default="ndim",
         help="What lars and tvlars don't adapt: tensors of one dimension, or also any that are not decayed.",
     ),
     option(
@@ -184,7 +191,7 @@ _OPTIONS = (
         help="Learning rate of what lars and tvlars exclude: biases and normalisation.",
     ),
     option(
-        "--muon-rest", section=_OPTIMIZER, type=choice(OPTIMIZERS["muon"].rests),
+        "--muon-rest", section=_OPTIMIZER, type=Choice(OPTIMIZERS["muon"].rests),
         show_default=OPTIMIZERS["muon"].rests[0],
         help="Optimizer of what muon doesn't take: all but matrices between the first and the last layer.",
     ),
@@ -194,7 +201,7 @@ _OPTIONS = (
         help="Its learning rate.",
     ),
     option(
-        "--record", section=_RECORDING, type=choice(DETAILS), default="full",
+        "--record", section=_RECORDING, type=Choice(DETAILS), default="full",
         help="Which norms of the layers: all, all but the update's, or none.",
     ),
     option("--record-every", section=_RECORDING, type=int, default=1, help="Record the layers every so many steps."),
@@ -207,11 +214,11 @@ _OPTIONS = (
         help="Measure the spectral norms of weights and updates every so many steps.",
     ),
     option(
-        "--findings", section=_RECORDING, greedy=True, type=choice((*WORDS, *IDS)), default=("default",),
+        "--findings", section=_RECORDING, greedy=True, type=Choice((*WORDS, *IDS)), default=("default",),
         help="Rules that look for what is wrong while the run trains.",
     ),
     option(
-        "--stop-on", section=_RECORDING, greedy=True, type=choice(("none", *IDS)), show_default="none",
+        "--stop-on", section=_RECORDING, greedy=True, type=Choice(("none", *IDS)), show_default="none",
         help="End the run, with a checkpoint, when one of these rules finds something.",
     ),
     option(
@@ -231,7 +238,7 @@ _OPTIONS = (
         help="How many of the latest are kept, beside the best; 0 keeps all.",
     ),
     option(
-        "--on-probe-error", section=_RECORDING, type=choice(ON_PROBE_ERROR), default="warn",
+        "--on-probe-error", section=_RECORDING, type=Choice(ON_PROBE_ERROR), default="warn",
         help="When a probe raises: go on training without the probes, or end the run.",
     ),
     option(
@@ -239,7 +246,7 @@ _OPTIONS = (
         help="Training samples evaluated at each epoch's end; 0 for none.",
     ),
     option(
-        "--export", section=_RECORDING, greedy=True, type=choice(TRACKERS), show_default="none",
+        "--export", section=_RECORDING, greedy=True, type=Choice(TRACKERS), show_default="none",
         help="Trackers that are sent the run while it trains.",
     ),
     option(
@@ -280,6 +287,11 @@ def build_config(values: dict[str, Any]) -> TrainConfig:
     Raises:
         UserError: a value is outside its range, or two don't go together.
     """
+    if values["lr"] is not None and values["peak_lr"] is not None:
+        raise UserError(
+            f"--lr {values['lr']:g} and --peak-lr {values['peak_lr']:g} are two words for one rate: --peak-lr "
+            "is what the schedule reaches, --lr what it multiplies; leave one of them out"
+        )
     parts = {
         name: kind(**{field: values[given] for given, field in fields.items()})
         for name, (kind, fields) in _PARTS.items()

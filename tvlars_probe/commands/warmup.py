@@ -11,9 +11,11 @@ from tvlars_probe.analyses import headings
 from tvlars_probe.analyses.warmup.paired_gain import NEEDED
 from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
-from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.options import Choice, Command, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from tvlars_probe.analyses.warmup.analysis import Warmup
@@ -24,8 +26,9 @@ MOST_LAYERS = 24
 
 _RUNS = {
     "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
+    "accuracy": "test acc (%)",
     "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
-    "redundant_share": "redundant", "accuracy": "test acc (%)",
+    "redundant_share": "redundant",
 }  # fmt: skip
 """Headings of the table with a row per run."""
 
@@ -36,7 +39,7 @@ _RUNS = {
 @option(
     "--pair-by",
     section="Analysis",
-    type=click.Choice(["peak_lr", "lr"]),
+    type=Choice(["peak_lr", "lr"]),
     default="peak_lr",
     help="Rate by which runs are paired.",
 )
@@ -52,7 +55,7 @@ _RUNS = {
 )
 @option("--loss-rise", section="Analysis", type=float, default=1.5, help="Times its first value that counts as harm.")
 @option("--early-epochs", section="Analysis", type=float, default=5.0, help="First epochs, which count as early.")
-def command(runs: tuple[str, ...], output: Output, phase: str | None, pair_by: str, **lines: Any) -> None:
+def command(runs: tuple[Path, ...], output: Output, phase: str | None, pair_by: str, **lines: Any) -> None:
     """Was warm-up needed, for which layers, and for how long?
 
     Splits every layer's effective rate into its terms, dates explosions, measures redundant scaling, and says whether

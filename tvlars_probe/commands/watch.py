@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from tvlars_probe.commands.options import Command, FilePath, option
+from tvlars_probe.commands.options import Command, option
+from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import one_line, say
 from tvlars_probe.errors import RunDirectoryError
 
@@ -35,7 +36,7 @@ _LONGEST = 500
 
 
 @click.command(cls=Command, name="watch")
-@click.argument("run_or_folder", type=FilePath())
+@click.argument("run_or_folder", type=RunPath())
 @option("--once", section="Output", is_flag=True, help="Print the state once and end.")
 @option("--json", "as_json", section="Output", is_flag=True, help="With --once: for machines.")
 def command(run_or_folder: Path, once: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def run_lines(
 def summary(state: LiveState, *, plain: bool = False) -> str:
     """A run in one line of any length, for pipes."""
     parts = [one_line(state.name), state.status, _steps(state)]
-    parts += [f"loss {state.loss:.5g}"] if state.loss is not None else []
+    parts += [f"loss {_figure(state.loss, 5)}"] if state.loss is not None else []
     parts += _speed(state)
     text = "  ".join(parts)
     return text.translate(_PLAIN) if plain else text
@@ -100,7 +101,7 @@ def _row(state: LiveState) -> tuple[str, ...]:
         one_line(state.name),
         state.status,
         f"{state.steps_done:,}{total}",
-        "" if state.loss is None else f"{state.loss:.4g}",
+        "" if state.loss is None else _figure(state.loss),
         "" if state.rate is None else f"{state.rate:.3g}",
         clock(state.seconds_left) if runs and state.seconds_left is not None else "",
         "" if last is None else one_line(f"{last.rule} in step {last.step:,}"),
@@ -122,10 +123,10 @@ def _head(state: LiveState, now: datetime, width: int) -> Iterator[Text]:
     yield Text.assemble((set_cell_size(_cut(one_line(state.name), room), room + 2), "bold"), (status, _style(state)))
     yield Text("  ".join([*_progress(state, width), *_speed(state)]))
     if state.losses:
-        told = "" if state.loss is None else f"{state.loss:.5g}"
-        line, span = _curve(state.losses, width - 17)
-        yield Text.assemble(f"loss {told:<10}", (line, "cyan"), f"  {span}")
-    figures = [f"‖g‖ {state.grad_norm:.4g}"] if state.grad_norm is not None else []
+        told = "" if state.loss is None else _figure(state.loss, 5)
+        line, span = _curve(state.losses, width - 18)
+        yield Text.assemble(f"loss {told:<11}", (line, "cyan"), f"  {span}")
+    figures = [f"‖g‖ {_figure(state.grad_norm)}"] if state.grad_norm is not None else []
     figures += [f"lr {state.lr:.4g}"] if state.lr is not None else []
     if (age := state.age(now)) is not None:
         figures.append(f"last row {_since(age)} ago")
@@ -147,6 +148,11 @@ def _curve(losses: Sequence[tuple[int, float]], room: int) -> tuple[str, str]:
     # The range is that of the blocks: of more of them it can be another one.
     wide = sparkline(losses, max(room - len(narrow[1]), 1))
     return wide if len(wide[0]) + len(wide[1]) <= room else narrow
+
+
+def _figure(value: float, digits: int = 4) -> str:
+    """A figure in so many digits, or the word for one that is none."""
+    return f"{value:.{digits}g}" if math.isfinite(value) else "not finite"
 
 
 def _since(seconds: float) -> str:
@@ -188,7 +194,7 @@ def _epoch(state: LiveState) -> Iterator[str]:
     row = state.epoch
     yield f"epoch {row.get('epoch', '?')}"
     for part in ("train", "val", "test"):
-        figures = [f"loss {row[f'{part}_loss']:.4g}"] if f"{part}_loss" in row else []
+        figures = [f"loss {_figure(row[f'{part}_loss'])}"] if f"{part}_loss" in row else []
         figures += [f"acc {row[f'{part}_acc1']:.2f} %"] if f"{part}_acc1" in row else []
         if figures:
             yield f"{part} {' '.join(figures)}"

@@ -78,6 +78,10 @@ class _Subject:
         """A name for progress and notes."""
         return f"{self.kind} operator, {self.scope}"
 
+    def doing(self, what: str) -> str:
+        """What is being computed, in words."""
+        return f"{what} of {self.kind}, {'whole model' if self.is_whole else f'{self.scope_kind} {self.scope}'}"
+
     def rebuilt(self, product: Any) -> Any:
         """The operator made of another product with the Hessian."""
         return self.operator.over(product) if isinstance(self.operator, ScaledOperator) else product
@@ -182,43 +186,37 @@ class Figures:
         m = self.measures
         if top > subject.hessian.size:
             raise UserError(f"{top} eigenvalues of an operator with {subject.hessian.size}: ask for fewer")
-        self.report(f"{subject.title}: eigenvalues by PyHessian")
+        self.report(subject.doing("eigenvalues by PyHessian"))
         return subject.peer.eigenvalues(top=top, tol=m.tol, seed=m.seed)  # type: ignore[no-any-return]
 
     def _by_lanczos(self, subject: _Subject, top: int, bottom: int) -> Eigenvalues:
         m = self.measures
 
         def tell(made: int, excess: float) -> None:
-            error = f", error {excess:.1e} of its limit" if math.isfinite(excess) else ""
-            self.report(f"{subject.title}: product {made}{error}")
+            error = f", error {excess:.2g} times what is allowed" if math.isfinite(excess) else ""
+            self.report(f"{subject.doing('eigenvalues')}: {made:,} of at most {m.max_matvecs:,} products{error}")
 
         return lanczos(
-            subject.operator,
-            top=top,
-            bottom=bottom,
-            tol=m.tol,
-            criterion=m.criterion,
-            seed=m.seed,
-            max_matvecs=m.max_matvecs,
-            vectors=True,
-            report=tell,
-        )
+            subject.operator, top=top, bottom=bottom, tol=m.tol, criterion=m.criterion, seed=m.seed,
+            max_matvecs=m.max_matvecs, vectors=True, report=tell,
+        )  # fmt: skip
 
     def _checked(self, found: Eigenvalues, subject: _Subject) -> tuple[Eigenvalues, str]:
         """The eigenvalues after the check of their products, and its outcome."""
         if not found.symmetric:
             self._note_asymmetry(found.asymmetry, subject)
             return found, doubts.ASYMMETRIC
-        self.report(f"{subject.title}: cross-check")
+        self.report(subject.doing("cross-check of the products"))
         found, check = cross_checked(found, subject.rebuilt, hessian=subject.hessian, loss=self.loss)
         if check == doubts.DIFFERS:
             self._note(subject, doubts.of_disagreement(subject.hessian.custom_functions, subject.title))
         return found, check
 
     def _trace(self, subject: _Subject) -> None:
-        self.report(f"{subject.title}: trace")
+        self.report(subject.doing("trace"))
         how: dict[str, Any] = {"num_matvecs": self.measures.trace_matvecs, "seed": self.measures.seed}
-        found: TraceEstimate = subject.peer.trace(**how) if subject.peer else hutchpp(subject.operator, **how)
+        ours = {**how, "report": self._counting(subject, "trace")}
+        found: TraceEstimate = subject.peer.trace(**how) if subject.peer else hutchpp(subject.operator, **ours)
         about: dict[str, Any] = {"error_kind": "standard-error", "low": found.low, "high": found.high}
         if not found.symmetric:
             about |= {"converged": False}
@@ -226,14 +224,14 @@ class Figures:
             "trace", found, found.value, found.standard_error, subject, check=self._outcome(found, subject), **about
         )
 
+    def _counting(self, subject: _Subject, what: str) -> Callable[[int, int], None]:
+        """What says how many products an estimate has made, of how many."""
+        return lambda made, total: self.report(f"{subject.doing(what)}: {made:,} of {total:,} products")
+
     def _density(self, subject: _Subject) -> None:
-        m = self.measures
+        m, tell = self.measures, self._counting(subject, "density")
         found = spectral_density(
-            subject.operator,
-            probes=m.density_probes,
-            steps=m.density_steps,
-            seed=m.seed,
-            report=lambda made, total: self.report(f"{subject.title}: density, product {made} of {total}"),
+            subject.operator, probes=m.density_probes, steps=m.density_steps, seed=m.seed, report=tell
         )
         found = dataclasses.replace(found, check=self._outcome(found, subject))
         if subject.is_whole:

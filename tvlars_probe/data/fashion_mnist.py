@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD_FOLDER = Path("data")
 
+_BELOW = ("", "fashion-mnist", "raw", "FashionMNIST/raw")
+"""Where the files may be below the folder that is given: in itself, as Debian has them, and as torchvision does."""
+
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+_NAMES = [name for names in _FILES.values() for name in names]
 # Moments of the training images, scaled to [0, 1].
 _MEAN, _STD = (0.2860,), (0.3530,)
 
@@ -52,10 +56,18 @@ def load(request: Request) -> ImageData:
 
 def find(name: str, folder: Path | None) -> Path | None:
     """The first folder that holds all four files; None if there is none."""
+    return next((place for place in _places(folder) if not _missing(place)), None)
+
+
+def _places(folder: Path | None) -> list[Path]:
+    """The folders that may hold the files."""
     homes = [folder] if folder else [DEBIAN_FOLDER, DOWNLOAD_FOLDER]
-    candidates = [c for home in homes for c in (home, home / "FashionMNIST" / "raw")]
-    wanted = [name for names in _FILES.values() for name in names]
-    return next((c for c in candidates if all(_existing(c, name) for name in wanted)), None)
+    return [home / below for home in homes for below in _BELOW]
+
+
+def _missing(place: Path) -> list[str]:
+    """The files that a folder lacks."""
+    return [name for name in _NAMES if not _existing(place, name)]
 
 
 def count(home: Path | None) -> tuple[int, int]:
@@ -82,9 +94,14 @@ def _existing(folder: Path, name: str) -> Path | None:
 
 
 def _not_found(folder: Path | None) -> str:
-    looked = str(folder) if folder else f"{DEBIAN_FOLDER} and {DOWNLOAD_FOLDER}/FashionMNIST/raw"
+    """The error's text: what was looked for and where, and which files a folder lacks that has some of them."""
+    lacking = {place: _missing(place) for place in _places(folder)}
+    looked = ", ".join(
+        f"{place} (lacks {', '.join(missing)})" if len(missing) < len(_NAMES) else str(place)
+        for place, missing in lacking.items()
+    )
     return (
-        f"Fashion-MNIST is not in {looked} (looked for {_FILES['train'][0]}[.gz] and its three companions). Get it "
+        f"Fashion-MNIST is not there: looked for {', '.join(_NAMES)}, each as it is or with .gz, in {looked}. Get it "
         f"by 'apt-get install dataset-fashion-mnist', or give its folder with --data-dir, or let torchvision fetch it "
         f"with --download"
     )

@@ -104,14 +104,19 @@ class ScheduleConfig:
         name: one of `SCHEDULES`.
         warmup_epochs: length of lars-warm's warm-up in epochs of the phase, fractions allowed; None is 20 epochs or a
             fifth of the phase, whichever is less.
+        peak_lr: the highest rate that the schedule is to reach; None where the rate before the schedule is given
+            instead (`tvlars_probe.optimizers.registry.OptimizerConfig.lr`).
     """
 
     name: str = "none"
     warmup_epochs: float | None = None
+    peak_lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise unknown("schedule", self.name, SCHEDULES)
+        if self.peak_lr is not None and not 0 <= self.peak_lr < math.inf:
+            raise UserError(f"--peak-lr {self.peak_lr:g} is outside its range (allowed: 0 or more)")
         if self.warmup_epochs is None:
             return
         if self.name != "lars-warm":
@@ -122,6 +127,10 @@ class ScheduleConfig:
     def warmup_for(self, epochs: float) -> float:
         """Length of the warm-up in epochs, for a phase of ``epochs`` epochs."""
         return min(20.0, epochs / 5) if self.warmup_epochs is None else self.warmup_epochs
+
+    def peak_factor(self, batch_size: int) -> float:
+        """The highest rate over the rate before the schedule: batch size / 256 with lars-warm, else 1."""
+        return batch_size / REFERENCE_BATCH_SIZE if self.name == "lars-warm" else 1.0
 
     def build(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Schedule:
         """The schedule of a phase.
@@ -144,4 +153,4 @@ class ScheduleConfig:
                 f"--warmup-epochs {warmup_epochs:g} leaves no step after the warm-up: it takes {warmup} of {total} "
                 f"steps (use fewer than --epochs {epochs})"
             )
-        return Schedule(self.name, total, warmup, batch_size / REFERENCE_BATCH_SIZE)
+        return Schedule(self.name, total, warmup, self.peak_factor(batch_size))

@@ -254,7 +254,7 @@ def _run_table(found: _Gathered) -> ReportTable:
             "optimizer": f.optimizer,
             "schedule": f.schedule,
             "batch_size": f.batch_size,
-            "peak_lr": f.peak_lr,
+            "peak_lr": w.peak_lr,
             "seed": f.seed,
             "data": f.data,
             "model": f.model,

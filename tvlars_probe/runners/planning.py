@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.errors import RunDirectoryError, RunHeldError, UserError
@@ -19,16 +18,15 @@ from tvlars_probe.runners.launching.meeting import Meeting
 from tvlars_probe.runners.phases.modes import MODES
 from tvlars_probe.runners.phases.phase import phases_of
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
-from tvlars_probe.traces.run_directory import is_vacant, new_run_id, refuse_inside_run, status
+from tvlars_probe.traces.run_directory import RUNS_FOLDER, is_vacant, new_run_id, refuse_inside_run, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tvlars_probe.data.batches import BatchPlan
     from tvlars_probe.data.images import ImageData
     from tvlars_probe.runners.phases.phase import Phase
-
-RUNS_FOLDER = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,8 @@ class Job:
         command: the command line.
         checkpoint: the checkpoint to continue from; None starts from the beginning.
         continues: whether the run exists already.
-        quiet: whether to show no progress while training.
+        quiet: whether to show no progress while training, but what ``heading`` asks for.
+        heading: with it only a bar below this line is shown, and only on a terminal.
     """
 
     config: TrainConfig
@@ -54,6 +53,7 @@ class Job:
     checkpoint: Path | None = None
     continues: bool = False
     quiet: bool = False
+    heading: str = ""
 
     @property
     def blank_state(self) -> dict[str, Any] | None:

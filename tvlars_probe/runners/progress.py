@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -163,10 +163,45 @@ class Bar(_Speaking):
         self._progress.console.print(f"finding in {text}", style="yellow", highlight=False, markup=False)
 
 
-def reporter(*, speaks: bool, total_steps: int, epochs: int, first_step: int, label: str | None = None) -> Silent:
-    """The reporter for this process: a silent one, a bar on a terminal, or lines. Arguments as for `_Speaking`."""
+class HeadedBar(Bar):
+    """A progress bar below a line that says what it is of. It leaves nothing behind."""
+
+    def __init__(self, heading: str, *args: Any) -> None:
+        from rich.console import Group
+        from rich.live import Live
+        from rich.text import Text
+
+        super().__init__(*args)
+        self._live = Live(Group(Text(heading), self._progress), console=self._progress.console, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def epoch(self, *, epoch: int, figures: Mapping[str, float | None]) -> None:
+        return None
+
+    def finding(self, text: str) -> None:
+        return None
+
+
+def reporter(
+    *, speaks: bool, total_steps: int, epochs: int, first_step: int, label: str | None = None, heading: str = ""
+) -> Silent:
+    """The reporter for this process: a silent one, a bar on a terminal, or lines. Arguments as for `_Speaking`.
+
+    Args:
+        speaks: whether to show anything.
+        heading: with it a bar below this line is all that is shown, and only on a terminal.
+    """
     if not speaks:
         return Silent()
+    if heading:
+        seen = sys.stderr.isatty()
+        return HeadedBar(heading, total_steps, epochs, first_step, label) if seen else Silent()
     kind = Bar if sys.stderr.isatty() else Lines
     return kind(total_steps, epochs, first_step, label)
 

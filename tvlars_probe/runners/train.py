@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def train(
     again: bool = False,
     command: tuple[str, ...] = (),
     quiet: bool = False,
+    heading: str = "",
     announce: Callable[[Job | Done], None] = lambda _: None,
 ) -> Path:
     """Train, record, and return the run directory.
@@ -53,7 +55,8 @@ def train(
         rerun: whether to train in a new folder beside a run that is there.
         again: whether to continue a run that has failed, too.
         command: the command line, for the manifest.
-        quiet: whether to show no progress while training.
+        quiet: whether to show no progress while training, but what ``heading`` asks for.
+        heading: with it only a bar below this line is shown, and only on a terminal.
         announce: called with the plan before it is carried out.
 
     Raises:
@@ -65,10 +68,11 @@ def train(
     def plan(world_size: int, meeting: Meeting) -> Job | Done:
         data = config.data.load(config.place.workers)
         check_fit(config, data, world_size)
-        return plan_run(
+        planned = plan_run(
             config, path, data=data, world_size=world_size, rerun=rerun, again=again, meeting=meeting,
             command=command, quiet=quiet,
         )  # fmt: skip
+        return dataclasses.replace(planned, heading=heading) if isinstance(planned, Job) else planned
 
     return _carry_out(config, plan, announce)
 

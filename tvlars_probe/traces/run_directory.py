@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import secrets
 import shlex
 import stat
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvlars_probe.admission.names import encodable
@@ -31,7 +33,11 @@ except ImportError:  # Windows: runs can be read there, and a run is never taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
+
+RUNS_FOLDER = Path("runs")
+"""Folder below which `train` makes runs, and commands look for them."""
+
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)", re.ASCII)
 
 LOCK_NAME = ".lock"
 
@@ -302,7 +308,7 @@ def refuse_inside_run(path: Path) -> None:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Every run directory at or below ``folder``, in order of their names. None is looked for inside a run."""
+    """Every run directory at or below ``folder``, in order of their names (`by_name`). None is looked for in a run."""
     # No recursion: folders may nest deeper than Python's stack.
     waiting = [folder]
     while waiting:
@@ -311,9 +317,16 @@ def find_runs(folder: Path) -> Iterator[Path]:
             if (here / FILE_NAME).is_file():
                 yield here
                 continue
-            children = sorted(here.iterdir(), reverse=True)
+            children = sorted(here.iterdir(), key=by_name, reverse=True)
             # A link might lead back to a folder above it.
             waiting += [c for c in children if c.is_dir() and not c.name.startswith(".") and not c.is_symlink()]
+
+
+def by_name(path: Path) -> tuple[list[float | str], str]:
+    """The key by which paths are sorted: as text, but numbers in it by their size, so that lr2 is before lr16."""
+    # At even places stands text, at odd ones a number: values of one place can be compared. The path itself is last.
+    parts = _NUMBER.split(str(path))
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)], str(path)
 
 
 def new_run_id(path: Path) -> str:

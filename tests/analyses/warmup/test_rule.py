@@ -68,9 +68,10 @@ def test_the_command_that_would_tell_is_typed_out() -> None:
         "without warm-up would tell: tvlars-probe train --opt lars --lr 0.5 --bs 512 --schedule lars-warm "
         "--warmup-epochs 0"
     )
-    # Another schedule reaches --lr itself, lars-warm twice as much at batch 512.
-    other = trained("python train --lr 1 --schedule=cosine --run-dir=runs/a b", schedule="cosine")
-    assert other.endswith(": tvlars-probe train b --schedule lars-warm --lr 0.5 --warmup-epochs 0")
+    # Another schedule reaches --lr itself, lars-warm twice as much at batch 512: the peak is given instead.
+    for rate in ("--lr 1", "--peak-lr=1"):
+        other = trained(f"python train {rate} --schedule=cosine --run-dir=runs/a b", schedule="cosine")
+        assert other.endswith(": tvlars-probe train b --schedule lars-warm --peak-lr 1.0 --warmup-epochs 0")
 
 
 def test_a_loop_of_ones_own_gets_no_command() -> None:

@@ -340,3 +340,11 @@ def test_settings_for_the_parent_alone_are_left_out(parent: Path, tmp_path: Path
 )
 def test_evaluations_stand_between_whole_batches(samples: int, batch_size: int, times: int) -> None:
     assert evaluations(samples, batch_size) == times
+
+
+def test_the_rate_of_a_branch_follows_its_rule_from_the_parents_peak(tmp_path: Path) -> None:
+    peak = ScheduleConfig(name="lars-warm", peak_lr=2.0)
+    home = train(config("lars", schedule=peak), tmp_path / "p", quiet=True)
+    trials = branch_trials(plan(home, batch_sizes=(BATCH, 2 * BATCH), lr_rule="linear"))
+    assert [t.config.optimizer.lr for t in trials] == [2.0 / (BATCH / 256), 2 * 2.0 / (BATCH / 256)]
+    assert {t.config.schedule.peak_lr for t in trials} == {None}

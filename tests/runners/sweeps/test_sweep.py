@@ -47,6 +47,18 @@ def test_points_that_differ_in_nothing_that_counts_are_trained_once() -> None:
     assert [t.config.optimizer.name for t in trials] == ["lars", "tvlars", "tvlars"]
 
 
+def test_a_peak_is_swept_over_batch_sizes(tmp_path: Path) -> None:
+    """As an axis and as a setting of a file; a rate before the schedule beside it is refused."""
+    (tmp_path / "g.toml").write_text('[settings]\nsd = "lars-warm"\n[grid]\npeak-lr = [4, 16.0]\nbs = [64, 512]\n')
+    trials = build_trials(read_grid(str(tmp_path / "g.toml")), Path())
+    assert [(t.config.schedule.peak_lr, t.config.optimizer.lr) for t in trials] == [
+        (4.0, 16.0), (4.0, 2.0), (16.0, 64.0), (16.0, 8.0),
+    ]  # fmt: skip
+    assert len({t.path for t in trials}) == 4
+    with pytest.raises(UserError, match="--lr 1 and --peak-lr 4 are two words for one rate"):
+        build_trials(Grid(settings={"lr": ("1",)}, axes={"peak-lr": ("4",)}), Path())
+
+
 def test_options_replace_the_files(cli: Any) -> None:
     Path("mine.toml").write_text("[settings]\nbs = 32\nadam = true\nnesterov = false\n[grid]\nlr = [1.0, 2]\n")
     done = cli("sweep", "mine.toml", "--lr", "5", "--seeds", "0", "1", "--sync-bn", "--dv", "0", "1", "--dry-run")

@@ -51,7 +51,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the runs that sweeps train here, which are completed at once."""
     names: list[str] = []
 
-    def complete(config: Any, path: Path, command: Any) -> Outcome:
+    def complete(config: Any, path: Path, command: Any, heading: str) -> Outcome:
         names.append(path.name)
         write(path, "completed")
         return outcome(path)

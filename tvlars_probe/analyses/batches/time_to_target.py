@@ -200,8 +200,8 @@ def _told_apart(frame: pd.DataFrame, runs: Sequence[Source]) -> list[str]:
 
 def _rate(run: Source) -> float:
     """The run's peak learning rate; 0 where it isn't told, so that such runs have one rate."""
-    rate = run.facts.peak_lr if run.facts.peak_lr is not None else run.facts.lr
-    return 0.0 if rate is None else float(rate)
+    rate = run.peak_lr
+    return 0.0 if rate is None else rate
 
 
 def _chosen_target(frame: pd.DataFrame, curves: Sequence[TargetCurve]) -> float:

@@ -16,7 +16,6 @@ from tvlars_probe.analyses.verdict import CANT_TELL, Verdict
 from tvlars_probe.analyses.warmup import model
 from tvlars_probe.analyses.warmup.paired_gain import NEVER_LEARNED
 from tvlars_probe.analyses.wording import some_of
-from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,15 +121,15 @@ def _cant_tell(marks: WarmupMarks, why: str, *, would_tell: bool = False) -> Ver
 def _other_side(marks: WarmupMarks) -> str | None:
     """The command line of the run on the other side of a pair; None for a loop that isn't the tool's own."""
     facts, (_, *words) = marks.facts, marks.facts.command or [""]
-    if words[:1] != ["train"] or not facts.batch_size or marks.peak_lr is None:
+    if words[:1] != ["train"] or marks.peak_lr is None:
         return None
     other = ["--schedule", LARS_WARM]
     if facts.schedule != LARS_WARM:
-        # lars-warm multiplies the rate; the peak must be the same.
-        other += ["--lr", f"{marks.peak_lr * REFERENCE_BATCH_SIZE / facts.batch_size:.6g}"]
+        # lars-warm multiplies --lr; the peak must be the same.
+        other += ["--peak-lr", str(marks.peak_lr)]  # to the last digit, or they are no pair
     if marks.warmup_steps != 0:
         other += ["--warmup-epochs", "0"]
-    replaced = {*_REPLACED, *other[::2]}
+    replaced = {*_REPLACED, *other[::2], *(["--lr"] if "--peak-lr" in other else [])}
     kept, skip = list[str](), False
     for word in words:
         name, has_value = word.split("=")[0], "=" in word

@@ -35,7 +35,8 @@ class TrainConfig:
     Attributes:
         data: data set.
         model: model.
-        optimizer: optimizer.
+        optimizer: optimizer. Where the schedule says which peak it is to reach, ``optimizer.lr`` is the rate that
+            takes it there with this batch size.
         schedule: learning-rate schedule.
         place: devices and processes.
         recording: what is recorded.
@@ -112,11 +113,30 @@ class TrainConfig:
                 f"--noise-every needs --noise-piece with --mode {self.mode}: its loss joins all samples of a batch, so "
                 "that no single sample has a gradient (say how many samples a piece has: --noise-piece 32)"
             )
+        self._reach_peak()
         warmup, option = self.schedule.warmup_epochs, MODES[self.mode].epochs_option
         if warmup is not None and warmup >= self.scheduled_epochs:
             raise UserError(
                 f"--warmup-epochs {warmup:g} leaves no epoch after the warm-up (use fewer than {option} "
                 f"{self.scheduled_epochs})"
+            )
+
+    def _reach_peak(self) -> None:
+        """Set the rate before the schedule, where the schedule's peak is given instead.
+
+        Raises:
+            UserError: both are given, and differ.
+        """
+        peak, factor = self.schedule.peak_lr, self.schedule.peak_factor(self.batch_size)
+        if peak is None:
+            return
+        if self.optimizer.lr is None:
+            object.__setattr__(self, "optimizer", dataclasses.replace(self.optimizer, lr=peak / factor))
+        elif self.optimizer.lr != peak / factor:  # a stored configuration has both
+            raise UserError(
+                f"--lr {self.optimizer.lr:g} and --peak-lr {peak:g} can't both be: with --schedule "
+                f"{self.schedule.name} and --batch-size {self.batch_size} that peak is "
+                f"--lr {peak / factor:g}; give one of them"
             )
 
     @property

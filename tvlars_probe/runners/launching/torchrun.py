@@ -15,6 +15,11 @@ def seat() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def speaks() -> bool:
+    """Whether this process tells the user what came of it: of torchrun's ranks only the first does."""
+    return not launched_by_torchrun() or seat()[0] == 0
+
+
 def restarts() -> int:
     """How often this node's agent started its ranks again for a failure of theirs. Other nodes' agents count others."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)

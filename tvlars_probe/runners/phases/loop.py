@@ -178,18 +178,28 @@ class Training:
             "steps_per_epoch": self.plan.steps_per_epoch,
             "batch_size": self.plan.batch_size,
             "schedule": self.schedule.name,
-            "peak_lr": self.scheduler.base_lrs[0] * self.schedule.peak_factor,
+            "peak_lr": self.peak_lr,
         }
 
-    def reporter(self, *, label: str | None = None, quiet: bool = False) -> Silent:
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate of the phase's first parameter group."""
+        # A peak that was asked for is told as it was: divided and multiplied by the batch's factor it may round, and
+        # runs of one peak would have two.
+        asked = self.phase.schedule.peak_lr
+        return float(self.scheduler.base_lrs[0]) * self.schedule.peak_factor if asked is None else asked
+
+    def reporter(self, *, label: str | None = None, quiet: bool = False, heading: str = "") -> Silent:
         """What shows how far the phase is.
 
         Args:
             label: what each epoch's line begins with.
-            quiet: whether to show no progress.
+            quiet: whether to show no progress but what ``heading`` asks for.
+            heading: as for `tvlars_probe.runners.progress.reporter`.
         """
         return reporter(
-            speaks=self.ranks.is_first and not quiet,
+            speaks=self.ranks.is_first and (bool(heading) or not quiet),
+            heading=heading,
             total_steps=self.schedule.total_steps,
             epochs=self.phase.epochs,
             first_step=self.position.epoch * self.plan.steps_per_epoch + self.position.batches,

@@ -62,7 +62,7 @@ def run_phases(ranks: Ranks, job: Job) -> int | None:
                 recorder.begin_phase(name, model, optimizer, probes=probes_of(training))
             _note_unmeasured(recorder, training)
             label = training.phase.name if len(trainings) > 1 else None
-            training.run(recorder, teller.of_phase(training, label=label, quiet=job.quiet))
+            training.run(recorder, teller.of_phase(training, label=label, job=job))
             if recorder.diverged or recorder.interrupted:
                 break
             before = training
@@ -83,9 +83,9 @@ class Teller:
         self._progress = Silent()
         self._told: collections.Counter[str] = collections.Counter()
 
-    def of_phase(self, training: Training, *, label: str | None, quiet: bool) -> Silent:
+    def of_phase(self, training: Training, *, label: str | None, job: Job) -> Silent:
         """What shows how far a phase is, and tells of findings from now on."""
-        self._progress = training.reporter(label=label, quiet=quiet)
+        self._progress = training.reporter(label=label, quiet=job.quiet, heading=job.heading)
         return self._progress
 
     def finding(self, finding: Finding) -> None:
@@ -162,7 +162,7 @@ def _manifest(job: Job, trainings: Sequence[Training]) -> Manifest:
         world_size=world_size,
         bn_batch_size=config.batch_size if config.joins_ranks else -(-share // micro_batches),
         steps_per_epoch=first.plan.steps_per_epoch,
-        peak_lr=config.optimizer.peak * first.schedule.peak_factor,
+        peak_lr=first.peak_lr,
         phases=[training.describe() for training in trainings],
     )
 

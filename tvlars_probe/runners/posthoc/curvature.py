@@ -188,10 +188,12 @@ def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
     data = config.data.load()
     samples = _draw(job, part_of(data, job.split))
     dtype = own_dtype(config) if job.precision is None else DTYPES[job.precision]
-    for path in choose_checkpoints(job.run, job.checkpoint):
+    paths = choose_checkpoints(job.run, job.checkpoint)
+    for number, path in enumerate(paths, 1):
         state = restore_state(config, data, path, device=ranks.device, dtype=dtype)
+        which = f"checkpoint {number} of {len(paths)} (step {state.step:,})"
         yield [
-            _measure(ranks, job, state, (draw, sample), dtype, engine, mode, _saying(say, job, draw, path.name))
+            _measure(ranks, job, state, (draw, sample), dtype, engine, mode, _saying(say, job, draw, which))
             for mode in job.bn_modes
             for engine in job.engines
             for draw, sample in enumerate(samples)
@@ -200,8 +202,8 @@ def _of_checkpoints(ranks: Ranks, job: SharpnessJob, say: Any) -> Any:
 
 def _saying(say: Any, job: SharpnessJob, draw: int, *words: str) -> Any:
     """Whoever speaks of what is being computed, made to say of which draw first, after ``words``."""
-    of = (*words, f"draw {draw + 1} of {job.draws}") if job.draws else words
-    return lambda text: say(": ".join((*of, text)))
+    of = ", ".join((*words, f"draw {draw + 1} of {job.draws}") if job.draws else words)
+    return lambda text: say(f"{of}: {text}" if of else text)
 
 
 def _measure(

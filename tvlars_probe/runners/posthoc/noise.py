@@ -124,9 +124,11 @@ def _work(ranks: Ranks, job: NoiseJob) -> None:
     told: dict[str, None] = {}
     with status_line(speaks=ranks.is_first) as say:
         # Checkpoint by checkpoint: what one has given is written before the next is measured.
-        for path in choose_checkpoints(job.run, job.checkpoint):
+        paths = choose_checkpoints(job.run, job.checkpoint)
+        for number, path in enumerate(paths, 1):
+            which = f"checkpoint {number} of {len(paths)} ({path.stem})"
             state = restore_state(config, data, path, device=ranks.device, dtype=dtype)
-            found = _measure(ranks, job, state, sample, dtype, lambda text, path=path: say(f"{path.name}: {text}"))
+            found = _measure(ranks, job, state, sample, dtype, lambda text, which=which: say(f"{which}: {text}"))
             if ranks.is_first:
                 _write(job, state, found)
             told |= dict.fromkeys(found.notes)

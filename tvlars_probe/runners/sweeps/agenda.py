@@ -33,8 +33,10 @@ class Agenda:
         folder: the sweep's folder.
         ended: called with each trial and its outcome as soon as it is over.
         waits: called with the trials that other processes hold when nothing else is left to do.
+        begins: as for `tvlars_probe.runners.sweeps.sweep.sweep`.
 
     Attributes:
+        begins: that function.
         open: the trials that aren't over, in order.
         outcomes: of those that are, by run directory.
     """
@@ -45,7 +47,9 @@ class Agenda:
         folder: Path,
         ended: Callable[[Trial, Outcome], None],
         waits: Callable[[Sequence[Trial]], None],
+        begins: Callable[[Trial], str] = lambda _: "",
     ) -> None:
+        self.begins = begins
         self.open = list(trials)
         self.outcomes: dict[Path, Outcome] = {}
         self._folder, self._ended, self._waits = folder / CLAIMS_FOLDER, ended, waits

@@ -199,6 +199,7 @@ def _branch_config(config: TrainConfig, branch: BranchConfig, size: int, seed: i
     return dataclasses.replace(
         config,
         optimizer=for_batch(config.optimizer, ratio=ratio, rule=branch.lr_rule, updates=branch.step),
+        schedule=dataclasses.replace(config.schedule, peak_lr=None),  # the rule decides the rate
         # Spectral norms, trackers, the Hessian and the noise were asked for of the parent. An evaluation on training
         # data is what branches are compared by.
         recording=RecordConfig(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain
 from tvlars_probe.admission.texts import parse_toml
-from tvlars_probe.errors import RefusedFileError, UserError
+from tvlars_probe.errors import RefusedFileError, UserError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,8 +90,10 @@ def read_grid(name: str) -> Grid:
     if not path.exists() or path.is_dir():
         path = SHIPPED / f"{name}.toml"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
-        raise UserError(f"there is no grid {name}: give a TOML file, or one of {known}")
+        known = sorted(p.stem for p in SHIPPED.glob("*.toml"))
+        told = nearest(name, [*known, *(str(p) for p in Path(name).parent.glob("*.toml"))])
+        shipped = ", ".join(known)
+        raise UserError(f"there is no grid {name}: give a TOML file, or one of {shipped}{told and f'. {told}'}")
     try:
         content = parse_toml(read_plain(path, limits.GRID_BYTES), path)
     except RefusedFileError:  # a ValueError, too, which has said what is wrong

@@ -59,6 +59,7 @@ class Submitted:
                 while waiting and len(active) < self._plan.jobs:
                     trial = waiting.pop()
                     if agenda.take(trial):
+                        agenda.begins(trial)
                         active[self._submit(trial)] = trial
                 for job in [job for job in active if job.done()]:
                     trial = active.pop(job)

@@ -27,6 +27,7 @@ def sweep(
     folder: Path,
     ended: Callable[[Trial, Outcome], None],
     waits: Callable[[Sequence[Trial]], None] = lambda _: None,
+    begins: Callable[[Trial], str] = lambda _: "",
 ) -> list[Outcome]:
     """Train the trials that aren't finished, and return the outcomes of all, in order.
 
@@ -36,12 +37,14 @@ def sweep(
         folder: the sweep's folder.
         ended: called with each trial and its outcome as soon as it is over; at first with those finished before.
         waits: called with the trials that other processes train when only those are left.
+        begins: called with each trial before it is trained; gives the heading under which a terminal shows how far it
+            is, if it is trained here.
 
     Raises:
         UserError: the launcher can't be used here, or the folder can't be written.
     """
     launch = train_here if plan.launcher == "inline" else Submitted(plan, folder)
-    agenda = Agenda(trials, folder, ended, waits)
+    agenda = Agenda(trials, folder, ended, waits, begins)
     try:
         while agenda.open:
             launch(agenda)
@@ -55,4 +58,5 @@ def train_here(agenda: Agenda) -> None:
     """Train the open trials that nobody else holds in this process, one after another."""
     for trial in list(agenda.open):
         if agenda.take(trial):
-            agenda.put_back(trial, carry_out(trial.config.as_dict(), trial.path, trial.command))
+            heading = agenda.begins(trial)
+            agenda.put_back(trial, carry_out(trial.config.as_dict(), trial.path, trial.command, heading))

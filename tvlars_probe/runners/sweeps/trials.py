@@ -76,7 +76,7 @@ def outcome(path: Path) -> Outcome:
     return Outcome(status=state, error=reason, best_test_acc1=manifest.best_test_acc1)
 
 
-def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = ()) -> Outcome:
+def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = (), heading: str = "") -> Outcome:
     """Train the run at ``path`` until it is finished or failed, from its last checkpoint if it has one.
 
     An error of the run becomes a failed outcome, so that the sweep goes on. A signal ends the sweep, too.
@@ -85,6 +85,7 @@ def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = 
         config: what `TrainConfig.as_dict` gives, which other processes can be sent.
         path: the run directory.
         command: the command line, for the manifest.
+        heading: with it a bar below this line shows how far the run is, on a terminal.
 
     Returns:
         the outcome; its status is one of `FINISHED`, or "failed", or "running" where another process trains the run.
@@ -96,7 +97,7 @@ def carry_out(config: Mapping[str, Any], path: Path, command: tuple[str, ...] = 
 
     try:
         # No look at the run's state before: in a job of several ranks each could find another one.
-        train(TrainConfig.from_dict(dict(config)), path, again=True, command=command, quiet=True)
+        train(TrainConfig.from_dict(dict(config)), path, again=True, command=command, quiet=True, heading=heading)
     except RunHeldError:
         return Outcome(status=RUNNING)
     except InterruptedRunError:
