@@ -31,6 +31,7 @@ ALLOWED = {
     "shards": set(),
     "wrappers": set(),
     "admission": set(),
+    "displays": set(),
     "traces": set(),
     "optimizers": set(),
     "models": set(),
@@ -46,8 +47,9 @@ ALLOWED = {
     "runners": {"curvature", "data", "findings", "models", "noise", "optimizers", "probes", "traces"},
     "analyses": {"optimizers", "traces"},
     "charts": {"analyses", "optimizers"},
-    "report": {"analyses", "charts"},
-    "runs": {"analyses", "charts", "report", "traces"},
+    "report": {"analyses", "charts", "traces"},
+    "questions": {"analyses", "charts", "report", "traces"},
+    "runs": {"analyses", "questions", "traces"},
     "board": {"analyses", "charts", "live", "report", "runs", "traces"},
     "commands": {
         "analyses", "board", "charts", "curvature", "data", "diagnosis", "exports", "findings", "live", "models",
@@ -59,6 +61,7 @@ ALLOWED = {
 }  # fmt: skip
 OPEN = {
     "admission",
+    "displays",
     "errors",
     "reductions",
     "spectral_norms",
@@ -71,8 +74,8 @@ OPEN = {
 }
 
 WITHOUT_TORCH = (
-    "admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs", "findings", "live",
-    "exports", "board",
+    "admission", "displays", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "questions", "runs",
+    "findings", "live", "exports", "board",
 )  # fmt: skip
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""
 

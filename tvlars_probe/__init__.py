@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.record import record
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.probes.sharpness import SharpnessProbe
-    from tvlars_probe.runs import Run, open_run, open_runs
+    from tvlars_probe.runs import Run, Runs, compare, open_run, open_runs
 
 __version__ = "0.1.0"
 
@@ -58,9 +58,7 @@ _HOMES = {
     "SharpnessProbe": "tvlars_probe.probes.sharpness",
     "applied_rates": "tvlars_probe.probes.readers.rates",
     "sharpness": "tvlars_probe.curvature.sharpness",
-    "Run": "tvlars_probe.runs",
-    "open_run": "tvlars_probe.runs",
-    "open_runs": "tvlars_probe.runs",
+    **dict.fromkeys(("Run", "Runs", "compare", "open_run", "open_runs"), "tvlars_probe.runs"),
 }
 
 __all__ = [
@@ -80,10 +78,12 @@ __all__ = [
     "Preconditioner",
     "Recorder",
     "Run",
+    "Runs",
     "Scaling",
     "Sharpness",
     "SharpnessProbe",
     "applied_rates",
+    "compare",
     "describe",
     "doctor",
     "gradient_noise",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 import shlex
 import stat
 import time
@@ -147,7 +146,7 @@ class RunDirectory:
             TraceError: a part can't be split, since it is damaged or the file system can't exchange folders.
         """
         remove_leftovers(self.path)
-        aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
+        aside = self.path / "aside" / f"from-{step}-{os.urandom(3).hex()}"
         try:
             for folder in (self.path / "trace" / name for name in TABLES):
                 first_cut = epochs_from if epochs_from is not None else step + 1
@@ -318,7 +317,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 def new_run_id(path: Path) -> str:
     """A unique run_id for the run at ``path``: its folder's name and a random number."""
-    return f"{encodable(path.name)}.{secrets.token_hex(3)}"
+    return f"{encodable(path.name)}.{os.urandom(3).hex()}"
 
 
 def first_free(path: Path) -> Path:
