@@ -23,6 +23,7 @@ GRAPH = import_graph(PACKAGE)
 # Who may import whom; what stands in OPEN is open to all.
 ALLOWED = {
     "errors": set(),
+    "extras": set(),
     "collectives": set(),
     "reductions": set(),
     "spectral_norms": set(),
@@ -63,6 +64,7 @@ OPEN = {
     "admission",
     "displays",
     "errors",
+    "extras",
     "reductions",
     "spectral_norms",
     "collectives",
@@ -74,8 +76,8 @@ OPEN = {
 }
 
 WITHOUT_TORCH = (
-    "admission", "displays", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "questions", "runs",
-    "findings", "live", "exports", "board",
+    "admission", "displays", "traces", "errors", "extras", "cli", "commands", "analyses", "charts", "report",
+    "questions", "runs", "findings", "live", "exports", "board",
 )  # fmt: skip
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""
 

@@ -49,10 +49,25 @@ class ShownTable:
 
     @classmethod
     def of_frame(cls, frame: pd.DataFrame, headings: Mapping[str, str], title: str = "") -> ShownTable:
-        """The first rows of a frame. Columns without any value are left out."""
-        first = frame.head(MOST_ROWS)
-        told = {name: heading for name, heading in headings.items() if name in first and first[name].notna().any()}
-        return cls(first[list(told)].to_dict("records"), told, title, len(frame) - len(first))
+        """The first rows of a frame, as `of_rows` shows them."""
+        first = frame.head(MOST_ROWS).astype(object)
+        return cls.of_rows(first.where(first.notna(), None).to_dict("records"), headings, title, len(frame))
+
+    @classmethod
+    def of_rows(
+        cls, rows: Sequence[Mapping[Any, Any]], headings: Mapping[str, str], title: str = "", count: int | None = None
+    ) -> ShownTable:
+        """The first rows. Columns without any value are left out.
+
+        Args:
+            rows: by column, the values of cells.
+            headings: headings by column.
+            title: what stands above the table.
+            count: how many rows there are in all, by default these.
+        """
+        first = rows[:MOST_ROWS]
+        told = {name: head for name, head in headings.items() if any(_is_told(row.get(name)) for row in first)}
+        return cls(first, told, title, (len(rows) if count is None else count) - len(first))
 
     @property
     def html(self) -> str:
@@ -62,6 +77,10 @@ class ShownTable:
         title = f"<p><b>{plain(self.title)}</b></p>" if self.title else ""
         note = f'<p class="quiet">… and {self.more:,} more row{"" if self.more == 1 else "s"}</p>' if self.more else ""
         return f"{title}{table(self.rows, self.headings)}{note}"
+
+
+def _is_told(value: Any) -> bool:
+    return value is not None and value != "" and value == value  # NaN differs from itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

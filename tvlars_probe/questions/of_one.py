@@ -53,6 +53,5 @@ class AskedRun(Asked, Displayed):
     def _shown(self) -> Shown:
         (trace,) = self._traces
         row = row_of(trace)
-        return Shown(
-            head=trace.name, answer=row["status"], lines=(str(trace.path),), tables=(ShownTable([row], HEADINGS),)
-        )
+        table = ShownTable.of_rows([row], HEADINGS)
+        return Shown(head=trace.name, answer=row["status"], lines=(str(trace.path),), tables=(table,))

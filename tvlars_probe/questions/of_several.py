@@ -93,5 +93,5 @@ class AskedRuns(Asked, Displayed):
         rows = [row_of(trace) for trace in traces[:MOST_ROWS]]
         return Shown(
             head=counted(len(traces), "run"),
-            tables=(ShownTable(rows, HEADINGS if rows else {}, more=max(len(traces) - MOST_ROWS, 0)),),
+            tables=(ShownTable.of_rows(rows, HEADINGS, count=len(traces)),),
         )
