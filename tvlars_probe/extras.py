@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from tvlars_probe.errors import MissingExtraError
 
 TRAIN = ("torch", "torchvision", "sklearn", "pyhessian", "PIL")
@@ -16,6 +14,8 @@ def require_torch() -> None:
     Raises:
         ModuleNotFoundError: it isn't installed; the command line tells that by `missing_extra`.
     """
+    from importlib.util import find_spec
+
     if find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 

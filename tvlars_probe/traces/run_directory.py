@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError, RunHeldError
-from tvlars_probe.traces.compaction import cut
 from tvlars_probe.traces.leftovers import remove_leftovers
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.schema import TABLES
@@ -145,6 +144,8 @@ class RunDirectory:
             RunDirectoryError: the file system refuses; nothing is lost.
             TraceError: a part can't be split, since it is damaged or the file system can't exchange folders.
         """
+        from tvlars_probe.traces.compaction import cut  # readers do without it
+
         remove_leftovers(self.path)
         aside = self.path / "aside" / f"from-{step}-{os.urandom(3).hex()}"
         try:
