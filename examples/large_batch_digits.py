@@ -18,13 +18,10 @@ from rich.progress import track
 from rich.table import Table
 from scipy import stats
 
-from tvlars_probe import open_run
-from tvlars_probe.analyses.source import Source
+from tvlars_probe import open_run, open_runs
 from tvlars_probe.data.registry import DataConfig
 from tvlars_probe.optimizers.registry import OptimizerConfig
 from tvlars_probe.optimizers.schedules import ScheduleConfig
-from tvlars_probe.report.content import gather
-from tvlars_probe.report.page import render
 from tvlars_probe.runners.configuration.recording import RecordConfig
 from tvlars_probe.runners.configuration.sharpness import SharpnessConfig
 from tvlars_probe.runners.configuration.training import TrainConfig
@@ -123,9 +120,7 @@ def write_report(peak: float, folder: Path) -> Path:
     names = [f"{method.name}-peak{peak:g}-seed{SEEDS[0]}-sharpness" for method in METHODS]
     for method, name in track(list(zip(METHODS, names, strict=True)), "Measuring sharpness"):
         train(method.config(peak, SEEDS[0], SHARPNESS), folder / name, quiet=True)
-    page = folder / "report.html"
-    page.write_text(render(gather([Source(open_run(folder / name)) for name in names])), encoding="utf-8")
-    return page
+    return open_runs(folder / name for name in names).report(folder / "report.html")
 
 
 @click.command()

@@ -23,6 +23,7 @@ GRAPH = import_graph(PACKAGE)
 # Who may import whom; what stands in OPEN is open to all.
 ALLOWED = {
     "errors": set(),
+    "extras": set(),
     "collectives": set(),
     "reductions": set(),
     "spectral_norms": set(),
@@ -31,6 +32,7 @@ ALLOWED = {
     "shards": set(),
     "wrappers": set(),
     "admission": set(),
+    "displays": set(),
     "traces": set(),
     "optimizers": set(),
     "models": set(),
@@ -46,8 +48,9 @@ ALLOWED = {
     "runners": {"curvature", "data", "findings", "models", "noise", "optimizers", "probes", "traces"},
     "analyses": {"optimizers", "traces"},
     "charts": {"analyses", "optimizers"},
-    "report": {"analyses", "charts"},
-    "runs": {"analyses", "charts", "report", "traces"},
+    "report": {"analyses", "charts", "traces"},
+    "questions": {"analyses", "charts", "report", "traces"},
+    "runs": {"analyses", "questions", "traces"},
     "queries": {"optimizers", "runs", "traces"},
     "board": {"analyses", "charts", "live", "report", "runs", "traces"},
     "commands": {
@@ -60,7 +63,9 @@ ALLOWED = {
 }  # fmt: skip
 OPEN = {
     "admission",
+    "displays",
     "errors",
+    "extras",
     "reductions",
     "spectral_norms",
     "collectives",
@@ -72,8 +77,8 @@ OPEN = {
 }
 
 WITHOUT_TORCH = (
-    "admission", "traces", "errors", "cli", "commands", "analyses", "charts", "report", "runs", "findings", "live",
-    "exports", "board", "queries",
+    "admission", "displays", "traces", "errors", "extras", "cli", "commands", "analyses", "charts", "report",
+    "questions", "runs", "findings", "live", "exports", "board", "queries",
 )  # fmt: skip
 """Rooms of which no module needs torch; what they import of other rooms doesn't need it either."""
 

@@ -1,13 +1,15 @@
 """Instrumented large-batch training.
 
 The names below are the public API. Each is loaded on first use, and importing the package doesn't import torch:
-reading a trace and answering ``--help`` don't need it.
+reading a trace and answering ``--help`` don't need it. What needs it says so where it isn't installed.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tvlars_probe.extras import missing_extra
 
 if TYPE_CHECKING:
     from tvlars_probe.curvature.results import Sharpness
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from tvlars_probe.probes.recorder import Recorder
     from tvlars_probe.probes.sharpness import SharpnessProbe
     from tvlars_probe.queries.asking import query
-    from tvlars_probe.runs import Run, open_run, open_runs
+    from tvlars_probe.runs import Run, Runs, compare, open_run, open_runs
 
 __version__ = "0.1.0"
 
@@ -60,9 +62,7 @@ _HOMES = {
     "applied_rates": "tvlars_probe.probes.readers.rates",
     "sharpness": "tvlars_probe.curvature.sharpness",
     "query": "tvlars_probe.queries.asking",
-    "Run": "tvlars_probe.runs",
-    "open_run": "tvlars_probe.runs",
-    "open_runs": "tvlars_probe.runs",
+    **dict.fromkeys(("Run", "Runs", "compare", "open_run", "open_runs"), "tvlars_probe.runs"),
 }
 
 __all__ = [
@@ -82,10 +82,12 @@ __all__ = [
     "Preconditioner",
     "Recorder",
     "Run",
+    "Runs",
     "Scaling",
     "Sharpness",
     "SharpnessProbe",
     "applied_rates",
+    "compare",
     "describe",
     "doctor",
     "gradient_noise",
@@ -103,7 +105,12 @@ def __getattr__(name: str) -> Any:
         return import_module("tvlars_probe.integrations")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(f"tvlars_probe.{name}", error)) is None:
+            raise
+        raise missing from None
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ import click
 from tvlars_probe import __version__
 from tvlars_probe.commands.options import Group
 from tvlars_probe.errors import InterruptedRunError, RunFailedError, UserError
+from tvlars_probe.extras import missing_extra
 
 # By name: the module below tvlars_probe.commands, and the command's line in `--help`. The lines stand here so that the
 # list of commands imports none of them.
@@ -44,8 +45,8 @@ COMMANDS = {
 class Root(Group):
     """The top-level command. It imports a command when it is called, and turns exceptions into exit codes.
 
-    A user's error is one line on stderr and exit code 2. A run that failed gives code 1, a run that a signal ended 128
-    plus the signal's number.
+    A user's error, a missing extra among them, is one line on stderr and exit code 2. A run that failed gives code 1, a
+    run that a signal ended 128 plus the signal's number.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -61,6 +62,14 @@ class Root(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (missing := missing_extra(f"tvlars-probe {ctx.invoked_subcommand}", error)) is None:
+                raise
+            raise missing from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # A sign that the terminal's encoding lacks, as ‖ is lacking in Windows' code pages, is spelt out.

@@ -49,6 +49,10 @@ class NothingToShowError(TraceError):
     """A chart would be empty: the rows that it is drawn from hold no value with a place in it."""
 
 
+class MissingExtraError(UserError, ImportError):
+    """A package isn't installed that an extra of tvlars-probe brings."""
+
+
 # The next two are errors of a manifest as well as of a part: whoever catches either of the two bases catches them.
 class UnreadableError(RunDirectoryError, TraceError):
     """The system refuses to read a file of a run; that doesn't mean that the file is damaged."""

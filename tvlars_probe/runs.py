@@ -1,7 +1,7 @@
 """Recorded runs, opened for reading.
 
-Whatever a run can be asked for in one call belongs here. The module stands above traces, analyses, charts and reports,
-none of which imports it.
+What can be asked of them in one call stands in `tvlars_probe.questions`; analyses, charts and reports take a
+`tvlars_probe.traces.reader.Trace` and import neither.
 """
 
 from __future__ import annotations
@@ -9,35 +9,44 @@ from __future__ import annotations
 import collections
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError
+from tvlars_probe.questions.of_one import AskedRun
+from tvlars_probe.questions.of_several import AskedRuns
 from tvlars_probe.traces.datasets import no_rows
-from tvlars_probe.traces.reader import Frames, Trace, expanded
+from tvlars_probe.traces.frames import Frames
+from tvlars_probe.traces.reader import Trace, expanded
 from tvlars_probe.traces.run_directory import by_name, find_runs
-from tvlars_probe.traces.schema import table as schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import pandas as pd
+    import pyarrow as pa
 
+    from tvlars_probe.analyses.comparison import Comparison
+    from tvlars_probe.traces.frames import RowChoice
     from tvlars_probe.traces.reader import StrPath
 
 
-class Run(Trace):
-    """A recorded run, with its manifest and its tables as frames; see `tvlars_probe.traces.reader.Trace`."""
+class Run(AskedRun, Trace):
+    """A recorded run: its tables, as `tvlars_probe.traces.reader.Trace` reads them, and what can be asked of it."""
 
-    def __repr__(self) -> str:
-        return f"<Run {self.path} ({self.status})>"
+    @property
+    def _traces(self) -> tuple[Trace]:
+        return (self,)
 
 
-class Runs(Frames):
-    """Several runs read as one: their rows stand below each other, and the column ``run`` tells them apart."""
+class Runs(AskedRuns, Frames):
+    """Several runs as one: their rows stand below each other, and the column ``run`` tells them apart."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.runs = tuple(runs)
+
+    @property
+    def _traces(self) -> tuple[Run, ...]:
+        return self.runs
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs)
@@ -48,22 +57,12 @@ class Runs(Frames):
     def __getitem__(self, index: int) -> Run:
         return self.runs[index]
 
-    def __repr__(self) -> str:
-        return f"<Runs {', '.join(run.name for run in self.runs)}>"
+    def rows(self, table: str, columns: Sequence[str] | None = None, **choice: Unpack[RowChoice]) -> pa.Table:
+        import pyarrow as pa
 
-    def frame(self, table: str, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        import pandas as pd
-        from pandas.api.types import union_categoricals
-
-        frames = [run.frame(table, columns, **choice) for run in self.runs]
-        if not frames:
-            return no_rows(table, columns).to_pandas()
-        joined = pd.concat(frames, ignore_index=True)
-        # Categories differ from run to run, and pandas joins such columns as plain strings: make them categories again.
-        for name in schema_of(table).of_type("name"):
-            if name in joined:
-                joined[name] = union_categoricals([frame[name] for frame in frames])
-        return joined
+        found = [run.rows(table, columns, **choice) for run in self.runs]
+        # The dictionaries of names differ from run to run: they become one.
+        return pa.concat_tables(found).unify_dictionaries() if found else no_rows(table, columns)
 
 
 def open_run(path: StrPath) -> Run:
@@ -96,6 +95,19 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
         found |= {run.resolve(): Run(run) for run in runs if run.resolve() not in found}
     _tell_apart(found)
     return Runs(found.values())
+
+
+def compare(
+    runs: Runs | StrPath | Iterable[StrPath],
+    *,
+    metric: str = "test_acc1",
+    rows: Sequence[str] = ("optimizer", "schedule", "lmbda"),
+    columns: Sequence[str] = ("batch_size",),
+    target: float | None = None,
+) -> Comparison:
+    """Put settings side by side: `tvlars_probe.runs.Runs.compare` of ``runs``, or of the runs at these paths."""
+    opened = runs if isinstance(runs, Runs) else open_runs(runs)
+    return opened.compare(metric=metric, rows=rows, columns=columns, target=target)
 
 
 def _tell_apart(runs: Mapping[Path, Run]) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tvlars_probe.analyses.source import Source
+from tvlars_probe.displays.html import plain
 from tvlars_probe.report.content import MOST_DETAILED, gather
 from tvlars_probe.report.definitions import DEFINITIONS
-from tvlars_probe.report.elements import plain
 from tvlars_probe.report.page import render
 from tvlars_probe.runs import open_run
 

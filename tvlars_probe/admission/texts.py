@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.admission import limits
@@ -79,6 +78,8 @@ def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
     dots = max(piece.count(b".") for piece in re.split(rb"[\n,=\[\]{}]", bare))
     if dots > limits.TEXT_DEPTH:
         raise RefusedFileError(path, f"it nests {dots:,} deep, of {limits.TEXT_DEPTH} that it can")
+    import tomllib  # few processes read any
+
     return tomllib.loads(content.decode())
 
 

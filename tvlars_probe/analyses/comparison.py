@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.apart import SettingMeans
 from tvlars_probe.analyses.comparison_verdict import cell_text, plain_number, verdict_of
 from tvlars_probe.analyses.held_out_choice import Optimism, optimism_of_choice
 from tvlars_probe.analyses.intervals import Mean
+from tvlars_probe.analyses.wording import counted
+from tvlars_probe.displays.displayed import ShownTable
 from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.verdict import Verdict
@@ -30,8 +34,8 @@ FIELDS = ("optimizer", "schedule", "batch_size", "lmbda", "data", "model", "peak
 """Fields that can make the rows and columns of a comparison."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Answered):
     """Cells of settings side by side. A cell holds the runs that agree in the fields of its row and column.
 
     Attributes:
@@ -62,6 +66,15 @@ class Comparison:
     runs: pd.DataFrame
     rates: pd.DataFrame
     table: pd.DataFrame
+
+    @property
+    def _of(self) -> str:
+        return counted(len(self.runs), "run")
+
+    def _tables(self) -> Iterable[ShownTable]:
+        fields = {name: name.replace("_", " ") for name in (*self.rows, *self.columns)}
+        told = headings.COMPARISON | {"mean": self.metric}
+        yield ShownTable.of_frame(self.table, fields | told, "Settings, each at its best learning rate")
 
     def pivot(self) -> pd.DataFrame:
         """The table as papers print it: rows by columns, each cell a mean with its interval."""

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.intervals import rank_correlation
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import counted, some_of
+from tvlars_probe.displays.displayed import ShownTable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tvlars_probe.analyses.minimizer import Minimizer
 
@@ -45,8 +48,8 @@ Where many runs are tied, as seven without a gap and one with, the bootstrap's i
 """
 
 
-@dataclass(frozen=True)
-class SharpnessCorrelation:
+@dataclass(frozen=True, repr=False)
+class SharpnessCorrelation(Answered):
     """Rank correlations over runs.
 
     Attributes:
@@ -70,6 +73,13 @@ class SharpnessCorrelation:
     left_out: tuple[str, ...]
     runs: pd.DataFrame
     table: pd.DataFrame
+
+    @property
+    def _of(self) -> str:
+        return counted(len(self.runs), "run")
+
+    def _tables(self) -> Iterable[ShownTable]:
+        yield ShownTable.of_frame(self.table, headings.CORRELATION, "Rank correlations")
 
 
 def correlate(

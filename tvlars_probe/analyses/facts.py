@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tvlars_probe.admission.names import encodable_values
+from tvlars_probe.admission.names import encodable_values, printable
 from tvlars_probe.optimizers.group_description import GroupDescription
 from tvlars_probe.optimizers.group_entries import from_entry
 from tvlars_probe.traces.manifest import is_of_loss
@@ -39,7 +39,7 @@ PARAMETER_COLUMNS = ("name", "layer", "kind", "shape", "numel", "optimizer", "gr
 """Columns of `RunFacts.parameters`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunFacts:
     """One phase of a run, as its manifest tells it; what isn't known is None.
 
@@ -154,6 +154,9 @@ class RunFacts:
         """Optimizer and schedule in a few words, such as "LARS, cosine"."""
         optimizer = self.optimizer or "unknown optimizer"
         return optimizer if self.schedule in (None, "none") else f"{optimizer}, {self.schedule}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {printable(self.title)}: {self.status}>"  # groups and configuration are pages
 
     @property
     def title(self) -> str:

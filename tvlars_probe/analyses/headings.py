@@ -79,3 +79,25 @@ COMPARISON = {
     "diverged": "diverged",
 }  # fmt: skip
 """Headings of the table of settings on a report's page, after its fields."""
+
+WARMUP_RUNS = {
+    "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
+    "accuracy": "test acc (%)",
+    "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
+    "redundant_share": "redundant",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.warmup.pairs.WarmupPairs.runs`."""
+
+SHARPNESS = {
+    "operator": "sharpness", "measurements": "measurements", "start": "start", "early_peak": "early peak",
+    "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
+    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured on",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.minimizer.Minimizer.summary`."""
+
+REPLAY = {
+    "parameter": "tensor", "applied_ratio": "applied ratio", "replayed_ratio": "replayed ratio",
+    "rate_quotient": "rate quotient", "lowest_quotient": "lowest", "highest_quotient": "highest", "rows": "rows",
+    "cancelled_share": "flagged",
+}  # fmt: skip
+"""Headings of `tvlars_probe.analyses.replay.Replay.table`."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.answered import AnsweredOfRun
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ _ID_SUFFIX = re.compile(r"\.[0-9a-f]{6}$")
 """What a run_id adds to the name of the run's directory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Landscape:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Landscape(AnsweredOfRun):
     """One stored slice.
 
     Attributes:

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses import one_sample
+from tvlars_probe.analyses import headings, one_sample
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
+from tvlars_probe.displays.displayed import ShownTable
 from tvlars_probe.optimizers.group_entries import from_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from tvlars_probe.analyses.facts import RunFacts
 
@@ -57,8 +59,8 @@ REFERENCE = "eigenvalue"
 """What the summary calls λ₁."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MiniBatch:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MiniBatch(Answered):
     """Sharpness along gradients and updates, beside 2/η.
 
     Attributes:
@@ -74,6 +76,9 @@ class MiniBatch:
     verdict: Verdict
     curves: pd.DataFrame
     summary: pd.DataFrame
+
+    def _tables(self) -> Iterable[ShownTable]:
+        yield ShownTable.of_frame(self.summary, headings.MINI_BATCH, "Along gradients and updates")
 
 
 def analyse_mini_batches(

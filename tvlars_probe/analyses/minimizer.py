@@ -23,14 +23,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses import draws, mini_batch, one_sample
+from tvlars_probe.analyses import draws, headings, mini_batch, one_sample
+from tvlars_probe.analyses.answered import AnsweredOfRun
 from tvlars_probe.analyses.chance import has_learned
 from tvlars_probe.analyses.sharp_phase import REMEDY, SharpPhase, figures_of, reason_of, sharp_phase
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.displays.displayed import ShownTable
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.mini_batch import MiniBatch
 
@@ -107,8 +111,8 @@ class SharpnessRule:
             raise UserError(f"least={self.least} is too few (allowed: 1 or more measurements)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Minimizer:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Minimizer(AnsweredOfRun):
     """What the curvature on record says of a run.
 
     Attributes:
@@ -144,6 +148,10 @@ class Minimizer:
     further: pd.DataFrame
     mini_batch: MiniBatch | None
     spectrum: pd.DataFrame
+
+    def _tables(self) -> Iterable[ShownTable]:
+        yield ShownTable.of_frame(self.summary, headings.SHARPNESS, "Sharpness")
+        yield from () if self.mini_batch is None else self.mini_batch._tables()
 
     @property
     def on(self) -> str:

@@ -22,6 +22,8 @@ from tvlars_probe.analyses.warmup.analysis import Warmup, analyse_warmup
 from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS as CRITICAL_COLUMNS
 from tvlars_probe.analyses.warmup.marks import COLUMNS as WARMUP_COLUMNS
 from tvlars_probe.analyses.warmup.marks import STEP_COLUMNS
+from tvlars_probe.analyses.warmup.pairs import WarmupPairs, pair_warmups
+from tvlars_probe.errors import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +38,25 @@ def warmup_of(source: Source, thresholds: Thresholds | None = None) -> tuple[War
     grid, steps = source.layers(WARMUP_COLUMNS), source.steps(STEP_COLUMNS)
     accuracy, curvature = last_accuracy(source.epochs(["test_acc1"])), source.curvature(CRITICAL_COLUMNS)
     return analyse_warmup(grid, steps, source.facts, thresholds, accuracy=accuracy, curvature=curvature), accuracy
+
+
+def warmup_pairs_of(
+    sources: Sequence[Source], thresholds: Thresholds | None = None, *, by: str = "peak_lr"
+) -> tuple[WarmupPairs, list[Warmup]]:
+    """Was warm-up needed, by pairs of runs with it and without?
+
+    Args:
+        sources: the runs.
+        thresholds: what counts as hot, overwritten or exploded.
+        by: the rate by which runs are paired, "peak_lr" or "lr".
+
+    Raises:
+        UserError: there is no such rate.
+    """
+    if by not in (rates := ("peak_lr", "lr")):
+        raise unknown("rate to pair by", by, rates)
+    results = [warmup_of(source, thresholds) for source in sources]
+    return pair_warmups(results, by=by), [result for result, _ in results]
 
 
 def last_accuracy(epochs: pd.DataFrame) -> float | None:
@@ -67,9 +88,13 @@ def comparison_of(
     return compare(rows, metric=metric, target=target, **table)
 
 
-def correlation_of(results: Sequence[tuple[Source, Minimizer]], *, seed: int = 0) -> SharpnessCorrelation:
+def correlation_of(
+    sources: Sequence[Source], *, bn_mode: str | None = None, rule: SharpnessRule | None = None, seed: int = 0
+) -> tuple[SharpnessCorrelation, list[Minimizer]]:
     """Do sharper minima generalise worse here?"""
-    return correlate([(result, source.epochs(EPOCH_COLUMNS)) for source, result in results], seed=seed)
+    results = [minimizer_of(source, bn_mode=bn_mode, rule=rule) for source in sources]
+    epochs = [source.epochs(EPOCH_COLUMNS) for source in sources]
+    return correlate([*zip(results, epochs, strict=True)], seed=seed), results
 
 
 def landscape_of(source: Source, rows: pd.DataFrame | None = None) -> Landscape:

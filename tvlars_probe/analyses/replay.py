@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.answered import AnsweredOfRun
 from tvlars_probe.analyses.grid import column_medians
 from tvlars_probe.analyses.verdict import Figure, Verdict
+from tvlars_probe.displays.displayed import ShownTable
 from tvlars_probe.errors import TraceError
 from tvlars_probe.optimizers.registry import LAYERWISE, OPTIMIZERS
 from tvlars_probe.optimizers.trust_ratios import trust_ratios
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,8 +42,8 @@ DIRECTION_COLUMNS = ("adam_norm", "weight_adam_dot")
 """Columns that a replay needs besides, if its variant scales a preconditioned direction."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Replay:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Replay(AnsweredOfRun):
     """A variant's trust ratios beside the applied ones.
 
     Attributes:
@@ -70,6 +73,9 @@ class Replay:
     replayed_ratio: Floats
     cancelled: NDArray[np.bool_]
     table: pd.DataFrame
+
+    def _tables(self) -> Iterable[ShownTable]:
+        yield ShownTable.of_frame(self.table, headings.REPLAY, "Tensors")
 
     def rows(self) -> pd.DataFrame:
         """A row per recorded step and tensor, in the order of steps."""

@@ -10,7 +10,7 @@ import numpy as np
 from tvlars_probe.analyses.rate_courses import share_of
 from tvlars_probe.analyses.replay import COLUMNS, DIRECTION_COLUMNS, Replay, replay
 from tvlars_probe.analyses.variants import Variant, takers
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import UserError, unknown
 from tvlars_probe.optimizers.group_entries import registered_name
 from tvlars_probe.optimizers.registry import LAYERWISE, OPTIMIZERS
 from tvlars_probe.optimizers.schedules import REFERENCE_BATCH_SIZE, Schedule, ScheduleConfig
@@ -31,6 +31,17 @@ _BESIDE = 30
 """How many columns of the grid take as much memory as what a replay makes of it."""
 
 
+def the_one(sources: Sequence[Source]) -> Source:
+    """The run to replay.
+
+    Raises:
+        UserError: it isn't one run that was given.
+    """
+    if len(sources) != 1:
+        raise UserError(f"replay takes one run, {len(sources)} were given: call it for each")
+    return sources[0]
+
+
 def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> Replay:
     """Replay a run under the settings given. Each tensor keeps the other settings of its parameter group.
 
@@ -47,6 +58,8 @@ def replay_of(source: Source, *, optimizer: str | None = None, **given: Any) -> 
             needs.
         TraceError: a column that is needed isn't in the trace, or is of another optimizer's direction.
     """
+    if optimizer is not None and optimizer not in LAYERWISE:
+        raise unknown("optimizer to replay", optimizer, LAYERWISE)
     known = {f.name for f in dataclasses.fields(Variant)}
     settings = {name: value for name, value in given.items() if name in known}
     rates = {name: value for name, value in given.items() if name not in known}

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.displays.displayed import Displayed, Shown, ShownTable
+from tvlars_probe.displays.html import sentence
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -71,8 +74,8 @@ class Reliability:
         return f"right in {self.right} of {self.said} like it ({100 * self.low:.0f} to {100 * self.high:.0f} %)"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verdict(Displayed):
     """An answer with its reason.
 
     Attributes:
@@ -94,6 +97,18 @@ class Verdict:
             if figure.name == name:
                 return figure.value
         raise KeyError(f"no figure {name!r} (there are {', '.join(f.name for f in self.figures)})")
+
+    def _shown(self) -> Shown:
+        how_often = [] if self.reliability is None else [f"Such an answer was {self.reliability.text}."]
+        rows = [{"figure": f.name.replace("_", " "), "value": f.text, "meaning": f.meaning} for f in self.figures]
+        headings = {"figure": "rests on", "value": "value", "meaning": "meaning"} if rows else {}
+        return Shown(
+            head="",
+            question=self.question,
+            answer=self.answer,
+            lines=(sentence(self.reason), *how_often),
+            tables=(ShownTable(rows, headings),),
+        )
 
 
 CANT_TELL = "can't tell"

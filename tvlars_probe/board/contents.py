@@ -9,7 +9,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.admission.names import encodable
 from tvlars_probe.board.elements import number, text
 from tvlars_probe.board.listing import refuse_leading_out
 from tvlars_probe.errors import RunFailedError, UserError
@@ -110,10 +109,9 @@ def whole_report(folder: Path, runs: Sequence[Path]) -> bytes:
     Raises:
         UserError: a run can't be read.
     """
-    from tvlars_probe.report.content import gather
-    from tvlars_probe.report.page import render
+    from tvlars_probe.report.writing import page_of
 
-    return encodable(render(gather(opened(folder, runs)))).encode()
+    return page_of(opened(folder, runs))
 
 
 def file_name(names: Sequence[str]) -> str:

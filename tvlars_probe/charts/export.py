@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import altair as alt
 
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+C = TypeVar("C")
+
 PAPER = "#ffffff"
 """Background of a chart in a file of its own."""
+
+_PADDING = 12
 
 TITLE_ROOM = 760.0
 """Width of a line of a title, in units of the chart."""
@@ -65,15 +69,26 @@ def script_text(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def with_look(chart: C) -> C:
+    """The altair chart with the look that it has in a file of its own."""
+    given: Any = chart
+    heading = given.title.to_dict() if isinstance(given.title, alt.TitleParams) else None
+    title = {} if heading is None else {"title": alt.TitleParams(**_in_lines(heading))}
+    looking: C = given.properties(background=PAPER, padding=_PADDING, **title).configure(**theme.config())
+    return looking
+
+
 def _opaque(spec: dict[str, Any]) -> dict[str, Any]:
     """The specification of a chart in a file of its own, where nothing beside it shows its title."""
     heading = spec.get("title")
-    if isinstance(heading, dict):
-        lines = {
-            part: _wrapped(heading[part], size) for part, size in _SIZES.items() if isinstance(heading.get(part), str)
-        }
-        spec = {**spec, "title": heading | lines}
-    return {**spec, "background": PAPER, "padding": 12}
+    title = {"title": _in_lines(heading)} if isinstance(heading, dict) else {}
+    return {**spec, **title, "background": PAPER, "padding": _PADDING}
+
+
+def _in_lines(heading: dict[str, Any]) -> dict[str, Any]:
+    """The title with its texts wrapped."""
+    texts = {part: heading[part] for part in _SIZES if isinstance(heading.get(part), str)}
+    return heading | {part: _wrapped(text, _SIZES[part]) for part, text in texts.items()}
 
 
 def _wrapped(text: str, size: float) -> str | list[str]:

@@ -83,10 +83,9 @@ def _explosions(sources: Sequence[Source]) -> Chart:
 
 
 def _warmup(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.analyses.warmup.pairs import pair_warmups
     from tvlars_probe.charts.comparisons import warmup_pairs_chart
 
-    return warmup_pairs_chart(pair_warmups([of_runs.warmup_of(source) for source in sources]))
+    return warmup_pairs_chart(of_runs.warmup_pairs_of(sources)[0])
 
 
 def _loss(sources: Sequence[Source]) -> Chart:
@@ -129,7 +128,7 @@ def _blocks(sources: Sequence[Source]) -> Chart:
 def _gap(sources: Sequence[Source]) -> Chart:
     from tvlars_probe.charts.comparisons import gap_chart
 
-    return gap_chart(of_runs.correlation_of([(source, of_runs.minimizer_of(source)) for source in sources]))
+    return gap_chart(of_runs.correlation_of(sources)[0])
 
 
 def _comparison(sources: Sequence[Source]) -> Chart:
@@ -284,6 +283,12 @@ _UNTOLD = {
 def left_out(name: str, sources: Sequence[Source]) -> list[tuple[Source, str]]:
     """The runs that lack the data for the kind ``name``, each with the reason."""
     return [(source, reason) for source in sources if (reason := lacking(name, source)) is not None]
+
+
+def remarks(name: str, sources: Sequence[Source]) -> list[str]:
+    """A sentence for each run that the chart ``name`` leaves out, or counts without a value."""
+    how = "counts without a value" if KINDS[name].counts_all else "is left out"
+    return [f"{source.trace.path} {how}: {reason}" for source, reason in left_out(name, sources)]
 
 
 def draw(name: str, sources: Sequence[Source]) -> Chart:

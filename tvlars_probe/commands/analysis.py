@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,6 +69,8 @@ def output_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, as_csv: bool, out: Path | None, **kwargs: Any) -> None:
         if out is not None:
+            from tvlars_probe.traces.outputs import check_output
+
             check_output(out)  # first: what follows may take long, and store rows with the run
         function(*args, output=Output(as_json, as_csv, out), **kwargs)
 
@@ -111,43 +112,10 @@ def emit(
     if output.out is None:
         click.echo(encodable(text), nl=False)
     else:
+        from tvlars_probe.traces.outputs import write_output
+
         write_output(output.out, encodable(text).encode())
         say(f"Written: {output.out}")
-
-
-def check_output(path: Path) -> None:
-    """Refuse to write a file where it can't be, or where it mustn't be: a run directory stays as it was recorded.
-
-    Raises:
-        UserError: ``path`` is a folder, a device or anything else that is no plain file, its folder doesn't exist, or
-            it lies in a run directory.
-    """
-    from tvlars_probe.traces.run_directory import run_around
-
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it")
-    # A file takes the place of what has its name: of /dev/null, too.
-    if os.path.lexists(path) and not path.is_file():
-        raise UserError(f"{path} is no plain file, and would be replaced by one: name another (or leave out -o)")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
-    if (run := run_around(path)) is not None:
-        raise UserError(f"{path} lies in the run directory {run}, which holds only what was recorded: write elsewhere")
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Write the file that the user named, whole or not at all.
-
-    Raises:
-        UserError: it can't be written, or `check_output` refuses it.
-    """
-    from tvlars_probe.traces.files import replace_file
-
-    check_output(path)  # again: the first check may be long ago
-    try:
-        replace_file(path.resolve(), lambda stream: stream.write(content))  # a link stays what it is
-    except OSError as error:
-        raise UserError(f"can't write {path}: {error.strerror or error}") from None
 
 
 def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:

@@ -13,7 +13,7 @@ from tvlars_probe.commands.interruption import interruptible
 from tvlars_probe.commands.options import Choice, Command, option
 from tvlars_probe.curvature.results import BN_MODES
 from tvlars_probe.data.registry import SPLITS
-from tvlars_probe.errors import TraceError, UserError
+from tvlars_probe.errors import UserError
 from tvlars_probe.runners.launching.torchrun import speaks
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def command(
     --checkpoint; steps and samples to a target loss, of a sweep over batches; and runs branched from one checkpoint
     (tvlars-probe branch). Every figure has its 95 % interval, or is unknown.
     """
-    from tvlars_probe.analyses.batches.batch_size import batch_size_of
+    from tvlars_probe.analyses.batches.batch_size import critical_batch_of
     from tvlars_probe.analyses.batches.noise_scale import window_of
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.runs import open_runs
@@ -84,10 +84,7 @@ def command(
     else:
         _measure([*found], checkpoint, seed, measuring)
         found = open_runs(runs)
-    result = batch_size_of([Source(run, phase) for run in found], target=target, window=window, seed=seed)
-    if not len(result.table):
-        named = ", ".join(map(str, runs))
-        raise TraceError(f"{named} can't tell how large the batch may be. {'. '.join(result.missing)}")
+    result = critical_batch_of([Source(run, phase) for run in found], target=target, window=window, seed=seed)
     emit(output, result, result.table, lambda console: render(console, result))
 
 

@@ -37,18 +37,17 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
         raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.charts.export import file_content
-    from tvlars_probe.charts.kinds import draw, kind, left_out
-    from tvlars_probe.commands.analysis import check_output, write_output
+    from tvlars_probe.charts.kinds import draw, kind, remarks
     from tvlars_probe.runs import open_runs
+    from tvlars_probe.traces.outputs import check_output, write_output
 
     # The kind, and the place of the file, are checked before any run is read.
-    chosen = kind(words[0])
+    kind(words[0])
     check_output(out)
     sources = [Source(run) for run in open_runs(runs)]
     write_output(out, file_content(draw(words[0], sources), out))
-    for source, reason in left_out(words[0], sources):
-        path = source.trace.path
-        say(f"{path} {'counts without a value' if chosen.counts_all else 'is left out'}: {reason}", err=True)
+    for remark in remarks(words[0], sources):
+        say(remark, err=True)
     say(f"Written: {out}")
 
 

@@ -30,10 +30,10 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
 
     Exit code 0: it is, or everything broken has been set aside, and what is missing noted. 1: it isn't.
     """
-    from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
-
-    found, moved, noted, aside = check_run(run), list[str](), list[str](), None
+    found, moved, noted, aside = _checked(run, repairs), list[str](), list[str](), None
     if repairs:
+        from tvlars_probe.runners.checkpoints.checking import check_run, repair_run
+
         aside = repair_run(run, found)
         repaired = [fault for fault in found.faults if fault.repair is not None]
         moved = [fault.path for fault in repaired if fault.repair != "note the gap"]
@@ -50,6 +50,23 @@ def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None
         _say(run, found, moved, aside)
     if found.faults:
         ctx.exit(1)
+
+
+def _checked(run: Path, repairs: bool) -> Findings:
+    """What is wrong with a run. Without torch no checkpoint is loaded, which a note says; no run is repaired so."""
+    try:
+        from tvlars_probe.runners.checkpoints.checking import check_run
+    except ModuleNotFoundError as error:
+        from tvlars_probe.extras import missing_extra
+        from tvlars_probe.traces.checking.trace import check_trace
+
+        missing = missing_extra("that", error)
+        if missing is None or repairs:
+            raise
+        found = check_trace(run)
+        found.notes.append(f"checkpoints weren't loaded; {missing}")
+        return found
+    return check_run(run)
 
 
 def _say(run: Path, found: Findings, moved: list[str], aside: Path | None) -> None:

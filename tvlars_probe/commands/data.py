@@ -65,6 +65,9 @@ def import_command(source: Path, data_dir: Path | None, workers: int) -> None:
     decoded once, into arrays in packed/ that take 1.4 GB.
     """
     from tvlars_probe.data.tiny_imagenet import PACKED, USUAL_PLACE, import_into
+    from tvlars_probe.extras import require_torch
+
+    require_torch()  # before a folder is made
 
     home = data_dir or USUAL_PLACE
     train, test = import_into(home, source, workers)

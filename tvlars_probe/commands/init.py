@@ -21,7 +21,7 @@ def command(file: Path) -> None:
 
     It names what a sweep may hold, with comments, and can be trained as it is: 12 runs on digits.
     """
-    from tvlars_probe.commands.analysis import check_output
+    from tvlars_probe.traces.outputs import check_output
 
     if file.suffix.lower() != ".toml":
         raise UserError(f"a sweep is a TOML file: name {file.name} with the suffix .toml")

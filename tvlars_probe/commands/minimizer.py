@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvlars_probe.analyses.headings import CORRELATION, MINI_BATCH, SAMPLES
+from tvlars_probe.analyses.headings import CORRELATION, MINI_BATCH, SAMPLES, SHARPNESS
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Choice, Command, option
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.correlation import SharpnessCorrelation
     from tvlars_probe.analyses.minimizer import Minimizer
-
-_SUMMARY = {
-    "operator": "sharpness", "measurements": "measurements", "start": "start", "early_peak": "early peak",
-    "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
-    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured on",
-}  # fmt: skip
-"""Headings of the table with a row per operator."""
 
 
 @click.command(cls=Command, name="minimizer")
@@ -61,13 +54,12 @@ def command(
 
     rule = SharpnessRule(escaped=escaped)
     sources = [Source(run, phase) for run in open_runs(runs)]
-    results = [(source, minimizer_of(source, bn_mode=bn_mode, rule=rule)) for source in sources]
-    if len(results) == 1:
-        one = results[0][1]
+    if len(sources) == 1:
+        one = minimizer_of(sources[0], bn_mode=bn_mode, rule=rule)
         emit(output, one, one.curves, lambda c: render(c, one))
         return
-    over = correlation_of(results, seed=seed)
-    everything = {"correlation": over, "runs": [result for _, result in results]}
+    over, each = correlation_of(sources, bn_mode=bn_mode, rule=rule, seed=seed)
+    everything = {"correlation": over, "runs": each}
     emit(output, everything, over.runs, lambda c: render_runs(c, over))
 
 
@@ -82,7 +74,7 @@ def render(console: Console, result: Minimizer) -> None:
     if len(result.summary):
         console.print()
         shown = result.summary.rename(columns={"beyond_limit": "beyond_limit_share"})  # shown in percent
-        console.print(table_of(shown, _SUMMARY))
+        console.print(table_of(shown, SHARPNESS))
     if (beside := result.mini_batch) is not None:
         console.print()
         print_verdict(console, beside.verdict, title="Mini-batches:")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvlars_probe.commands.analysis import Output, check_output, emit, output_options, text_of, write_output
+from tvlars_probe.commands.analysis import Output, emit, output_options, text_of
 from tvlars_probe.commands.options import Command, FilePath, option
 from tvlars_probe.commands.run_paths import RunPath
 from tvlars_probe.commands.text import one_line, say
 from tvlars_probe.errors import UserError
+from tvlars_probe.traces.outputs import check_output, write_output
 
 if TYPE_CHECKING:
     from pathlib import Path

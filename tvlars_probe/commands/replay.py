@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvlars_probe.analyses.headings import REPLAY
 from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.commands.analysis import Output, analysis_options, emit, print_verdict, table_of
 from tvlars_probe.commands.options import Choice, Command, option
-from tvlars_probe.errors import UserError
 from tvlars_probe.optimizers.registry import LAYERWISE
 from tvlars_probe.optimizers.schedules import SCHEDULES
 
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
 MOST_TENSORS = 1000
 """Most tensors in the table that is printed."""
-
-_COLUMNS = {
-    "parameter": "tensor", "applied_ratio": "applied ratio", "replayed_ratio": "replayed ratio",
-    "rate_quotient": "rate quotient", "lowest_quotient": "lowest", "highest_quotient": "highest", "rows": "rows",
-    "cancelled_share": "flagged",
-}  # fmt: skip
-"""Headings of the table with a row per tensor."""
 
 _V = "Variant (by default the run's own settings)"
 """Section of the help."""
@@ -81,15 +74,12 @@ def command(runs: tuple[Path, ...], output: Output, phase: str | None, **setting
     wd·w are flagged. lamb is replayed from traces of lamb only, nlamb from
     those of nlamb.
     """
-    from tvlars_probe.analyses.replay_of_run import replay_of
+    from tvlars_probe.analyses.replay_of_run import replay_of, the_one
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.runs import open_runs
 
-    opened = open_runs(runs)
-    if len(opened) != 1:
-        raise UserError(f"replay takes one run, {len(opened)} were given: call it for each")
     given = {name: value for name, value in settings.items() if value is not None}
-    result = replay_of(Source(opened[0], phase), **given)
+    result = replay_of(the_one([Source(run, phase) for run in open_runs(runs)]), **given)
     # Of the result only this goes into JSON: its matrices have an entry for every step and tensor.
     summary = {
         "run": result.facts.name,
@@ -109,7 +99,7 @@ def render(console: Console, result: Replay) -> None:
     own = f"{result.facts.title} as {' and '.join(optimizers) or 'recorded'}"
     print_verdict(console, result.verdict, title=own)
     console.print()
-    console.print(table_of(result.table.head(MOST_TENSORS), _COLUMNS))
+    console.print(table_of(result.table.head(MOST_TENSORS), REPLAY))
     if len(result.table) > MOST_TENSORS:
         console.print(f"… and {len(result.table) - MOST_TENSORS} more: --json lists all")
     console.print("\nrate quotient: the variant's lr × trust ratio over the applied one, median over the steps")

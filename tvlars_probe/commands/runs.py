@@ -44,7 +44,8 @@ def command(folder: Path, as_json: bool) -> None:
 def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
     """A row per run below ``folder``. A run whose manifest can't be read is listed as damaged, without settings."""
     from tvlars_probe.traces.manifest import Manifest
-    from tvlars_probe.traces.run_directory import find_runs, status
+    from tvlars_probe.traces.run_directory import find_runs
+    from tvlars_probe.traces.summary import summary
 
     for path in find_runs(folder):
         try:
@@ -52,22 +53,7 @@ def list_runs(folder: Path) -> Iterator[dict[str, Any]]:
         except RunDirectoryError as error:
             yield {"run": path.name, "path": str(path), "status": "damaged", "error": str(error)}
             continue
-        # The configuration of a user's own loop may hold anything, or nothing, under these names.
-        config = m.config
-        yield {
-            "run": path.name,
-            "path": str(path),
-            "status": status(path, m),
-            "data": (m.data or {}).get("name"),
-            "model": (m.model or {}).get("name"),
-            "optimizer": m.groups[0].get("optimizer") if m.groups else None,
-            "batch_size": m.batch_size,
-            "lr": m.peak_lr if m.peak_lr is not None else (m.groups[0].get("lr") if m.groups else None),
-            "schedule": config["schedule"].get("name") if isinstance(config.get("schedule"), dict) else None,
-            "seed": m.seed,
-            "best_test_acc1": m.best_test_acc1,
-            "created": m.created,
-        }
+        yield summary(path, m)
 
 
 def render(rows: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from tvlars_probe.commands.text import say
 from tvlars_probe.commands.train import command as train_command
 from tvlars_probe.commands.training_options import build_config
 from tvlars_probe.errors import RunFailedError, UserError, nearest
+from tvlars_probe.extras import require_torch
 from tvlars_probe.runners.launching.torchrun import launched_by_torchrun
 from tvlars_probe.runners.sweeps.grid import Grid, read_grid
 from tvlars_probe.runners.sweeps.launch_plan import LAUNCHERS, LaunchPlan
@@ -123,6 +124,7 @@ def carry_out_all(trials: Sequence[Trial], plan: LaunchPlan, folder: Path) -> No
         RunFailedError: one failed, or isn't finished.
         UserError: the launcher can't be used here, or the folder can't be written.
     """
+    require_torch()  # before the folder is made
     say(f"{counted(len(trials), 'run')} in {folder}")
     has_bar = plan.launcher == "inline" and sys.stderr.isatty()
     progress = SweepProgress(len(trials), jobs=plan.jobs, has_bar=has_bar)

@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 MOST_LAYERS = 24
 """Most layers that are printed; ``--csv`` has all of them."""
 
-_RUNS = {
-    "run": "run", "method": "method", "peak_lr": "peak lr", "seed": "seed", "answer": "warm-up needed?",
-    "accuracy": "test acc (%)",
-    "warmup_steps": "warm-up steps", "suggested_steps": "suggested", "set_by": "set by", "loss_rise": "loss rise",
-    "redundant_share": "redundant",
-}  # fmt: skip
-"""Headings of the table with a row per run."""
-
 
 @click.command(cls=Command, name="warmup")
 @analysis_options
@@ -61,20 +53,19 @@ def command(runs: tuple[Path, ...], output: Output, phase: str | None, pair_by: 
     Splits every layer's effective rate into its terms, dates explosions, measures redundant scaling, and says whether
     warm-up was needed. Several runs are paired by peak rate and seed: each rate's answer is what came of its pairs.
     """
-    from tvlars_probe.analyses.of_runs import warmup_of
+    from tvlars_probe.analyses.of_runs import warmup_of, warmup_pairs_of
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.analyses.warmup.pairs import pair_warmups
     from tvlars_probe.analyses.warmup.thresholds import Thresholds
     from tvlars_probe.runs import open_runs
 
     thresholds = dataclasses.replace(Thresholds(), **lines)  # the options have the names of its fields
-    results = [warmup_of(Source(run, phase), thresholds) for run in open_runs(runs)]
-    if len(results) == 1:
-        result = results[0][0]
+    sources = [Source(run, phase) for run in open_runs(runs)]
+    if len(sources) == 1:
+        result, _ = warmup_of(sources[0], thresholds)
         emit(output, result, result.layers, lambda c: render(c, result))
         return
-    pairs = pair_warmups(results, by=pair_by)
-    everything = {"pairs": pairs, "runs": [result for result, _ in results]}
+    pairs, each = warmup_pairs_of(sources, thresholds, by=pair_by)
+    everything = {"pairs": pairs, "runs": each}
     emit(output, everything, pairs.runs, lambda c: render_pairs(c, pairs, pair_by))
 
 
@@ -125,7 +116,7 @@ def render_pairs(console: Console, pairs: WarmupPairs, rate: str) -> None:
         console.print()
         console.print(table_of(pairs.cells, headings.warmup_cells(rate)))
     console.print()
-    console.print(table_of(pairs.runs, _RUNS))
+    console.print(table_of(pairs.runs, headings.WARMUP_RUNS))
     if len(pairs.pairs):
         console.print()
         console.print(table_of(pairs.pairs, headings.pairs("method")))

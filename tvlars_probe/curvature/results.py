@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.displays.displayed import Displayed, Shown, ShownTable
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class Eigenvalues:
     seconds: float
     symmetric: bool = True
     asymmetry: float = 0.0
-    vectors: Any = None
-    combined: Any = None
+    vectors: Any = field(default=None, repr=False)
+    combined: Any = field(default=None, repr=False)
 
     def __getitem__(self, rank: int) -> Eigenvalue:
         for value in self.values:
@@ -146,13 +147,13 @@ class Density:
         check: outcome of the check of the products; see `tvlars_probe.curvature.doubts`.
     """
 
-    nodes: Floats
-    weights: Floats
-    grid: Floats
-    density: Floats
-    standard_error: Floats
-    low: Floats
-    high: Floats
+    nodes: Floats = field(repr=False)
+    weights: Floats = field(repr=False)
+    grid: Floats = field(repr=False)
+    density: Floats = field(repr=False)
+    standard_error: Floats = field(repr=False)
+    low: Floats = field(repr=False)
+    high: Floats = field(repr=False)
     sigma: float
     matvecs: int
     probes: int
@@ -287,8 +288,11 @@ class Measurement:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sharpness:
+_SHOWN = ("measure", "operator", "scope", "rank", "value", "error", "low", "high", "converged")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sharpness(Displayed):
     """Everything measured of one state.
 
     Attributes:
@@ -323,6 +327,16 @@ class Sharpness:
         if value is None:
             raise UserError("no top eigenvalue was measured: ask for one (top=1), of weights that aren't all zero")
         return value
+
+    def _shown(self) -> Shown:
+        told = [m for m in self.measurements if m.scope == "all"]
+        answer = f"{told[0].measure} {told[0].value:.4g} ({told[0].operator})" if told else "nothing measured"
+        return Shown(
+            head=f"{self.samples:,} samples, BatchNorm {self.bn_mode}",
+            answer=answer,
+            lines=self.notes,
+            tables=(ShownTable.of_rows([*map(asdict, self.measurements)], dict(zip(_SHOWN, _SHOWN, strict=True))),),
+        )
 
     def frame(self) -> pd.DataFrame:
         """The figures as a pandas frame."""

@@ -9,16 +9,14 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import refuse_larger
 from tvlars_probe.data.folders import removed_on_failure
-from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
+    from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.data.registry import Request
 
 DOWNLOAD_FOLDER = Path("data")
@@ -36,6 +34,8 @@ def load(request: Request) -> ImageData:
     Raises:
         DataError: the data is not there, is damaged, or can't be downloaded.
     """
+    from tvlars_probe.data.images import ImageData
+
     root = _root(request.name, request.folder)
     _refuse_large_files(request.name, root)
     try:
@@ -81,7 +81,10 @@ def _refuse_large_files(name: str, root: Path) -> None:
 
 
 def _read(name: str, root: Path, *, train: bool, download: bool) -> TensorImages:
+    import torch
     from torchvision import datasets
+
+    from tvlars_probe.data.images import TensorImages
 
     kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     part = kind(str(root), train=train, download=download)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvlars_probe.data.images import ImageData, TensorImages
-
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tvlars_probe.data.images import ImageData
     from tvlars_probe.data.registry import Request
 
 # Moments of the 1,437 training images below, scaled to [0, 1].
@@ -33,6 +32,8 @@ def load(request: Request) -> ImageData:
     import torch
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
+
+    from tvlars_probe.data.images import ImageData, TensorImages
 
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None]

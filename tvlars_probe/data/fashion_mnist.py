@@ -14,12 +14,12 @@ import numpy as np
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain
 from tvlars_probe.data.folders import removed_on_failure
-from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.errors import DataError, RefusedFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.data.registry import Request
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -45,6 +45,8 @@ def load(request: Request) -> ImageData:
     Raises:
         DataError: the data is not there, is damaged, or can't be downloaded.
     """
+    from tvlars_probe.data.images import ImageData
+
     home = find(request.name, request.folder)
     if home is None and request.download:
         home = _download(request.folder or DOWNLOAD_FOLDER)
@@ -120,6 +122,8 @@ def _download(folder: Path) -> Path | None:
 
 def _read_part(folder: Path, images_name: str, labels_name: str) -> TensorImages:
     import torch
+
+    from tvlars_probe.data.images import TensorImages
 
     images_path, labels_path = _existing(folder, images_name), _existing(folder, labels_name)
     assert images_path is not None

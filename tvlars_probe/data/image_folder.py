@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from tvlars_probe.data.decoding import decode_files
-from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
+    from tvlars_probe.data.images import ImageData
     from tvlars_probe.data.registry import Request
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
@@ -28,6 +27,11 @@ def load(request: Request) -> ImageData:
     Raises:
         DataError: the folder has another layout, or an image can't be used.
     """
+    import torch
+
+    from tvlars_probe.data.decoding import decode_files
+    from tvlars_probe.data.images import ImageData, TensorImages
+
     home = find(request.name, request.folder)
     if home is None:
         raise DataError(_not_found(request.folder))
@@ -95,6 +99,8 @@ def channel_moments(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[floa
 
     A deviation is at least 1/255, so that a constant channel can be divided by it.
     """
+    import torch
+
     means, deviations = [], []
     # Bytes have 256 values: their counts give the moments in double precision, with no copy of all pixels as floats.
     for channel in range(images.shape[1]):

@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import below, read_plain, refuse_special
 from tvlars_probe.admission.parquet import largest_piece, open_arrow, read_footer
-from tvlars_probe.data.decoding import bombs_refused, decode, decode_each, decode_files, refuse_large
 from tvlars_probe.data.folders import removed_on_failure
-from tvlars_probe.data.images import ImageData, TensorImages
 from tvlars_probe.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from tvlars_probe.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
     from numpy.typing import NDArray
 
+    from tvlars_probe.data.images import ImageData, TensorImages
     from tvlars_probe.data.registry import Request
 
 FOLDER_NAME = "tiny-imagenet-200"
@@ -49,6 +48,8 @@ def load(request: Request) -> ImageData:
     Raises:
         DataError: the data is not there, or damaged.
     """
+    from tvlars_probe.data.images import ImageData
+
     home = find(request.name, request.folder)
     if home is None:
         raise DataError(
@@ -87,6 +88,10 @@ def _load_folder(home: Path, workers: int) -> tuple[TensorImages, TensorImages]:
     if not train or not test:
         raise DataError(f"{home} holds no images: expected train/<class>/images/*.JPEG and val/images/*.JPEG")
     # Both parts are decoded at once, which checks that they are of one size.
+    import torch
+
+    from tvlars_probe.data.decoding import decode_files
+
     images = decode_files([path for path, _ in (*train, *test)], None, workers)
     labels = torch.tensor([label for _, label in (*train, *test)], dtype=torch.int64)
     return _part(images[: len(train)], labels[: len(train)]), _part(images[len(train) :], labels[len(train) :])
@@ -110,6 +115,10 @@ def _annotated(folder: Path, classes: Sequence[str]) -> Iterator[tuple[Path, int
 
 
 def _load_packed(packed: Path) -> tuple[TensorImages, TensorImages]:
+    import torch
+
+    from tvlars_probe.data.decoding import refuse_large
+
     parts = []
     for part in _SPLITS:
         images, labels = _array(packed, f"{part}-images"), _array(packed, f"{part}-labels")
@@ -140,6 +149,8 @@ def _array(packed: Path, name: str) -> NDArray[np.uint8]:
 
 
 def _part(images: torch.Tensor, labels: torch.Tensor) -> TensorImages:
+    from tvlars_probe.data.images import TensorImages
+
     return TensorImages(images, labels, 255.0, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -203,6 +214,10 @@ def _check_labels(where: Path, train: torch.Tensor, test: torch.Tensor) -> None:
 
 
 def _decode_parquet(files: Sequence[Path], workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    from tvlars_probe.data.decoding import bombs_refused, decode, decode_each, refuse_large
+
     rows = sum(_rows(file) for file in files)
     images = np.empty((0, 3, 0, 0), np.uint8)
     labels = np.empty(rows, np.int64)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from tvlars_probe.displays.displayed import Displayed, Shown, ShownTable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -50,8 +52,8 @@ class Check:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Diagnosis(Displayed):
     """All that was tried.
 
     Attributes:
@@ -66,6 +68,17 @@ class Diagnosis:
     description: tuple[str, ...]
     checks: tuple[Check, ...]
     untried: str | None = None
+
+    def _shown(self) -> Shown:
+        heads = {"name": "check", "answer": "answer", "came": "what came", "remedy": "remedy"}
+        rows = [dataclasses.asdict(check) for check in self.checks]
+        wrong = ", ".join(check.name for check in self.wrong)
+        return Shown(
+            head=self.subject,
+            answer=f"wrong: {wrong}" if wrong else self.untried or "nothing wrong",
+            lines=self.description,
+            tables=(ShownTable.of_rows(rows, heads),),
+        )
 
     @property
     def wrong(self) -> tuple[Check, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.extras import missing_extra
+
 if TYPE_CHECKING:
     from tvlars_probe.integrations.lightning import LightningProbe
     from tvlars_probe.integrations.transformers import TrainerProbe
@@ -25,6 +27,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"{__name__}.{package}"), name)
     except ModuleNotFoundError as error:
+        if (missing := missing_extra(name, error)) is not None:
+            raise missing from None
         if (error.name or "").partition(".")[0] != package:
             raise
         raise ModuleNotFoundError(

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.admission.numbers import check_level
+from tvlars_probe.displays.displayed import Displayed, Shown, ShownTable
+from tvlars_probe.displays.html import sentence
 from tvlars_probe.noise.moments import pieces_needed
 
 if TYPE_CHECKING:
@@ -120,8 +122,8 @@ def fieller(
     return SimpleBatch(None, low, math.inf)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GradientNoise:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GradientNoise(Displayed):
     """The gradient's signal and noise in one state.
 
     Attributes:
@@ -144,6 +146,16 @@ class GradientNoise:
             f"a few of the {whole.pieces:,} gradients make much of tr Σ (skewness {whole.noise_skewness:.2g}): its "
             f"interval and that of B_simple hold the truth less often than told; it takes "
             f"{pieces_needed(whole.noise_skewness):,} or more",
+        )
+
+    def _shown(self) -> Shown:
+        whole = self.whole
+        heads = {"scope": "of", "gradient_square": "|G|²", "noise_trace": "tr Σ", "pieces": "pieces"}
+        return Shown(
+            head=f"{whole.samples:,} samples",
+            answer=f"|G|² {self.gradient_square:.4g}, tr Σ {self.noise_trace:.4g}",
+            lines=(*map(sentence, self.doubts), *self.notes),
+            tables=(ShownTable.of_rows([*map(asdict, self.estimates)], heads),),
         )
 
     @property

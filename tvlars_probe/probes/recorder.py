@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from tvlars_probe.displays.displayed import Displayed, Shown
 from tvlars_probe.errors import StoppedOnFinding, UserError
 from tvlars_probe.probes.events.signals import children_may_wait
 from tvlars_probe.probes.opening import open_journal
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tvlars_probe.traces.manifest import Manifest
 
 
-class Recorder:
+class Recorder(Displayed):
     """Records a training loop; made by `tvlars_probe.record`.
 
     Attributes:
@@ -54,6 +55,12 @@ class Recorder:
     ) -> None:
         self.path, self.manifest, self.interrupted = path, manifest, False
         self._resume, self._session, self._recording = resume, session, recording
+
+    def _shown(self) -> Shown:
+        ended = self.manifest.status if self._recording.rows.is_laid_out else "not entered yet"
+        state = "recording" if self._session.is_recording else ended
+        told = [finding.text for finding in self.findings]
+        return Shown(head=str(self.path), answer=f"{state}, step {self.step}", lines=told[:10])
 
     @property
     def phase(self) -> str:

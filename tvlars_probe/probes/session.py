@@ -31,12 +31,13 @@ class Session:
 
     Attributes:
         journal: the run's journal on rank 0; None on other ranks, and before `enter`.
+        is_recording: whether the block has begun and not ended.
     """
 
     def __init__(self, path: Path, exports: LiveExports) -> None:
         self.path, self._exports = path, exports
         self.journal: Journal | None = None
-        self._is_recording, self._pid = False, os.getpid()
+        self.is_recording, self._pid = False, os.getpid()
 
     @property
     def is_forked(self) -> bool:
@@ -51,7 +52,7 @@ class Session:
         """
         if self.is_forked:
             raise UserError("this process was forked from the one that records the run: record() another one here")
-        if not self._is_recording:
+        if not self.is_recording:
             raise UserError("the recorder isn't recording: use it as 'with tvlars_probe.record(...) as rec:'")
 
     def enter(self, open_journal: Callable[[], Journal], agreement: Agreement, *, is_new: bool) -> None:
@@ -82,7 +83,7 @@ class Session:
                 leave(SystemExit, None)
                 warnings.warn(f"the recorder of {self.path} was never left: use it as a context manager", stacklevel=1)
 
-        self._is_recording, self._at_exit = True, at_exit
+        self.is_recording, self._at_exit = True, at_exit
         atexit.register(at_exit)
 
     def leave(
@@ -120,7 +121,7 @@ class Session:
             status, error = "failed" if isinstance(failure, Exception) else "interrupted", failure
             raise
         finally:
-            self._is_recording = False
+            self.is_recording = False
             # Before the last word is written into the manifest: it tells what trackers lack.
             unsent: list[str] = []
             try:

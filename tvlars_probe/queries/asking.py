@@ -143,7 +143,7 @@ def _rows(runs: Runs, table: str, columns: list[str]) -> pa.Table:
 
     found, size = [], 0
     for run in runs:
-        found.append(run.rows(table, columns))
+        found.append(run.whole_rows(table, columns))
         size += found[-1].nbytes
         if size > limits.memory() // 2:
             raise TraceError(f"the rows of {table} take over half of this machine's memory: name fewer runs or columns")

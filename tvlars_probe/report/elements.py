@@ -8,10 +8,11 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from tvlars_probe.admission.names import printable
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts.export import vega_lite_version
 from tvlars_probe.charts.names import shortened
+from tvlars_probe.displays import html
+from tvlars_probe.displays.html import plain
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.verdict import Figure, Verdict
@@ -45,11 +46,6 @@ def vega_bundle() -> str:
 def resource(name: str) -> str:
     """The text of a file in this folder: page.css, drawing.js or page.js."""
     return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def plain(text: str) -> str:
-    """A text of a run for a page: control characters and marks of writing direction spelt out, and escaped."""
-    return escape(printable(text))
 
 
 def layer_picker(report: Report) -> str:
@@ -117,7 +113,7 @@ def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart"
         parts.append(
             f"<h2><span>{plain(section.title)}</span> {plain(v.question)} "
             f'<em class="{_tone(v)}">{plain(v.answer)}</em></h2>'
-            f"<p>{plain(v.reason[:1].upper() + v.reason[1:])}</p>"
+            f"<p>{plain(html.sentence(v.reason))}</p>"
             + ("" if v.reliability is None else f"<p>Such an answer was {plain(v.reliability.text)}.</p>")
         )
     for spec in section.specs:
@@ -152,30 +148,9 @@ def _figures(verdict: Verdict) -> str:
 
 def table_of(table: ReportTable, *, folded: bool = False) -> str:
     """A table with its title, which can be folded; of its rows at most `MOST_TABLE_ROWS`."""
-    heads = "".join(f"<th>{plain(heading)}</th>" for heading in table.headings.values())
     shown = table.frame.head(MOST_TABLE_ROWS)
-    rows = "".join(_row(row, table.headings) for row in shown.to_dict("records"))
     more = len(table.frame) - len(shown)
     note = f"<p>… and {counted(more, 'more row')}</p>" if more else ""
-    body = f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    body = f"<div class=scroll>{html.table(shown.to_dict('records'), table.headings)}</div>{note}"
     state = "" if folded else " open"
     return f"<details{state}><summary>{plain(table.title)} ({len(table.frame)})</summary>{body}</details>"
-
-
-def _row(row: dict[Any, Any], headings: dict[str, str]) -> str:
-    """A row of a table; ``data-layer`` lets page.js find the rows of the selected layer."""
-    layer = row.get("parameter")
-    mark = f' data-layer="{escape(str(layer))}"' if layer is not None else ""
-    return f"<tr{mark}>" + "".join(_cell(name, row.get(name)) for name in headings) + "</tr>"
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None or value != value:  # NaN differs from itself
-        return "<td></td>"
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
-        return f"<td>{'yes' if value else 'no'}</td>"
-    if isinstance(value, int | float):
-        # `value % 1` is 0 for a whole number; for infinity it is NaN, which counts as true.
-        text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
-        return f"<td class=n>{text}</td>"
-    return f"<td>{plain(str(value))}</td>"

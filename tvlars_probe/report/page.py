@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.charts.export import TOOLTIP, script_text
+from tvlars_probe.displays.html import plain
 from tvlars_probe.report.definitions import DEFINITIONS
-from tvlars_probe.report.elements import layer_picker, plain, resource, section_of, vega_bundle, verdict_cards
+from tvlars_probe.report.elements import layer_picker, resource, section_of, vega_bundle, verdict_cards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,10 @@ BATCH_ROWS = 1 << 17
 
 
 def condition_of(
-    where: pc.Expression | None, steps: tuple[int, int] | None, parameters: Sequence[str] | None
+    *,
+    where: pc.Expression | None = None,
+    steps: tuple[int, int] | None = None,
+    parameters: Sequence[str] | None = None,
 ) -> pc.Expression | None:
     """All of these conditions, joined by and; None if none is given."""
     import pyarrow.compute as pc

@@ -8,8 +8,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, Self
 
 from tvlars_probe.errors import StorageError, UserError
+from tvlars_probe.traces.environment import environment
 from tvlars_probe.traces.gaps import Gap, holes
-from tvlars_probe.traces.manifest import Manifest, environment, now
+from tvlars_probe.traces.manifest import Manifest, now
 from tvlars_probe.traces.parts import list_parts
 from tvlars_probe.traces.run_directory import LOCK_NAME, RunDirectory
 from tvlars_probe.traces.schema import EPOCHS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,8 @@ def remove_leftovers(run: Path) -> None:
 
     Only what has a name that this package gives to unfinished work is removed, and no link is followed.
     """
+    import shutil  # which takes long to import, and readers remove nothing
+
     # Each folder is listed as a whole first, since its entries are removed meanwhile.
     for home in (run, run / "checkpoints"):
         for file in [*home.iterdir()] if home.is_dir() and not home.is_symlink() else []:

@@ -5,19 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import platform
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.admission import limits
 from tvlars_probe.admission.files import read_plain
-from tvlars_probe.admission.names import encodable_values
+from tvlars_probe.admission.names import encodable_values, printable
 from tvlars_probe.admission.texts import parse_json, refuse_costly_json
 from tvlars_probe.errors import LaterVersionError, RefusedFileError, RunDirectoryError, UnreadableError
 from tvlars_probe.traces.files import replace_file
@@ -43,7 +37,7 @@ STATUSES = ("running", "completed", "diverged", "interrupted", "failed")
 """What a manifest's status can be. A run that says running while nobody holds its lock is shown as killed."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Manifest:
     """The manifest of a run. What isn't known is None or empty.
 
@@ -108,6 +102,9 @@ class Manifest:
     best: dict[str, Any] | None = None
     best_test_acc1: float | None = None
     final: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Manifest of {printable(self.run_id)}: {self.status}>"  # all of it is pages long
 
     @property
     def is_of_train(self) -> bool:
@@ -270,45 +267,6 @@ def _finite_or_not(value: Any) -> Any:
 def now() -> datetime:
     """The current time in UTC."""
     return datetime.now(UTC)
-
-
-def environment() -> dict[str, Any]:
-    """Start time, host, process and versions, for a segment of the manifest."""
-    return {
-        "start": now().isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "python": platform.python_version(),
-        "torch": _version("torch"),
-        "tvlars_probe": _version("tvlars-probe"),
-        "git_revision": _git_revision(),
-    }
-
-
-def _version(package: str) -> str | None:
-    # The loaded module is what runs; the installed package may be another copy. torch's version is a subclass of str.
-    loaded = sys.modules.get(package.replace("-", "_"))
-    if loaded is not None and isinstance(version := getattr(loaded, "__version__", None), str):
-        return str(version)
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The revision that is checked out in the working directory; None if that is no git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def in_json(value: Any) -> Any:

@@ -1,11 +1,10 @@
-"""Reads a run's trace as pandas frames. Columns and rows are chosen before they are read."""
+"""Reads a run's trace. Columns and rows are chosen before they are read."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError, TraceError
@@ -22,6 +21,7 @@ from tvlars_probe.traces.datasets import (
     unfound,
 )
 from tvlars_probe.traces.footers import check_footer, rows_in_memory
+from tvlars_probe.traces.frames import Frames
 from tvlars_probe.traces.manifest import Manifest
 from tvlars_probe.traces.manifest_entries import ParameterEntry
 from tvlars_probe.traces.parts import list_parts, read_part
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+    from tvlars_probe.traces.frames import RowChoice
 
     StrPath = str | os.PathLike[str]
 
@@ -42,58 +43,6 @@ T = TypeVar("T")
 
 _ATTEMPTS = 5
 """How often the parts are listed at most: a part that is listed may be merged into another before it is opened."""
-
-
-class Frames(ABC):
-    """The tables of one run or several as pandas frames. A subclass says in `frame` where the rows are."""
-
-    @abstractmethod
-    def frame(
-        self,
-        table: str,
-        columns: Sequence[str] | None = None,
-        *,
-        steps: tuple[int, int] | None = None,
-        parameters: Sequence[str] | None = None,
-        where: pc.Expression | None = None,
-    ) -> pd.DataFrame:
-        """Rows of a table in order of steps.
-
-        Args:
-            table: name of the table.
-            columns: the columns wanted, all by default.
-            steps: the first and the last step wanted, both included.
-            parameters: names of the parameters wanted (tables with a column ``parameter``).
-            where: any other condition, a `pyarrow.compute` expression.
-
-        Raises:
-            UserError: there is no such table or column.
-            TraceError: the trace lacks a column, a part is damaged, or memory can't hold the rows.
-        """
-
-    def layers(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """`frame` of the table ``layers``."""
-        return self.frame("layers", columns, **choice)
-
-    def steps(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """`frame` of the table ``steps``."""
-        return self.frame("steps", columns, **choice)
-
-    def epochs(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """`frame` of the table ``epochs``."""
-        return self.frame("epochs", columns, **choice)
-
-    def curvature(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """`frame` of the table ``curvature``: measured in training and after it."""
-        return self.frame("curvature", columns, **choice)
-
-    def noise(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """`frame` of the table ``noise``: the gradient's noise, measured in training and after it."""
-        return self.frame("noise", columns, **choice)
-
-    def findings(self, columns: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """`frame` of the table ``findings``: what rules found wrong while the run trained."""
-        return self.frame("findings", columns, **choice)
 
 
 class Trace(Frames):
@@ -131,19 +80,11 @@ class Trace(Frames):
         known = ParameterEntry.__annotations__
         return pd.DataFrame([{name: e[name] for name in e if name in known} for e in phases.get(chosen, [])])
 
-    def frame(
-        self,
-        table: str,
-        columns: Sequence[str] | None = None,
-        *,
-        steps: tuple[int, int] | None = None,
-        parameters: Sequence[str] | None = None,
-        where: pc.Expression | None = None,
-    ) -> pd.DataFrame:
-        schema = schema_of(table)
+    def rows(self, table: str, columns: Sequence[str] | None = None, **choice: Unpack[RowChoice]) -> pa.Table:
+        schema, parameters = schema_of(table), choice.get("parameters")
         for column in (*(columns or ()), *(() if parameters is None else ("parameter",))):
             schema[column]  # raises if there is no such column
-        wanted, condition = list(columns or schema.names), condition_of(where, steps, parameters)
+        wanted, condition = list(columns or schema.names), condition_of(**choice)
         # Only this table is ever out of order, and sorting it takes its steps.
         read_columns = [*wanted, *({"step"} - {*wanted})] if table == "layers" else wanted
 
@@ -159,9 +100,9 @@ class Trace(Frames):
             return rows
 
         rows = self._with_parts(table, wanted, read)
-        return (by_step(rows).select(wanted) if table == "layers" else rows).to_pandas()
+        return by_step(rows).select(wanted) if table == "layers" else rows
 
-    def rows(self, table: str, columns: Sequence[str]) -> pa.Table:
+    def whole_rows(self, table: str, columns: Sequence[str]) -> pa.Table:
         """All rows of a table, as Arrow has them and in the order of its parts. pandas isn't loaded for it.
 
         Args:
@@ -221,7 +162,7 @@ class Trace(Frames):
         Raises:
             TraceError: the trace lacks a column, or a part is damaged.
         """
-        wanted, condition = list(columns), condition_of(None, steps, None)
+        wanted, condition = list(columns), condition_of(steps=steps)
 
         def read(paths: Sequence[Path], _: Sequence[pq.FileMetaData]) -> T:
             if not paths:

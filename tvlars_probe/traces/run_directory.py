@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import re
-import secrets
 import shlex
 import stat
 import time
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError, RunHeldError
-from tvlars_probe.traces.compaction import cut
 from tvlars_probe.traces.leftovers import remove_leftovers
 from tvlars_probe.traces.manifest import FILE_NAME, Manifest
 from tvlars_probe.traces.schema import TABLES
@@ -152,8 +150,10 @@ class RunDirectory:
             RunDirectoryError: the file system refuses; nothing is lost.
             TraceError: a part can't be split, since it is damaged or the file system can't exchange folders.
         """
+        from tvlars_probe.traces.compaction import cut  # readers do without it
+
         remove_leftovers(self.path)
-        aside = self.path / "aside" / f"from-{step}-{secrets.token_hex(3)}"
+        aside = self.path / "aside" / f"from-{step}-{os.urandom(3).hex()}"
         try:
             for folder in (self.path / "trace" / name for name in TABLES):
                 first_cut = epochs_from if epochs_from is not None else step + 1
@@ -331,7 +331,7 @@ def by_name(path: Path) -> tuple[list[float | str], str]:
 
 def new_run_id(path: Path) -> str:
     """A unique run_id for the run at ``path``: its folder's name and a random number."""
-    return f"{encodable(path.name)}.{secrets.token_hex(3)}"
+    return f"{encodable(path.name)}.{os.urandom(3).hex()}"
 
 
 def first_free(path: Path) -> Path:

@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.batches.branches import branches_of, is_branch
 from tvlars_probe.analyses.batches.noise_verdict import interval_text
 from tvlars_probe.analyses.batches.time_to_target import time_to_target
 from tvlars_probe.analyses.of_runs import noise_scale_of
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import counted, some_of
-from tvlars_probe.errors import UserError
+from tvlars_probe.displays.displayed import ShownTable
+from tvlars_probe.errors import TraceError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tvlars_probe.analyses.batches.branches import Branches
     from tvlars_probe.analyses.batches.noise_scale import NoiseScale
@@ -65,8 +68,8 @@ _NO_SWEEP = "no sweep over batches was given (tvlars-probe sweep with several --
 _NO_BRANCHES = "no branches were given (tvlars-probe branch RUN --checkpoint STEP --batch-sizes ...)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchSizeAnswers:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BatchSizeAnswers(Answered):
     """The three answers, as far as the runs hold them.
 
     Attributes:
@@ -90,6 +93,24 @@ class BatchSizeAnswers:
     verdict: Verdict
     missing: tuple[str, ...]
     doubts: tuple[str, ...]
+
+    def _tables(self) -> Iterable[ShownTable]:
+        yield ShownTable.of_frame(self.table, headings.BATCH_SIZE, "Answers")
+
+
+def critical_batch_of(
+    sources: Sequence[Source], *, target: float | None = None, window: int | None = None, seed: int = 0
+) -> BatchSizeAnswers:
+    """`batch_size_of` for somebody who has asked.
+
+    Raises:
+        TraceError: the runs allow none of the ways.
+    """
+    result = batch_size_of(sources, target=target, window=window, seed=seed)
+    if not len(result.table):
+        of = some_of([str(source.trace.path) for source in sources])
+        raise TraceError(f"{of} can't tell how large the batch may be. {'. '.join(result.missing)}")
+    return result
 
 
 def batch_size_of(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tvlars_probe.admission.numbers import check_level
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.batches.branch_losses import losses_of
 from tvlars_probe.analyses.intervals import Mean
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
@@ -38,8 +39,8 @@ YARDSTICK, FREE, COSTS, UNKNOWN, WORSE = "yardstick", "free", "costs", "unknown"
 """What the column ``cost`` says of a batch size. One below the yardstick is worse than a larger one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Branches:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Branches(Answered):
     """Branches of one checkpoint side by side.
 
     Attributes:

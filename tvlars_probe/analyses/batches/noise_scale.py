@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tvlars_probe.analyses.answered import AnsweredOfRun
 from tvlars_probe.analyses.batches.fieller import UNKNOWN, Ratio, fieller
 from tvlars_probe.analyses.batches.noise_verdict import (
     disagreement_of,
@@ -93,8 +94,8 @@ LAYER_WINDOWS = 60
 LEVEL = 0.95
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseScale:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NoiseScale(AnsweredOfRun):
     """What the gradient's noise says of a run's batch.
 
     Attributes:

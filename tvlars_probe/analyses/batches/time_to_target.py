@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tvlars_probe.admission.numbers import check_level
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.batches.target_curves import (
     EARLY,
     MISSED,
@@ -48,8 +49,8 @@ _CELL = ["batch_size", "lr", "settings"]
 _UNKNOWN = IntervalEstimate(math.nan, math.nan, math.nan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeToTarget:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TimeToTarget(Answered):
     """Steps and samples to a target, and the batch size at which both are twice the fewest.
 
     Attributes:

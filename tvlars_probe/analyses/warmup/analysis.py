@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.answered import AnsweredOfRun
 from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS, warmup_features
 from tvlars_probe.analyses.warmup.marks import WarmupMarks, marks_of
 from tvlars_probe.analyses.warmup.rule import judge
+from tvlars_probe.displays.displayed import ShownTable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.grid import LayerGrid
     from tvlars_probe.analyses.verdict import Figure, Verdict
     from tvlars_probe.analyses.warmup.thresholds import Thresholds
 
 
-@dataclass(frozen=True, kw_only=True)
-class Warmup(WarmupMarks):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Warmup(AnsweredOfRun, WarmupMarks):
     """What a trace says of warm-up: its marks, and an answer.
 
     Attributes:
@@ -30,6 +35,11 @@ class Warmup(WarmupMarks):
 
     verdict: Verdict
     features: tuple[Figure, ...]
+
+    def _tables(self) -> Iterable[ShownTable]:
+        order = ["length", "overwritten_steps", "hot_steps"]
+        layers = self.layers.sort_values(order, ascending=False, kind="stable")
+        yield ShownTable.of_frame(layers, headings.LAYERS, "Layers, those first that ask for the longest warm-up")
 
 
 def analyse_warmup(

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tvlars_probe.analyses import headings
+from tvlars_probe.analyses.answered import Answered
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.warmup.paired_gain import NEVER_LEARNED, SIDES, UNKNOWN, outcomes_by_cell
 from tvlars_probe.analyses.wording import counted, some_of
+from tvlars_probe.displays.displayed import ShownTable
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from tvlars_probe.analyses.warmup.analysis import Warmup
 
@@ -26,8 +29,8 @@ MOST_TOLD = 6
 """Most cells that a reason goes through one by one."""
 
 
-@dataclass(frozen=True)
-class WarmupPairs:
+@dataclass(frozen=True, repr=False)
+class WarmupPairs(Answered):
     """A comparison of runs that differ in warm-up.
 
     Attributes:
@@ -49,6 +52,15 @@ class WarmupPairs:
     cells: pd.DataFrame
     runs: pd.DataFrame
     pairs: pd.DataFrame
+
+    @property
+    def _of(self) -> str:
+        return counted(len(self.runs), "run")
+
+    def _tables(self) -> Iterable[ShownTable]:
+        rate = "peak_lr" if "peak_lr" in self.cells else "lr"
+        yield ShownTable.of_frame(self.cells, headings.warmup_cells(rate), "Peak rates")
+        yield ShownTable.of_frame(self.runs, headings.WARMUP_RUNS, "Runs")
 
 
 def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "peak_lr") -> WarmupPairs:
