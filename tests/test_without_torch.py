@@ -60,6 +60,8 @@ NEEDING = {
 READING = {
     "data": ["data", "list"],
     "runs": ["runs", "FOLDER"],
+    "init": ["init", "grid.toml"],
+    "query": ["query", "select count(*) from layers", "RUN"],
     "check": ["check", "RUN"],
     "doctor": ["doctor", "RUN"],
     "show": ["show", "RUN"],
