@@ -34,7 +34,7 @@ bench-smoke: $(INSTALLED)  ## every benchmark once, too small to measure anythin
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks --smoke
 
-study: $(INSTALLED)  ## train what docs/study.md tells of, hours and resumable, and write its tables
+study: $(INSTALLED)  ## train what docs/evidence/study.md tells of, hours and resumable, and write its tables
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks.study run
 	$(BIN)/python -m benchmarks.study results

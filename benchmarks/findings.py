@@ -1,6 +1,6 @@
 """How often each rule finds what was planted, how often it finds something in a sound run, and what a flush costs.
 
-    python -m benchmarks.findings --write      also writes the table of docs/findings.md
+    python -m benchmarks.findings --write      also writes the table of docs/guides/findings.md
 
 Sound runs are trained by ``train`` on scikit-learn's digits: every optimizer that it knows, two batch sizes, two
 schedules, three seeds and two rates. One that ends with a test accuracy of at least 90 % is sound. All rules are
@@ -44,7 +44,7 @@ from tvlars_probe.runners.train import train
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "findings.md"
 
 RATES = {
     "lars": (5.0, 15.0), "tvlars": (5.0, 15.0), "lamb": (0.01, 0.03), "nlamb": (0.01, 0.03), "sgd": (0.05, 0.1),
@@ -142,7 +142,7 @@ def flush_milliseconds(rows: int, tensors: int = 1000, rounds: int = 31) -> floa
 
 
 def table(sound: dict[str, int], wrong: dict[str, list[str]], planted: dict[str, tuple[int, int | None]]) -> str:
-    """The table of docs/findings.md."""
+    """The table of docs/guides/findings.md."""
     lines = ["| rule | what it finds | planted | found in step | sound runs | default |", "|---|---|---|---|---|---|"]
     for name, rule in RULES.items():
         step, found = planted[name]
@@ -167,7 +167,7 @@ def write(text: str) -> None:
 @click.option("--seeds", default=3, show_default=True, help="Seeds of each cell of the grid.")
 @click.option("--runs", type=int, help="Train only the first so many runs of the grid.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the runs are kept; those that are there count.")
-@click.option("--write", "writes", is_flag=True, help="Write the table into docs/findings.md.")
+@click.option("--write", "writes", is_flag=True, help="Write the table into docs/guides/findings.md.")
 def main(seeds: int, runs: int | None, folder: Path | None, writes: bool) -> None:
     """Plant what each rule is to find, train sound runs, and time the rules."""
     torch.set_num_threads(1)

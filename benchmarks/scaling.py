@@ -1,4 +1,4 @@
-"""How rows, bytes, seconds and memory grow with steps and tensors: the figures of docs/scaling.md.
+"""How rows, bytes, seconds and memory grow with steps and tensors: the figures of docs/evidence/scaling.md.
 
     python -m benchmarks.scaling
 

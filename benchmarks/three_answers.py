@@ -135,7 +135,7 @@ def _scale(rows: pd.DataFrame, place: int) -> str:
 
 
 def line(task: str, folder: Path) -> tuple[str, BatchSizeAnswers]:
-    """A row of the table in docs/batch_size.md."""
+    """A row of the table in docs/guides/batch_size.md."""
     data, optimizer = task.split("-")
     found, curve, time = answers(folder, data, optimizer)
     recorded, measured = curve[curve["source"] == "training"], curve[curve["source"] == "probe"]

@@ -14,7 +14,7 @@ from tvlars_probe.cli import COMMANDS, main
 from tvlars_probe.queries.runs_table import RUNS
 from tvlars_probe.traces.schema import TABLES
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "reference"
 
 
 COMPLETION = """## Completion by the shell
@@ -41,7 +41,7 @@ _TVLARS_PROBE_COMPLETE=fish_source tvlars-probe | source
 
 
 def command_line() -> str:
-    """docs/cli.md."""
+    """docs/reference/cli.md."""
     parts = [f"# Command line\n\nGenerated from `--help` by `make docs`.\n\n{COMPLETION}"]
     with click.Context(main, info_name="tvlars-probe", terminal_width=100, **main.context_settings) as root:
         parts.append(_help("tvlars-probe", main.get_help(root)))
@@ -61,11 +61,11 @@ def _help(title: str, text: str) -> str:
 
 
 def tables() -> str:
-    """docs/tables.md."""
+    """docs/reference/tables.md."""
     parts = [
         "# Tables\n\nGenerated from `tvlars_probe/traces/schema.py` by `make docs`. What the symbols mean and how to "
-        "read the tables: [traces.md](traces.md). The last one, `runs`, lies in no file: [query](query.md) makes it of "
-        "the manifests.\n"
+        "read the tables: [traces.md](traces.md). The last one, `runs`, lies in no file: "
+        "[query](../guides/query.md) makes it of the manifests.\n"
     ]
     for table in (*TABLES.values(), RUNS):
         rows = [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |".replace("|g|", "\\|g\\|") for c in table.columns]
@@ -75,11 +75,11 @@ def tables() -> str:
 
 
 def features() -> str:
-    """docs/warmup_features.md."""
+    """docs/reference/warmup_features.md."""
     head = (
         "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup/features.py` by `make docs`. What a trace "
-        "tells early and late of how the run took its learning rate; rules on [warm-up](verdicts.md) may read nothing "
-        "else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without the early. A "
+        "tells early and late of how the run took its learning rate; rules on [warm-up](../evidence/verdicts.md) may "
+        "read nothing else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without the early. A "
         "*weight* has two or more dimensions, other tensors are *vectors*.\n"
     )
     rows = [f"| {f.name} | {f.unit} | {f.meaning} |" for f in named_features()]

@@ -1,4 +1,4 @@
-"""Deviations from the official experiments that no other test holds (docs/differences.md)."""
+"""Deviations from the official experiments that no other test holds (docs/evidence/differences.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tvlars_probe.runners.phases.barlow_config import BarlowTwinsConfig
 from tvlars_probe.runners.train import train
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "evidence" / "differences.md").read_text(encoding="utf-8")
 
 
 def test_each_difference_has_a_consequence_and_a_test_that_exists() -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.study run       trains what isn't finished: hours, and resumable
     python -m benchmarks.study results   writes results.csv beside this file
-    python -m benchmarks.study tables    writes the tables of docs/study.md from results.csv: seconds
+    python -m benchmarks.study tables    writes the tables of docs/evidence/study.md from results.csv: seconds
 
 Runs are trained in stages, since the settings of later ones are chosen by earlier ones.
 """
@@ -65,7 +65,7 @@ def write_results(folder: Path, cases: tuple[str, ...], out: Path) -> None:
 
 @main.command("tables")
 def write_tables() -> None:
-    """Write the tables of docs/study.md from the committed results."""
+    """Write the tables of docs/evidence/study.md from the committed results."""
     text = page.PAGE.read_text(encoding="utf-8")
     page.PAGE.write_text(page.filled(text, page.results()), encoding="utf-8")
 

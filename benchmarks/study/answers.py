@@ -133,7 +133,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "replay": replayed,
     "variants": by_variant,
 }
-"""By the name that a table has in docs/study.md, what makes it."""
+"""By the name that a table has in docs/evidence/study.md, what makes it."""
 
 
 def _setting(rows: pd.DataFrame) -> str:

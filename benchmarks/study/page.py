@@ -1,4 +1,4 @@
-"""The tables of docs/study.md, between marks in its text."""
+"""The tables of docs/evidence/study.md, between marks in its text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.study.answers import TABLES
 
-PAGE = Path(__file__).parents[2] / "docs" / "study.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "study.md"
 RESULTS = Path(__file__).parent / "results.csv"
 
 _MARKS = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

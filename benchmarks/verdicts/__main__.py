@@ -102,7 +102,9 @@ def write_features(folder: Path, out: Path) -> None:
 
 
 @main.command("rules")
-@click.option("--write", is_flag=True, help="Write model.json of the package, and the tables of docs/verdicts.md.")
+@click.option(
+    "--write", is_flag=True, help="Write model.json of the package, and the tables of docs/evidence/verdicts.md."
+)
 def of_rules(write: bool) -> None:
     """Fit the rule on warm-up, and tell how often it is right of data sets and models that it wasn't fitted on."""
     text = rule_tables.text()

@@ -1,4 +1,4 @@
-"""The tables of docs/verdicts.md on the rule on warm-up."""
+"""The tables of docs/evidence/verdicts.md on the rule on warm-up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-PAGE = Path(__file__).parents[2] / "docs" / "verdicts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "verdicts.md"
 MODEL = Path(tvlars_probe.__file__).parent / "analyses" / "warmup" / "model.json"
 
 _MARKS = r"(<!-- python -m benchmarks.verdicts rules --write -->\n).*?(\n<!-- end -->)"

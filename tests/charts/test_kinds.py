@@ -187,9 +187,9 @@ def test_one_run_is_one(name: str, measured: list[Path]) -> None:
 
 def test_the_documentation_shows_every_kind_with_the_command_that_made_it() -> None:
     docs = Path(__file__).parents[2] / "docs"
-    text = (docs / "charts.md").read_text(encoding="utf-8")
+    text = (docs / "guides" / "charts.md").read_text(encoding="utf-8")
     for name in KINDS:
-        picture, command = text.index(f"(images/{name}.png)"), text.index(f"`tvlars-probe chart {name} ")
+        picture, command = text.index(f"(../images/{name}.png)"), text.index(f"`tvlars-probe chart {name} ")
         assert picture < command
         assert f"-o {name}.png`" in text[command:].splitlines()[0]
         assert (docs / "images" / f"{name}.png").exists()

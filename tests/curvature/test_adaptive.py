@@ -102,7 +102,7 @@ def changes(before: dict[str, float], after: dict[str, float]) -> dict[str, bool
 
 @pytest.mark.parametrize("name", [*PRESERVING])
 def test_what_rescalings_that_preserve_the_function_change(name: str) -> None:
-    """docs/sharpness.md has these as a table."""
+    """docs/concepts/sharpness.md has these as a table."""
     network, change = PRESERVING[name]
     found = changes(figures(built(network)), figures(rescaled(built(network), change, 5.0)))
     whole = name in WHOLE_TENSORS

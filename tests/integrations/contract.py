@@ -1,4 +1,4 @@
-"""The contract suite's table in docs/integrations.md: which property is tested in which trainer, and why not elsewhere.
+"""The contract suite's table in docs/guides/integrations.md: which property is tested in which trainer.
 
 python -m tests.integrations.contract        write it again
 """
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "integrations.md"
 FIRST, LAST = "<!-- contract: begin -->\n", "<!-- contract: end -->\n"
 
 COLUMNS = {
@@ -165,7 +165,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """docs/integrations.md with the table as it is now."""
+    """docs/guides/integrations.md with the table as it is now."""
     text = PAGE.read_text(encoding="utf-8")
     return re.sub(f"({FIRST}).*({LAST})", lambda found: found[1] + table() + found[2], text, flags=re.DOTALL)
 

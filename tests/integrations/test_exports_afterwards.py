@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PAGE = ROOT / "docs" / "trackers.md"
+PAGE = ROOT / "docs" / "guides" / "trackers.md"
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)

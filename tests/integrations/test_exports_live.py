@@ -38,7 +38,7 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 def expected(run: Any) -> dict[tuple[int, str], float]:
-    """What the trace holds, under the names of docs/trackers.md, spelt out here once more."""
+    """What the trace holds, under the names of docs/guides/trackers.md, spelt out here once more."""
     values: dict[tuple[int, str], float] = {}
     for row in run.steps().itertuples():
         values |= {

@@ -1,4 +1,4 @@
-"""The blocks of docs/integrations.md run, one after another, with the real packages."""
+"""The blocks of docs/guides/integrations.md run, one after another, with the real packages."""
 
 from __future__ import annotations
 

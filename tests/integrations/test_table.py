@@ -1,4 +1,4 @@
-"""The contract suite's table is what docs/integrations.md shows, and each of its tests exists for its trainer."""
+"""The contract suite's table is what docs/guides/integrations.md shows, and each of its tests exists."""
 
 from __future__ import annotations
 

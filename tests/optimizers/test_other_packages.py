@@ -1,4 +1,4 @@
-"""What the columns hold of optimizers that people take from other packages, as docs/optimizers.md says it."""
+"""What the columns hold of optimizers that people take from other packages, as docs/reference/optimizers.md says it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules once more, step by step and tensor by tensor, as docs/findings.md words them."""
+"""The rules once more, step by step and tensor by tensor, as docs/guides/findings.md words them."""
 
 from __future__ import annotations
 

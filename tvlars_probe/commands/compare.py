@@ -37,7 +37,7 @@ def command(runs: tuple[Path, ...], output: Output, metric: str, rows: str, colu
 
     Each cell at its best learning rate: mean and 95 % interval over seeds, epochs to a target accuracy, and how many
     runs diverged. The rate is chosen on held-out data (train --val) where every run has some. A cell is the best if it
-    is apart from each of the others; how often that is said of cells that are alike stands in docs/verdicts.md.
+    is apart from each of the others; docs/evidence/verdicts.md tells how often that is said of cells that are alike.
     """
     from tvlars_probe.analyses.of_runs import comparison_of
     from tvlars_probe.analyses.source import Source

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 OFF = ("ratio_clamped", "excluded_overwritten", "batch_beyond_noise")
-"""Rules that more than 5 % of sound runs break (docs/findings.md): they are on only where they are asked for."""
+"""Rules that more than 5 % of sound runs break (docs/guides/findings.md): they are on only where they are asked for."""
 
 IDS = (
     "non_finite",

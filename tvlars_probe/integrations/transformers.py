@@ -38,7 +38,7 @@ _TENSOR = "tensor in base64"
 
 _ELSEWHERE = (
     "TrainerProbe records no loss: {what}. A callback sees only the loss that the model itself returns "
-    "(docs/integrations.md)"
+    "(docs/guides/integrations.md)"
 )
 _DISAGREEMENT = 0.01
 """Relative difference from the Trainer's own mean beyond which the model's loss isn't what was descended."""

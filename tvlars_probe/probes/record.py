@@ -106,8 +106,8 @@ def record(
             stands in the manifest's notes. None sets no limit.
         on_probe_error: what happens when a probe or the reading of norms raises. "warn" goes on recording only what
             the loop tells, with a warning and a note in the manifest; "raise" ends the run.
-        findings: ids of the rules that look at every flush (docs/findings.md), or "all", "none", or "default": those
-            that seldom find something in sound runs.
+        findings: ids of the rules that look at every flush (docs/guides/findings.md), or "all", "none", or "default":
+            those that seldom find something in sound runs.
         on_finding: called with each `Finding` on rank 0, at the flush that finds it. What it raises is told once.
             On several ranks it must not call what every rank calls (``flush``, ``state_dict``): rank 0 would wait for
             the others.

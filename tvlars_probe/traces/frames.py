@@ -38,8 +38,8 @@ class RowChoice(TypedDict, total=False):
 class Frames(ABC):
     """The tables of one run or several. A subclass says in `rows` where the rows are.
 
-    Every method takes the columns wanted, which rows (`RowChoice`), and the ``engine``: "pandas" by default, "polars" or
-    "arrow".
+    Every method takes the columns wanted, which rows (`RowChoice`), and the ``engine``: "pandas" by default, "polars"
+    or "arrow".
     """
 
     @abstractmethod

@@ -162,7 +162,7 @@ FINDINGS = Table(
     (
         RUN,
         STEP,
-        Column("rule", "name", "name", "id of the rule: see docs/findings.md", required=True),
+        Column("rule", "name", "name", "id of the rule: see docs/guides/findings.md", required=True),
         Column("parameter", "name", "name", "the tensor it is about; null where it is about the whole model"),
         Column("value", "float64", "1", "what the rule compares"),
         Column("threshold", "float64", "1", "what it compares the value with; null for a rule without one"),

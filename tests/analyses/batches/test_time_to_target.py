@@ -181,7 +181,7 @@ def test_runs_of_several_kinds_are_refused_and_branches_passed_over() -> None:
 
 
 def test_its_interval_holds_the_critical_batch() -> None:
-    """Through interpolation and the choice of rates: in 20 draws; how often in many is told in docs/branches.md."""
+    """Through interpolation and the choice of rates: in 20 draws; docs/guides/branches.md tells how often in many."""
     hits = 0
     for draw in range(20):
         result = time_to_target(sweep(draw=draw, rates=(0.1,), noise=0.1), target=TARGET, seed=draw)

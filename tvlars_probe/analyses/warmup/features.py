@@ -5,7 +5,7 @@ ones. Losses and norms are told relative to their first value, so that they comp
 tensor of two or more dimensions; biases and what normalises are *vectors*. What a trace doesn't hold is None.
 
 None of the figures says by itself whether warm-up was needed. How often a rule on them is right is measured on pairs of
-runs: see docs/verdicts.md.
+runs: see docs/evidence/verdicts.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 First come runs that nothing can be asked of: a run that diverged, and one that never learned. For the others there is a
 decision list; where none of its rules holds the answer is "can't tell". It was fitted on pairs of runs with warm-up and
 without (`benchmarks/verdicts`), and how often its answers are right was counted on pairs of other data sets and models:
-docs/verdicts.md.
+docs/evidence/verdicts.md.
 """
 
 from __future__ import annotations

@@ -141,5 +141,5 @@ def _unknown_optimizers(optimizers: Sequence[Optimizer]) -> str | None:
     null = "the applied rates are" if all(d.columns for d in unknown) else "trust_ratio and the applied rates are"
     return (
         f"what {', '.join(names)} does to a rate isn't known, so that {null} null; norms are recorded. "
-        f"tvlars_probe.describe.register({names[0]}) tells it (docs/optimizers.md)"
+        f"tvlars_probe.describe.register({names[0]}) tells it (docs/reference/optimizers.md)"
     )
