@@ -97,7 +97,7 @@ def test_commands_that_read_need_no_torch(measured: list[Path], tmp_path: Path) 
     found = dict(zip(READING, outcomes([*READING.values()], measured[0], tmp_path), strict=True))
     assert {name: told for name, told in found.items() if told[0] not in (0, 1)} == {}
     assert {name for name, (code, _) in found.items() if code} <= {"doctor"}  # 1: something is wrong with the run
-    assert {path.name for path in tmp_path.iterdir()} == {"chart.svg", "page.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"chart.svg", "grid.toml", "page.html"}
 
 
 def test_what_needs_torch_says_so_and_writes_nothing(trained: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Each difference is judged by Welch's t (1947), which takes the scatter of each setting as it is; over several settings
 by the studentised range with Welch's degrees of freedom (Games & Howell 1976). Settings of one seed aren't paired: over
-a seed that they share the accuracies of different settings are all but uncorrelated (docs/evidence/verdicts.md), so that
-pairs would gain nothing and lose half of the degrees of freedom.
+a seed that they share the accuracies of different settings are all but uncorrelated (docs/evidence/verdicts.md), so
+that pairs would gain nothing and lose half of the degrees of freedom.
 """
 
 from __future__ import annotations

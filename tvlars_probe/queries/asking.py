@@ -59,8 +59,8 @@ class Answer:
 def query(sql: str, runs: StrPath | Iterable[StrPath]) -> pd.DataFrame:
     """Answer one SELECT over the tables of runs, by DuckDB.
 
-    The tables are those of docs/reference/tables.md, each with the rows of all runs, and ``runs`` with a row per run. They
-    are joined by their column ``run``. A run that still trains is read as it stands.
+    The tables are those of docs/reference/tables.md, each with the rows of all runs, and ``runs`` with a row per run.
+    They are joined by their column ``run``. A run that still trains is read as it stands.
 
     Args:
         sql: the query, such as ``select run, max(trust_ratio) from layers group by run``.
