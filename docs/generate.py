@@ -79,8 +79,8 @@ def features() -> str:
     head = (
         "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup/features.py` by `make docs`. What a trace "
         "tells early and late of how the run took its learning rate; rules on [warm-up](../evidence/verdicts.md) may "
-        "read nothing else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without the "
-        "early. A *weight* has two or more dimensions, other tensors are *vectors*.\n"
+        "read nothing else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without "
+        "the early. A *weight* has two or more dimensions, other tensors are *vectors*.\n"
     )
     rows = [f"| {f.name} | {f.unit} | {f.meaning} |" for f in named_features()]
     return "\n".join([head, "| feature | unit | what it is |", "|---|---|---|", *rows, ""])
