@@ -49,6 +49,7 @@ class Planted:
         before_step: changes something before the update of the step, when its gradients are there.
         mislabelled: whether each label of the step's batch is another class's.
         step: the step in which the rule is broken.
+        after: steps after which the rule tells of it.
         dtype: of the weights.
         batch_size: samples of a step.
         pieces: in which a batch is computed; from two on, their noise is recorded.
@@ -59,6 +60,7 @@ class Planted:
     before_step: Callable[[nn.Module, Optimizer], None] = _nothing
     mislabelled: bool = False
     step: int = STEP
+    after: int = 0
     dtype: torch.dtype = torch.float32
     batch_size: int = 256
     pieces: int = 1
@@ -77,8 +79,16 @@ def _scaled_gradient(model: nn.Module, _: Optimizer) -> None:
     _gradients(model)[0].mul_(1e9)
 
 
-def _large_rate(_: nn.Module, optimizer: Optimizer) -> None:
-    optimizer.param_groups[0]["lr"] = 5e4
+def _large_rate(lr: float) -> Callable[[nn.Module, Optimizer], None]:
+    def change(_: nn.Module, optimizer: Optimizer) -> None:
+        optimizer.param_groups[0]["lr"] = lr
+
+    return change
+
+
+def _zeros(model: nn.Module, _: Optimizer) -> None:
+    # Its gradient stays as it is, and moves it.
+    [*model.parameters()][2].data.zero_()
 
 
 def _gradients(model: nn.Module) -> list[Tensor]:
@@ -95,9 +105,12 @@ PLANTED = {
     "grad_spike": Planted("the labels of one batch are shifted", mislabelled=True, step=SPIKE),
     "ratio_clamped": Planted("a tensor's ‖w‖ becomes 20 under TVLARS", _tvlars(1e-4), _large_weights),
     "ratio_vanished": Planted("a gradient under LARS is left scaled by 1e9", _lars, _scaled_gradient),
+    # Told in the step after it, whose trust ratio shows what a sound one is.
+    "full_rate_from_zero": Planted("the last layer's weight becomes zero under LARS", _lars, _zeros, after=1),
     # 0.1 + exp(0.5·t) is 1e4 of its first value, 0.1 + exp(0.5), at t = 19.55: the 20th update is step 19.
     "phi_dead": Planted("λ_φ of TVLARS is 0.5", _tvlars(0.5), step=19),
-    "excluded_overwritten": Planted("the rate of LARS becomes 5e4", _lars, _large_rate),
+    "weight_overwritten": Planted("the rate of SGD becomes 500", before_step=_large_rate(500.0)),
+    "excluded_overwritten": Planted("the rate of LARS becomes 5e4", _lars, _large_rate(5e4)),
     "update_below_rounding": Planted("bfloat16 weights, AdamW at 1e-5", _adamw, step=0, dtype=torch.bfloat16),
     # The first stretch of 64 steps is judged in its last one.
     "batch_beyond_noise": Planted(
@@ -123,14 +136,14 @@ def plant(rule: str, path: Path) -> tuple[int, int | None]:
     """Train a small network on digits with the fault of that rule, and the rule alone on the watch.
 
     Returns:
-        the step in which the fault is, and that of the rule's first finding in the flush of that step; None where it
-        found nothing, or found something before.
+        the step in which the rule is to tell of the fault, and that of its first finding in that step's flush; None
+        where it found nothing, or found something before.
     """
     case = PLANTED[rule]
     images, labels, model = _digits(case.dtype)
     optimizer = case.optimizer(model)
     with tvlars_probe.record(model, optimizer, path, findings=(rule,), noise=case.pieces > 1) as rec:
-        for step in range(case.step + 1):
+        for step in range(case.step + case.after + 1):
             pick = torch.randint(len(images), (case.batch_size,))
             faulty = step == case.step
             told = (labels[pick] + (faulty and case.mislabelled)) % 10
@@ -145,4 +158,4 @@ def plant(rule: str, path: Path) -> tuple[int, int | None]:
             optimizer.step()
             rec.log(loss=total, samples=case.batch_size)
         rec.flush()
-        return case.step, (rec.findings[0].step if rec.findings else None)
+        return case.step + case.after, (rec.findings[0].step if rec.findings else None)

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from tvlars_probe.diagnosis.results import Diagnosis
 
 STEPS, NAMES = 60, ("a.weight", "b.weight", "b.bias")
-CHECKS = {"finite", "phi_alive", "ratios_alive", "excluded_kept", "peak_reached", "warmup_worked", "loss_scale"}
+CHECKS = {
+    "finite",
+    "phi_alive",
+    "ratios_alive",
+    "zeros_held",
+    "weights_kept",
+    "excluded_kept",
+    "peak_reached",
+    "warmup_worked",
+    "loss_scale",
+}
 
 
 def made(

@@ -19,8 +19,8 @@ def test_ids_never_change() -> None:
     assert tuple(RULES) == IDS
     assert {*OFF} < {*IDS}
     assert [*IDS] == [
-        "non_finite", "loss_spike", "grad_spike", "ratio_clamped", "ratio_vanished", "phi_dead",
-        "excluded_overwritten", "update_below_rounding", "batch_beyond_noise",
+        "non_finite", "loss_spike", "grad_spike", "ratio_clamped", "ratio_vanished", "full_rate_from_zero",
+        "phi_dead", "weight_overwritten", "excluded_overwritten", "update_below_rounding", "batch_beyond_noise",
     ]  # fmt: skip
 
 
@@ -104,6 +104,8 @@ def test_a_new_phase_begins_anew() -> None:
         ("ratio_clamped", ("episodes",), {"conv.weight": True}),
         ("update_below_rounding", ("highest",), {3: 1.0}),
         ("excluded_overwritten", ("first",), {"conv.bias": [1.0]}),
+        ("weight_overwritten", ("first",), {"fc.weight": [1.0]}),
+        ("full_rate_from_zero", ("jumped",), {"fc.weight": "1"}),
         ("non_finite", (), "x"),
     ],
 )

@@ -19,4 +19,4 @@ def test_each_rule_has_its_planted_run() -> None:
 
 @pytest.mark.parametrize("rule", IDS)
 def test_what_is_planted_is_found_in_its_flush(rule: str, tmp_path: Path) -> None:
-    assert plant(rule, tmp_path / "r") == (PLANTED[rule].step,) * 2
+    assert plant(rule, tmp_path / "r") == (PLANTED[rule].step + PLANTED[rule].after,) * 2

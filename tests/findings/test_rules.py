@@ -208,6 +208,43 @@ def test_an_excluded_tensor_is_overwritten(resumes: bool) -> None:
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_weight_is_overwritten_whether_a_ratio_scales_it_or_not(resumes: bool) -> None:
+    rows = rows_of(12)
+    rows[0].figures["conv.weight"]["weight_norm"] = 0.0  # begins at zero
+    rows[3].figures["conv.weight"]["update_norm"] = 5.0
+    rows[4].figures["fc.bias"]["update_norm"] = 5.0  # a vector
+    rows[5].figures["fc.weight"]["update_norm"] = 2.0  # exactly its norm
+    rows[6].figures["fc.weight"]["update_norm"] = 7.0  # the same episode
+    rows[9].figures["fc.weight"]["update_norm"] = 7.0
+    for flushes in ([], [6], [1, 8]):
+        found = inspected(rows, tensors(), ["weight_overwritten"], flushes, resumes)
+        assert [(one.step, one.parameter, one.value, one.threshold) for one in found] == [
+            (5, "fc.weight", 2.0, 2.0), (9, "fc.weight", 7.0, 2.0),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_tensor_of_zeros_that_moves_at_the_full_rate(resumes: bool) -> None:
+    rows = rows_of(12)
+    rows[0].figures["fc.weight"] |= {"weight_norm": 0.0, "trust_ratio": 1.0}
+    rows[1].figures["fc.weight"]["trust_ratio"] = 0.02
+    # No gradient: it doesn't move. Then it does, and its ratio is a tenth in the next recorded step.
+    rows[3].figures["conv.weight"] |= {"weight_norm": 0.0, "trust_ratio": 1.0, "grad_norm": 0.0}
+    rows[6].figures["conv.weight"] |= {"weight_norm": 0.0, "trust_ratio": 1.0}
+    del rows[7].figures["conv.weight"]
+    rows[8].figures["conv.weight"]["trust_ratio"] = 0.1
+    rows[9].figures["fc.bias"] |= {"weight_norm": 0.0, "trust_ratio": 1.0}  # no ratio is taken of vectors here
+    # Its ratio stays near one, as under LAMB with large updates.
+    rows[10].figures["fc.weight"] |= {"weight_norm": 0.0, "trust_ratio": 1.0}
+    rows[11].figures["fc.weight"]["trust_ratio"] = 0.11
+    for flushes in ([], [1], [7, 8], [*range(1, 12)]):
+        found = inspected(rows, tensors(), ["full_rate_from_zero"], flushes, resumes)
+        assert [(one.step, one.parameter, one.value, one.threshold) for one in found] == [
+            (1, "fc.weight", 1.0, pytest.approx(0.2)), (8, "conv.weight", 1.0, pytest.approx(1.0)),
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize("rounding", [2**-24, 2**-8])
 def test_an_update_below_the_rounding_of_its_type(rounding: float) -> None:
     rows = rows_of(8)

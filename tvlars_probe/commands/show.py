@@ -63,6 +63,7 @@ def describe(run: Run) -> dict[str, Any]:
         "notes": m.notes,
         "noise_scale": _noise_scale(run),
         "trust_ratios": _extremes(run),
+        "largest_updates": _largest_updates(run),
     }
 
 
@@ -139,6 +140,17 @@ def _extremes(run: Run) -> dict[str, Any] | None:
     return {"step": step, "highest": _records(highest), "lowest": _records(lowest)}
 
 
+def _largest_updates(run: Run) -> list[dict[str, Any]]:
+    """The weights that were changed most by a single update, see `tvlars_probe.analyses.largest_updates`."""
+    from tvlars_probe.analyses.largest_updates import COLUMNS, largest_updates
+    from tvlars_probe.analyses.source import Source
+
+    source = Source(run, next(reversed(run.manifest.parameters), None))
+    if any(source.lacks("layers", name) for name in COLUMNS):
+        return []
+    return [row | {"step": int(row["step"])} for row in _records(largest_updates(run, most=EXTREMES))]
+
+
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {str(name): str(value) if name == "parameter" else float(value) for name, value in row.items()}
@@ -151,7 +163,7 @@ def render(facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tvlars_probe.commands.terminal import FittedTable, Terminal, TextColumn
+    from tvlars_probe.commands.terminal import Terminal
 
     console = Terminal(piped=160)
     console.print(Text.assemble((facts["run"], "bold"), f"  {facts['status']}"))
@@ -163,9 +175,15 @@ def render(facts: dict[str, Any]) -> None:
     for name, value in _lines(facts):
         grid.add_row(Text(name, "dim"), Text(value))
     console.print(grid)
-    ratios = facts["trust_ratios"]
-    if ratios is None:
-        return
+    if facts["trust_ratios"] is not None:
+        _print_ratios(console, facts["trust_ratios"])
+    if facts["largest_updates"]:
+        _print_updates(console, facts["largest_updates"])
+
+
+def _print_ratios(console: Terminal, ratios: dict[str, Any]) -> None:
+    from tvlars_probe.commands.terminal import FittedTable, TextColumn
+
     sides = [title if i == 0 else "" for title in ("highest", "lowest") for i in range(len(ratios[title]))]
     rows = [*ratios["highest"], *ratios["lowest"]]
     figures = {
@@ -180,6 +198,21 @@ def render(facts: dict[str, Any]) -> None:
     ]
     console.print()
     console.print(FittedTable(columns, title=f"Trust ratios in step {ratios['step']}"))
+
+
+def _print_updates(console: Terminal, rows: list[dict[str, Any]]) -> None:
+    from tvlars_probe.commands.terminal import FittedTable, TextColumn
+
+    figures = {
+        "step": [f"{row['step']:,}" for row in rows],
+        "‖Δw‖/‖w‖": [f"{row['update_ratio']:.4g}" for row in rows],
+        "‖Δw‖": [f"{row['update_norm']:.4g}" for row in rows],
+        "effective rate": [f"{row['lr'] * row['trust_ratio']:.4g}" for row in rows],
+    }
+    columns = [TextColumn("weight", [row["parameter"] for row in rows])]
+    columns += [TextColumn(name, values, is_number=True) for name, values in figures.items()]
+    console.print()
+    console.print(FittedTable(columns, title="Largest updates of all steps, by weight"))
 
 
 def _print_findings(console: Terminal, findings: list[dict[str, Any]]) -> None:

@@ -51,6 +51,16 @@ _OF_RULES = {
         "no trust ratio falls to a millionth of its own median",
         "see what became of ‖w‖ and ‖g‖ of that tensor: `tvlars-probe chart layers`",
     ),
+    "zeros_held": (
+        "full_rate_from_zero",
+        "no tensor that is zero moves at the full rate while trust ratios hold the others back",
+        "give the tensor small random values at first, or leave it out of the adaptation, with a rate of its own",
+    ),
+    "weights_kept": (
+        "weight_overwritten",
+        "no update is as large as the weight that it changes",
+        "a lower rate for the group of the first such tensor, a warm-up, or gradient clipping",
+    ),
     "excluded_kept": (
         "excluded_overwritten",
         "no tensor without a trust ratio is replaced by one update",
@@ -91,17 +101,23 @@ def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_bat
     """
     tensors = _tensors(grid, facts)
     found = _findings(grid, steps, tensors)
+    updates = bool(np.isfinite(grid["update_norm"]).any())
     has = {
         "finite": len(grid.steps) > 0,
         "phi_alive": bool(np.isfinite(grid["phi"]).any()),
         "ratios_alive": len(tensors.adapted_at) > 0,
-        "excluded_kept": len(tensors.excluded_at) > 0,
+        "zeros_held": len(tensors.adapted_at) > 0,
+        "weights_kept": updates and len(tensors.weights_at) > 0,
+        "excluded_kept": updates and len(tensors.excluded_at) > 0,
     }
+    no_updates = "no norms of updates are on record"
     lacking = {
         "finite": "no layers are on record",
         "phi_alive": "the optimizer has no φ",
         "ratios_alive": "no trust ratio is on record",
-        "excluded_kept": "the optimizer leaves no tensor out",
+        "zeros_held": "no trust ratio is on record",
+        "weights_kept": "no tensor has two dimensions" if updates else no_updates,
+        "excluded_kept": "the optimizer leaves no tensor out" if updates else no_updates,
     }
     checks = [
         _check(name, "all recorded steps", expected, remedy, _of_findings(found.get(rule, [])))

@@ -10,8 +10,9 @@ import numpy as np
 from tvlars_probe.findings.ids import DEFAULT
 from tvlars_probe.findings.non_finite import NonFinite
 from tvlars_probe.findings.of_noise import BatchBeyondNoise
-from tvlars_probe.findings.of_tensors import ExcludedOverwritten, RatioClamped, RatioVanished, UpdateBelowRounding
+from tvlars_probe.findings.of_ratios import FullRateFromZero, RatioClamped, RatioVanished
 from tvlars_probe.findings.of_the_model import GradSpike, LossSpike, PhiDead
+from tvlars_probe.findings.of_updates import ExcludedOverwritten, UpdateBelowRounding, WeightOverwritten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,9 @@ RULES: dict[str, type[FindingRule]] = {
         GradSpike,
         RatioClamped,
         RatioVanished,
+        FullRateFromZero,
         PhiDead,
+        WeightOverwritten,
         ExcludedOverwritten,
         UpdateBelowRounding,
         BatchBeyondNoise,

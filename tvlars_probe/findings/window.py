@@ -31,10 +31,12 @@ class Tensors:
         divisor_cap: where the divisor of the trust ratio is clamped; infinite for no clamp.
         ratio_cap: where the trust ratio itself is clipped; infinite for no clip.
         rounding: unit roundoff of the weights' type, half the distance from 1 to the next number.
+        dims: numbers of dimensions.
         has_phi: whether any trust ratio holds a φ.
         adapted_at: the places of the adapted tensors.
         adapted_names: their names.
         excluded_at: the places of the excluded tensors.
+        weights_at: the places of the tensors of two or more dimensions.
     """
 
     names: Sequence[str]
@@ -44,16 +46,19 @@ class Tensors:
     divisor_cap: Floats
     ratio_cap: Floats
     rounding: Floats
+    dims: NDArray[np.intp]
     has_phi: bool = False
     adapted_at: NDArray[np.intp] = field(init=False)
     adapted_names: Sequence[str] = field(init=False)
     excluded_at: NDArray[np.intp] = field(init=False)
+    weights_at: NDArray[np.intp] = field(init=False)
 
     def __post_init__(self) -> None:
         # Once, and not in each flush; rules tell tensors that have changed by the identity of the names.
         object.__setattr__(self, "adapted_at", np.flatnonzero(self.adapted))
         object.__setattr__(self, "adapted_names", [self.names[k] for k in self.adapted_at.tolist()])
         object.__setattr__(self, "excluded_at", np.flatnonzero(self.excluded))
+        object.__setattr__(self, "weights_at", np.flatnonzero(self.dims > 1))
 
     @classmethod
     def of(
@@ -78,6 +83,7 @@ class Tensors:
             divisor_cap=caps([d.scaling.divisor_cap for d in descriptions]),
             ratio_cap=caps([None if d.scaling.clip == "none" else 1.0 for d in descriptions]),
             rounding=np.array(roundings, dtype=np.float64),
+            dims=np.array(dims, dtype=np.intp),
             has_phi=any(d.scaling.phi is not None for d in descriptions),
         )
 
