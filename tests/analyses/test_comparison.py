@@ -106,7 +106,7 @@ def test_runs_that_differ_in_more_than_rate_and_seed_are_told_apart() -> None:
     rows += [row("LARS", 1.0, 0, 70, **config(0.01)), row("SGD", 1.0, 0, 60, **config(0.5))]
     table = compare(rows).table
     assert table[["optimizer", "settings", "mean", "seeds"]].to_numpy().tolist() == [
-        ["LARS", "excluded_lr –", 90.5, 2], ["LARS", "excluded_lr 0.01", 70.0, 1], ["SGD", "", 60.0, 1]
+        ["LARS", "excluded_lr unset", 90.5, 2], ["LARS", "excluded_lr 0.01", 70.0, 1], ["SGD", "", 60.0, 1]
     ]  # fmt: skip
     assert "settings" not in compare(rows[:2]).table
     mixed = compare([row("LARS", 1.0, 0, 90, data="digits"), row("LARS", 1.0, 0, 10, data="cifar10")]).table

@@ -14,7 +14,7 @@ from tvlars_probe.analyses.apart import SettingMeans
 from tvlars_probe.analyses.comparison_verdict import cell_text, plain_number, verdict_of
 from tvlars_probe.analyses.held_out_choice import Optimism, optimism_of_choice
 from tvlars_probe.analyses.intervals import Mean
-from tvlars_probe.analyses.wording import counted
+from tvlars_probe.analyses.wording import counted, setting_text
 from tvlars_probe.displays.displayed import ShownTable
 from tvlars_probe.errors import UserError, unknown
 
@@ -234,13 +234,13 @@ def _settings(runs: pd.DataFrame, fields: list[str]) -> pd.Series[Any]:
     labels = dict.fromkeys(runs.index, "")
     for _, cell in runs.groupby(fields, dropna=False):
         told = [
-            {name: "–" if value is None else str(value) for name, value in run.items() if name not in fields}
+            {name: None if value is None else str(value) for name, value in run.items() if name not in fields}
             for run in cell["settings"]
         ]
         names = dict.fromkeys(name for run in told for name in run)
         varying = [name for name in names if len({run.get(name) for run in told}) > 1]
         for index, run in zip(cell.index, told, strict=True):
-            labels[index] = ", ".join(f"{name.rpartition('.')[2]} {run.get(name, '–')}" for name in varying)
+            labels[index] = ", ".join(f"{name.rpartition('.')[2]} {setting_text(run.get(name))}" for name in varying)
     return pd.Series(labels, dtype=object)
 
 

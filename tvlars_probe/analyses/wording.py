@@ -43,3 +43,8 @@ def some_of(names: Sequence[str], *, most: int = 5, room: int = 60) -> str:
     if not others and len(named) > 1:
         return f"{', '.join(named[:-1])} and {named[-1]}"
     return ", ".join(named) + (f" and {others:,} more" if others else "")
+
+
+def setting_text(value: object) -> str:
+    """The value of a setting in a label; "unset" where the run's configuration doesn't tell it."""
+    return "unset" if value is None else str(value)

@@ -30,7 +30,7 @@ from tvlars_probe.analyses.batches.trade_off import TradeOff, fit_trade_off
 from tvlars_probe.analyses.intervals import IntervalEstimate, number
 from tvlars_probe.analyses.verdict import CANT_TELL, Figure, Verdict
 from tvlars_probe.analyses.wording import batches as batches_named
-from tvlars_probe.analyses.wording import counted_or_no, percent, some_of
+from tvlars_probe.analyses.wording import counted_or_no, percent, setting_text, some_of
 from tvlars_probe.errors import UserError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _told_apart(frame: pd.DataFrame, runs: Sequence[Source]) -> list[str]:
         every = dict.fromkeys(name for each in cell for name in each)
         names |= dict.fromkeys(name for name in every if len({str(each.get(name)) for each in cell}) > 1)
     short = {name: name.rpartition(".")[2] for name in names}
-    frame["settings"] = [", ".join(f"{short[name]} {each.get(name, '–')}" for name in names) for each in told]
+    frame["settings"] = [", ".join(f"{short[name]} {setting_text(each.get(name))}" for name in names) for each in told]
     return [*short.values()]
 
 

@@ -91,7 +91,8 @@ def pair_warmups(results: Sequence[tuple[Warmup, float | None]], *, by: str = "p
     counted_as = [
         pairs[f"accuracy_{side}"].astype(float).mask(is_bad, chance) for side, is_bad in zip(SIDES, bad, strict=True)
     ]
-    pairs["gain"] = counted_as[1] - counted_as[0]
+    # Rounded, so that equal accuracies, which are shares of a finite test set, have a gain of zero.
+    pairs["gain"] = (counted_as[1] - counted_as[0]).round(9)
     pairs["rescued"] = bad[0] & ~bad[1]
     # After its warm-up lars-warm decays as cosine does, so that these two differ in warm-up alone.
     schedules = pairs["schedule_without"].replace("cosine", "lars-warm")
