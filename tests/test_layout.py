@@ -57,7 +57,7 @@ ALLOWED = {
         "analyses", "board", "charts", "curvature", "data", "diagnosis", "exports", "findings", "live", "models",
         "noise", "optimizers", "queries", "report", "runners", "runs", "traces",
     },
-    "cli": {"commands"},
+    "cli": {"commands", "traces"},
     "__main__": {"cli"},
     "__init__": {"curvature", "diagnosis", "exports", "findings", "noise", "optimizers", "probes", "queries", "runs"},
 }  # fmt: skip

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 REFUSING = f"""
 import sys
+from importlib import metadata
 class Refusing:
     def find_spec(name, path=None, target=None):
         if name.partition(".")[0] in {TRAIN!r}:
             raise ModuleNotFoundError(name, name=name)
+    def find_distributions(context=None):
+        if context is not None and context.name in {TRAIN!r}:
+            raise metadata.PackageNotFoundError(context.name)
+        return ()
 sys.meta_path.insert(0, Refusing)
 import tvlars_probe
 """
@@ -98,6 +103,13 @@ def test_commands_that_read_need_no_torch(measured: list[Path], tmp_path: Path) 
     assert {name: told for name, told in found.items() if told[0] not in (0, 1)} == {}
     assert {name for name, (code, _) in found.items() if code} <= {"doctor"}  # 1: something is wrong with the run
     assert {path.name for path in tmp_path.iterdir()} == {"chart.svg", "grid.toml", "page.html"}
+
+
+def test_the_version_is_told_without_torch(tmp_path: Path) -> None:
+    program = f"{REFUSING}\nfrom tvlars_probe.cli import main\nmain(['--version'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "without torch, Python 3." in done.stdout
 
 
 def test_what_needs_torch_says_so_and_writes_nothing(trained: Callable[..., Path], tmp_path: Path) -> None:

@@ -110,14 +110,16 @@ class Root(Group):
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    """Print the versions that a bug report needs; torch's is read from its package, which isn't imported."""
+    """Print the versions that a bug report needs; torch's is told without importing it."""
     if not asked or ctx.resilient_parsing:
         return
     import platform
-    from importlib import metadata
 
+    from tvlars_probe.traces.environment import version_of
+
+    torch = version_of("torch")
     click.echo(f"tvlars-probe {__version__}")
-    click.echo(f"torch {metadata.version('torch')}, Python {platform.python_version()}")
+    click.echo(f"{f'torch {torch}' if torch else 'without torch'}, Python {platform.python_version()}")
     ctx.exit()
 
 

@@ -20,13 +20,14 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "tvlars_probe": _version("tvlars-probe"),
+        "torch": version_of("torch"),
+        "tvlars_probe": version_of("tvlars-probe"),
         "git_revision": _git_revision(),
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of a package as it is loaded, or else installed; None where it is neither. Imports nothing."""
     # The loaded module is what runs; the installed package may be another copy. torch's version is a subclass of str.
     loaded = sys.modules.get(package.replace("-", "_"))
     if loaded is not None and isinstance(version := getattr(loaded, "__version__", None), str):
