@@ -33,11 +33,11 @@ HALVES = (
 
 LISTS: dict[str, dict[str, dict[str, bool]]] = {
     "without": {
-        NO_DIFFERENCE: {"setback": True},
+        NO_DIFFERENCE: {"full_rate_step": True, "late_loss": True},
         NEEDED: {"early_setback": False, "full_rate_step": False, "late_loss": False},
     },
     "with": {
-        NO_DIFFERENCE: {"full_rate_step": True},
+        NO_DIFFERENCE: {"full_rate_step": True, "late_loss": True},
         NEEDED: {"full_rate_step": False, "setback": False, "late_loss": False},
     },
 }
