@@ -87,11 +87,13 @@ def test_an_optimizer_has_its_one_colour(name: str, measured: list[Path]) -> Non
     scales = [
         definition["scale"]
         for channel, definition in encodings(spec_of(chart(name, measured)))
-        if channel == "color" and definition["field"] == "optimizer"
+        if channel == "color" and definition["field"] in ("optimizer", "setting", "line")
     ]
     assert scales
     for scale in scales:
-        assert scale["range"] == [theme.OPTIMIZER_COLOURS[optimizer] for optimizer in scale["domain"]]
+        # A setting's name begins with its optimizer.
+        optimizers = [label.partition(",")[0] for label in scale["domain"]]
+        assert scale["range"] == [theme.OPTIMIZER_COLOURS[optimizer] for optimizer in optimizers]
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.several])

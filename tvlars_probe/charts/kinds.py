@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.source import Source
 
-    Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+    Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
     Draw = Callable[[Sequence[Source]], Chart]
 
 
@@ -83,7 +83,7 @@ def _explosions(sources: Sequence[Source]) -> Chart:
 
 
 def _warmup(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.charts.comparisons import warmup_pairs_chart
+    from tvlars_probe.charts.warmup_pairs import warmup_pairs_chart
 
     return warmup_pairs_chart(of_runs.warmup_pairs_of(sources)[0])
 
@@ -120,7 +120,7 @@ def _density(sources: Sequence[Source]) -> Chart:
 
 
 def _blocks(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.charts.sharpness import layer_blocks
+    from tvlars_probe.charts.blocks import layer_blocks
 
     return layer_blocks(of_runs.minimizer_of(sources[0]))
 

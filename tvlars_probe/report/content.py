@@ -18,7 +18,18 @@ from tvlars_probe.analyses.warmup.analysis import analyse_warmup
 from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS
 from tvlars_probe.analyses.warmup.marks import COLUMNS, STEP_COLUMNS
 from tvlars_probe.analyses.warmup.pairs import pair_warmups
-from tvlars_probe.charts import batch_sizes, comparisons, curves, explosions, landscape, layers, noise, sharpness
+from tvlars_probe.charts import (
+    batch_sizes,
+    blocks,
+    comparisons,
+    curves,
+    explosions,
+    landscape,
+    layers,
+    noise,
+    sharpness,
+    warmup_pairs,
+)  # fmt: skip
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.kinds import draw, lacking
 from tvlars_probe.errors import NothingToShowError
@@ -144,7 +155,7 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
     for rows, make in (
         (result.curves, lambda: sharpness.sharpness_curves([result])),
         (result.spectrum, lambda: sharpness.spectral_density([result])),
-        (result.blocks, lambda: sharpness.layer_blocks(result)),
+        (result.blocks, lambda: blocks.layer_blocks(result)),
     ):
         if len(rows):
             drawn.add(make)
@@ -223,7 +234,7 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
     pairs = pair_warmups(found.warmups)
     if len(pairs.pairs):
         drawn = _Drawn()
-        drawn.add(lambda: comparisons.warmup_pairs_chart(pairs))
+        drawn.add(lambda: warmup_pairs.warmup_pairs_chart(pairs))
         by_rate = ReportTable("Peak rates", pairs.cells, headings.warmup_cells())
         table = ReportTable("Pairs", pairs.pairs, headings.pairs("run"))
         yield drawn.section("pairs", "Pairs of runs", pairs.verdict, (by_rate, table))
