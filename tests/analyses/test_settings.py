@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tvlars_probe.analyses.facts import RunFacts
-from tvlars_probe.analyses.settings import Setting, over_seeds, settings_of
+from tvlars_probe.analyses.settings import Setting, over_seeds, representative, settings_of
 
 
 def run(name: str, **further: Any) -> RunFacts:
@@ -104,3 +104,13 @@ def test_bins_keep_their_own_ends_and_nan_is_passed_over() -> None:
     nothing = over_seeds(setting(run("a")), [curve(math.nan)], "step")
     assert not len(nothing)
     assert [*nothing.columns] == [*frame.columns]
+
+
+def test_the_run_of_median_accuracy_stands_for_its_setting() -> None:
+    runs = [run(str(k), seed=k) for k in range(4)]
+    assert representative(setting(*runs[:3]), [90.0, 95.0, 93.0]) == 2
+    assert representative(setting(*runs), [90.0, 95.0, 93.0, 91.0]) == 3
+    assert representative(setting(*runs), [None, 95.0, None, None]) == 1
+    assert representative(setting(*runs), [None] * 4) == 0
+    gone = [run("a", status="diverged"), run("b", seed=1)]
+    assert representative(setting(*gone), [99.0, 10.0]) == 1

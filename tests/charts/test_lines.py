@@ -85,7 +85,7 @@ def test_many_rates_are_thinned_evenly_with_both_ends_and_that_is_said() -> None
 
 
 def test_a_run_that_diverged_ends_in_a_cross_and_is_no_part_of_the_mean() -> None:
-    runs = grid([8.0])[:2] + [RunFacts(name="gone", optimizer="LARS", peak_lr=8.0, seed=2, **GONE)]
+    runs = [*grid([8.0])[:2], RunFacts(name="gone", optimizer="LARS", peak_lr=8.0, seed=2, **GONE)]
     values = [np.ones(20), np.ones(20), np.append(np.ones(7), 1e30)]
     spec = spec_of(loss_curves([(f, loss_bins(losses(v))) for f, v in zip(runs, values, strict=True)]))
     assert {row["value"] for row in next(data_sets(spec))} == {1}

@@ -61,6 +61,20 @@ def settings_of(runs: Sequence[RunFacts]) -> list[Setting]:
     ]
 
 
+def representative(setting: Setting, accuracies: Sequence[float | None]) -> int:
+    """The place of the run that stands for its setting: of median accuracy, the lower one of two in the middle.
+
+    Runs that were completed go before others, and runs with an accuracy before those without.
+
+    Args:
+        setting: the setting.
+        accuracies: of all runs among which `Setting.places` count.
+    """
+    done = [place for run, place in zip(setting.runs, setting.places, strict=True) if run.status == "completed"]
+    told = [(value, place) for place in done or setting.places if (value := accuracies[place]) is not None]
+    return sorted(told)[(len(told) - 1) // 2][1] if told else (done or list(setting.places))[0]
+
+
 def settings_apart(runs: pd.DataFrame, fields: Sequence[str]) -> pd.Series[Any]:
     """Label each run with the settings in which the runs of its cell differ.
 

@@ -141,14 +141,10 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     of_kind = dict(zip(rates["setting"], rates["optimizer"], strict=True))
     colours = [theme.OPTIMIZER_COLOURS.get(of_kind[kind], theme.OTHER_COLOUR) for kind in kinds]
     dashes = [DASHES[place % len(DASHES)] for place in range(len(kinds))]
-    colour, shape, dash = (
-        channel("setting:N", title="setting", legend=shown, scale=alt.Scale(domain=kinds, range=looks))
-        for channel, looks, shown in (
-            (alt.Color, colours, legend),
-            (alt.Shape, theme.shapes(len(kinds)), legend),
-            (alt.StrokeDash, dashes, None),
-        )
-    )
+    look: dict[str, Any] = {"title": "setting", "legend": legend}
+    colour = alt.Color("setting:N", scale=alt.Scale(domain=kinds, range=colours), **look)
+    shape = alt.Shape("setting:N", scale=alt.Scale(domain=kinds, range=theme.shapes(len(kinds))), **look)
+    dash = alt.StrokeDash("setting:N", scale=alt.Scale(domain=kinds, range=dashes), legend=None)
     tips: list[Any] = [
         "setting:N",
         alt.Tooltip("rate:Q", format="~g"),
@@ -255,7 +251,7 @@ def _with_setting(rows: pd.DataFrame, result: Comparison) -> pd.DataFrame:
     return rows.assign(setting=labels, optimizer=optimizer)
 
 
-def _gone(rows: pd.DataFrame) -> pd.Series[bool]:
+def _gone(rows: pd.DataFrame) -> pd.Series[Any]:
     """Whether runs diverged and none was completed: what they had reached until then says nothing."""
     return (rows["diverged"] > 0) & (rows["diverged"] + rows["unfinished"] == rows["runs"])
 

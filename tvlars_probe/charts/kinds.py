@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import of_runs
 from tvlars_probe.analyses.layer_figures import layer_figure
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.errors import NothingToShowError, TraceError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -286,9 +287,21 @@ def left_out(name: str, sources: Sequence[Source]) -> list[tuple[Source, str]]:
 
 
 def remarks(name: str, sources: Sequence[Source]) -> list[str]:
-    """A sentence for each run that the chart ``name`` leaves out, or counts without a value."""
-    how = "counts without a value" if KINDS[name].counts_all else "is left out"
-    return [f"{source.trace.path} {how}: {reason}" for source, reason in left_out(name, sources)]
+    """A sentence for each reason why the chart ``name`` leaves runs out, or counts them without a value."""
+    by_reason: dict[str, list[str]] = {}
+    for source, reason in left_out(name, sources):
+        by_reason.setdefault(reason, []).append(str(source.trace.path))
+    one, many = (
+        ("counts without a value", "count without a value")
+        if KINDS[name].counts_all
+        else ("is left out", "are left out")
+    )
+    return [
+        f"{paths[0]} {one}: {reason}"
+        if len(paths) == 1
+        else f"{len(paths)} runs {many}: {reason}: {some_of(paths, most=3)}"
+        for reason, paths in by_reason.items()
+    ]
 
 
 def draw(name: str, sources: Sequence[Source]) -> Chart:
