@@ -62,7 +62,7 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     columns = ["setting", "optimizer", "mean", "low", "high", "rate", "rates", "seeds", "diverged", "gone"]
     # Those of which every run diverged have no place on the scale, as long as there are others.
     gone = _gone(table)
-    table = table.assign(gone=gone & ~gone.all())
+    table = table.assign(gone=gone & (not gone.all()))
     # The table stands in order, the best setting first. One setting by itself is no comparison.
     best = "Lowest mean" if result.metric.endswith("loss") else "Highest mean"
     seen = f"{best if len(every) > 1 else 'Mean'}: {table.iloc[0]['setting']}"
@@ -129,7 +129,6 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         raise NothingToShowError(f"no run has a {named} and a peak learning rate above zero on record")
     seen = f"{named[:1].upper()}{named[1:]} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
-    kinds = list(dict.fromkeys(rates["setting"]))
     of = [_runs(result), "mean and 95 % interval over seeds", *(["✕ diverged"] if len(bad) else [])]
     x = alt.X(
         "rate:Q",
@@ -137,14 +136,16 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         title="peak learning rate",
         axis=theme.log_axis(rates["rate"]),
     )
-    legend = theme.name_legend(kinds, SETTING_ROOM, columns=1, symbolSize=150)
     of_kind = dict(zip(rates["setting"], rates["optimizer"], strict=True))
+    # As elsewhere an optimizer's plain line is that without a schedule.
+    kinds = sorted(of_kind, key=lambda kind: (of_kind[kind], "no schedule" not in kind))
+    legend = theme.name_legend(kinds, SETTING_ROOM, columns=1, symbolSize=100, symbolStrokeWidth=0)
     colours = [theme.OPTIMIZER_COLOURS.get(of_kind[kind], theme.OTHER_COLOUR) for kind in kinds]
     dashes = [DASHES[place % len(DASHES)] for place in range(len(kinds))]
     look: dict[str, Any] = {"title": "setting", "legend": legend}
     colour = alt.Color("setting:N", scale=alt.Scale(domain=kinds, range=colours), **look)
     shape = alt.Shape("setting:N", scale=alt.Scale(domain=kinds, range=theme.shapes(len(kinds))), **look)
-    dash = alt.StrokeDash("setting:N", scale=alt.Scale(domain=kinds, range=dashes), legend=None)
+    dash = alt.StrokeDash("setting:N", scale=alt.Scale(domain=kinds, range=dashes), **look)
     tips: list[Any] = [
         "setting:N",
         alt.Tooltip("rate:Q", format="~g"),

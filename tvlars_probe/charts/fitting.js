@@ -19,7 +19,7 @@ window.fitting = (() => {
   }
 
   // The specification with plots that are together ``width`` wide, for a place of width ``room``.
-  function fitted(original, room, width) {
+  function fitted(original, room, width, stacked) {
     const spec = structuredClone(original);
     const [plots, columns] = plotsOf(spec, room);
     for (const plot of plots) {
@@ -30,6 +30,8 @@ window.fitting = (() => {
       spec.config.axisY = { titleLimit: 230 };
       spec.config.legend = { ...spec.config.legend, columns: 2, gradientLength: 160 };
       spec.config.axisX = { labelOverlap: true, tickCount: 5 };
+    }
+    if (stacked) {
       for (const plot of plots) {
         for (const part of [spec, plot, ...(plot.layer || [])]) stack(part.encoding);
       }
@@ -42,14 +44,23 @@ window.fitting = (() => {
     const room = place.clientWidth;
     const options = { renderer: "svg", actions: false, ...settings };
     let width = room - 90;
+    let stacked = room < NARROW;
+    let before = Infinity;
     let view = null;
-    for (let attempt = 0; attempt < 4; attempt++) {
+    for (let attempt = 0; attempt < 5; attempt++) {
       if (view) view.finalize();
-      view = (await vegaEmbed(place, fitted(spec, room, width), options)).view;
+      view = (await vegaEmbed(place, fitted(spec, room, width, stacked), options)).view;
       const svg = place.querySelector("svg");
       const over = Math.max(svg.getBoundingClientRect().width, Number(svg.getAttribute("width"))) - room;
       if (over <= 0 && over > -6) break;
-      width = Math.floor(width - over - 2);
+      // Narrower plots that make nothing narrower: it is the legend that is too wide.
+      if (!stacked && over > 0 && over > before - 6) {
+        stacked = true;
+        width = room - 90;
+      } else {
+        width = Math.floor(width - over - 2);
+      }
+      before = over;
     }
     return view;
   }
