@@ -106,7 +106,7 @@ def test_what_a_run_has_no_data_for_is_refused_with_the_remedy(trained: Callable
     run = source_of(trained("lars"))
     assert lacking("sharpness", run) is not None
     assert lacking("trust-ratio", run) is None
-    with pytest.raises(TraceError, match="--sharpness-every, or tvlars-probe sharpness"):
+    with pytest.raises(TraceError, match=r"--sharpness-every, record\(probes=.*, or tvlars-probe sharpness"):
         draw("sharpness", [run])
     with pytest.raises(TraceError, match="tvlars-probe landscape"):
         draw("landscape-map", [run])

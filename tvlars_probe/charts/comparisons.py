@@ -124,7 +124,9 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     rates = result.rates[result.rates["rate"].astype(float) > 0]
     rates = _with_interval(_with_setting(rates.head(MOST_ROWS), result), result.metric)
     named = _plainly(result.metric)
-    told, bad = rates[np.isfinite(rates["mean"].astype(float)) & ~_gone(rates)], rates[rates["diverged"] > 0]
+    gone = _gone(rates)
+    told = rates[np.isfinite(rates["mean"].astype(float)) & ~(gone & (not gone.all()))]
+    bad = rates[rates["diverged"] > 0]
     if not len(told):
         raise NothingToShowError(f"no run has a {named} and a peak learning rate above zero on record")
     seen = f"{named[:1].upper()}{named[1:]} against the peak learning rate"

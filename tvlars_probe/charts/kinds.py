@@ -254,13 +254,13 @@ def lacking(name: str, source: Source) -> str | None:
     return _UNTOLD[missing[0]] if missing else None
 
 
-_SHARPNESS = "train --sharpness-every, or tvlars-probe sharpness"
+_SHARPNESS = "train --sharpness-every, record(probes=[SharpnessProbe(...)]), or tvlars-probe sharpness"
 _DENSITY = "tvlars-probe sharpness --density"
 
 _NOISE = "train --noise or --noise-every, record(noise=True), or tvlars-probe batch-size RUN --checkpoint last"
 
 _REMEDIES = {
-    "layers": "no layers are on record (train --record full)",
+    "layers": "no layers are on record (train --record full, record(detail='full'))",
     "steps": "no step is on record yet",
     "epochs": "no epoch is finished yet",
     "curvature": f"no sharpness is on record ({_SHARPNESS})",
@@ -273,9 +273,9 @@ _REMEDIES = {
 _UNTOLD = {
     "loss": "no loss is on record (in a loop of your own: rec.log(loss=loss))",
     "test_acc1": "no test accuracy is on record (in a loop of your own: rec.log_epoch(epoch=..., test_acc1=...))",
-    "update_norm": "no norm of an update is on record (train --record full)",
+    "update_norm": "no norm of an update is on record (train --record full, record(detail='full'))",
     "weight_spectral_norm": "no spectral norm is on record (train --spectral-every, record(spectral_every=...))",
-    "update_spectral_norm": "no update's spectral norm is on record (train --spectral-every with --record full)",
+    "update_spectral_norm": "no update's spectral norm is on record (train --spectral-every, record(spectral_every=...))",
     "trust_ratio": "no trust ratio is known of this optimizer (tvlars_probe.describe says what is known)",
 }
 """By column: what a run lacks that has rows without a value in it, and how it is recorded."""
