@@ -21,7 +21,7 @@ from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS
 from tvlars_probe.charts.comparisons import _with_interval
 from tvlars_probe.charts.export import file_content, spec_of
-from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out
+from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out, remarks
 from tvlars_probe.charts.sharpness import sharpness_curves, spectral_density
 from tvlars_probe.errors import TraceError, UserError
 from tvlars_probe.runs import open_run
@@ -180,6 +180,20 @@ def test_intervals_of_accuracies_stay_within_what_an_accuracy_can_be(name: str, 
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 100 for row in rows)
     (bar,) = _with_interval(pd.DataFrame({"mean": [90.0], "half_width": [30.0]}), "test_acc1").to_dict("records")
     assert (bar["low"], bar["high"]) == (60, 100)
+
+
+def test_runs_that_are_left_out_are_named_in_one_line_for_each_reason(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [tmp_path / f"run{k}" for k in range(5)]
+    for run in runs:
+        shutil.copytree(trained("lars"), run)
+    (one,) = remarks("sharpness", [source_of(runs[0])])
+    assert one.startswith(f"{runs[0]} is left out: no sharpness is on record")
+    (all_,) = remarks("sharpness", [source_of(run) for run in runs])
+    assert all_.startswith(
+        f"5 runs are left out ({runs[0]}, {runs[1]}, {runs[2]} and 2 more): no sharpness is on record"
+    )
 
 
 @pytest.mark.parametrize("name", ["comparison", "learning-rates"])

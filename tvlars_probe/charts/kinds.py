@@ -274,8 +274,8 @@ _UNTOLD = {
     "loss": "no loss is on record (in a loop of your own: rec.log(loss=loss))",
     "test_acc1": "no test accuracy is on record (in a loop of your own: rec.log_epoch(epoch=..., test_acc1=...))",
     "update_norm": "no norm of an update is on record (train --record full, record(detail='full'))",
-    "weight_spectral_norm": "no spectral norm is on record (train --spectral-every, record(spectral_every=...))",
-    "update_spectral_norm": "no update's spectral norm is on record (train --spectral-every, record(spectral_every=...))",
+    "weight_spectral_norm": "no spectral norm is on record (train --spectral-every, record(spectral_every=N))",
+    "update_spectral_norm": "no spectral norm of updates (train --spectral-every, record(spectral_every=N))",
     "trust_ratio": "no trust ratio is known of this optimizer (tvlars_probe.describe says what is known)",
 }
 """By column: what a run lacks that has rows without a value in it, and how it is recorded."""
@@ -299,7 +299,7 @@ def remarks(name: str, sources: Sequence[Source]) -> list[str]:
     return [
         f"{paths[0]} {one}: {reason}"
         if len(paths) == 1
-        else f"{len(paths)} runs {many}: {reason}: {some_of(paths, most=3)}"
+        else f"{len(paths)} runs {many} ({some_of(paths, most=3, room=300)}): {reason}"
         for reason, paths in by_reason.items()
     ]
 
