@@ -12,8 +12,9 @@ from tests.analyses.test_minimizer import rows
 from tests.charts.specs import data_sets
 from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.minimizer import SPECTRUM_COLUMNS, Minimizer, analyse_minimizer
+from tvlars_probe.charts.blocks import layer_blocks
 from tvlars_probe.charts.export import spec_of
-from tvlars_probe.charts.sharpness import layer_blocks, sharpness_curves, spectral_density
+from tvlars_probe.charts.sharpness import sharpness_curves, spectral_density
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_CELLS, MOST_ROWS
 from tvlars_probe.charts.comparisons import _with_interval
 from tvlars_probe.charts.export import file_content, spec_of
-from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out
+from tvlars_probe.charts.kinds import KINDS, draw, lacking, left_out, remarks
 from tvlars_probe.charts.sharpness import sharpness_curves, spectral_density
 from tvlars_probe.errors import TraceError, UserError
 from tvlars_probe.runs import open_run
@@ -87,11 +87,13 @@ def test_an_optimizer_has_its_one_colour(name: str, measured: list[Path]) -> Non
     scales = [
         definition["scale"]
         for channel, definition in encodings(spec_of(chart(name, measured)))
-        if channel == "color" and definition["field"] == "optimizer"
+        if channel == "color" and definition["field"] in ("optimizer", "setting", "line")
     ]
     assert scales
     for scale in scales:
-        assert scale["range"] == [theme.OPTIMIZER_COLOURS[optimizer] for optimizer in scale["domain"]]
+        # A setting's name begins with its optimizer.
+        optimizers = [label.partition(",")[0] for label in scale["domain"]]
+        assert scale["range"] == [theme.OPTIMIZER_COLOURS[optimizer] for optimizer in optimizers]
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.several])
@@ -104,7 +106,7 @@ def test_what_a_run_has_no_data_for_is_refused_with_the_remedy(trained: Callable
     run = source_of(trained("lars"))
     assert lacking("sharpness", run) is not None
     assert lacking("trust-ratio", run) is None
-    with pytest.raises(TraceError, match="--sharpness-every, or tvlars-probe sharpness"):
+    with pytest.raises(TraceError, match=r"--sharpness-every, record\(probes=.*, or tvlars-probe sharpness"):
         draw("sharpness", [run])
     with pytest.raises(TraceError, match="tvlars-probe landscape"):
         draw("landscape-map", [run])
@@ -178,6 +180,20 @@ def test_intervals_of_accuracies_stay_within_what_an_accuracy_can_be(name: str, 
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 100 for row in rows)
     (bar,) = _with_interval(pd.DataFrame({"mean": [90.0], "half_width": [30.0]}), "test_acc1").to_dict("records")
     assert (bar["low"], bar["high"]) == (60, 100)
+
+
+def test_runs_that_are_left_out_are_named_in_one_line_for_each_reason(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [tmp_path / f"run{k}" for k in range(5)]
+    for run in runs:
+        shutil.copytree(trained("lars"), run)
+    (one,) = remarks("sharpness", [source_of(runs[0])])
+    assert one.startswith(f"{runs[0]} is left out: no sharpness is on record")
+    (all_,) = remarks("sharpness", [source_of(run) for run in runs])
+    assert all_.startswith(
+        f"5 runs are left out ({runs[0]}, {runs[1]}, {runs[2]} and 2 more): no sharpness is on record"
+    )
 
 
 @pytest.mark.parametrize("name", ["comparison", "learning-rates"])

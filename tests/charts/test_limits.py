@@ -127,7 +127,7 @@ def test_no_line_crosses_steps_without_a_loss_and_a_single_one_is_a_point() -> N
     rows = pd.DataFrame(next(data_sets(spec)))
     assert rows.groupby("piece")["step"].agg(["min", "max"]).to_numpy().tolist() == [[0, 99], [150, 150], [200, 299]]
     for curve in spec["layer"][:2]:
-        assert [detail["field"] for detail in curve["encoding"]["detail"]] == ["run", "piece"]
+        assert [detail["field"] for detail in curve["encoding"]["detail"]] == ["line", "piece"]
     points = next(
         layer for layer in spec["layer"] if layer["mark"] == {"type": "point", "filled": True, "size": 40, "opacity": 1}
     )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from selenium.webdriver.support.ui import WebDriverWait
 
 import tvlars_probe
 from tests.report.browser import chromium, open_page, why_not
+from tvlars_probe.analyses.facts import RunFacts
 from tvlars_probe.analyses.source import Source
+from tvlars_probe.charts.curves import loss_bins, loss_curves
+from tvlars_probe.charts.export import file_content
 from tvlars_probe.report.content import gather
 from tvlars_probe.report.page import render
 from tvlars_probe.runs import open_run
@@ -121,6 +128,64 @@ def click_on_a_cell(browser: Any, chart: str) -> str:
 def test_the_page_asks_for_nothing_from_elsewhere(page: Path, browser: Any) -> None:
     open_page(browser, page, width=1400)
     assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+MOST_PAGES = 10
+
+
+def test_a_report_of_three_runs_prints_on_ten_pages_with_nothing_cut(page: Path, browser: Any) -> None:
+    open_page(browser, page, width=1280)
+    settings = {"paperWidth": 8.27, "paperHeight": 11.69, "preferCSSPageSize": False}  # A4
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", settings)["data"])
+    # Chromium writes each page as an object of its own that isn't compressed.
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", printed)) <= MOST_PAGES
+    # What the printed page is made of, at its width of 186 mm: 703 CSS pixels.
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    size = {"width": 703, "height": 1032, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_script("for (const d of document.querySelectorAll('details:not(.rests)')) d.open = true")
+    wide = (
+        "return [...document.querySelectorAll('table, figure, svg, .card, dl')]"
+        ".map(e => e.getBoundingClientRect()).filter(b => b.right > 704).length"
+    )
+    broken = (
+        "return [...document.querySelectorAll('figure, table')]"
+        ".filter(e => getComputedStyle(e).breakInside !== 'avoid').length"
+    )
+    assert (browser.execute_script(wide), browser.execute_script(broken)) == (0, 0)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_chart_by_itself_has_the_width_of_the_window_and_its_readers_colours(
+    browser: Any, tmp_path: Path, width: int, scheme: str
+) -> None:
+    runs = [
+        RunFacts(name=f"{rate}-{seed}", optimizer=optimizer, peak_lr=rate, seed=seed)
+        for rate in (1.0, 2.0, 4.0)
+        for seed in (0, 1)
+        for optimizer in ("LARS", "TVLARS")
+    ]
+    path = tmp_path / "loss.html"
+    losses = loss_bins(pd.DataFrame({"step": range(20), "loss": np.linspace(2, 1, 20)}))
+    path.write_bytes(file_content(loss_curves([(run, losses) for run in runs]), path))
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme_of = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_of]})
+    browser.get(path.as_uri())
+    browser.execute_async_script("const done = arguments[0]; window.ready.then(() => done());")
+    svg = "document.querySelector('#chart svg').getBoundingClientRect().width"
+    drawn, room = browser.execute_script(f"return [{svg}, document.getElementById('chart').clientWidth]")
+    assert room - 40 < drawn <= room
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert ground == {"dark": "rgb(20, 23, 27)", "light": "rgb(255, 255, 255)"}[scheme]
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+    assert browser.get_log("browser") == []
+    resized = size | {"width": 800, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", resized)
+    WebDriverWait(browser, 60, 0.05).until(lambda b: 700 < b.execute_script(f"return {svg}") <= 800)
 
 
 def test_a_chart_is_called_by_its_title(page: Path, browser: Any) -> None:

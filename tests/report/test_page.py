@@ -129,12 +129,17 @@ def rows_of(specs: dict[str, dict[str, object]]) -> list[dict[str, object]]:
     return [row for row in json.loads(f"[{','.join(re.findall(r'{[^{}]*}', text))}]") if "parameter" in row]
 
 
+def copied(source: Path, path: Path, **changed: object) -> Path:
+    """The run again at ``path``, with entries of its manifest changed."""
+    shutil.copytree(source, path)
+    manifest = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(manifest | changed))
+    return path
+
+
 def test_runs_beyond_the_detailed_ones_stand_in_the_tables(trained: Callable[..., Path], tmp_path: Path) -> None:
-    source = trained("lars")
-    runs = []
-    for index in range(MOST_DETAILED + 2):
-        runs.append(tmp_path / f"run-{index}")
-        shutil.copytree(source, runs[-1])
+    # Without a seed each run is a setting by itself.
+    runs = [copied(trained("lars"), tmp_path / f"run-{index}", seed=None) for index in range(MOST_DETAILED + 2)]
     report = gather([Source(open_run(run)) for run in runs])
     assert report.left_out == 2
     assert len(report.runs.frame) == MOST_DETAILED + 2
@@ -142,12 +147,39 @@ def test_runs_beyond_the_detailed_ones_stand_in_the_tables(trained: Callable[...
     assert "2 further runs" in Page(render(report)).text
 
 
+def test_of_runs_that_differ_in_their_seed_alone_one_has_charts_of_its_own(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [copied(trained("lars"), tmp_path / f"run-{seed}", seed=seed) for seed in range(3)]
+    runs.append(copied(trained("tvlars"), tmp_path / "other"))
+    report = gather([Source(open_run(run)) for run in runs])
+    assert [s.title.partition(":")[0] for s in report.sections if s.anchor.startswith("warmup-")] == ["run-1", "other"]
+    assert report.left_out == 2
+    assert "the one of median accuracy has charts of its own" in Page(render(report)).text
+
+
+def test_contents_lead_to_every_section_and_stand_before_them(page: Page) -> None:
+    names = [name for name, _ in page.elements]
+    assert names.index("nav") < names.index("section")
+    assert {*links_of_contents(page)} == {f"#{section['id']}" for section in page.named("section")}
+
+
+def links_of_contents(page: Page) -> list[str]:
+    """The targets of the table of contents, in order."""
+    start = next(index for index, (name, _) in enumerate(page.elements) if name == "nav")
+    end = next(index for index, (name, _) in enumerate(page.elements) if name == "section")
+    return [str(attributes["href"]) for name, attributes in page.elements[start:end] if name == "a"]
+
+
+def test_what_is_alike_in_all_runs_is_told_once(page: Page) -> None:
+    label = "configuration › data › name"
+    assert page.text.count(label) == 1
+    assert page.text.index("Alike in all 3 runs") < page.text.index(label)
+
+
 def test_an_unfinished_and_an_empty_run_make_a_page(trained: Callable[..., Path], tmp_path: Path) -> None:
-    killed, empty = tmp_path / "killed", tmp_path / "empty"
-    for path in (killed, empty):
-        shutil.copytree(trained("lars"), path)
-        manifest = json.loads((path / "run.json").read_text())
-        (path / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    killed = copied(trained("lars"), tmp_path / "killed", status="running")
+    empty = copied(trained("lars"), tmp_path / "empty", status="running", seed=9, batch_size=7, phases=[])
     shutil.rmtree(empty / "trace")
     page = Page(render(gather([Source(open_run(killed)), Source(open_run(empty))])))
     assert page.text.count("killed") >= 2
@@ -174,9 +206,7 @@ def test_every_chart_says_its_title_to_a_screen_reader(page: Page) -> None:
 
 
 def test_one_run_beyond_the_detailed_ones_is_one(trained: Callable[..., Path], tmp_path: Path) -> None:
-    runs = [tmp_path / f"run-{index}" for index in range(MOST_DETAILED + 1)]
-    for run in runs:
-        shutil.copytree(trained("lars"), run)
+    runs = [copied(trained("lars"), tmp_path / f"run-{index}", seed=None) for index in range(MOST_DETAILED + 1)]
     assert "1 further run stands in" in Page(render(gather([Source(open_run(run)) for run in runs]))).text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from tvlars_probe.analyses.apart import SettingMeans
 from tvlars_probe.analyses.comparison_verdict import cell_text, plain_number, verdict_of
 from tvlars_probe.analyses.held_out_choice import Optimism, optimism_of_choice
 from tvlars_probe.analyses.intervals import Mean
-from tvlars_probe.analyses.wording import counted, setting_text
+from tvlars_probe.analyses.settings import settings_apart
+from tvlars_probe.analyses.wording import counted
 from tvlars_probe.displays.displayed import ShownTable
 from tvlars_probe.errors import UserError, unknown
 
@@ -180,7 +181,7 @@ def compare(
     runs = pd.DataFrame(list(rows_of_runs))
     rows, columns = (_told(names, runs) for names in (rows, columns))
     rows = rows or ("optimizer",)  # groupby needs a key, also where no run tells any of the fields
-    runs["settings"] = _settings(runs, [*rows, *columns])
+    runs["settings"] = settings_apart(runs, [*rows, *columns])
     rows = (*rows, "settings") if any(runs["settings"]) else rows
     cells = [*rows, *columns]
     # A learning rate chosen by test accuracy flatters that accuracy. A training metric has no held-out counterpart:
@@ -224,24 +225,6 @@ def _held_out_instead(runs: pd.DataFrame, metric: str) -> str | None:
 def _told(names: Sequence[str], runs: pd.DataFrame) -> tuple[str, ...]:
     """The fields for which any run has a value."""
     return tuple(name for name in names if runs[name].notna().any())
-
-
-def _settings(runs: pd.DataFrame, fields: list[str]) -> pd.Series[Any]:
-    """Label each run with the settings in which the runs of its cell differ.
-
-    Learning rate and seed don't count. The label is empty where the runs differ in nothing else.
-    """
-    labels = dict.fromkeys(runs.index, "")
-    for _, cell in runs.groupby(fields, dropna=False):
-        told = [
-            {name: None if value is None else str(value) for name, value in run.items() if name not in fields}
-            for run in cell["settings"]
-        ]
-        names = dict.fromkeys(name for run in told for name in run)
-        varying = [name for name in names if len({run.get(name) for run in told}) > 1]
-        for index, run in zip(cell.index, told, strict=True):
-            labels[index] = ", ".join(f"{name.rpartition('.')[2]} {setting_text(run.get(name))}" for name in varying)
-    return pd.Series(labels, dtype=object)
 
 
 def _rate_row(group: pd.DataFrame) -> dict[str, object]:

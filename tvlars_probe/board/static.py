@@ -20,6 +20,8 @@ def content(name: str) -> bytes:
 
     if name == "vega.js":
         return elements.vega_bundle().encode()
+    if name == "drawing.js":
+        return elements.drawing_script().encode()
     if name.startswith("board."):
         return files("tvlars_probe.board").joinpath(name).read_bytes()
     return elements.resource(name).encode()

@@ -8,19 +8,16 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.verdict import CANT_TELL
-from tvlars_probe.analyses.warmup.paired_gain import UNKNOWN
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_BARS, MOST_ROWS, inline
 from tvlars_probe.charts.limits import Limits
-from tvlars_probe.charts.names import pixels, shortened
+from tvlars_probe.charts.runs_apart import DASHES
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.comparison import Comparison
     from tvlars_probe.analyses.correlation import SharpnessCorrelation
-    from tvlars_probe.analyses.warmup.pairs import WarmupPairs
 
 MEASURES = {
     "hessian": "sharpness λ₁",
@@ -46,14 +43,8 @@ OUTCOMES = {"generalisation_gap": "generalisation gap (points)", "test_error": "
 SETTING_ROOM = 420.0
 """Width of a setting's name."""
 
-PAIR_ROOM = 520.0
-"""Width of the names of a pair of runs."""
-
 _HEIGHT = 260
 """Height of a plot, in units of the chart."""
-
-MOST_OUTCOMES = 2
-"""Most outcomes that a title tells one by one."""
 
 
 def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
@@ -68,7 +59,10 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     if not len(every):
         raise NothingToShowError(f"no run has a {_plainly(result.metric)} on record: it comes with a finished epoch")
     table = _with_interval(_with_setting(every.head(MOST_BARS), result), result.metric)
-    columns = ["setting", "optimizer", "mean", "low", "high", "rate", "rates", "seeds", "diverged"]
+    columns = ["setting", "optimizer", "mean", "low", "high", "rate", "rates", "seeds", "diverged", "gone"]
+    # Those of which every run diverged have no place on the scale, as long as there are others.
+    gone = _gone(table)
+    table = table.assign(gone=gone & (not gone.all()))
     # The table stands in order, the best setting first. One setting by itself is no comparison.
     best = "Lowest mean" if result.metric.endswith("loss") else "Highest mean"
     seen = f"{best if len(every) > 1 else 'Mean'}: {table.iloc[0]['setting']}"
@@ -105,10 +99,18 @@ def comparison_chart(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8, format=".4~g"),
     }
-    return alt.layer(
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q"),
-        base.mark_point(filled=True, size=70).encode(x=alt.X("mean:Q", **x)),
-    ).properties(width=theme.WIDTH, height=max(34 * len(table), 70), title=theme.title(seen, "; ".join(of)))
+    there, shape = base.transform_filter("!datum.gone"), theme.optimizer_shape(table["optimizer"])
+    layers = [
+        there.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", **x), x2="high:Q"),
+        there.mark_point(filled=True, size=70, opacity=1).encode(x=alt.X("mean:Q", **x), shape=shape),
+    ]
+    if table["gone"].any():
+        cross = base.transform_filter("datum.gone").mark_point(shape="cross", angle=45, filled=True, size=90, opacity=1)
+        layers.append(cross.encode(x=alt.value(5)))
+        of.append("✕ every run diverged")
+    return alt.layer(*layers).properties(
+        width=theme.WIDTH, height=max(34 * len(table), 70), title=theme.title(seen, "; ".join(of))
+    )
 
 
 def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
@@ -122,12 +124,13 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
     rates = result.rates[result.rates["rate"].astype(float) > 0]
     rates = _with_interval(_with_setting(rates.head(MOST_ROWS), result), result.metric)
     named = _plainly(result.metric)
-    told, bad = rates[np.isfinite(rates["mean"].astype(float))], rates[rates["diverged"] > 0]
+    gone = _gone(rates)
+    told = rates[np.isfinite(rates["mean"].astype(float)) & ~(gone & (not gone.all()))]
+    bad = rates[rates["diverged"] > 0]
     if not len(told):
         raise NothingToShowError(f"no run has a {named} and a peak learning rate above zero on record")
     seen = f"{named[:1].upper()}{named[1:]} against the peak learning rate"
     columns = ["setting", "optimizer", "rate", "mean", "low", "high", "seeds", "diverged"]
-    kinds = list(dict.fromkeys(rates["setting"]))
     of = [_runs(result), "mean and 95 % interval over seeds", *(["✕ diverged"] if len(bad) else [])]
     x = alt.X(
         "rate:Q",
@@ -135,7 +138,16 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         title="peak learning rate",
         axis=theme.log_axis(rates["rate"]),
     )
-    colour = alt.Color("optimizer:N", scale=theme.optimizer_scale(rates["optimizer"]), title="optimizer")
+    of_kind = dict(zip(rates["setting"], rates["optimizer"], strict=True))
+    # As elsewhere an optimizer's plain line is that without a schedule.
+    kinds = sorted(of_kind, key=lambda kind: (of_kind[kind], "no schedule" not in kind))
+    legend = theme.name_legend(kinds, SETTING_ROOM, columns=1, symbolSize=100, symbolStrokeWidth=0)
+    colours = [theme.OPTIMIZER_COLOURS.get(of_kind[kind], theme.OTHER_COLOUR) for kind in kinds]
+    dashes = [DASHES[place % len(DASHES)] for place in range(len(kinds))]
+    look: dict[str, Any] = {"title": "setting", "legend": legend}
+    colour = alt.Color("setting:N", scale=alt.Scale(domain=kinds, range=colours), **look)
+    shape = alt.Shape("setting:N", scale=alt.Scale(domain=kinds, range=theme.shapes(len(kinds))), **look)
+    dash = alt.StrokeDash("setting:N", scale=alt.Scale(domain=kinds, range=dashes), **look)
     tips: list[Any] = [
         "setting:N",
         alt.Tooltip("rate:Q", format="~g"),
@@ -149,12 +161,10 @@ def rate_sensitivity(result: Comparison) -> alt.LayerChart | alt.FacetChart:
         "scale": alt.Scale(zero=False),
         "axis": alt.Axis(tickCount=8, format=".4~g"),
     }
-    legend = theme.name_legend(kinds, SETTING_ROOM, columns=1)
-    shapes = alt.Shape("setting:N", scale=alt.Scale(domain=kinds), title="setting", legend=legend)
     layers = [
-        base.mark_line(strokeWidth=1.4).encode(y=alt.Y("mean:Q", **y)),
+        base.mark_line(strokeWidth=1.4).encode(y=alt.Y("mean:Q", **y), strokeDash=dash),
         base.mark_rule().encode(y=alt.Y("low:Q", **y), y2="high:Q"),
-        base.mark_point(size=60, filled=True).encode(y=alt.Y("mean:Q", **y), shape=shapes),
+        base.mark_point(size=60, filled=True, opacity=1).encode(y=alt.Y("mean:Q", **y), shape=shape),
     ]
     if len(bad):
         crosses = alt.Chart(inline(bad[columns])).mark_point(shape="cross", angle=45, filled=True, size=70, opacity=1)
@@ -206,7 +216,9 @@ def gap_chart(result: SharpnessCorrelation) -> alt.Chart | alt.LayerChart | alt.
         title=f"{MEASURES[chosen]} at the end",
         axis=theme.log_axis(within["sharpness"]),
     )
-    points = alt.Chart(inline(within)).mark_point(filled=True, size=80).encode(x=x, y=y, color=colour, tooltip=tips)
+    shape = theme.optimizer_shape(runs["optimizer"])
+    dots = alt.Chart(inline(within)).mark_point(filled=True, size=80)
+    points = dots.encode(x=x, y=y, color=colour, shape=shape, tooltip=tips)
     marks = [
         alt.Chart(inline(rows))
         .mark_point(shape=shape, filled=True, size=80, opacity=1)
@@ -234,9 +246,17 @@ def _with_interval(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _with_setting(rows: pd.DataFrame, result: Comparison) -> pd.DataFrame:
     """The rows with ``setting``, the label of their cell, and an ``optimizer`` for its colour."""
     cells = [*result.rows, *result.columns]
-    labels = [", ".join(_field(name, row[name]) for name in cells if pd.notna(row[name])) for _, row in rows.iterrows()]
+    labels = [
+        ", ".join(_field(name, row[name]) for name in cells if pd.notna(row[name]) and row[name] != "")
+        for _, row in rows.iterrows()
+    ]
     optimizer = rows["optimizer"].fillna("other") if "optimizer" in rows else "other"
     return rows.assign(setting=labels, optimizer=optimizer)
+
+
+def _gone(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Whether runs diverged and none was completed: what they had reached until then says nothing."""
+    return (rows["diverged"] > 0) & (rows["diverged"] + rows["unfinished"] == rows["runs"])
 
 
 def _runs(result: Comparison) -> str:
@@ -264,66 +284,3 @@ def _field(name: str, value: object) -> str:
     if name == "schedule" and value == "none":
         return "no schedule"
     return str(value)
-
-
-def _outcomes(cells: pd.DataFrame) -> str:
-    """How many of the cells had which outcome: each in words would fill a title."""
-    counts = cells["outcome"].value_counts()
-    told = ", ".join(f"{n} {CANT_TELL if outcome == UNKNOWN else outcome}" for outcome, n in counts.items())
-    return f"{len(cells)} settings and peak rates: {told}."
-
-
-def warmup_pairs_chart(result: WarmupPairs) -> alt.LayerChart | alt.FacetChart:
-    """Test accuracy without and with warm-up, a line per pair of runs. Of more than `MOST_BARS` the first are drawn.
-
-    Raises:
-        NothingToShowError: no pair has an accuracy.
-    """
-    sides = ["accuracy_without", "accuracy_with"]
-    every = result.pairs.astype(dict.fromkeys(sides, float))
-    # A run that diverged before its first epoch's end has no accuracy: its pair shows that of the other one.
-    every = every[every[sides].notna().any(axis=1)]
-    if not len(every):
-        reason = "no pair of runs has an accuracy" if len(result.pairs) else result.verdict.reason.removesuffix(".")
-        raise NothingToShowError(f"{reason}: train one without warm-up and one with --schedule lars-warm")
-    pairs = every.head(MOST_BARS).copy()
-    runs = shortened([*pairs["run_without"], *pairs["run_with"]], theme.NAME_ROOM * 0.75, pixels)
-    pairs["pair"] = [
-        f"peak {row.peak_lr:g}, seed {row.seed}: {runs[str(row.run_without)]}, {runs[str(row.run_with)]}"
-        for row in pairs.itertuples()
-    ]
-    pairs["optimizer"] = pairs["optimizer"].fillna("other")
-    columns = ["pair", "optimizer", *sides, "gain", "run_without", "run_with"]
-    of = [result.verdict.reason if len(result.cells) <= MOST_OUTCOMES else _outcomes(result.cells)]
-    if len(every) > len(pairs):
-        of.append(f"The first {len(pairs)} of {counted(len(every), 'pair')}.")
-    if without := len(result.pairs) - len(every):
-        of.append(f"{counted(without, 'pair')} without an accuracy.")
-    names = pairs["pair"].tolist()
-    base = alt.Chart(inline(pairs[columns])).encode(
-        y=alt.Y("pair:N", title=None, sort=names, axis=theme.name_axis(names, PAIR_ROOM)),
-        color=alt.Color("optimizer:N", scale=theme.optimizer_scale(pairs["optimizer"]), title="optimizer"),
-        tooltip=[
-            "run_without:N",
-            "run_with:N",
-            alt.Tooltip("accuracy_without:Q", format=".2f"),
-            alt.Tooltip("accuracy_with:Q", format=".2f"),
-            alt.Tooltip("gain:Q", format="+.2f"),
-        ],
-    )
-    x: dict[str, Any] = {
-        "title": "test accuracy (%): hollow without, filled with warm-up",
-        "scale": alt.Scale(zero=False),
-        "axis": alt.Axis(tickCount=8, format=".4~g"),
-    }
-    both = "isValid(datum.accuracy_without) && isValid(datum.accuracy_with)"
-    rule = base.transform_filter(both).mark_rule(strokeWidth=1.5)
-    return alt.layer(
-        rule.encode(x=alt.X("accuracy_without:Q", **x), x2="accuracy_with:Q"),
-        base.mark_point(size=70).encode(x=alt.X("accuracy_without:Q", **x)),
-        base.mark_point(size=70, filled=True).encode(x=alt.X("accuracy_with:Q", **x)),
-    ).properties(
-        width=theme.WIDTH,
-        height=max(28 * len(pairs), 70),
-        title=theme.title(f"Warm-up: {result.verdict.answer}", " ".join(of)),
-    )

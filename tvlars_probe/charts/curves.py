@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
+from tvlars_probe.analyses.settings import over_seeds, settings_of
 from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
-from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, pieces, thinned
+from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, thinned
 from tvlars_probe.charts.limits import Limits, edge_marks, edge_words
-from tvlars_probe.charts.runs_apart import labels, run_dash
+from tvlars_probe.charts.lines import PANEL_HEIGHT, PANEL_TICKS, Named, arranged, crosses
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
 
     from numpy.typing import NDArray
 
@@ -57,11 +59,12 @@ def loss_bins(steps: pd.DataFrame, bins: int = MOST_BINS) -> pd.DataFrame:
     return envelope(told["step"].to_numpy(), loss, bins).assign(start=loss[0] if len(loss) else math.nan)
 
 
-def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.FacetChart:
-    """Training loss by step: each bin's median as a line, its lowest to highest value as a band.
+def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.ConcatChart | alt.FacetChart:
+    """Training loss by step, a line per setting: the geometric mean over its seeds, and the lowest to the highest seed.
 
-    A cross at the top marks the first step at which a run's loss is not finite. Runs that diverged don't stretch the
-    axis: triangles mark the bins that reach beyond it.
+    A setting of one run has each bin's median as its line, and the bin's lowest to highest value as its band. Beyond
+    `lines.MOST_LINES` lines there is a panel for each peak rate. A cross at the top marks the first step at which a
+    run's loss is not finite. Runs that diverged don't stretch the axis: triangles mark what reaches beyond it.
 
     Args:
         runs: per run its facts and its losses as `loss_bins` gave them.
@@ -69,68 +72,98 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.FacetChart:
     Raises:
         NothingToShowError: no run has a finite loss.
     """
-    # The runs share the rows of the chart.
-    bins = max(min(MOST_BINS, MOST_ROWS // max(len(runs), 1)), 1)
-    few = [coarser(part, bins) for _, part in runs[:MOST_ROWS]]
-    frame = _joined([p.assign(**labels(f), piece=pieces(p["step"])) for (f, _), p in zip(runs, few, strict=False)])
-    ends = [(facts, step) for facts, part in runs if (step := _not_finite(facts, part)) is not None]
-    shown = [run for run in runs if len(run[1]) or any(facts is run[0] for facts, _ in ends)]
-    limits = _loss_limits(runs, few)
+    shown = [(facts, part) for facts, part in runs if len(part) or _not_finite(facts, part) is not None]
+    ends = [(facts, step) for facts, part in shown if (step := _not_finite(facts, part)) is not None]
+    named = Named.of(settings_of([facts for facts, _ in shown or runs])[:MOST_ROWS])
+    # The lines share the rows of the chart.
+    bins = max(min(MOST_BINS, MOST_ROWS // len(named.settings)), 1)
+    few = [coarser(part, bins).rename(columns={"middle": "value"}) for _, part in shown or runs]
+    is_log = not any(len(part) and (part["low"] < 0).mean() > MOST_NEGATIVE for part in few)
+    # A loss that is zero throughout has no place on a logarithmic axis.
+    is_log = is_log and any((part["value"] > 0).any() for part in few)
+    curves = [
+        few[s.places[0]] if len(s.runs) == 1 else over_seeds(s, [few[p] for p in s.places], "step", geometric=is_log)
+        for s in named.settings
+    ]
+    starts = [float(few[s.places[0]]["start"].iloc[0]) if len(few[s.places[0]]) else math.nan for s in named.settings]
+    limits = _loss_limits(named, curves, starts, {id(facts) for facts, _ in ends}, is_log=is_log)
     if limits is None:
         raise NothingToShowError(_no_loss(ends))
-    drawn = {"line": "middle", "bottom": "low", "top": "high"}
+    frame = named.frame([curve.drop(columns="start", errors="ignore") for curve in curves], "step")
+    drawn = {"line_at": "value", "bottom": "low", "top": "high"}
     frame = frame.assign(**{name: limits.drawn(frame[column]) for name, column in drawn.items()})
-    above = frame[np.isfinite(frame["high"]) & (frame["high"] > limits.high)]
-    below = frame[frame["low"] < limits.low]
-    what = ["median and range of each bin", *edge_words(above, below, is_log=limits.is_log)]
-    heading = theme.title(_loss_title(frame, ends), _subtitle(shown, "; ".join(what)))
-    x = theme.step_axis("step:Q", alt.Scale(nice=False))
+    beyond = (frame[np.isfinite(frame["high"]) & (frame["high"] > limits.high)], frame[frame["low"] < limits.low])
+    what = named.subtitle(geometric=is_log, one="median and range of each bin")
+    what += [*(["✕ not finite"] if ends else []), *edge_words(*beyond, is_log=limits.is_log)]
+    heading = theme.title(_loss_title(shown, ends), _subtitle(shown, "; ".join(what)))
+    crossed = named.ends(ends[:MOST_ROWS], "step")
+    steps = [*frame["step"], *crossed["step"]]
+    domain = [int(min(steps)), int(max(steps))]
+    draw = partial(_loss_plot, limits=limits, named=named, domain=domain)
+    return arranged(named, frame, crossed, draw, heading)
+
+
+def _loss_plot(
+    frame: pd.DataFrame,
+    ends: pd.DataFrame,
+    width: float,
+    apart: dict[str, Any],
+    *,
+    limits: Limits,
+    named: Named,
+    domain: list[int],
+) -> Any:
+    """The lines of one plot, with their bands and marks."""
+    height = HEIGHT if named.rates is None else PANEL_HEIGHT
+    x = theme.step_axis("step:Q", alt.Scale(nice=False, domain=domain))
     scale = alt.Scale(type="log" if limits.is_log else "linear", domain=[limits.low, limits.high], nice=True)
-    axis = theme.log_axis([limits.low, limits.high]) if limits.is_log else alt.Axis()
+    ticks = theme.MOST_TICKS if named.rates is None else PANEL_TICKS
+    axis = theme.log_axis([limits.low, limits.high], ticks) if limits.is_log else alt.Axis()
     y: dict[str, Any] = {"title": "training loss", "scale": scale, "axis": axis}
     tips = [
-        alt.Tooltip("run:N"),
+        alt.Tooltip("line:N", title=named.title),
         alt.Tooltip("step:Q", format=","),
-        alt.Tooltip("middle:Q", title="loss", format=".4~g"),
-        alt.Tooltip("high:Q", title="highest in the bin", format=".4~g"),
-        alt.Tooltip("high_step:Q", title="at step", format=","),
-        alt.Tooltip("low:Q", title="lowest in the bin", format=".4~g"),
+        alt.Tooltip("value:Q", title="loss", format=".4~g"),
+        alt.Tooltip("low:Q", title="lowest", format=".4~g"),
+        alt.Tooltip("high:Q", title="highest", format=".4~g"),
     ]
-    colour, each = _colour(runs), ["run:N", "piece:N"]
-    base = alt.Chart(inline(frame.drop(columns="start")))
+    tips += [alt.Tooltip("high_step:Q", title="at step", format=",")] if "high_step" in frame else []
+    tips += [alt.Tooltip("seeds:Q")] if "seeds" in frame else []
+    colour, each = apart["color"], ["line:N", "piece:N"]
+    base = alt.Chart(inline(frame))
     band = base.mark_area(opacity=0.18, clip=True).encode(
         x=x, y=alt.Y("bottom:Q", **y), y2="top:Q", color=colour, detail=each
     )
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(
-        x=x, y=alt.Y("line:Q", **y), color=colour, strokeDash=run_dash(frame), detail=each, tooltip=tips
+        x=x, y=alt.Y("line_at:Q", **y), **apart, detail=each, tooltip=tips
     )
     layers = [band, line]
     # A line through one point draws nothing.
-    alone = frame[~frame.duplicated(["run", "piece"], keep=False) & limits.within(frame["middle"])]
+    alone = frame[~frame.duplicated(["line", "piece"], keep=False) & limits.within(frame["value"])]
     if len(alone):
-        point = alt.Chart(inline(alone.drop(columns="start"))).mark_point(filled=True, size=40, opacity=1)
-        layers.append(point.encode(x=x, y=alt.Y("line:Q", **y), color=colour, tooltip=tips))
-    layers += edge_marks(above, below, HEIGHT, x, colour, tips)
-    if ends:
-        layers.append(_crosses(ends, runs, x))
-    return alt.layer(*layers).properties(width=theme.WIDTH, height=HEIGHT, title=heading)
+        point = alt.Chart(inline(alone)).mark_point(filled=True, size=40, opacity=1)
+        layers.append(point.encode(x=x, y=alt.Y("line_at:Q", **y), color=colour, tooltip=tips))
+    above = frame[np.isfinite(frame["high"]) & (frame["high"] > limits.high)]
+    below = frame[frame["low"] < limits.low]
+    layers += edge_marks(above, below, height, x, colour, tips)
+    # In pixels, where 0 is the top edge: a loss that is not finite has no place on the scale.
+    end_tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", title="not finite at step", format=",")]
+    layers += crosses(ends, x, 0, colour, end_tips)
+    return alt.layer(*layers).properties(width=width, height=height)
 
 
-def _loss_limits(runs: Sequence[Curve], few: Sequence[pd.DataFrame]) -> Limits | None:
-    """The limits of the axis: logarithmic, unless losses are negative in more than a few bins of a run."""
+def _loss_limits(
+    named: Named, curves: Sequence[pd.DataFrame], starts: Sequence[float], ended: Set[int], *, is_log: bool
+) -> Limits | None:
+    """The limits of the axis: those of settings that diverged don't stretch it."""
     calm: list[NDArray[np.float64]] = []
     astray: list[NDArray[np.float64]] = []
-    for (facts, _), part in zip(runs, few, strict=False):
-        if len(part):
-            middle, start = part["middle"].to_numpy(float), float(part["start"].iloc[0])
-            gone = _not_finite(facts, part) is not None or np.median(middle) > ASTRAY * abs(start)
-            (astray if gone else calm).append(np.append(middle, start))
-    negative = any(len(part) and (part["low"] < 0).mean() > MOST_NEGATIVE for part in few)
-    if not negative:
-        limits = Limits.of(calm, astray)
-        if limits is not None:
-            return limits
-    return Limits.of(calm, astray, is_log=False)
+    for setting, curve, start in zip(named.settings, curves, starts, strict=True):
+        if len(curve):
+            values = curve["value"].to_numpy(float)
+            gone = all(id(run) in ended for run in setting.runs) or np.median(values) > ASTRAY * abs(start)
+            (astray if gone else calm).append(np.append(values, start))
+    return Limits.of(calm, astray, is_log=is_log)
 
 
 def _no_loss(ends: Sequence[tuple[RunFacts, int]]) -> str:
@@ -138,15 +171,6 @@ def _no_loss(ends: Sequence[tuple[RunFacts, int]]) -> str:
         facts, step = ends[0]
         return f"no finite loss is on record, that of {facts.name} isn't at step {step:,}: train with a lower rate"
     return "no loss is on record: a loop of your own tells it by rec.log(loss=loss)"
-
-
-def _crosses(ends: Sequence[tuple[RunFacts, int]], runs: Sequence[Curve], x: alt.X) -> alt.Chart:
-    """A cross at each run's first loss that is not finite."""
-    rows = pd.DataFrame([{"step": step, **labels(facts)} for facts, step in ends[:MOST_ROWS]])
-    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", title="not finite at step", format=",")]
-    mark = alt.Chart(inline(rows)).mark_point(shape="cross", angle=45, filled=True, size=110, opacity=1)
-    # In pixels, where 0 is the top edge: a loss that is not finite has no place on the scale.
-    return mark.encode(x=x, y=alt.value(0), color=_colour(runs), tooltip=tips)
 
 
 def _not_finite(facts: RunFacts, part: pd.DataFrame) -> int | None:
@@ -157,8 +181,11 @@ def _not_finite(facts: RunFacts, part: pd.DataFrame) -> int | None:
     return min(found, default=None)
 
 
-def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
-    """Test accuracy by epoch.
+def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.ConcatChart | alt.FacetChart:
+    """Test accuracy by epoch, a line per setting: the mean over its seeds, and the lowest to the highest seed.
+
+    Beyond `lines.MOST_LINES` lines there is a panel for each peak rate. A cross at the foot marks the epoch in which a
+    run diverged.
 
     Args:
         runs: per run its facts and its table ``epochs`` (columns ``epoch``, from 0, and ``test_acc1``, in percent).
@@ -166,59 +193,105 @@ def accuracy_curves(runs: Sequence[Curve]) -> alt.LayerChart:
     Raises:
         NothingToShowError: no run has a test accuracy.
     """
-    told = [epochs.dropna(subset="test_acc1")[["epoch", "test_acc1"]] for _, epochs in runs]
-    shown = [run for run, part in zip(runs, told, strict=True) if len(part)]
-    if not shown:
+    given = [
+        (facts, pd.DataFrame({"epoch": epochs["epoch"] + 1, "value": epochs["test_acc1"]}).dropna(subset="value"))
+        for facts, epochs in runs  # epochs from 1, as training shows them
+    ]
+    ends = [(facts, _last_epoch(facts, part)) for facts, part in given if facts.status == "diverged"]
+    if not any(len(part) for _, part in given):
         raise NothingToShowError(
             "no test accuracy is on record: a loop of your own tells it by rec.log_epoch(epoch=0, test_acc1=...)"
         )
-    few = thinned([part.assign(piece=pieces(part["epoch"])) for part in told if len(part)], "test_acc1")
-    # Of too many runs `thinned` leaves the last ones out: ``few`` is shorter then.
-    frame = _joined([part.assign(**labels(facts)) for (facts, _), part in zip(shown, few, strict=False)])
-    frame["epoch"] += 1  # as training shows them
-    last = frame.groupby("run", sort=False).tail(1)
-    top = last.iloc[int(last["test_acc1"].to_numpy().argmax())]
-    seen = f"{top['run']} ends {'' if len(last) == 1 else 'highest, '}at {top['test_acc1']:.2f} % test accuracy"
-    tips = [
-        alt.Tooltip("run:N"),
-        alt.Tooltip("epoch:Q"),
-        alt.Tooltip("test_acc1:Q", title="test accuracy (%)", format=".2f"),
-    ]
-    base = alt.Chart(inline(frame)).encode(
-        x=alt.X("epoch:Q", scale=alt.Scale(nice=False, zero=False), axis=theme.whole_axis()),
-        y=alt.Y("test_acc1:Q", title="test accuracy (%)", scale=alt.Scale(zero=False)),
-        color=_colour(shown),
-        detail=["run:N", "piece:N"],
-        tooltip=tips,
+    shown = [(facts, part) for facts, part in given if len(part) or facts.status == "diverged"]
+    named = Named.of(settings_of([facts for facts, _ in shown]))
+    curves = [over_seeds(s, [shown[place][1] for place in s.places], "epoch") for s in named.settings]
+    # Of too many lines `thinned` leaves the last ones out.
+    few = thinned(curves, "value")
+    frame = named.frame([*few, *(curve.head(0) for curve in curves[len(few) :])], "epoch")
+    tops = [(float(part["value"].iloc[-1]), facts.name) for facts, part in shown if len(part)]
+    top, name = max(tops, key=lambda one: one[0])
+    seen = f"{name} ends {'' if len(tops) == 1 else 'highest, '}at {top:.2f} % test accuracy"
+    what = ["after each epoch", *named.subtitle(geometric=False, one=""), *(["✕ diverged"] if ends else [])]
+    heading = theme.title(seen, _subtitle(shown, "; ".join(text for text in what if text)))
+    crossed = named.ends(ends[:MOST_ROWS], "epoch")
+    return arranged(named, frame, crossed, partial(_accuracy_plot, named=named, every=frame), heading)
+
+
+def _accuracy_plot(
+    frame: pd.DataFrame,
+    ends: pd.DataFrame,
+    width: float,
+    apart: dict[str, Any],
+    *,
+    named: Named,
+    every: pd.DataFrame,
+) -> Any:
+    """The lines of one plot, with their bands and marks; ``every`` holds the rows of all plots."""
+    height = HEIGHT if named.rates is None else PANEL_HEIGHT
+    scales: dict[str, Any] = {}
+    if named.rates is not None:  # all panels have the same axes
+        scales = {
+            "x": [int(every["epoch"].min()), int(every["epoch"].max())],
+            "y": [every["low"].min(), every["high"].max()],
+        }
+    x = alt.X(
+        "epoch:Q",
+        scale=alt.Scale(nice=False, zero=False, **({"domain": scales["x"]} if scales else {})),
+        axis=theme.whole_axis(),
     )
-    return (
-        base.mark_line(strokeWidth=1.6).encode(strokeDash=run_dash(frame)) + base.mark_point(size=14, filled=True)
-    ).properties(width=theme.WIDTH, height=HEIGHT, title=theme.title(seen, _subtitle(shown, "after each epoch")))
+    y: dict[str, Any] = {
+        "title": "test accuracy (%)",
+        "scale": alt.Scale(zero=False, **({"domain": scales["y"]} if scales else {})),
+    }
+    tips = [
+        alt.Tooltip("line:N", title=named.title),
+        alt.Tooltip("epoch:Q"),
+        alt.Tooltip("value:Q", title="test accuracy (%)", format=".2f"),
+    ]
+    if named.several:
+        tips += [alt.Tooltip(f"{end}:Q", title=title, format=".2f") for end, title in _ENDS] + [alt.Tooltip("seeds:Q")]
+    base = alt.Chart(inline(frame)).encode(x=x, detail=["line:N", "piece:N"], tooltip=tips)
+    layers = [
+        base.mark_line(strokeWidth=1.6).encode(y=alt.Y("value:Q", **y), **apart),
+        base.mark_point(size=14, filled=True).encode(y=alt.Y("value:Q", **y), color=apart["color"]),
+    ]
+    if named.several:
+        band = base.mark_area(opacity=0.18)
+        layers.insert(0, band.encode(y=alt.Y("low:Q", **y), y2="high:Q", color=apart["color"]))
+    layers += crosses(
+        ends, x, height, apart["color"], [alt.Tooltip("run:N"), alt.Tooltip("epoch:Q", title="diverged in")]
+    )
+    return alt.layer(*layers).properties(width=width, height=height)
 
 
-def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    # The columns of an empty frame hold objects: joined with them, numbers would become objects, too.
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else frames[0]
+_ENDS = (("low", "lowest"), ("high", "highest"))
 
 
-def _colour(runs: Sequence[Curve]) -> alt.Color:
-    scale = theme.optimizer_scale(facts.optimizer or "other" for facts, _ in runs)
-    return alt.Color("optimizer:N", scale=scale, title="optimizer")
+def _last_epoch(facts: RunFacts, part: pd.DataFrame) -> int:
+    """The epoch in which a run diverged, from 1."""
+    step, length = facts.bad_loss_step, facts.steps_per_epoch
+    if step is not None and length:
+        return (step - facts.first_step) // length + 1
+    return int(part["epoch"].max()) + 1 if len(part) else 1
 
 
-def _loss_title(frame: pd.DataFrame, ends: Sequence[tuple[RunFacts, int]]) -> str:
+def _loss_title(runs: Sequence[Curve], ends: Sequence[tuple[RunFacts, int]]) -> str:
     if ends:
         facts, step = min(ends, key=lambda end: end[1])
         if len(ends) == 1:
             return f"The loss of {facts.name} is not finite at step {step:,}"
         return f"The losses of {len(ends):,} runs are not finite, first that of {facts.name} at step {step:,}"
     # Bins keep their highest value and its step, so that the title is of the data itself.
-    risen = frame[frame["high"] > frame["start"] + RISE * frame["start"].abs()]
-    if not len(risen):
+    risen = []
+    for facts, part in runs:
+        above = part[part["high"] > part["start"] + RISE * part["start"].abs()]
+        if len(above):
+            top = above.iloc[int(above["high"].to_numpy().argmax())]
+            risen.append((float(top["high"]), int(top["high_step"]), facts.name))
+    if not risen:
         return f"No loss rises more than {100 * RISE:.0f} % above its first value"
-    top = risen.iloc[int(risen["high"].to_numpy().argmax())]
-    return f"The loss of {top['run']} peaks at {theme.number(top['high'])}, at step {top['high_step']:,}"
+    high, step, name = max(risen, key=lambda top: top[0])
+    return f"The loss of {name} peaks at {theme.number(high)}, at step {step:,}"
 
 
 def _subtitle(runs: Sequence[Curve], what: str) -> str:

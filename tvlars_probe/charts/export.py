@@ -104,25 +104,65 @@ def _wrapped(text: str, size: float) -> str | list[str]:
     return lines[0] if len(lines) == 1 else lines
 
 
+PAGE = """
+:root { color-scheme: light dark; --ground: #ffffff; --ink: #222222; --quiet: #5c6570; --line: #d9dde2 }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ground: #14171b; --ink: #e6e8eb; --quiet: #9aa4af; --line: #333a42 }
+  #chart svg { filter: brightness(1.35) }
+}
+body { margin: 1rem; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+figure { margin: 0 auto; max-width: 1200px }
+figcaption { margin-bottom: 6px; overflow-wrap: anywhere }
+figcaption span { display: block; color: var(--quiet); font-size: .88rem }
+#chart { width: 100%; overflow-x: auto }
+#chart svg { display: block }
+#vg-tooltip-element { background: var(--ground) !important; color: var(--ink) !important;
+  border: 1px solid var(--line) !important; font-family: inherit !important }
+#vg-tooltip-element td.key { color: var(--quiet) !important }
+"""
+"""Style of a chart's own page: the width of the window, and light or dark as its reader has it."""
+
+
+def fitting_script() -> str:
+    """The script that draws a chart as wide as its place: ``fitting.embed``, which needs ``vegaEmbed``."""
+    from importlib.resources import files
+
+    return files("tvlars_probe.charts").joinpath("fitting.js").read_text(encoding="utf-8")
+
+
 def _html(spec: dict[str, Any]) -> bytes:
     """A page of its own, with Vega's libraries in it."""
     import vl_convert
 
-    heading = spec.get("title") or {}
-    text = heading.get("text", "") if isinstance(heading, dict) else str(heading)
+    heading = spec.pop("title", None) or {}
+    heading = heading if isinstance(heading, dict) else {"text": heading}
+    text, subtitle = (html.escape(str(heading.get(part) or "")) for part in ("text", "subtitle"))
     # Names within the bundle are local to it: the script after it finds vegaEmbed through window.
     snippet = "window.vegaEmbed = vegaEmbed;"
     # "<\/script" is the same string to JavaScript, and doesn't end the element.
     bundle = vl_convert.javascript_bundle(snippet, vl_version=vega_lite_version()).replace("</script", "<\\/script")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(text)}</title>
-<link rel="icon" href="data:,"><style>body {{ margin: 1rem; overflow-x: auto }}
-{TOOLTIP}</style></head>
-<body><div id="chart"></div>
+<title>{text}</title>
+<link rel="icon" href="data:,"><style>{PAGE}{TOOLTIP}</style></head>
+<body><figure><figcaption><b>{text}</b> <span>{subtitle}</span></figcaption>
+<div id="chart" role="img" aria-label="{text}"></div></figure>
 <script>{bundle}</script>
 <script>
-vegaEmbed("#chart", {script_text(_opaque(spec))}, {{ renderer: "svg" }});
+{fitting_script()}
+const spec = {script_text(spec)};
+const place = document.getElementById("chart");
+let view = null;
+let room = 0;
+async function draw() {{
+  if (place.clientWidth === room) return;
+  room = place.clientWidth;
+  if (view) view.finalize();
+  view = await fitting.embed(place, spec);
+  document.documentElement.dataset.ready = "true";
+}}
+window.ready = draw();
+window.addEventListener("resize", () => {{ window.ready = window.ready.then(draw); }});
 </script></body></html>
 """.encode()
 
@@ -158,4 +198,5 @@ def file_content(chart: Any, path: Path) -> bytes:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in WRITERS:
         raise unknown(f"suffix of {path.name}", path.suffix or "(none)", (f".{name}" for name in WRITERS))
-    return WRITERS[suffix](spec_of(chart))
+    # A page has the ink of its reader's scheme; what is drawn on paper has a dark one.
+    return WRITERS[suffix](spec_of(chart, "currentColor") if suffix == "html" else spec_of(chart))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses import of_runs
 from tvlars_probe.analyses.layer_figures import layer_figure
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.errors import NothingToShowError, TraceError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.source import Source
 
-    Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+    Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
     Draw = Callable[[Sequence[Source]], Chart]
 
 
@@ -83,7 +84,7 @@ def _explosions(sources: Sequence[Source]) -> Chart:
 
 
 def _warmup(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.charts.comparisons import warmup_pairs_chart
+    from tvlars_probe.charts.warmup_pairs import warmup_pairs_chart
 
     return warmup_pairs_chart(of_runs.warmup_pairs_of(sources)[0])
 
@@ -120,7 +121,7 @@ def _density(sources: Sequence[Source]) -> Chart:
 
 
 def _blocks(sources: Sequence[Source]) -> Chart:
-    from tvlars_probe.charts.sharpness import layer_blocks
+    from tvlars_probe.charts.blocks import layer_blocks
 
     return layer_blocks(of_runs.minimizer_of(sources[0]))
 
@@ -253,13 +254,13 @@ def lacking(name: str, source: Source) -> str | None:
     return _UNTOLD[missing[0]] if missing else None
 
 
-_SHARPNESS = "train --sharpness-every, or tvlars-probe sharpness"
+_SHARPNESS = "train --sharpness-every, record(probes=[SharpnessProbe(...)]), or tvlars-probe sharpness"
 _DENSITY = "tvlars-probe sharpness --density"
 
 _NOISE = "train --noise or --noise-every, record(noise=True), or tvlars-probe batch-size RUN --checkpoint last"
 
 _REMEDIES = {
-    "layers": "no layers are on record (train --record full)",
+    "layers": "no layers are on record (train --record full, record(detail='full'))",
     "steps": "no step is on record yet",
     "epochs": "no epoch is finished yet",
     "curvature": f"no sharpness is on record ({_SHARPNESS})",
@@ -272,9 +273,9 @@ _REMEDIES = {
 _UNTOLD = {
     "loss": "no loss is on record (in a loop of your own: rec.log(loss=loss))",
     "test_acc1": "no test accuracy is on record (in a loop of your own: rec.log_epoch(epoch=..., test_acc1=...))",
-    "update_norm": "no norm of an update is on record (train --record full)",
-    "weight_spectral_norm": "no spectral norm is on record (train --spectral-every, record(spectral_every=...))",
-    "update_spectral_norm": "no update's spectral norm is on record (train --spectral-every with --record full)",
+    "update_norm": "no norm of an update is on record (train --record full, record(detail='full'))",
+    "weight_spectral_norm": "no spectral norm is on record (train --spectral-every, record(spectral_every=N))",
+    "update_spectral_norm": "no spectral norm of updates (train --spectral-every, record(spectral_every=N))",
     "trust_ratio": "no trust ratio is known of this optimizer (tvlars_probe.describe says what is known)",
 }
 """By column: what a run lacks that has rows without a value in it, and how it is recorded."""
@@ -286,9 +287,21 @@ def left_out(name: str, sources: Sequence[Source]) -> list[tuple[Source, str]]:
 
 
 def remarks(name: str, sources: Sequence[Source]) -> list[str]:
-    """A sentence for each run that the chart ``name`` leaves out, or counts without a value."""
-    how = "counts without a value" if KINDS[name].counts_all else "is left out"
-    return [f"{source.trace.path} {how}: {reason}" for source, reason in left_out(name, sources)]
+    """A sentence for each reason why the chart ``name`` leaves runs out, or counts them without a value."""
+    by_reason: dict[str, list[str]] = {}
+    for source, reason in left_out(name, sources):
+        by_reason.setdefault(reason, []).append(str(source.trace.path))
+    one, many = (
+        ("counts without a value", "count without a value")
+        if KINDS[name].counts_all
+        else ("is left out", "are left out")
+    )
+    return [
+        f"{paths[0]} {one}: {reason}"
+        if len(paths) == 1
+        else f"{len(paths)} runs {many} ({some_of(paths, most=3, room=300)}): {reason}"
+        for reason, paths in by_reason.items()
+    ]
 
 
 def draw(name: str, sources: Sequence[Source]) -> Chart:

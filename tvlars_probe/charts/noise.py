@@ -75,7 +75,9 @@ def noise_curve(result: NoiseScale) -> alt.LayerChart | alt.FacetChart:
     probe = alt.Chart(inline(frame[frame["source"] == "probe"])).encode(x=x, color=colour, tooltip=tips)
     bars = probe.mark_rule(strokeWidth=1.4, clip=True).encode(y=alt.Y("bottom:Q", **y), y2="top:Q")
     points = probe.mark_point(filled=True, size=60, opacity=1, clip=True).encode(y=alt.Y("simple_batch:Q", **y))
-    layers = [band, line, bars, points]
+    # A layer without a row would leave Vega to look for the ends of nothing.
+    told = {*frame["source"]}
+    layers = [*([band, line] if "training" in told else []), *([bars, points] if "probe" in told else [])]
     if (frame["source"] == "training").sum() == 1:  # an area or a line through one point draws nothing
         one = base.mark_rule(strokeWidth=1.4, clip=True).encode(y=alt.Y("bottom:Q", **y), y2="top:Q", tooltip=tips)
         layers[:2] = [one, base.mark_point(filled=True, size=60).encode(y=alt.Y("simple_batch:Q", **y), tooltip=tips)]

@@ -1,4 +1,4 @@
-"""Sharpness by step beside its limit, spectral densities, and the sharpness of single layers' blocks.
+"""Sharpness by step beside its limit, and spectral densities.
 
 A chart holds one BatchNorm mode and one part of the data: in another mode the loss is another function, with another
 Hessian.
@@ -13,12 +13,19 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from tvlars_probe.analyses.draws import sample_text
-from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.charts import densities, theme
-from tvlars_probe.charts.binning import MOST_BARS, inline, thinned
+from tvlars_probe.charts.binning import inline, thinned
 from tvlars_probe.charts.limits import edge_words, within_axes
 from tvlars_probe.charts.runs_apart import labels, run_dash
+from tvlars_probe.charts.setting_sharpness import sharpness_of_settings
+from tvlars_probe.charts.sharpness_words import (
+    OF,
+    OPERATORS,
+    left_out_of,
+    measured_on,
+    same_mode,
+    sharpness_subtitle,
+)
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
@@ -26,59 +33,43 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.minimizer import Minimizer
 
-OPERATORS = {
-    "hessian": "sharpness λ₁(H)",
-    "relative": "relative sharpness (tensors scaled by their norm)",
-    "adaptive": "adaptive sharpness (of the outputs, free of scale)",
-    "effective": "effective sharpness (grey: limit of stability)",
-    "ggn": "sharpness of the Gauss-Newton matrix",
-    "batch_sharpness": "batch sharpness: along mini-batches' gradients (grey: 2/rate)",
-    "directional_sharpness": "directional sharpness: along the update (grey: 2/rate)",
-    "critical_sharpness": "critical sharpness: where the update raises the loss (grey: 2/rate)",
-}
-"""The panels of `sharpness_curves` from top to bottom, by operator."""
-
-_OF = {
-    "hessian": "the Hessian",
-    "relative": "the relative Hessian",
-    "effective": "the effective Hessian",
-    "ggn": "the Gauss-Newton matrix",
-    "adaptive": "the adaptive operator",
-}
-EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in _OF.items()}
+EIGENVALUES = {name: f"eigenvalue λ of {what}" for name, what in OF.items()}
 """Label of a spectral density's axis, or of its panel, by operator."""
 
 _PANEL = 150
 """Height of a panel."""
 
-_POWERS = [10.0**k for k in range(-6, 13)]
-"""Lines of the panels' axes. All panels have one axis but a range each: it holds every power that may occur."""
+_CROSS = "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z"
+"""Path of the mark where a run diverged."""
+
+_POWERS = range(-6, 13)
+"""Powers of ten among the lines of the panels' axes. All panels have one axis but a range each."""
+
+_MOST_DECADES = 3
+"""Most decades of a panel with lines at 1-2-5."""
+
+MOST_RUNS = 5
+"""Most runs with a line each in a panel per operator. Of more runs one operator is drawn, a line per setting."""
 
 
-def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
-    """The results that have the BatchNorm mode and the data of the first one with sharpness on record."""
-    told = [r for r in results if r.bn_mode is not None]
-    return [r for r in told if (r.bn_mode, r.split) == (told[0].bn_mode, told[0].split)]
-
-
-def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
+def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart | alt.ConcatChart | alt.LayerChart:
     """Sharpness by step, each operator's in a panel of its own; means over draws with their 95 % intervals.
+
+    Of more than `MOST_RUNS` runs the adaptive sharpness is drawn, or else the first that is on record, by
+    `sharpness_of_settings`.
 
     Args:
         results: of one run or several, each with a curve. Runs measured in another BatchNorm mode than the first, or
             on other data, are left out by name.
     """
     shown = same_mode(results)
+    if len(shown) > MOST_RUNS:
+        return _of_many(shown, left_out_of(results, shown))
     frame = _joined(thinned(_curves(shown), "value"))
     frame["panel"] = frame["operator"].map(OPERATORS)
     frame = within_axes(frame, {r.facts.name for r in shown if r.facts.status == "diverged"})
-    tips = [
-        alt.Tooltip("run:N"),
-        alt.Tooltip("step:Q", format=","),
-        alt.Tooltip("told:Q", title="sharpness", format=".4~g"),
-        alt.Tooltip("error:Q", title="residual", format=".2~g"),
-        alt.Tooltip("converged:N"),
-    ]
+    frame = _with_ends(frame, shown)
+    tips = _tips()
     has_draws = bool((frame["draws"] > 1).any())
     if has_draws:
         tips += [alt.Tooltip("draws:Q"), *(alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("low", "high"))]
@@ -90,7 +81,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     dash = alt.condition(is_limit, alt.value([6, 4]), run_dash(frame))
     base = alt.Chart().encode(
         x=theme.step_axis("step:Q", alt.Scale(nice=False)),
-        y=alt.Y("value:Q", scale=alt.Scale(type="log"), title=None, axis=alt.Axis(values=_POWERS, format="~g")),
+        y=alt.Y("value:Q", scale=alt.Scale(type="log"), title=None, axis=_axis(frame)),
         detail=["run:N", "line:N", "piece:N"],
         color=colour,
     )
@@ -98,7 +89,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
     points = base.mark_point(filled=True).encode(
         tooltip=tips, size=alt.condition(is_limit, alt.value(0), alt.value(26))
     )
-    layers, on = [line, points], _on(frame)
+    layers, on = [line, points], measured_on(frame)
     if has_draws:
         on += " (bars: 95 % of the mean)"
         bars = base.transform_filter("isValid(datum.low) && datum.edge === ''").mark_rule(strokeWidth=1.2, clip=True)
@@ -107,11 +98,16 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
         base.transform_filter(f"datum.edge === '{edge}'")
         .mark_point(shape=shape, filled=True, size=55, opacity=1)
         .encode(y=alt.value(place), tooltip=tips)
-        for edge, shape, place in (("above", "triangle-up", 5), ("below", "triangle-down", _PANEL - 5))
+        for edge, shape, place in (
+            ("above", "triangle-up", 5),
+            ("below", "triangle-down", _PANEL - 5),
+            ("end", _CROSS, 0),
+        )
         if (frame["edge"] == edge).any()
     ]
     words = edge_words(*(frame[frame["edge"] == edge] for edge in ("above", "below")))
-    of = _subtitle(shown, on, left_out=_others(results, shown))
+    words += ["✕ diverged"] if (frame["edge"] == "end").any() else []
+    of = sharpness_subtitle(shown, on, left_out=left_out_of(results, shown))
     return (
         alt.layer(*layers, data=inline(frame))
         .properties(width=theme.WIDTH, height=_PANEL)
@@ -126,6 +122,49 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart:
         .resolve_scale(y="independent")
         .properties(title=theme.title(_seen(shown), "; ".join([of, *words])))
     )
+
+
+def _tips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("run:N"),
+        alt.Tooltip("step:Q", format=","),
+        alt.Tooltip("told:Q", title="sharpness", format=".4~g"),
+        alt.Tooltip("error:Q", title="residual", format=".2~g"),
+        alt.Tooltip("converged:N"),
+    ]
+
+
+def _of_many(shown: Sequence[Minimizer], left_out: Sequence[str]) -> alt.LayerChart | alt.ConcatChart:
+    """The sharpness of more runs than have a line each."""
+    told = {name for r in shown for name in r.curves["operator"]}
+    operator = next(name for name in ("adaptive", *OPERATORS, *told) if name in told)
+    own = [r for r in shown if (r.curves["operator"] == operator).any()]
+    rows = _joined([r.curves[r.curves["operator"] == operator] for r in own])
+    of = [sharpness_subtitle(own, measured_on(rows), left_out=left_out)]
+    if others := [name for name in OPERATORS if name in told - {operator}]:
+        of.append(f"also on record: {', '.join(others)} (drawn of {MOST_RUNS} runs at most)")
+    label = OPERATORS.get(operator, operator).split(" (")[0]
+    chart: alt.LayerChart = sharpness_of_settings(own, operator, label, _seen(own), of)
+    return chart
+
+
+def _with_ends(frame: pd.DataFrame, results: Sequence[Minimizer]) -> pd.DataFrame:
+    """The rows, and one in each panel for each run that diverged, with ``edge`` "end"."""
+    panels = frame[["operator", "panel"]].drop_duplicates()
+    ends = [
+        panels.assign(**labels(r.facts), step=r.facts.bad_loss_step, line="end", edge="end", piece=0, draws=1)
+        for r in results
+        if r.facts.status == "diverged" and r.facts.bad_loss_step is not None
+    ]
+    return _joined([frame, *ends])
+
+
+def _axis(frame: pd.DataFrame) -> alt.Axis:
+    """Lines at 1-2-5 where no panel has more than a few decades, else at powers of ten."""
+    values = frame["value"].where(frame["value"] > 0).astype(float)
+    spans = np.log10(values.groupby(frame["operator"]).max() / values.groupby(frame["operator"]).min())
+    digits = (1, 2, 5) if spans.max() <= _MOST_DECADES else (1,)
+    return alt.Axis(values=[float(f"{digit}e{k}") for k in _POWERS for digit in digits], format="~g")
 
 
 def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart:
@@ -155,13 +194,13 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
             f"tvlars-probe sharpness --density"
         )
     frame = _joined(thinned(frames, "density"))
-    on = _on(frame)
+    on = measured_on(frame)
     frame, beyond = densities.within_reach(frame, {r.facts.name for r in shown if r.facts.status == "diverged"})
     operators = [name for name in EIGENVALUES if name in {*frame["operator"]}]
     frame = frame.assign(panel=frame["operator"].map(EIGENVALUES))
     ends = {name: theme.number(frame.loc[frame["operator"] == name, "grid"].max()) for name in operators}
     seen = "Most eigenvalues are near zero, the spectrum reaches to " + " and ".join(
-        f"{end}{'' if [*ends] == ['hessian'] else f' ({_OF[name]})'}" for name, end in ends.items()
+        f"{end}{'' if [*ends] == ['hessian'] else f' ({OF[name]})'}" for name, end in ends.items()
     )
     chart = (
         alt.Chart(inline(frame))
@@ -186,57 +225,14 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
         )
         .properties(width=theme.WIDTH, height=240)
     )
-    heading = theme.title(seen, "; ".join([_subtitle(shown, on, mode, left_out=_others(results, shown)), *beyond]))
+    heading = theme.title(
+        seen, "; ".join([sharpness_subtitle(shown, on, mode, left_out=left_out_of(results, shown)), *beyond])
+    )
     if len(operators) == 1:
         return chart.properties(title=heading)
     header = alt.Header(labelOrient="top", labelAnchor="start")
     panels = alt.Row("panel:N", sort=[EIGENVALUES[name] for name in operators], title=None, header=header)
     return chart.facet(row=panels).resolve_scale(x="independent", y="independent").properties(title=heading)
-
-
-def layer_blocks(result: Minimizer) -> alt.LayerChart:
-    """Sharpness of each layer's own block at the last step at which blocks were measured.
-
-    Blocks are the Hessian's, or of the first of the other operators where none of the Hessian is on record. Blocks of
-    one kind are drawn: layers, or else single tensors. The sharpest `MOST_BARS` are drawn.
-
-    Raises:
-        NothingToShowError: no block has a sharpness that is a number.
-    """
-    rows = result.blocks[np.isfinite(result.blocks["value"].astype(float))]
-    if not len(rows):
-        raise NothingToShowError("no sharpness of a single layer is on record (tvlars-probe sharpness --per-layer)")
-    operator = next((name for name in OPERATORS if name in {*rows["operator"]}), rows["operator"].iloc[0])
-    rows = rows[rows["operator"] == operator]
-    last = rows[rows["step"] == rows["step"].max()]
-    of_last = last.iloc[-1]
-    mode = (of_last["bn_mode"], of_last["split"])
-    last = last[(last["bn_mode"] == mode[0]) & (last["split"] == mode[1])]
-    last = last[last["scope_kind"] == of_last["scope_kind"]]
-    # Where a block was measured again, its last row stands.
-    every = last.drop_duplicates("scope", keep="last")
-    rows = every.sort_values("value", ascending=False, kind="stable").head(MOST_BARS)
-    rows = rows.rename(columns={"scope": "parameter"})[["parameter", "value", "error", "step"]]
-    top = rows.iloc[0]
-    order = rows["parameter"].tolist()
-    which = "" if operator == "hessian" else f" of {_OF.get(operator, operator)}"
-    seen = f"The sharpest block{which} is {top['parameter']}, {theme.number(top['value'])} at step {top['step']:,}"
-    of = _subtitle([result], _on(every), mode)
-    if len(rows) < len(every):
-        of += f"; the sharpest {len(rows)} of {len(every):,} blocks"
-    base = alt.Chart(inline(rows), title=theme.title(seen, of)).encode(
-        y=alt.Y("parameter:N", sort=order, title=None, axis=theme.name_axis(order)),
-        opacity=alt.value(theme.where_picked(1.0, 0.2)),
-        tooltip=[
-            alt.Tooltip("parameter:N", title="layer"),
-            alt.Tooltip("value:Q", title="sharpness", format=".4~g"),
-            alt.Tooltip("error:Q", title="residual", format=".2~g"),
-        ],
-    )
-    bars = base.mark_bar(color=theme.OPTIMIZER_COLOURS.get(str(result.facts.optimizer), theme.OTHER_COLOUR)).encode(
-        x=alt.X("value:Q", title=f"sharpness of the layer's block λ₁{which}")
-    )
-    return bars.add_params(*theme.picked()).properties(width=theme.WIDTH, height=min(max(18 * len(rows), 60), 640))
 
 
 def _curves(results: Sequence[Minimizer]) -> list[pd.DataFrame]:
@@ -273,13 +269,6 @@ def _with_bars(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(bar=frame["low"].where(~(frame["low"] <= 0), lowest))
 
 
-def _on(rows: pd.DataFrame) -> str:
-    """What the rows were measured on, each size of sample and number of draws once."""
-    told = rows[["samples", "draws"]].drop_duplicates()
-    texts = [sample_text(size, draws, "a") for size, draws in told.itertuples(index=False)]
-    return " and ".join(texts)
-
-
 def _labelled(r: Minimizer, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows, with the columns by which charts tell runs apart."""
     return frame.assign(**labels(r.facts))
@@ -302,24 +291,3 @@ def _seen(results: Sequence[Minimizer]) -> str:
         return f"Trapped or escaped? {results[0].verdict.answer}"
     counts = Counter(r.verdict.answer for r in results)
     return "Trapped or escaped? " + ", ".join(f"{answer}: {n} of {len(results)}" for answer, n in counts.items())
-
-
-def _others(results: Sequence[Minimizer], shown: Sequence[Minimizer]) -> list[str]:
-    """Names of the runs that aren't shown."""
-    return [r.facts.name for r in results if not any(r is one for one in shown)]
-
-
-def _subtitle(
-    results: Sequence[Minimizer],
-    on: str,
-    mode: tuple[str | None, str | None] | None = None,
-    left_out: Sequence[str] = (),
-) -> str:
-    """Which runs are shown, on which data and sample (``on``), in which BatchNorm mode (``mode``, or the curves')."""
-    first = results[0]
-    bn_mode, split = mode or (first.bn_mode, first.split)
-    who = f"{first.facts.name}: {first.facts.method}" if len(results) == 1 else f"{len(results)} runs"
-    of = f"{who}; loss on {split} data, {on}, BatchNorm mode {bn_mode}"
-    if not left_out:
-        return of
-    return f"{of}; left out, as measured in another mode: {some_of(left_out, most=3)}"

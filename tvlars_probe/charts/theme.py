@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 OPTIMIZER_COLOURS = {entry.class_name: entry.colour for entry in OPTIMIZERS.values()}
 OTHER_COLOUR = "#888888"
 
+_FORMS = (
+    "circle", "square", "triangle-up", "diamond", "triangle-left", "triangle-right", "triangle-down",
+    "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z",  # a pentagon
+    "M0,-1L.25,-.25L1,0L.25,.25L0,1L-.25,.25L-1,0L-.25,-.25Z",  # a star
+    "M-1,-.35L1,-.35L1,.35L-1,.35Z",  # a bar
+)  # fmt: skip
+"""Shapes of points. A cross isn't among them: it marks what diverged."""
+
+_SHAPES = dict(zip(OPTIMIZER_COLOURS, _FORMS, strict=True))
+"""By optimizer, the shape of its points."""
+
 ROLE_COLOURS = {"adapted": "#0072B2", "not adapted": "#E69F00"}
 """Colours of tensors, by whether the optimizer scales their rate by a trust ratio."""
 
@@ -48,6 +59,9 @@ NARROW_ROOM = 110.0
 NARROW = 640
 """Screens that are less wide count as narrow."""
 
+MOST_TICKS = 12
+"""Most lines of a logarithmic axis."""
+
 PICKED = "picked"
 """Name of the Vega-Lite parameter that holds the layer selected on a page. It is empty while none is selected."""
 
@@ -60,6 +74,18 @@ def optimizer_scale(optimizers: Iterable[str | None]) -> alt.Scale:
     # The domain ties each name to its colour: Vega would pair names and colours in an order of its own.
     names = list(dict.fromkeys(str(name) for name in optimizers))
     return alt.Scale(domain=names, range=[OPTIMIZER_COLOURS.get(name, OTHER_COLOUR) for name in names])
+
+
+def optimizer_shape(optimizers: Iterable[str | None]) -> alt.Shape:
+    """Shapes of points, one per optimizer in every chart, which tell them apart in grey."""
+    names = list(dict.fromkeys(str(name) for name in optimizers))
+    scale = alt.Scale(domain=names, range=[_SHAPES.get(name, "circle") for name in names])
+    return alt.Shape("optimizer:N", scale=scale, title="optimizer")
+
+
+def shapes(count: int) -> list[str]:
+    """So many shapes of points, different ones as long as there are enough."""
+    return [_FORMS[place % len(_FORMS)] for place in range(count)]
 
 
 def picked() -> tuple[alt.Parameter, alt.Parameter]:
@@ -128,6 +154,11 @@ def title(text: str, subtitle: str) -> alt.TitleParams:
     return alt.TitleParams(text=text, subtitle=subtitle)
 
 
+def panel_title(text: str) -> alt.TitleParams:
+    """What stands above one of several plots."""
+    return alt.TitleParams(text=text, fontSize=12, fontWeight="normal", offset=4)
+
+
 def config(ink: str = "#222222") -> dict[str, Any]:
     """The look, as ``spec["config"]``: all lines and letters in ``ink`` on a transparent ground."""
     font = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
@@ -185,18 +216,39 @@ def whole_axis() -> alt.Axis:
     return alt.Axis(tickMinStep=1, format=",d", labelExpr="datum.value % 1 ? '' : datum.label")
 
 
-def log_axis(values: Iterable[float], **further: Any) -> alt.Axis:
-    """An axis for a logarithmic scale, with lines at powers of ten only.
+def log_axis(values: Iterable[float], most: int = MOST_TICKS, **further: Any) -> alt.Axis:
+    """An axis for a logarithmic scale, with lines at 1, 2 and 5 of each decade, or at powers of ten over many decades.
 
-    Values that span less than 1.5 decades hold too few powers of ten: there Vega chooses about five lines.
+    Values that have fewer than two such lines among them leave the choice to Vega.
+
+    Args:
+        values: what the axis shows.
+        most: most lines.
+        **further: further properties of the axis.
     """
     told = _logs(values)
-    first, last = (math.floor(min(told)), math.ceil(max(told))) if told else (0, 0)
-    stride = max((last - first) // 6, 1)  # a dozen labels at most
-    if told and max(told) - min(told) < 1.5:
+    lines = log_ticks(told, most)
+    within = [line for line in lines if told and min(told) - 1e-9 <= math.log10(line) <= max(told) + 1e-9]
+    if len(within) < 2:
         return alt.Axis(tickCount=5, format="~g", **further)
-    powers = [10.0**exponent for exponent in range(first, last + 1, stride)]
-    return alt.Axis(values=powers, format=_format(told), **further)
+    return alt.Axis(values=lines, format=_format(told), **further)
+
+
+def log_ticks(logs: Sequence[float], most: int = MOST_TICKS) -> list[float]:
+    """Lines of a logarithmic axis, at most ``most``: at 1-2-5, else at powers of ten, else at some of these.
+
+    Args:
+        logs: base-ten logarithms of what the axis shows.
+        most: most lines.
+    """
+    if not logs:
+        return []
+    first, last = math.floor(min(logs)), math.ceil(max(logs))
+    if 3 * (last - first) <= most + 1:
+        # Parsed rather than multiplied: 3 * 0.1 isn't 0.3, and an axis would write out the difference.
+        return [float(f"{digit}e{k}") for k in range(first, last + 1) for digit in (1, 2, 5)]
+    stride = max(-(-(last - first) // most), 1)
+    return [float(f"1e{k}") for k in range(first, last + 1, stride)]
 
 
 def log_format(values: Iterable[float]) -> str:

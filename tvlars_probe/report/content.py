@@ -14,11 +14,23 @@ from tvlars_probe.analyses.findings import findings_by_rule
 from tvlars_probe.analyses.grid import norm_ratio
 from tvlars_probe.analyses.of_runs import landscape_of, last_accuracy, minimizer_of, noise_scale_of
 from tvlars_probe.analyses.rates import decompose
+from tvlars_probe.analyses.settings import representative, settings_of
 from tvlars_probe.analyses.warmup.analysis import analyse_warmup
 from tvlars_probe.analyses.warmup.features import CURVATURE_COLUMNS
 from tvlars_probe.analyses.warmup.marks import COLUMNS, STEP_COLUMNS
 from tvlars_probe.analyses.warmup.pairs import pair_warmups
-from tvlars_probe.charts import batch_sizes, comparisons, curves, explosions, landscape, layers, noise, sharpness
+from tvlars_probe.charts import (
+    batch_sizes,
+    blocks,
+    comparisons,
+    curves,
+    explosions,
+    landscape,
+    layers,
+    noise,
+    sharpness,
+    warmup_pairs,
+)  # fmt: skip
 from tvlars_probe.charts.export import spec_of
 from tvlars_probe.charts.kinds import draw, lacking
 from tvlars_probe.errors import NothingToShowError
@@ -36,7 +48,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.warmup.analysis import Warmup
 
 MOST_DETAILED = 8
-"""Most runs with charts of their own. Further runs stand in the tables and in the charts over all runs."""
+"""Most runs with charts of their own, one a setting. Further runs stand in the tables and the charts over all runs."""
 
 
 @dataclass
@@ -54,6 +66,8 @@ class _Gathered:
     epochs: list[tuple[RunFacts, pd.DataFrame]] = field(default_factory=list)
     findings: list[pd.DataFrame] = field(default_factory=list)
     own: list[Section] = field(default_factory=list)
+    has_joint_sharpness: bool = False
+    """Whether a chart over all runs has the sharpness of each as a line: their own sections needn't repeat it."""
 
 
 def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> Report:
@@ -61,14 +75,16 @@ def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> 
 
     Args:
         sources: the runs, one phase of each.
-        most_detailed: of so many runs, the first ones, there are charts of their own.
+        most_detailed: of so many settings, the first ones, a run of median accuracy has charts of its own.
     """
-    found = _Gathered()
+    measured = sum(lacking("sharpness", source) is None for source in sources)
+    found = _Gathered(has_joint_sharpness=1 < measured <= sharpness.MOST_RUNS)
+    detailed = _detailed(sources, most_detailed)
     for index, source in enumerate(sources):
-        _analyse(source, found, detailed=index < most_detailed)
+        _analyse(source, found, detailed=index in detailed)
     sections = [*_over_runs(found), *_batch_size(sources), *found.own]
     names: dict[str, None] = {}  # a set that keeps the order of the model
-    for result, _ in found.warmups[:most_detailed]:
+    for result, _ in (found.warmups[index] for index in detailed):
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
     return Report(
         runs=_run_table(found),
@@ -76,8 +92,15 @@ def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> 
         sections=tuple(sections),
         manifests={source.facts.name: _environment(source) for source in sources},
         layers=tuple(names),
-        left_out=max(len(sources) - most_detailed, 0),
+        left_out=len(sources) - len(detailed),
     )
+
+
+def _detailed(sources: Sequence[Source], most: int) -> list[int]:
+    """The places of the runs with charts of their own: one a setting."""
+    settings = settings_of([source.facts for source in sources])
+    accuracies = [last_accuracy(source.epochs(["test_acc1"])) for source in sources]
+    return sorted([representative(setting, accuracies) for setting in settings][:most])
 
 
 def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
@@ -110,7 +133,8 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
                 drawn.add(partial(draw, name, [source]))
     title, tables = f"{facts.name}: {facts.method}{facts.sampling}", tuple(_warmup_tables(warmup))
     found.own.append(drawn.section(f"warmup-{len(found.facts)}", title, warmup.verdict, tables))
-    found.own += [*_minimizer_sections(source, minimizer, len(found.facts)), *_noise(source, len(found.facts))]
+    found.own += _minimizer_sections(source, minimizer, len(found.facts), joint=found.has_joint_sharpness)
+    found.own += _noise(source, len(found.facts))
 
 
 _INK = "currentColor"
@@ -138,13 +162,13 @@ class _Drawn:
         return Section(anchor, title, verdict, tuple(self.specs), tuple(self.notes), tables)
 
 
-def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Iterator[Section]:
+def _minimizer_sections(source: Source, result: Minimizer, number: int, *, joint: bool) -> Iterator[Section]:
     """The sections on one run's minimum, as far as it is on record: its sharpness, and the loss around it."""
     drawn = _Drawn()
     for rows, make in (
-        (result.curves, lambda: sharpness.sharpness_curves([result])),
+        (result.curves.head(0) if joint else result.curves, lambda: sharpness.sharpness_curves([result])),
         (result.spectrum, lambda: sharpness.spectral_density([result])),
-        (result.blocks, lambda: sharpness.layer_blocks(result)),
+        (result.blocks, lambda: blocks.layer_blocks(result)),
     ):
         if len(rows):
             drawn.add(make)
@@ -155,7 +179,7 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Itera
     if len(result.samples) > len(result.summary) or (result.samples["draws"] > 1).any():
         tables.append(ReportTable("Sharpness by sample", result.samples, headings.SAMPLES))
     title = f"{result.facts.name}: {result.facts.method}"
-    if drawn.specs or drawn.notes:
+    if drawn.specs or drawn.notes or len(result.curves):
         yield drawn.section(f"minimizer-{number}", title, result.verdict, tuple(tables))
     if lacking("landscape", source) is None:
         slice_, around = landscape_of(source), _Drawn()
@@ -223,7 +247,7 @@ def _over_runs(found: _Gathered) -> Iterator[Section]:
     pairs = pair_warmups(found.warmups)
     if len(pairs.pairs):
         drawn = _Drawn()
-        drawn.add(lambda: comparisons.warmup_pairs_chart(pairs))
+        drawn.add(lambda: warmup_pairs.warmup_pairs_chart(pairs))
         by_rate = ReportTable("Peak rates", pairs.cells, headings.warmup_cells())
         table = ReportTable("Pairs", pairs.pairs, headings.pairs("run"))
         yield drawn.section("pairs", "Pairs of runs", pairs.verdict, (by_rate, table))

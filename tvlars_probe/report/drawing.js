@@ -7,47 +7,9 @@ window.drawing = (specs, settings = {}) => {
   let picked = "";
   const state = { views, errors: [], layer: () => picked, ready: null };
 
-  // The inner width of a plain or layered chart, or of a facet's panels.
-  function setWidth(spec, width) {
-    const inner = spec.spec || spec;
-    if (typeof inner.width === "number") inner.width = Math.max(60, Math.min(width, inner.square ? 420 : width));
-    return typeof inner.width === "number";
-  }
-
-  // Legends of names stand in one column on a narrow screen: side by side they are wider than it.
-  function stack(part) {
-    if (part === null || typeof part !== "object") return;
-    if (part.legend && part.legend.columns) part.legend.columns = 1;
-    for (const inner of Object.values(part)) stack(inner);
-  }
-
-  function fitted(name, room, width) {
-    const spec = structuredClone(specs[name]);
-    setWidth(spec, width);
-    if (room < 600) {
-      spec.config.axisY = { titleLimit: 230 };
-      spec.config.legend = { ...spec.config.legend, columns: 2, gradientLength: 160 };
-      spec.config.axisX = { labelOverlap: true, tickCount: 5 };
-      for (const part of [spec, ...(spec.layer || []), ...((spec.spec || {}).layer || [])]) stack(part.encoding);
-    }
-    return spec;
-  }
-
   async function embed(name) {
-    const place = document.getElementById(name);
-    const room = place.clientWidth;
-    const options = { renderer: "svg", actions: false, ...settings };
-    let width = room - 90;
-    for (let attempt = 0; attempt < 3; attempt++) {
-      if (views[name]) views[name].finalize();
-      const result = await vegaEmbed(place, fitted(name, room, width), options);
-      views[name] = result.view;
-      const drawn = place.querySelector("svg").getBoundingClientRect().width;
-      const natural = Number(place.querySelector("svg").getAttribute("width"));
-      const over = Math.max(drawn, natural) - room;
-      if (over <= 0 && over > -6) break;
-      width = Math.floor(width - over - 2);
-    }
+    if (views[name]) views[name].finalize();
+    views[name] = await fitting.embed(document.getElementById(name), specs[name], settings);
     const view = views[name];
     view.addEventListener("click", (event, item) => {
       const datum = item && item.datum && (item.datum.datum || item.datum);

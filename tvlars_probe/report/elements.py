@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from tvlars_probe.analyses.wording import counted
-from tvlars_probe.charts.export import vega_lite_version
+from tvlars_probe.charts.export import fitting_script, vega_lite_version
 from tvlars_probe.charts.names import shortened
 from tvlars_probe.displays import html
 from tvlars_probe.displays.html import plain
@@ -48,6 +48,11 @@ def resource(name: str) -> str:
     return files("tvlars_probe.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def drawing_script() -> str:
+    """The script that draws a page's charts: ``drawing``, which needs `vega_bundle`."""
+    return fitting_script() + resource("drawing.js")
+
+
 def layer_picker(report: Report) -> str:
     """The list that selects a layer; empty where there are no layers."""
     if not report.layers:
@@ -61,11 +66,35 @@ def verdict_cards(report: Report) -> str:
     """A card for each verdict, and the table of runs."""
     cards = [_card(section) for section in report.sections if section.verdict is not None]
     further = "1 further run stands" if report.left_out == 1 else f"{report.left_out} further runs stand"
-    note = f"<p>{further} in the tables and the charts over all runs only.</p>" if report.left_out else ""
+    note = (
+        f"<p>{further} in the tables and the charts over all runs only: of runs that differ in nothing but their seed, "
+        "the one of median accuracy has charts of its own.</p>"
+        if report.left_out
+        else ""
+    )
     return (
         f'<section id="verdicts"><h2>Verdicts</h2><div class="cards">{"".join(cards)}</div>'
         f"{note}{table_of(report.runs)}</section>\n"
     )
+
+
+def contents(report: Report) -> str:
+    """The table of contents: a line for all runs and for each run, with its questions and their answers."""
+    lines: dict[str, list[str]] = {}
+    findings = () if report.findings is None else (report.findings,)
+    for section in (*findings, *report.sections):
+        told = section.title if section.verdict is None else f"{section.verdict.question} {section.verdict.answer}"
+        lines.setdefault(section.title, []).append(f'<a href="#{section.anchor}">{plain(told)}</a>')
+    items = ['<li><a href="#verdicts">Verdicts and runs</a></li>']
+    for title, links in lines.items():
+        alone = len(links) == 1 and plain(title) in links[0]
+        items.append(f"<li>{links[0] if alone else f'{plain(title)}: ' + ' · '.join(links)}</li>")
+    items += [f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name in _LAST]
+    return f'<nav id="contents" aria-label="Contents"><h2>Contents</h2><ul>{"".join(items)}</ul></nav>\n'
+
+
+_LAST = (("environment", "Configuration and environment"), ("definitions", "Definitions"))
+"""The sections at the end of every report."""
 
 
 def _card(section: Section) -> str:
@@ -116,6 +145,7 @@ def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart"
             f"<p>{plain(html.sentence(v.reason))}</p>"
             + ("" if v.reliability is None else f"<p>Such an answer was {plain(v.reliability.text)}.</p>")
         )
+    parts.append('<div class="charts">' if section.specs else "")
     for spec in section.specs:
         name = f"{places}-{len(specs)}"
         heading = spec.get("title") or {}
@@ -126,6 +156,7 @@ def section_of(section: Section, specs: dict[str, Any], *, places: str = "chart"
             f"<figure><figcaption><b>{seen}</b> <span>{of}</span></figcaption>"
             f'<div class="chart" id="{name}" role="img" aria-label="{seen}"></div></figure>'
         )
+    parts.append("</div>" if section.specs else "")
     parts += [f"<p>{plain(note)}</p>" for note in section.notes]
     if section.verdict is not None and section.verdict.figures:
         parts.append(_figures(section.verdict))
@@ -141,9 +172,8 @@ def _figures(verdict: Verdict) -> str:
         for f in verdict.figures
         if _is_told(f)
     )
-    return (
-        f"<details><summary>What the verdict rests on</summary><div class=scroll><table>{rows}</table></div></details>"
-    )
+    table = f"<div class=scroll><table>{rows}</table></div>"
+    return f"<details class=rests><summary>What the verdict rests on</summary>{table}</details>"
 
 
 def table_of(table: ReportTable, *, folded: bool = False) -> str:

@@ -4,7 +4,7 @@
   window.report = drawing(specs);
   document.getElementById("print").addEventListener("click", () => window.print());
   window.addEventListener("beforeprint", () => {
-    for (const details of document.querySelectorAll("details")) details.open = true;
+    for (const details of document.querySelectorAll("details:not(.rests)")) details.open = true;
   });
   report.draw(Object.keys(specs)).then(() => (document.documentElement.dataset.ready = "true"));
 })();

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from tvlars_probe.charts.export import TOOLTIP, script_text
 from tvlars_probe.displays.html import plain
 from tvlars_probe.report.definitions import DEFINITIONS
-from tvlars_probe.report.elements import layer_picker, resource, section_of, vega_bundle, verdict_cards
+from tvlars_probe.report.elements import (
+    contents,
+    drawing_script,
+    layer_picker,
+    resource,
+    section_of,
+    vega_bundle,
+    verdict_cards,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +40,10 @@ def render(report: Report) -> str:
             f'<title>{plain(title)}</title>\n<link rel="icon" href="data:,">\n',
             f"<style>\n{resource('page.css')}{TOOLTIP}\n</style>\n</head>\n<body>\n",
             _header(title, report),
-            f"<main>\n{findings}{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
+            f"<main>\n{contents(report)}{findings}{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
             f'<script type="application/json" id="specs">{script_text(specs)}</script>\n',
             "<script>", bundle.replace("</script", "<\\/script"), "</script>\n",
-            f"<script>\n{resource('drawing.js')}{resource('page.js')}</script>\n</body>\n</html>\n",
+            f"<script>\n{drawing_script()}{resource('page.js')}</script>\n</body>\n</html>\n",
         )
     )  # fmt: skip
 
@@ -50,15 +58,26 @@ def _header(title: str, report: Report) -> str:
 
 
 def _environment(report: Report) -> str:
-    """Configuration and environment of each run, folded."""
-    blocks = "".join(
-        f"<details><summary>{plain(name)}</summary><dl>{''.join(_entries(facts))}</dl></details>"
-        for name, facts in report.manifests.items()
+    """Configuration and environment, folded: what is alike in all runs once, and of each run the rest."""
+    told = {name: dict(_entries(facts)) for name, facts in report.manifests.items()}
+    first = next(iter(told.values()), {})
+    alike = {
+        label: value
+        for label, value in first.items()
+        if len(told) > 1 and all(entries.get(label) == value for entries in told.values())
+    }
+    blocks = [(f"Alike in all {len(told)} runs", alike)] if alike else []
+    blocks += [(name, {k: v for k, v in entries.items() if k not in alike}) for name, entries in told.items()]
+    text = "".join(
+        f"<details><summary>{plain(name)}</summary><dl>"
+        + "".join(f"<div><dt>{plain(label)}</dt><dd>{plain(value)}</dd></div>" for label, value in entries.items())
+        + "</dl></details>"
+        for name, entries in blocks
     )
-    return f'<section id="environment"><h2>Configuration and environment</h2>{blocks}</section>\n'
+    return f'<section id="environment"><h2>Configuration and environment</h2>{text}</section>\n'
 
 
-def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested entries as a flat list, names joined by "›". Empty entries are left out; 0 and False aren't empty."""
     for name, value in facts.items():
         label = f"{prefix}{name}"
@@ -68,9 +87,9 @@ def _entries(facts: dict[str, Any], prefix: str = "") -> Iterator[str]:
             for index, item in enumerate(value):
                 yield from _entries(item, f"{label} {index + 1} › ")
         elif value not in (None, "", [], ()):
-            yield f"<dt>{plain(label)}</dt><dd>{plain(str(value))}</dd>"
+            yield label, str(value)
 
 
 def _definitions() -> str:
-    entries = "".join(f"<dt>{plain(term)}</dt><dd>{plain(text)}</dd>" for term, text in DEFINITIONS.items())
+    entries = "".join(f"<div><dt>{plain(term)}</dt><dd>{plain(text)}</dd></div>" for term, text in DEFINITIONS.items())
     return f'<section id="definitions"><h2>Definitions</h2><dl>{entries}</dl></section>\n'
