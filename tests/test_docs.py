@@ -83,10 +83,11 @@ def command_lines(text: str) -> Iterator[str]:
 
 def run_line(line: str, cli: Callable[..., Any], folder: Path) -> None:
     assert line.startswith("$ "), f"a console block holds commands, not {line!r}"
-    program, *words = shlex.split(line.removeprefix("$ "))
+    line, _, code = line.removeprefix("$ ").partition("  # exit code ")
+    program, *words = shlex.split(line)
     if program == "tvlars-probe":
         outcome = cli(*words)
-        assert outcome.code == 0, f"{line}\n{outcome.err}"
+        assert outcome.code == int(code or 0), f"{line}\n{outcome.err}"
         return
     assert program == "torchrun", line
     command = [sys.executable, "-m", "torch.distributed.run", *words]
