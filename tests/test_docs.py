@@ -28,7 +28,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("[!_]*/*.md")),
 ]
 EXECUTED = {"python", "console"}
-LONGEST = {"README", "analyses", "branches", "sharpness", "training"}
+LONGEST = {"README", "analyses", "branches", "getting_started", "how_to", "sharpness", "training"}
 ELSEWHERE = {"integrations", "trackers"}  # their blocks need other packages: tests/integrations runs them
 SHOWN = {"text", "sh"}  # output, and the Makefile's own targets, which CI runs
 
