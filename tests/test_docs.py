@@ -68,9 +68,9 @@ def test_every_code_block_of_a_page_runs(page: Path, cli: Callable[..., Any], tm
 
 
 def command_lines(text: str) -> Iterator[str]:
-    """The commands of a block; one whose quotes are open at the end of a line goes on in the next."""
+    """The commands of a block; one with a backslash or open quotes at the end of a line goes on in the next."""
     waiting: list[str] = []
-    for line in text.splitlines():
+    for line in re.sub(r"\\\n *", "", text).splitlines():
         waiting.append(line)
         try:
             shlex.split("\n".join(waiting))
