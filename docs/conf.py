@@ -22,7 +22,8 @@ myst_heading_anchors = 4
 html_theme = "furo"
 html_title = "tvlars-probe"
 copybutton_prompt_text = "$ "
-copybutton_only_copy_prompt_lines = True
+# A console block holds commands alone, and some go on in the next line.
+copybutton_only_copy_prompt_lines = False
 
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"

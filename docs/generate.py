@@ -19,20 +19,20 @@ HERE = Path(__file__).parent / "reference"
 
 COMPLETION = """## Completion by the shell
 
-Commands, options, their choices and paths are completed once the shell has read what `tvlars-probe` writes for it. For
-bash, in `~/.bashrc`:
+The shell completes commands, options, their choices and paths once it has read a script that `tvlars-probe` writes. For
+bash, add to `~/.bashrc`:
 
 ```text
 eval "$(_TVLARS_PROBE_COMPLETE=bash_source tvlars-probe)"
 ```
 
-For zsh, in `~/.zshrc`:
+For zsh, add to `~/.zshrc`:
 
 ```text
 eval "$(_TVLARS_PROBE_COMPLETE=zsh_source tvlars-probe)"
 ```
 
-For fish, in `~/.config/fish/completions/tvlars-probe.fish`:
+For fish, add to `~/.config/fish/completions/tvlars-probe.fish`:
 
 ```text
 _TVLARS_PROBE_COMPLETE=fish_source tvlars-probe | source
@@ -63,9 +63,9 @@ def _help(title: str, text: str) -> str:
 def tables() -> str:
     """docs/reference/tables.md."""
     parts = [
-        "# Tables\n\nGenerated from `tvlars_probe/traces/schema.py` by `make docs`. What the symbols mean and how to "
-        "read the tables: [traces.md](traces.md). The last one, `runs`, lies in no file: "
-        "[query](../guides/query.md) makes it of the manifests.\n"
+        "# Tables\n\nGenerated from `tvlars_probe/traces/schema.py` by `make docs`. [traces.md](traces.md) says what "
+        "the symbols mean and how to read the tables. The last table, `runs`, lies in no file: "
+        "[query](../guides/query.md) makes it from the manifests.\n"
     ]
     for table in (*TABLES.values(), RUNS):
         rows = [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |".replace("|g|", "\\|g\\|") for c in table.columns]
@@ -77,10 +77,10 @@ def tables() -> str:
 def features() -> str:
     """docs/reference/warmup_features.md."""
     head = (
-        "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup/features.py` by `make docs`. What a trace "
-        "tells early and late of how the run took its learning rate; rules on [warm-up](../evidence/verdicts.md) may "
-        "read nothing else. *Early* are the first 20 updates, *late* is the last quarter of the recorded ones without "
-        "the early. A *weight* has two or more dimensions, other tensors are *vectors*.\n"
+        "# Features of a run\n\nGenerated from `tvlars_probe/analyses/warmup/features.py` by `make docs`. These "
+        "figures are computed from a run's trace; rules on [warm-up](../evidence/verdicts.md) may read nothing else. "
+        "*Early* are the first 20 updates. *Late* is the last quarter of the recorded updates, without the early ones. "
+        "A *weight* has two or more dimensions, other tensors are *vectors*.\n"
     )
     rows = [f"| {f.name} | {f.unit} | {f.meaning} |" for f in named_features()]
     return "\n".join([head, "| feature | unit | what it is |", "|---|---|---|", *rows, ""])

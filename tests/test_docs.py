@@ -28,7 +28,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("[!_]*/*.md")),
 ]
 EXECUTED = {"python", "console"}
-LONGEST = {"README", "analyses", "branches", "sharpness", "training"}
+LONGEST = {"README", "analyses", "branches", "getting_started", "how_to", "sharpness", "training"}
 ELSEWHERE = {"integrations", "trackers"}  # their blocks need other packages: tests/integrations runs them
 SHOWN = {"text", "sh"}  # output, and the Makefile's own targets, which CI runs
 
@@ -68,9 +68,9 @@ def test_every_code_block_of_a_page_runs(page: Path, cli: Callable[..., Any], tm
 
 
 def command_lines(text: str) -> Iterator[str]:
-    """The commands of a block; one whose quotes are open at the end of a line goes on in the next."""
+    """The commands of a block; one with a backslash or open quotes at the end of a line goes on in the next."""
     waiting: list[str] = []
-    for line in text.splitlines():
+    for line in re.sub(r"\\\n *", "", text).splitlines():
         waiting.append(line)
         try:
             shlex.split("\n".join(waiting))
@@ -83,10 +83,11 @@ def command_lines(text: str) -> Iterator[str]:
 
 def run_line(line: str, cli: Callable[..., Any], folder: Path) -> None:
     assert line.startswith("$ "), f"a console block holds commands, not {line!r}"
-    program, *words = shlex.split(line.removeprefix("$ "))
+    line, _, code = line.removeprefix("$ ").partition("  # exit code ")
+    program, *words = shlex.split(line)
     if program == "tvlars-probe":
         outcome = cli(*words)
-        assert outcome.code == 0, f"{line}\n{outcome.err}"
+        assert outcome.code == int(code or 0), f"{line}\n{outcome.err}"
         return
     assert program == "torchrun", line
     command = [sys.executable, "-m", "torch.distributed.run", *words]

@@ -20,7 +20,7 @@ COMMANDS = {
     "sweep": ("sweep", "Train a grid of runs."),
     "init": ("init", "Write the file of a sweep, to be changed."),
     "branch": ("branch", "Go on from a checkpoint with several batch sizes."),
-    "data": ("data", "Data sets: what is there, and how to get what isn't."),
+    "data": ("data", "Data sets: which are there, and how to get the others."),
     "sharpness": ("sharpness", "Measure the Hessian at a run's checkpoints."),
     "runs": ("runs", "List the runs below a folder."),
     "check": ("check", "Is a run whole? Set aside what is broken."),

@@ -35,20 +35,20 @@ _MEASURING = ("split", "samples", "piece", "bn_mode", "eigenvectors", "precision
 @option("--window", section="Analysis", type=int, show_default="a tenth of them, 30 to 1000", help=
         "Recorded steps that signal and noise are averaged over.")  # fmt: skip
 @option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
-@option("--seed", section="Analysis", type=int, default=0, help="Of everything random.")
+@option("--seed", section="Analysis", type=int, default=0, help="Seed of everything random.")
 @option("--checkpoint", section="Measuring first", help=
         "Measure the noise of one run at this checkpoint: last, best, all, or a step.")  # fmt: skip
 @option("--split", section="Measuring first", type=Choice(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Measuring first", type=int, show_default="1000, or as many as there are", help=
-        "Samples of it.")  # fmt: skip
+        "Samples of that part.")  # fmt: skip
 @option("--piece", section="Measuring first", type=int, show_default="1: each sample by itself", help=
         "Samples of a piece whose gradient is taken.")  # fmt: skip
 @option("--bn", "bn_mode", section="Measuring first", type=Choice(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the piece's, or the sample's held constant.")  # fmt: skip
 @option("--eigenvectors", section="Measuring first", type=int, default=0, help=
-        "Top eigenvectors of the Hessian along which the share of the noise is told.")  # fmt: skip
+        "Give the share of the noise along so many top eigenvectors of the Hessian.")  # fmt: skip
 @option("--precision", section="Measuring first", type=Choice(("float32", "float64")),
-        show_default="that of the run's weights", help="Of the model.")  # fmt: skip
+        show_default="that of the run's weights", help="Number type of the model.")  # fmt: skip
 @option("--devices", "--dv", section="Measuring first", greedy=True, default=("auto",), show_default=
         "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
 @option("--nproc", section="Measuring first", type=int, show_default="1", help="Ranks on the CPU.")

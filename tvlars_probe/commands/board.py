@@ -34,7 +34,7 @@ PACKAGES = ("starlette", "uvicorn")
 def command(runs: Path, port: int | None, opens: bool) -> None:
     """Show the runs below a folder (runs/ by default) in a browser, while they train and after.
 
-    It answers on this machine alone, and only who has the address that it prints, which holds a new token each time.
+    It answers on this machine alone, and only with the address that it prints, which holds a new token each time.
     It writes nothing. Ctrl-C ends it.
     """
     if not runs.is_dir():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
 @click.pass_context
 def command(ctx: click.Context, run: Path, repairs: bool, as_json: bool) -> None:
-    """Is a run whole? Parts readable, steps without gap or double, checkpoints loadable, manifest true.
+    """Is a run whole? Reads every part, step, checkpoint and the manifest, and names what is broken or missing.
 
     Exit code 0: it is, or everything broken has been set aside, and what is missing noted. 1: it isn't.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group, name="data", context_settings=HELP_NAMES)
 def command() -> None:
-    """Data sets: what is there, where, and how to get what isn't."""
+    """Data sets: which are there, where, and how to get the others."""
 
 
 @command.command(cls=Command, name="list")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 @option("--bn", "bn_mode", section="Slice", type=Choice(SLICE_BN_MODES), default="interpolated", help=
         "BatchNorm statistics: the checkpoint's (on a line in between), or from the sample at each point.")  # fmt: skip
 @option("--split", section="Loss", type=Choice(SPLITS), default="train", help="Part of data.")
-@option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of it.")
-@option("--seed", section="Slice", type=int, default=0, help="Of the directions.")
+@option("--samples", section="Loss", type=int, show_default="1000, or all there are", help="Samples of that part.")
+@option("--seed", section="Slice", type=int, default=0, help="Seed of the directions.")
 @option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=
         "first CUDA device, else cpu", help="cpu, or the number of a CUDA device.")  # fmt: skip
 @option("--stored", section="Slice", is_flag=True, help="Compute nothing: show the last slice on record.")

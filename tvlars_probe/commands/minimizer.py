@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="Share of a sharp phase's top below which a run has escaped; a rise to its inverse is a sharp phase.",
 )
 @option("--phase", section="Analysis", help="Phase of a run that has several; the first by default.")
-@option("--seed", section="Analysis", type=int, default=0, help="Of the bootstrap.")
+@option("--seed", section="Analysis", type=int, default=0, help="Seed of the bootstrap.")
 def command(
     runs: tuple[Path, ...], output: Output, bn_mode: str | None, escaped: float, phase: str | None, seed: int
 ) -> None:

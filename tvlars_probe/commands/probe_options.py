@@ -46,19 +46,22 @@ PROBE_OPTIONS = (
     option(
         "--sharpness-operators", section=_SHARPNESS, greedy=True, type=Choice(OPERATORS),
         default=("hessian", "effective", "relative", "adaptive"),
-        help="Of the Hessian itself, as the optimizer's rates scale it, relative to each tensor's norm; of the "
-        "Gauss-Newton matrix; or of the outputs, which no change of scale moves: minimizer's verdict needs it.",
+        help="The Hessian; scaled by the optimizer's rates; scaled by each tensor's norm; the Gauss-Newton matrix; "
+        "adaptive, which no change of scale moves and minimizer's verdict needs.",
     ),
     option(
         "--sharpness-measures", section=_SHARPNESS, greedy=True, type=Choice(IN_TRAINING), default=("eigenvalue",),
-        help="The top eigenvalue of each operator; along mini-batches' gradients; along the update; where along it the "
-        "loss rises.",
+        help="The top eigenvalue of each operator; the curvature along mini-batches' gradients; that along the update; "
+        "and 2/rate at the multiple of the update that raises the loss.",
     ),
     option(
         "--sharpness-samples", section=_SHARPNESS, type=int, default=256,
         help="Training samples it is measured on.",
     ),
-    option("--sharpness-bn", section=_SHARPNESS, type=Choice(BN_MODES), default="train", help="BatchNorm meanwhile."),
+    option(
+        "--sharpness-bn", section=_SHARPNESS, type=Choice(BN_MODES), default="train",
+        help="BatchNorm's mode while it is measured.",
+    ),
     option("--sharpness-tol", section=_SHARPNESS, type=float, default=1e-3, help="Relative error of the eigenvalue."),
     option("--probe-budget", section=_SHARPNESS, help="Highest share of the run's time for all probes, such as 10%."),
     option(
@@ -68,7 +71,7 @@ PROBE_OPTIONS = (
     option("--noise-samples", section=_NOISE, type=int, default=512, help="Training samples they are measured on."),
     option(
         "--noise-bn", section=_NOISE, type=Choice(BN_MODES), default="frozen-batch",
-        help="BatchNorm meanwhile; train needs --noise-piece.",
+        help="BatchNorm's mode while they are measured; train needs --noise-piece.",
     ),
     option(
         "--noise-piece", section=_NOISE, type=int, show_default="single samples",

@@ -70,9 +70,8 @@ def command(runs: tuple[Path, ...], output: Output, phase: str | None, **setting
     """What trust ratio would another variant have given, at each recorded step?
 
     A one-step counterfactual from the recorded norms: each step is taken as it was recorded, only its ratio is
-    computed anew. Settings that aren't given are those of each tensor's parameter group. Rows where g nearly cancels
-    wd·w are flagged. lamb is replayed from traces of lamb only, nlamb from
-    those of nlamb.
+    computed again. Settings that aren't given are those of each tensor's parameter group. Rows where g nearly cancels
+    wd·w are flagged. lamb is replayed from traces of lamb only, nlamb from those of nlamb.
     """
     from tvlars_probe.analyses.replay_of_run import replay_of, the_one
     from tvlars_probe.analyses.source import Source

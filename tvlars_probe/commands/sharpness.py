@@ -42,19 +42,19 @@ _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness"
         "2/rate at the smallest multiple of the coming update that raises the loss; forward passes only.")  # fmt: skip
 @option("--per-layer", section="What", is_flag=True, help="Eigenvalues and trace of each layer's block, too.")
 @option("--operator", section="What", type=Choice(OPERATORS), default="hessian", help=
-        "The Hessian, as the optimizer's rates scale it, or relative to each tensor's norm; the Gauss-Newton matrix; "
+        "The Hessian; scaled by the optimizer's rates, or by each tensor's norm; the Gauss-Newton matrix; "
         "or adaptive, which no change of scale moves.")  # fmt: skip
 @option("--audit", section="What", is_flag=True, help=
         "The top eigenvalue in every BatchNorm mode by both engines, side by side.")  # fmt: skip
 @option("--split", section="Loss", type=Choice(SPLITS), default="train", help="Part of the data.")
 @option("--samples", section="Loss", type=int, show_default="1000, or as many as there are", help=
-        "Samples of it, in each draw.")  # fmt: skip
+        "Samples of that part, in each draw.")  # fmt: skip
 @option("--draws", section="Loss", type=int, show_default="one sample", help=
-        "Measure on so many disjoint samples; tells mean and standard error over samples of that size.")  # fmt: skip
+        "Measure on so many disjoint samples, and give mean and standard error over them.")  # fmt: skip
 @option("--bn", "bn_mode", section="Loss", type=Choice(BN_MODES), default="eval", help=
         "BatchNorm: running statistics, the sample's, or the sample's held constant.")  # fmt: skip
 @option("--precision", section="Loss", type=Choice(("float32", "float64")), show_default="that of the run's weights",
-        help="Of the model.")  # fmt: skip
+        help="Number type of the model.")  # fmt: skip
 @option("--engine", section="Method", type=Choice(ENGINES), default="lanczos", help="Ours, or the PyHessian package.")
 @option("--tol", section="Method", type=float, default=1e-3, help="Relative residual of eigenvalues.")
 @option("--max-matvecs", section="Method", type=int, default=1000, help="Products before an eigenvalue is given up.")
@@ -62,7 +62,7 @@ _SHARPNESSES = ("batch_sharpness", "directional_sharpness", "critical_sharpness"
 @option("--density-probes", section="Method", type=int, show_default="4 to 20, by the model's size", help=
         "Random vectors of a density.")  # fmt: skip
 @option("--density-steps", section="Method", type=int, default=40, help="Lanczos steps from each.")
-@option("--seed", section="Method", type=int, default=0, help="Of everything random.")
+@option("--seed", section="Method", type=int, default=0, help="Seed of everything random.")
 @option("--devices", "--dv", section="Devices", greedy=True, default=("auto",), show_default=
         "first CUDA device, else cpu", help="cpu, or numbers of CUDA devices, one rank each.")  # fmt: skip
 @option("--nproc", section="Devices", type=int, show_default="1", help="Ranks on the CPU.")

@@ -85,7 +85,10 @@ _RECORDING, _DEVICES = "Recording", "Devices"
 
 _OPTIONS = (
     option("--dataset", "--ds", section=_DATA, type=Choice(DATASETS), default="digits", help="Data set."),
-    option("--data-dir", section=_DATA, type=FilePath(path_type=str), help="Its folder, if not in the usual places."),
+    option(
+        "--data-dir", section=_DATA, type=FilePath(path_type=str),
+        help="Folder of the data, if it isn't in the usual places.",
+    ),
     option(
         "--download/--no-download", section=_DATA, default=None, show_default="cifar10 and cifar100 only",
         help="Let torchvision download it if missing.",
@@ -94,7 +97,7 @@ _OPTIONS = (
     option("--limit", section=_DATA, type=int, help="Use only so many training and test samples."),
     option(
         "--image-size", section=_DATA, type=int, show_default="as they are",
-        help="Side to which the images of an imagefolder are brought.",
+        help="Resize the images of an imagefolder to this side.",
     ),
     option(
         "--augmentation", section=_DATA, type=Choice(AUGMENTATIONS), default="auto",
@@ -107,7 +110,7 @@ _OPTIONS = (
     ),
     option(
         "--winit", section=_DATA, type=Choice(INITIALIZATIONS), default="default",
-        help="How the weights of convolutions and linear layers are drawn; default: as the layers do it.",
+        help="Random initial weights of convolutions and linear layers; default: torch's own.",
     ),
     option(
         "--channels-last", section=_DATA, is_flag=True,
@@ -126,7 +129,10 @@ _OPTIONS = (
         help="Most samples a rank computes at once; gradients accumulate to the same update (BatchNorm apart: its "
         "statistics are the micro-batch's).",
     ),
-    option("--epochs", section=_TRAINING, type=int, default=20, help="Passes over the training data; bt: the probe's."),
+    option(
+        "--epochs", section=_TRAINING, type=int, default=20,
+        help="Passes over the training data; in bt those of the linear probe.",
+    ),
     option(
         "--schedule", "--sd", section=_TRAINING, type=Choice(SCHEDULES), default="none",
         help="Schedule of the rate.",
@@ -153,7 +159,7 @@ _OPTIONS = (
     ),
     option(
         "--lr-backbone", "--lr_backbone", section=_BARLOW, type=float, default=0.0,
-        help="That of the backbone meanwhile; 0 freezes it.",
+        help="Learning rate of the backbone during the linear probe; 0 freezes it.",
     ),
     option("--probe-batch-size", section=_BARLOW, type=int, default=256, help="Batch of the linear probe."),
     option("--optimizer", "--opt", section=_OPTIMIZER, type=Choice(OPTIMIZERS), default="lars", help="Optimizer."),
@@ -193,7 +199,7 @@ _OPTIONS = (
     option(
         "--muon-rest", section=_OPTIMIZER, type=Choice(OPTIMIZERS["muon"].rests),
         show_default=OPTIMIZERS["muon"].rests[0],
-        help="Optimizer of what muon doesn't take: all but matrices between the first and the last layer.",
+        help="Optimizer of the tensors that muon doesn't take: all but matrices between the first and the last layer.",
     ),
     option(
         "--muon-rest-lr", section=_OPTIMIZER, type=float,
