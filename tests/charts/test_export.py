@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import altair as alt
 import pytest
+from PIL import Image
 
 from tests.charts.specs import data_sets
-from tvlars_probe.charts.export import WRITERS, file_content, script_text, spec_of
+from tvlars_probe.charts.export import DARK, WRITERS, file_content, script_text, spec_of
 from tvlars_probe.errors import UserError
 
 HOSTILE = "</script><b>&"
@@ -61,6 +63,17 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(chart: alt.Chart, name
     with pytest.raises(UserError, match=r"suffix of .*\.html"):
         file_content(chart, Path(name))
     assert {*WRITERS} == {"html", "png", "svg", "pdf", "json"}
+
+
+def test_a_dark_chart_is_drawn_in_light_ink_on_a_dark_ground(chart: alt.Chart) -> None:
+    image = Image.open(io.BytesIO(file_content(chart, Path("c.png"), DARK))).convert("L")
+    light = Image.open(io.BytesIO(file_content(chart, Path("c.png")))).convert("L")
+    assert image.size == light.size
+    assert image.getpixel((2, 2)) < 40 < 215 < light.getpixel((2, 2))
+    (_, letters), (dark_letters, _) = image.getextrema(), light.getextrema()
+    assert dark_letters < 60 < 200 < letters
+    with pytest.raises(UserError, match="leave out --dark"):
+        file_content(chart, Path("c.html"), DARK)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import altair as alt
 
 from tvlars_probe.admission.names import drawable, encodable_values
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.names import pixels
-from tvlars_probe.errors import unknown
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-PAPER = "#ffffff"
-"""Background of a chart in a file of its own."""
+
+class Paper(NamedTuple):
+    """What a chart in a file of its own is drawn on.
+
+    Attributes:
+        ground: colour of the background.
+        ink: colour of lines and letters.
+    """
+
+    ground: str
+    ink: str
+
+
+LIGHT, DARK = Paper("#ffffff", "#222222"), Paper("#14171b", "#e6e8eb")
 
 _PADDING = 12
 
@@ -38,7 +50,7 @@ SCALE = 2.0
 """Pixels of a png per unit of the chart."""
 
 
-def spec_of(chart: Any, ink: str = "#222222") -> dict[str, Any]:
+def spec_of(chart: Any, ink: str = LIGHT.ink) -> dict[str, Any]:
     """The chart's Vega-Lite specification, with the shared look. Its description, for screen readers, is its title.
 
     Args:
@@ -74,15 +86,15 @@ def with_look(chart: C) -> C:
     given: Any = chart
     heading = given.title.to_dict() if isinstance(given.title, alt.TitleParams) else None
     title = {} if heading is None else {"title": alt.TitleParams(**_in_lines(heading))}
-    looking: C = given.properties(background=PAPER, padding=_PADDING, **title).configure(**theme.config())
+    looking: C = given.properties(background=LIGHT.ground, padding=_PADDING, **title).configure(**theme.config())
     return looking
 
 
-def _opaque(spec: dict[str, Any]) -> dict[str, Any]:
+def _opaque(spec: dict[str, Any], paper: Paper) -> dict[str, Any]:
     """The specification of a chart in a file of its own, where nothing beside it shows its title."""
     heading = spec.get("title")
     title = {"title": _in_lines(heading)} if isinstance(heading, dict) else {}
-    return {**spec, **title, "background": PAPER, "padding": _PADDING}
+    return {**spec, **title, "background": paper.ground, "padding": _PADDING}
 
 
 def _in_lines(heading: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +142,8 @@ def fitting_script() -> str:
     return files("tvlars_probe.charts").joinpath("fitting.js").read_text(encoding="utf-8")
 
 
-def _html(spec: dict[str, Any]) -> bytes:
-    """A page of its own, with Vega's libraries in it."""
+def _html(spec: dict[str, Any], _: Paper) -> bytes:
+    """A page of its own, with Vega's libraries in it. Its reader chooses the paper."""
     import vl_convert
 
     heading = spec.pop("title", None) or {}
@@ -167,36 +179,37 @@ window.addEventListener("resize", () => {{ window.ready = window.ready.then(draw
 """.encode()
 
 
-def _converted(function: str, **settings: Any) -> Callable[[dict[str, Any]], bytes]:
+def _converted(function: str, **settings: Any) -> Callable[[dict[str, Any], Paper], bytes]:
     """A writer that calls a function of vl-convert, which is imported when a file is written."""
 
-    def convert(spec: dict[str, Any]) -> bytes:
+    def convert(spec: dict[str, Any], paper: Paper) -> bytes:
         import vl_convert
 
-        made = getattr(vl_convert, function)(_opaque(spec), vl_version=vega_lite_version(), **settings)
+        made = getattr(vl_convert, function)(_opaque(spec, paper), vl_version=vega_lite_version(), **settings)
         return made.encode() if isinstance(made, str) else bytes(made)  # svg is text
 
     return convert
 
 
-WRITERS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+WRITERS: dict[str, Callable[[dict[str, Any], Paper], bytes]] = {
     "html": _html,
     "png": _converted("vegalite_to_png", scale=SCALE),
     "svg": _converted("vegalite_to_svg"),
     "pdf": _converted("vegalite_to_pdf"),
-    "json": lambda spec: (json.dumps(_opaque(spec), ensure_ascii=False, indent=1) + "\n").encode(),
+    "json": lambda spec, paper: (json.dumps(_opaque(spec, paper), ensure_ascii=False, indent=1) + "\n").encode(),
 }
-"""By suffix, the function that makes a file's content of a specification."""
+"""By suffix, the function that makes a file's content of a specification and a paper."""
 
 
-def file_content(chart: Any, path: Path) -> bytes:
+def file_content(chart: Any, path: Path, paper: Paper = LIGHT) -> bytes:
     """The content of a chart's file, in the form that the suffix of ``path`` names.
 
     Raises:
-        UserError: the suffix names no form in `WRITERS`.
+        UserError: the suffix names no form in `WRITERS`, or a paper is chosen for a page, whose reader chooses it.
     """
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in WRITERS:
         raise unknown(f"suffix of {path.name}", path.suffix or "(none)", (f".{name}" for name in WRITERS))
-    # A page has the ink of its reader's scheme; what is drawn on paper has a dark one.
-    return WRITERS[suffix](spec_of(chart, "currentColor") if suffix == "html" else spec_of(chart))
+    if suffix == "html" and paper is not LIGHT:
+        raise UserError("an html file is dark where its reader has chosen dark: leave out --dark")
+    return WRITERS[suffix](spec_of(chart, "currentColor" if suffix == "html" else paper.ink), paper)

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 @click.command(cls=Command, name="chart")
 @click.argument("words", nargs=-1, metavar="KIND RUN...")
 @option("--out", "-o", section="Output", type=FilePath(), help="Its suffix says the form.")
+@option("--dark", section="Output", is_flag=True, help="Light letters on a dark ground: png, svg, pdf and json.")
 @option("--list", "listing", section="Output", is_flag=True, help="List the kinds, and what these runs have data for.")
-def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
+def command(words: tuple[str, ...], out: Path | None, dark: bool, listing: bool) -> None:
     """Draw a chart of runs into a file: html, png, svg, pdf, or Vega-Lite json, by its suffix.
 
-    An html file stands by itself and needs no network. --list shows the kinds; with runs, which of them these have
-    the data for. Runs that have no data for the kind are left out, and named.
+    An html file stands by itself, needs no network, and is dark where its reader has chosen dark. --list shows the
+    kinds; with runs, which of them these have the data for. Runs that have no data for the kind are named and left out.
     """
     runs = [found_run(Path(word)) for word in (words if listing else words[1:])]
     if listing:
@@ -36,7 +37,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     if out is None:
         raise UserError("name the file to write by -o: FILE.html, .png, .svg, .pdf or .json")
     from tvlars_probe.analyses.source import Source
-    from tvlars_probe.charts.export import file_content
+    from tvlars_probe.charts.export import DARK, LIGHT, file_content
     from tvlars_probe.charts.kinds import draw, kind, remarks
     from tvlars_probe.runs import open_runs
     from tvlars_probe.traces.outputs import check_output, write_output
@@ -45,7 +46,7 @@ def command(words: tuple[str, ...], out: Path | None, listing: bool) -> None:
     kind(words[0])
     check_output(out)
     sources = [Source(run) for run in open_runs(runs)]
-    write_output(out, file_content(draw(words[0], sources), out))
+    write_output(out, file_content(draw(words[0], sources), out, DARK if dark else LIGHT))
     for remark in remarks(words[0], sources):
         say(remark, err=True)
     say(f"Written: {out}")
