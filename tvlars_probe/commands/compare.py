@@ -49,16 +49,20 @@ def command(runs: tuple[Path, ...], output: Output, metric: str, rows: str, colu
     emit(output, result, result.table, lambda c: render(c, result))
 
 
+def _chosen_on(result: Comparison) -> str:
+    if result.chosen_on != result.metric:
+        return result.chosen_on
+    advice = "" if result.metric.startswith("val_") else ": train with --val to choose on held-out data"
+    return f"{result.metric} itself{advice}"
+
+
 def render(console: Console, result: Comparison) -> None:
     """Print the comparison."""
     from tvlars_probe.analyses.comparison_verdict import optimism_text
 
     print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
-    if result.table["mean"].notna().any():
-        itself = f"{result.metric} itself: train with --val to choose on held-out data"
-        console.print(
-            f"Learning rates were chosen on {itself if result.chosen_on == result.metric else result.chosen_on}"
-        )
+    if (result.table["rates"] > 1).any():
+        console.print(f"Learning rates were chosen on {_chosen_on(result)}")
     if told := optimism_text(result.table):
         console.print(told, soft_wrap=True)
     if result.columns:
