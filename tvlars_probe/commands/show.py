@@ -297,6 +297,7 @@ def describe_group(group: dict[str, Any]) -> str:
     parts = [
         str(group.get("optimizer")),
         counted(held, "tensor") if isinstance(held, int) else f"{held} tensors",
+        *([f"lr {group['lr']:g}"] if isinstance(group.get("lr"), int | float) else []),
         f"weight decay {group.get('weight_decay')}",
     ]
     if momentum.get("beta"):

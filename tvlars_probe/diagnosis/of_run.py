@@ -39,12 +39,13 @@ _OF_RULES = {
     "finite": (
         "non_finite",
         "loss, weights and gradients are finite in every step",
-        "a lower rate, a warm-up, or gradient clipping; `tvlars-probe warmup` names the tensors that were first",
+        "a lower rate, a warm-up, or gradient clipping; what went wrong before it stands above it",
     ),
     "phi_alive": (
         "phi_dead",
         "φ stays above a ten-thousandth of its highest value",
-        "a smaller --lmbda, or a --gamma-min above 0",
+        "a smaller lmbda, or a gamma_min above 0 (train: --lmbda, --gamma-min); with an lmbda of {tenth:.2g} φ falls "
+        "to a tenth by the end of as many steps",
     ),
     "ratios_alive": (
         "ratio_vanished",
@@ -119,11 +120,15 @@ def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_bat
         "weights_kept": "no tensor has two dimensions" if updates else no_updates,
         "excluded_kept": "the optimizer leaves no tensor out" if updates else no_updates,
     }
+    # φ falls from 1/(α + 1) to some exp(−λt).
+    tenth = math.log(10) / max(len(steps), 1)
+    # What went wrong first stands first: it may be the cause of the others.
+    ordered = sorted(_OF_RULES.items(), key=lambda item: min((f.step for f in found.get(item[1][0], [])), default=0))
     checks = [
-        _check(name, "all recorded steps", expected, remedy, _of_findings(found.get(rule, [])))
+        _check(name, "all recorded steps", expected, remedy.format(tenth=tenth), _of_findings(found.get(rule, [])))
         if has[name]
         else _check(name, "all recorded steps", expected, "", Observed("not applicable", lacking[name]))
-        for name, (rule, expected, remedy) in _OF_RULES.items()
+        for name, (rule, expected, remedy) in ordered
     ]
     checks += [
         _check(
@@ -150,10 +155,11 @@ def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_bat
             _loss_scale(steps, facts, micro_batches),
         ),
     ]
-    if facts.finding is not None and checks[0].answer != "wrong":
+    place = [check.name for check in checks].index("finite")
+    if facts.finding is not None and checks[place].answer != "wrong":
         # A loss that was told and isn't a number is null in the table, as one that wasn't told is.
         came = f"the manifest tells of a loss or a norm that isn't finite in step {facts.finding.get('step')}"
-        checks[0] = dataclasses.replace(checks[0], answer="wrong", came=came, remedy=_OF_RULES["finite"][2])
+        checks[place] = dataclasses.replace(checks[place], answer="wrong", came=came, remedy=_OF_RULES["finite"][2])
     about = f"{facts.method}, {facts.phase}, {facts.status}, {counted(len(steps), 'step')}"
     return Diagnosis(subject=facts.name, description=(about + facts.sampling,), checks=tuple(checks))
 

@@ -158,7 +158,8 @@ class PhiDead(FindingRule):
             is_dead = phi < DEAD * self._highest
             if is_dead and not self._is_open:
                 threshold = DEAD * self._highest
-                text = f"φ {phi:.3g} is below {threshold:.3g}, {DEAD:g} of its highest value: training stands still"
+                below = f"φ {phi:.3g} is below {threshold:.3g}, {DEAD:g} of its highest value"
+                text = f"{below}: every adapted tensor stands still"
                 yield self.finding(window.first_step + row, text, value=phi, threshold=threshold)
             self._is_open = is_dead
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvlars_probe.findings.finding import Finding
-    from tvlars_probe.findings.window import Tensors, Window
+    from tvlars_probe.findings.window import Flags, Tensors, Window
 
 NEGLIGIBLE = 1e-5
 """Share of the largest ‖g‖ of any tensor below which a tensor's gradient may be rounding alone."""
@@ -54,7 +54,8 @@ class _Overwritten(TensorRule):
         broken, judged = np.zeros((2, *window.active.shape), dtype=bool)
         broken[:, places], judged[:, places] = over, True
         judged &= window.active & (first > 0) & ~np.isnan(update)
-        yield from self._report(window, broken & (weight > 0), judged, update, weight, below=False)
+        broken &= weight > 0
+        yield from self._report(window, broken, judged, update, weight, below=False, what=_rates(window, broken))
 
     def state(self) -> dict[str, Any]:
         known = {name: value for name, value in self._first.by_name().items() if value == value}
@@ -65,12 +66,24 @@ class _Overwritten(TensorRule):
         self._first.remember(state["first"])
 
 
+def _rates(window: Window, broken: Flags) -> NDArray[np.object_]:
+    """The effective rate of each of these updates beside the median of its step, as the end of a sentence."""
+    ratio = window.figures["trust_ratio"]
+    rates = np.where(np.isnan(ratio), window.lr, window.lr * ratio)
+    told = np.full(broken.shape, "", dtype=object)
+    for row, column in np.argwhere(broken).tolist():
+        known = rates[row, window.active[row] & np.isfinite(rates[row])]
+        if np.isfinite(rate := rates[row, column]):
+            told[row, column] = f" at an effective rate of {rate:.3g}, where the median is {np.median(known):.3g}"
+    return told
+
+
 class WeightOverwritten(_Overwritten):
     """A weight of a layer is replaced by a single update. The first such tensor is where a rate was too high."""
 
     name = "weight_overwritten"
     about = f"‖Δw‖ ≥ ‖w‖ for a tensor of two or more dimensions; {_PASSED_OVER}"
-    sentence = "one update overwrites {name}: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}"
+    sentence = "one update overwrites {name}: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}{what}"
 
     def _places(self, tensors: Tensors) -> NDArray[np.intp]:
         return tensors.weights_at
