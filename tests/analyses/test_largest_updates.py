@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,14 +15,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def recorded(path: Path, steps: int = 30, **options: Any) -> tvlars_probe.Run:
-    """A run in which the rate of the second layer is far too high in step 7."""
+def recorded(path: Path, steps: int = 30, zeroed: int | None = None) -> tvlars_probe.Run:
+    """A run whose second layer has far too high a rate in step 7. The weight of layer ``zeroed`` begins at zero."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4), nn.Linear(4, 1))
+    if zeroed is not None:
+        nn.init.zeros_(model[zeroed].weight)  # type: ignore[arg-type]
     groups = [{"params": layer.parameters()} for layer in model if isinstance(layer, nn.Linear)]
     optimizer = torch.optim.SGD(groups, lr=0.01)
     inputs = torch.randn(64, 8)
-    with tvlars_probe.record(model, optimizer, path, findings="none", **options) as rec:
+    with tvlars_probe.record(model, optimizer, path, findings="none") as rec:
         for step in range(steps):
             optimizer.param_groups[1]["lr"] = 20.0 if step == 7 else 0.01
             loss = model(inputs).square().mean()
@@ -48,6 +51,19 @@ def test_they_are_the_maxima_of_all_rows(tmp_path: Path) -> None:
         found = largest_updates(run, most=most)
         pd.testing.assert_frame_equal(found, by_hand(run, most), check_dtype=False)
     assert (found["parameter"][0], found["step"][0]) == ("2.weight", 7)
+    assert len(found) == 3
+
+
+def test_a_weight_of_zeros_comes_first(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "run", zeroed=2)
+    found = largest_updates(run, most=3)
+    assert found[["parameter", "step", "weight_norm", "update_ratio"]].iloc[0].tolist() == [
+        "2.weight",
+        0,
+        0.0,
+        math.inf,
+    ]
+    assert found["update_norm"][0] > 0
     assert len(found) == 3
 
 

@@ -25,8 +25,8 @@ COLUMNS = ("parameter", "step", "update_norm", "weight_norm", "lr", "trust_ratio
 def largest_updates(trace: Trace, *, phase: str | None = None, most: int = 5) -> pd.DataFrame:
     """The largest update of each weight, relative to the weight.
 
-    Rows are read in batches, of which only the largest are kept. An update whose norm isn't finite, or whose weight is
-    zero, has no relative size and is passed over.
+    Rows are read in batches, of which only the largest are kept. An update whose norm isn't finite is passed over. One
+    that moves a weight of zeros is infinitely large.
 
     Args:
         trace: the run's trace.
@@ -57,7 +57,7 @@ def _candidates(batch: pa.RecordBatch, weights: set[str], best: pd.DataFrame, mo
     with np.errstate(all="ignore"):
         ratio = update.astype(np.float64) / weight
     least = best["update_ratio"].iloc[-1] if len(best) == most else 0.0
-    rows = np.flatnonzero(np.isfinite(ratio) & (ratio >= least))
+    rows = np.flatnonzero(np.isfinite(update) & (ratio >= least))
     frame = batch.take(rows).to_pandas().astype({"parameter": str}).assign(update_ratio=ratio[rows])
     return _largest(frame[frame["parameter"].isin(weights)], most)
 

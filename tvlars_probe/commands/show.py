@@ -205,7 +205,7 @@ def _print_updates(console: Terminal, rows: list[dict[str, Any]]) -> None:
 
     figures = {
         "step": [f"{row['step']:,}" for row in rows],
-        "‖Δw‖/‖w‖": [f"{row['update_ratio']:.4g}" for row in rows],
+        "‖Δw‖/‖w‖": [f"{row['update_ratio']:.4g}" if row["weight_norm"] else "from 0" for row in rows],
         "‖Δw‖": [f"{row['update_norm']:.4g}" for row in rows],
         "effective rate": [f"{row['lr'] * row['trust_ratio']:.4g}" for row in rows],
     }

@@ -55,7 +55,7 @@ _OF_RULES = {
     "zeros_held": (
         "full_rate_from_zero",
         "no tensor that is zero moves at the full rate while trust ratios hold the others back",
-        "give the tensor small random values at first, or leave it out of the adaptation, with a rate of its own",
+        "initialise the tensor like the others, warm up, or leave it out of the adaptation with a rate of its own",
     ),
     "weights_kept": (
         "weight_overwritten",
