@@ -190,3 +190,10 @@ def test_it_is_no_part_of_the_other_figures() -> None:
     assert result.curves["operator"].tolist() == ["hessian"] * len(STEPS)
     with pytest.raises(UserError, match=r"near=1\.5 is outside its range"):
         SharpnessRule(near=1.5)
+
+
+def test_what_was_measured_in_another_mode_alone_is_left_out() -> None:
+    told = RunFacts(name="made", batch_size=32, groups=[])
+    result = analyse_minimizer(batch_rows(RISING), NO_SPECTRUM, told, rates=RATES, bn_mode="eval")
+    assert result.mini_batch is None
+    assert result.curves.empty

@@ -91,7 +91,8 @@ def analyse_mini_batches(
     least: int,
     near: float,
 ) -> MiniBatch | None:
-    """Compare batch sharpness with 2/η; None where neither it nor one along the update is on record.
+    """Compare batch sharpness with 2/η; None where neither it nor one along the update is on record
+    in that mode.
 
     Args:
         figures: rows of ``curvature``, as `tvlars_probe.analyses.draws.over_draws` gives them.
@@ -109,6 +110,8 @@ def analyse_mini_batches(
     if not rows["measure"].isin(MEASURES).any():
         return None
     curves, _ = one_sample.curves_of_one_sample(rows.assign(operator=rows["measure"]), mode)
+    if curves.empty:
+        return None  # all were measured in another mode, or on other data
     lr = rates.drop_duplicates("step", keep="last").set_index("step")["lr"]
     known = curves["step"].map(lr).astype(float)
     curves = curves.assign(limit=2 / known.where(known > 0))
