@@ -141,4 +141,4 @@ def test_the_package_opens_no_connection_but_between_ranks_and_for_downloads() -
         if any(word in path.read_text() for word in speaking)
     }
     # A free port; the host's name; the board, which listens on 127.0.0.1.
-    assert found <= {"runners/launching/places.py", "traces/manifest.py", "board/serving.py"}
+    assert found <= {"runners/launching/places.py", "traces/environment.py", "board/serving.py"}

@@ -46,7 +46,7 @@ def test_a_label_holds_what_tells_settings_apart_and_nothing_else() -> None:
         "LARS, batch 512",
         "LARS, lars-warm, batch 1024",
         "TVLARS, λ 0.01, batch 512",
-        "TVLARS, λ 0.1, batch 512, epochs –",
+        "TVLARS, λ 0.1, batch 512, epochs unset",
         "TVLARS, λ 0.1, batch 512, epochs 30",
     ]
     assert [s.label for s in settings_of([run("a", batch_size=512)])] == ["LARS"]

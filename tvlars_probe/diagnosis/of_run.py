@@ -101,35 +101,7 @@ def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_bat
         micro_batches: pieces in which a rank computes its batch, where that is known.
     """
     tensors = _tensors(grid, facts)
-    found = _findings(grid, steps, tensors)
-    updates = bool(np.isfinite(grid["update_norm"]).any())
-    has = {
-        "finite": len(grid.steps) > 0,
-        "phi_alive": bool(np.isfinite(grid["phi"]).any()),
-        "ratios_alive": len(tensors.adapted_at) > 0,
-        "zeros_held": len(tensors.adapted_at) > 0,
-        "weights_kept": updates and len(tensors.weights_at) > 0,
-        "excluded_kept": updates and len(tensors.excluded_at) > 0,
-    }
-    no_updates = "no norms of updates are on record"
-    lacking = {
-        "finite": "no layers are on record",
-        "phi_alive": "the optimizer has no φ",
-        "ratios_alive": "no trust ratio is on record",
-        "zeros_held": "no trust ratio is on record",
-        "weights_kept": "no tensor has two dimensions" if updates else no_updates,
-        "excluded_kept": "the optimizer leaves no tensor out" if updates else no_updates,
-    }
-    # φ falls from 1/(α + 1) to some exp(−λt).
-    tenth = math.log(10) / max(len(steps), 1)
-    # What went wrong first stands first: it may be the cause of the others.
-    ordered = sorted(_OF_RULES.items(), key=lambda item: min((f.step for f in found.get(item[1][0], [])), default=0))
-    checks = [
-        _check(name, "all recorded steps", expected, remedy.format(tenth=tenth), _of_findings(found.get(rule, [])))
-        if has[name]
-        else _check(name, "all recorded steps", expected, "", Observed("not applicable", lacking[name]))
-        for name, (rule, expected, remedy) in ordered
-    ]
+    checks = _of_rules(grid, steps, tensors)
     checks += [
         _check(
             "peak_reached",
@@ -162,6 +134,38 @@ def diagnose(grid: LayerGrid, steps: pd.DataFrame, facts: RunFacts, *, micro_bat
         checks[place] = dataclasses.replace(checks[place], answer="wrong", came=came, remedy=_OF_RULES["finite"][2])
     about = f"{facts.method}, {facts.phase}, {facts.status}, {counted(len(steps), 'step')}"
     return Diagnosis(subject=facts.name, description=(about + facts.sampling,), checks=tuple(checks))
+
+
+def _of_rules(grid: LayerGrid, steps: pd.DataFrame, tensors: Tensors) -> list[Check]:
+    """The checks that are rules of findings. What went wrong first stands first: it may be the cause of the others."""
+    found = _findings(grid, steps, tensors)
+    updates = bool(np.isfinite(grid["update_norm"]).any())
+    has = {
+        "finite": len(grid.steps) > 0,
+        "phi_alive": bool(np.isfinite(grid["phi"]).any()),
+        "ratios_alive": len(tensors.adapted_at) > 0,
+        "zeros_held": len(tensors.adapted_at) > 0,
+        "weights_kept": updates and len(tensors.weights_at) > 0,
+        "excluded_kept": updates and len(tensors.excluded_at) > 0,
+    }
+    no_updates = "no norms of updates are on record"
+    lacking = {
+        "finite": "no layers are on record",
+        "phi_alive": "the optimizer has no φ",
+        "ratios_alive": "no trust ratio is on record",
+        "zeros_held": "no trust ratio is on record",
+        "weights_kept": "no tensor has two dimensions" if updates else no_updates,
+        "excluded_kept": "the optimizer leaves no tensor out" if updates else no_updates,
+    }
+    # φ falls from 1/(α + 1) to some exp(−λt).
+    tenth = math.log(10) / max(len(steps), 1)
+    ordered = sorted(_OF_RULES.items(), key=lambda item: min((f.step for f in found.get(item[1][0], [])), default=0))
+    return [
+        _check(name, "all recorded steps", expected, remedy.format(tenth=tenth), _of_findings(found.get(rule, [])))
+        if has[name]
+        else _check(name, "all recorded steps", expected, "", Observed("not applicable", lacking[name]))
+        for name, (rule, expected, remedy) in ordered
+    ]
 
 
 def _check(name: str, tried: str, expected: str, remedy: str, observed: Observed) -> Check:

@@ -53,7 +53,8 @@ class _Overwritten(TensorRule):
             return
         broken, judged = np.zeros((2, *window.active.shape), dtype=bool)
         broken[:, places], judged[:, places] = over, True
-        judged &= window.active & (first > 0) & ~np.isnan(update)
+        # What isn't finite is another rule's.
+        judged &= window.active & (first > 0) & np.isfinite(update)
         broken &= weight > 0
         yield from self._report(window, broken, judged, update, weight, below=False, what=_rates(window, broken))
 
