@@ -9,6 +9,7 @@ from torch import nn
 
 import tvlars_probe
 from tvlars_probe.analyses.largest_updates import COLUMNS, largest_updates
+from tvlars_probe.analyses.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def by_hand(run: tvlars_probe.Run, most: int) -> pd.DataFrame:
 def test_they_are_the_maxima_of_all_rows(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run")
     for most in (1, 2, 5):
-        found = largest_updates(run, most=most)
+        found = largest_updates(Source(run), most=most)
         pd.testing.assert_frame_equal(found, by_hand(run, most), check_dtype=False)
     assert (found["parameter"][0], found["step"][0]) == ("2.weight", 7)
     assert len(found) == 3
@@ -56,7 +57,7 @@ def test_they_are_the_maxima_of_all_rows(tmp_path: Path) -> None:
 
 def test_a_weight_of_zeros_comes_first(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", zeroed=2)
-    found = largest_updates(run, most=3)
+    found = largest_updates(Source(run), most=3)
     assert found[["parameter", "step", "weight_norm", "update_ratio"]].iloc[0].tolist() == [
         "2.weight",
         0,
@@ -69,12 +70,12 @@ def test_a_weight_of_zeros_comes_first(tmp_path: Path) -> None:
 
 def test_batches_of_any_size_say_the_same(tmp_path: Path, monkeypatch: Any) -> None:
     run = recorded(tmp_path / "run")
-    expected = largest_updates(run, most=2)
+    expected = largest_updates(Source(run), most=2)
     monkeypatch.setattr("tvlars_probe.traces.reader.BATCH_ROWS", 5)
-    pd.testing.assert_frame_equal(largest_updates(run, most=2), expected)
+    pd.testing.assert_frame_equal(largest_updates(Source(run), most=2), expected)
 
 
 def test_without_norms_of_updates_there_are_none(trained: Callable[..., Path]) -> None:
     run = tvlars_probe.open_run(trained("lars"))
     has_any = bool(run.layers(["update_norm"])["update_norm"].notna().any())
-    assert (len(largest_updates(run)) > 0) == has_any
+    assert (len(largest_updates(Source(run))) > 0) == has_any

@@ -114,3 +114,14 @@ def test_the_run_of_median_accuracy_stands_for_its_setting() -> None:
     assert representative(setting(*runs), [None] * 4) == 0
     gone = [run("a", status="diverged"), run("b", seed=1)]
     assert representative(setting(*gone), [99.0, 10.0]) == 1
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_shorter_run_of_as_many_points_cuts_no_curve_off(order: int) -> None:
+    """Every long run has as many bins, whatever its length."""
+    runs = [run("short", seed=0), run("long", seed=1)][::order]
+    curves = [curve(1, 2, 3, steps=[0, 10, 20]), curve(5, 6, 7, steps=[0, 100, 200])][::order]
+    found = over_seeds(setting(*runs), curves, "step")
+    assert found["step"].tolist() == [0, 100, 200]
+    assert found["value"].tolist() == [(2 + 5) / 2, 6, 7]
+    assert found["seeds"].tolist() == [2, 1, 1]

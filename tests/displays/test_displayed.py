@@ -164,9 +164,10 @@ def test_a_table_shows_its_first_rows_and_the_columns_that_say_something() -> No
 
 def test_cells_say_what_they_hold() -> None:
     row = {"share_share": 0.25, "whole": 1234.0, "part": 0.12345, "yes": True, "none": None, "nan": math.nan,
-           "inf": math.inf, "text": "<b>", "parameter": '"x"'}  # fmt: skip
+           "inf": math.inf, "huge": 1e30, "text": "<b>", "parameter": '"x"'}  # fmt: skip
     page = table([row], {name: name.upper() for name in row})
     for cell in ("<td class=n>25 %<", "<td class=n>1,234<", "<td class=n>0.1235<", "<td>yes<", "<td class=n>inf<",
+                 "<td class=n>1e+30<",
                  "<td>&lt;b&gt;<", 'data-layer="&quot;x&quot;"', "<th class=n>PART<", "<th>TEXT<"):  # fmt: skip
         assert cell in page
     assert page.count("<td></td>") == 2

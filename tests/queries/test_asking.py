@@ -186,6 +186,14 @@ def test_rows_beyond_those_wanted_are_counted(runs: Path) -> None:
         ("select * from glob('*')", r"reads the tables of the runs, and no file"),
         ("select * from 'run.json'", r"reads the tables of the runs, and no file"),
         ("from 'x.parquet'", r"reads the tables of the runs, and no file"),
+        (
+            "select date '290000-01-01'",
+            r"^a frame of pandas can't hold a column of the answer: .*cast it to another type",
+        ),
+        (
+            "select union_value(a := 1)",
+            r"^a frame of pandas can't hold a column of the answer: .*cast it to another type",
+        ),
         ("select * from secret", r"Table with name secret does not exist"),
     ],
 )

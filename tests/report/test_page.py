@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+import tvlars_probe
 from tvlars_probe.analyses.source import Source
 from tvlars_probe.displays.html import plain
 from tvlars_probe.report.content import MOST_DETAILED, gather
@@ -231,3 +233,21 @@ def test_control_characters_and_marks_of_direction_are_spelt_out() -> None:
 
 def test_tooltips_show_names_whole(recorded: list[Path]) -> None:
     assert "td.value { max-width: 80vw" in render(gather([Source(open_run(recorded[0]))]))
+
+
+def test_recorded_loops_are_compared_by_the_rates_that_they_recorded(tmp_path: Path) -> None:
+    for lr in (0.01, 0.1, 1.0):
+        model = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        with tvlars_probe.record(model, optimizer, tmp_path / f"lr{lr}", config={"seed": 0}) as rec:
+            for _ in range(3):
+                loss = model(torch.ones(8, 4)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rec.log(loss=loss, epoch=0)
+            rec.log_epoch(epoch=0, test_acc1=100 * lr / 2)
+    sources = [Source(one) for one in tvlars_probe.open_runs(tmp_path)]
+    (section,) = [one for one in gather(sources).sections if one.anchor == "comparison"]
+    frame = section.tables[0].frame
+    assert frame[["rate", "rates", "seeds"]].to_numpy().tolist() == [[1.0, 3, 1]]

@@ -15,53 +15,67 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
-    from tvlars_probe.traces.reader import Trace
+    from tvlars_probe.analyses.source import Source
+
+    Floats = NDArray[np.float64]
 
 COLUMNS = ("parameter", "step", "update_norm", "weight_norm", "lr", "trust_ratio")
 """Columns of the table ``layers`` that are read."""
 
 
-def largest_updates(trace: Trace, *, phase: str | None = None, most: int = 5) -> pd.DataFrame:
+def largest_updates(source: Source, *, most: int = 5) -> pd.DataFrame:
     """The largest update of each weight, relative to the weight.
 
     Rows are read in batches, of which only the largest are kept. An update whose norm isn't finite is passed over. One
     that moves a weight of zeros is infinitely large.
 
     Args:
-        trace: the run's trace.
-        phase: whose tensors; the last phase by default.
-        most: how many weights, those with the largest updates.
+        source: the phase of a run.
+        most: how many weights, those with the largest updates. The first updates of weights of zeros are no more than
+            half of them.
 
     Returns:
         `COLUMNS`, and ``update_ratio``, ‖Δw‖/‖w‖: a row per weight with the first step of its largest one, in
         descending order. Without rows where no norms of updates are on record.
     """
-    phases = trace.manifest.parameters
-    chosen = phases.get(phase or next(reversed(phases), ""), [])
-    weights = {p["name"] for p in chosen if len(p.get("shape") or ()) > 1}
+    known = source.facts.parameters
+    weights = {
+        str(name)
+        for name, shape in zip(known["name"], known["shape"], strict=True)
+        if isinstance(shape, list | tuple) and len(shape) > 1
+    }
 
     def largest(batches: Iterator[pa.RecordBatch]) -> pd.DataFrame:
-        best = pd.DataFrame({name: pd.Series(dtype="float64") for name in (*COLUMNS, "update_ratio")})
+        nothing = pd.DataFrame({name: pd.Series(dtype="float64") for name in (*COLUMNS, "update_ratio")})
+        best, zeros = nothing, nothing
         for batch in batches:
-            best = _largest(pd.concat([best, _candidates(batch, weights, best, most)]), most)
-        return best
+            update, weight = (
+                batch.column(name).to_numpy(zero_copy_only=False) for name in ("update_norm", "weight_norm")
+            )
+            with np.errstate(all="ignore"):
+                ratio = update.astype(np.float64) / weight
+            least = best["update_ratio"].iloc[-1] if len(best) == most else 0.0
+            best = _largest([best, _rows(batch, ratio, np.isfinite(ratio) & (ratio >= least), weights)], most)
+            moved = np.isposinf(ratio) & np.isfinite(update)
+            if moved.any() and len(zeros) < most:
+                zeros = _largest([zeros, _rows(batch, ratio, moved, weights)], most)
+        first = zeros.head(max(most - len(best), most // 2))
+        return _largest([first, best[~best["parameter"].isin(first["parameter"])]], most)
 
-    found = trace.batches("layers", COLUMNS, largest).reset_index(drop=True)
+    found = source.trace.batches("layers", COLUMNS, largest, steps=source.steps_of_phase()).reset_index(drop=True)
     return found.astype({"step": "int64"})
 
 
-def _candidates(batch: pa.RecordBatch, weights: set[str], best: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The rows of a batch that may be among the largest; of most batches hardly any."""
-    update, weight = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("update_norm", "weight_norm"))
-    with np.errstate(all="ignore"):
-        ratio = update.astype(np.float64) / weight
-    least = best["update_ratio"].iloc[-1] if len(best) == most else 0.0
-    rows = np.flatnonzero(np.isfinite(update) & (ratio >= least))
-    frame = batch.take(rows).to_pandas().astype({"parameter": str}).assign(update_ratio=ratio[rows])
-    return _largest(frame[frame["parameter"].isin(weights)], most)
+def _rows(batch: pa.RecordBatch, ratio: Floats, chosen: NDArray[np.bool_], weights: set[str]) -> pd.DataFrame:
+    """These rows of a batch, as far as they are of weights; of most batches hardly any are."""
+    places = np.flatnonzero(chosen)
+    frame = batch.take(places).to_pandas().astype({"parameter": str}).assign(update_ratio=ratio[places])
+    return frame[frame["parameter"].isin(weights)]
 
 
-def _largest(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+def _largest(pieces: list[pd.DataFrame], most: int) -> pd.DataFrame:
+    rows = pd.concat([piece for piece in pieces if len(piece)] or pieces[:1])
     ordered = rows.sort_values(["update_ratio", "step"], ascending=[False, True], kind="stable")
     return ordered.drop_duplicates("parameter").head(most)

@@ -108,7 +108,7 @@ def _label(row: dict[Any, Any], runs: pd.DataFrame) -> str:
     if pd.notna(row["lmbda"]) and runs["lmbda"].nunique() > 1:
         parts.append(f"λ {row['lmbda']:g}")
     if pd.notna(row["batch_size"]) and runs["batch_size"].nunique() > 1:
-        parts.append(f"batch {row['batch_size']:g}")
+        parts.append(f"batch {row['batch_size']:.0f}")
     return ", ".join(part for part in (*parts, row["further"]) if part)
 
 
@@ -116,8 +116,8 @@ def over_seeds(setting: Setting, curves: Sequence[pd.DataFrame], x: str, *, geom
     """The mean curve of a setting's runs, and what lies around it.
 
     Runs that diverged count where all of them did; beside others they would pull the mean along until they end. Runs of
-    one seed repeat each other, and count as one. A point that the run with the most points hasn't is joined with the
-    one before it.
+    one seed repeat each other, and count as one. The run that reaches furthest has the points; a point of another run
+    that it hasn't is joined with the one before it.
 
     Args:
         setting: the setting.
@@ -139,7 +139,8 @@ def over_seeds(setting: Setting, curves: Sequence[pd.DataFrame], x: str, *, geom
     told = [curve for curve in kept if len(curve)]
     if not told:
         return pd.DataFrame(columns=[x, "value", "low", "high", "seeds"])
-    grid = max(told, key=len)[x].to_numpy()
+    # All runs of some length have as many bins: the one that reaches furthest has room for the points of all.
+    grid = max(told, key=lambda curve: (curve[x].iloc[-1], len(curve)))[x].to_numpy()
     rows = pd.concat(
         [
             curve.assign(**{x: grid[np.searchsorted(grid, curve[x].to_numpy(), side="right").clip(1) - 1]})

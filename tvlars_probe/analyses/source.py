@@ -158,11 +158,7 @@ class Source:
         Raises:
             TraceError: a column isn't in the trace, or a few steps don't fit.
         """
-        # The table has no column for the phase: the steps of the phase choose its rows.
-        limits = None
-        if self.has_phases:
-            steps = self._sampled_steps(["step"])[0]["step"]
-            limits = (int(steps.min()), int(steps.max())) if len(steps) else (0, -1)
+        limits = self.steps_of_phase()
         wanted = [*dict.fromkeys(("step", "parameter", *columns))]
         order = [str(name) for name in self.facts.parameters["name"]]
 
@@ -182,6 +178,16 @@ class Source:
         # A run that is being recorded goes on meanwhile: steps that came after the first pass are left out.
         until_now = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, -1)
         return self.trace.batches("layers", wanted, arrange, steps=until_now)
+
+    def steps_of_phase(self) -> tuple[int, int] | None:
+        """The first and the last recorded step of the phase; None where the run has no other phase.
+
+        The table ``layers`` has no column for the phase: steps choose its rows.
+        """
+        if not self.has_phases:
+            return None
+        steps = self._sampled_steps(["step"])[0]["step"]
+        return (int(steps.min()), int(steps.max())) if len(steps) else (0, -1)
 
     def _frame(self, table: str, columns: Sequence[str] | None) -> pd.DataFrame:
         """Rows of a table that no training makes long.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import altair as alt
 
-from tvlars_probe.admission.names import drawable, encodable_values
+from tvlars_probe.admission.names import drawable, encodable_values, printable
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.names import pixels
 from tvlars_probe.errors import UserError, unknown
@@ -148,7 +148,7 @@ def _html(spec: dict[str, Any], _: Paper) -> bytes:
 
     heading = spec.pop("title", None) or {}
     heading = heading if isinstance(heading, dict) else {"text": heading}
-    text, subtitle = (html.escape(str(heading.get(part) or "")) for part in ("text", "subtitle"))
+    text, subtitle = (html.escape(printable(str(heading.get(part) or ""))) for part in ("text", "subtitle"))
     # Names within the bundle are local to it: the script after it finds vegaEmbed through window.
     snippet = "window.vegaEmbed = vegaEmbed;"
     # "<\/script" is the same string to JavaScript, and doesn't end the element.

@@ -42,7 +42,7 @@ def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | Non
     \b
       tvlars-probe query "select run, max(lr) from layers group by run" runs/a
     """
-    from tvlars_probe.queries.asking import ask
+    from tvlars_probe.queries.asking import ask, held_by
 
     parquet = _parquet_file(output, parquet)
     as_text = output.form == "text" and parquet is None
@@ -51,12 +51,13 @@ def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | Non
         write_output(parquet, _as_parquet(answer.rows))
         say(f"Written: {parquet}")
         return
-    emit(
-        output,
-        None if as_text else answer.rows.to_pylist(),
-        lambda: _frame(answer.rows),
-        lambda console: render(console, answer),
-    )
+    with held_by("CSV" if output.form == "csv" else "JSON" if output.form == "json" else "a table of text"):
+        emit(
+            output,
+            answer.rows.to_pylist() if output.form == "json" else None,
+            lambda: _frame(answer.rows),
+            lambda console: render(console, answer),
+        )
 
 
 def _parquet_file(output: Output, parquet: Path | None) -> Path | None:
@@ -78,11 +79,11 @@ def _as_parquet(rows: pa.Table) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from tvlars_probe.queries.asking import held_by
+
     sink = pa.BufferOutputStream()
-    try:
+    with held_by("parquet"):
         pq.write_table(rows, sink)
-    except pa.ArrowException as error:
-        raise UserError(f"parquet can't hold a column of the answer: {error} (cast it to another type)") from None
     return sink.getvalue().to_pybytes()
 
 

@@ -142,13 +142,13 @@ def _extremes(run: Run) -> dict[str, Any] | None:
 
 def _largest_updates(run: Run) -> list[dict[str, Any]]:
     """The weights that were changed most by a single update, see `tvlars_probe.analyses.largest_updates`."""
-    from tvlars_probe.analyses.largest_updates import COLUMNS, largest_updates
+    from tvlars_probe.analyses.largest_updates import largest_updates
     from tvlars_probe.analyses.source import Source
 
     source = Source(run, next(reversed(run.manifest.parameters), None))
-    if any(source.lacks("layers", name) for name in COLUMNS):
+    if source.lacks("layers", "update_norm"):
         return []
-    return [row | {"step": int(row["step"])} for row in _records(largest_updates(run, most=EXTREMES))]
+    return [row | {"step": int(row["step"])} for row in _records(largest_updates(source, most=EXTREMES))]
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -207,12 +207,18 @@ def _print_updates(console: Terminal, rows: list[dict[str, Any]]) -> None:
         "step": [f"{row['step']:,}" for row in rows],
         "‖Δw‖/‖w‖": [f"{row['update_ratio']:.4g}" if row["weight_norm"] else "from 0" for row in rows],
         "‖Δw‖": [f"{row['update_norm']:.4g}" for row in rows],
-        "effective rate": [f"{row['lr'] * row['trust_ratio']:.4g}" for row in rows],
+        "effective rate": [_effective_rate(row) for row in rows],
     }
     columns = [TextColumn("weight", [row["parameter"] for row in rows])]
     columns += [TextColumn(name, values, is_number=True) for name, values in figures.items()]
     console.print()
-    console.print(FittedTable(columns, title="Largest updates of all steps, by weight"))
+    console.print(FittedTable(columns, title="Largest updates of the recorded steps, by weight"))
+
+
+def _effective_rate(row: dict[str, Any]) -> str:
+    # Of an optimizer that nobody has described the trust ratio isn't known, and of some the rate neither.
+    lr, ratio = row["lr"], row["trust_ratio"]
+    return "" if math.isnan(lr) else f"{lr * (1 if math.isnan(ratio) else ratio):.4g}"
 
 
 def _print_findings(console: Terminal, findings: list[dict[str, Any]]) -> None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+_LONG = 1e12
+"""Whole numbers from here on have an exponent: they are no counts, but norms and losses that exploded."""
+
+
 def plain(text: str) -> str:
     """A text of a run for a page: control characters and marks of writing direction spelt out, and escaped."""
     return escape(printable(text))
@@ -52,7 +56,8 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return f"<td>{'yes' if value else 'no'}</td>"
     if _is_number(value):
-        # `value % 1` is 0 for a whole number; for infinity it is NaN, which counts as true.
-        text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:.4g}" if value % 1 else f"{value:,.0f}"
+        # `value % 1` is 0 for a whole number; for infinity it is NaN.
+        is_count = value % 1 == 0 and abs(value) < _LONG
+        text = f"{100 * value:.3g} %" if name.endswith("_share") else f"{value:,.0f}" if is_count else f"{value:.4g}"
         return f"<td class=n>{text}</td>"
     return f"<td>{plain(str(value))}</td>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,8 @@ from tvlars_probe.findings.tensor_rule import TensorRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.findings.window import Floats, Window
@@ -26,6 +29,10 @@ LEAST_PHI = 1e-30
 
 JUMP = 10.0
 """Times its later trust ratio that a tensor of zeros must have moved at."""
+
+
+def _at(words: NDArray[np.object_], row: int, tensor: int) -> str:
+    return str(words[row, tensor])
 
 
 class RatioClamped(TensorRule):
@@ -56,7 +63,8 @@ class RatioClamped(TensorRule):
             value, threshold = np.where(further, figure, value), np.where(further, cap, threshold)
             what[further] = self._words[name]
             excess = np.maximum(excess, beyond)
-        yield from self._report(window, excess > 0, judged, value, threshold, below=False, what=what)
+        words = partial(_at, what)
+        yield from self._report(window, excess > 0, judged, value, threshold, below=False, what=words)
 
 
 class RatioVanished(TensorRule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvlars_probe.findings.finding import Finding
-    from tvlars_probe.findings.window import Flags, Tensors, Window
+    from tvlars_probe.findings.window import Tensors, Window
 
 NEGLIGIBLE = 1e-5
 """Share of the largest ‖g‖ of any tensor below which a tensor's gradient may be rounding alone."""
@@ -56,7 +57,7 @@ class _Overwritten(TensorRule):
         # What isn't finite is another rule's.
         judged &= window.active & (first > 0) & np.isfinite(update)
         broken &= weight > 0
-        yield from self._report(window, broken, judged, update, weight, below=False, what=_rates(window, broken))
+        yield from self._report(window, broken, judged, update, weight, below=False, what=partial(_rate, window))
 
     def state(self) -> dict[str, Any]:
         known = {name: value for name, value in self._first.by_name().items() if value == value}
@@ -67,16 +68,14 @@ class _Overwritten(TensorRule):
         self._first.remember(state["first"])
 
 
-def _rates(window: Window, broken: Flags) -> NDArray[np.object_]:
-    """The effective rate of each of these updates beside the median of its step, as the end of a sentence."""
-    ratio = window.figures["trust_ratio"]
-    rates = np.where(np.isnan(ratio), window.lr, window.lr * ratio)
-    told = np.full(broken.shape, "", dtype=object)
-    for row, column in np.argwhere(broken).tolist():
-        known = rates[row, window.active[row] & np.isfinite(rates[row])]
-        if np.isfinite(rate := rates[row, column]):
-            told[row, column] = f" at an effective rate of {rate:.3g}, where the median is {np.median(known):.3g}"
-    return told
+def _rate(window: Window, row: int, tensor: int) -> str:
+    """At what effective rate an update was made, beside the median of its step, as the end of a sentence."""
+    ratio, lr = window.figures["trust_ratio"][row], window.lr[row]
+    rates = np.where(np.isnan(ratio), lr, lr * ratio)
+    if not np.isfinite(rate := rates[tensor]):
+        return ""
+    median = np.median(rates[window.active[row] & np.isfinite(rates)])
+    return f" at an effective rate of {rate:.3g}, where the median is {median:.3g}"
 
 
 class WeightOverwritten(_Overwritten):

@@ -8,10 +8,7 @@ from tvlars_probe.findings.memory import Episodes
 from tvlars_probe.findings.rule import FindingRule, first_of_each_step, with_others
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterator
 
     from tvlars_probe.findings.finding import Finding
     from tvlars_probe.findings.window import Flags, Floats, Window
@@ -42,9 +39,12 @@ class TensorRule(FindingRule):
         threshold: Floats,
         *,
         below: bool,
-        what: NDArray[np.object_] | None = None,
+        what: Callable[[int, int], str] | None = None,
     ) -> Iterator[Finding]:
-        """Yield a finding for each step in which tensors begin to break the rule, about the one furthest off."""
+        """Yield a finding for each step in which tensors begin to break the rule, about the one furthest off.
+
+        ``what`` says in words, of a step and a tensor by their places, what the sentence calls so.
+        """
         names = window.tensors.names
         rows, tensors = self._episodes.begun(broken, judged, names)
         if not len(rows):
@@ -56,7 +56,7 @@ class TensorRule(FindingRule):
                 "name": names[worst],
                 "value": a,
                 "threshold": b,
-                "what": None if what is None else what[row, worst],
+                "what": None if what is None else what(row, worst),
             }
             text = with_others(self.sentence.format(**told), others, names)
             yield self.finding(window.first_step + row, text, parameter=names[worst], value=a, threshold=b)

@@ -7,6 +7,7 @@ alone, and are checked there. DuckDB itself would crash on a damaged part's name
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,7 +75,26 @@ def query(sql: str, runs: StrPath | Iterable[StrPath]) -> pd.DataFrame:
     Example:
         >>> tvlars_probe.query("select name, best_test_acc1 from runs order by 2 desc", "runs")  # doctest: +SKIP
     """
-    return ask(sql, runs).rows.to_pandas()
+    rows = ask(sql, runs).rows
+    with held_by("a frame of pandas"):
+        return rows.to_pandas()
+
+
+@contextlib.contextmanager
+def held_by(form: str) -> Iterator[None]:
+    """Tell of values that DuckDB knows and another form doesn't, such as dates after the year 9999.
+
+    Raises:
+        UserError: the form can't hold a column.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, OverflowError, ValueError) as error:
+        raise UserError(f"{form} can't hold a column of the answer: {error} (cast it to another type)") from None
 
 
 def ask(sql: str, runs: StrPath | Iterable[StrPath], *, most_rows: int | None = None) -> Answer:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvlars_probe.errors import UserError
+
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from tvlars_probe.analyses.batches.batch_size import BatchSizeAnswers
@@ -29,6 +31,8 @@ class Asked(ABC):
     def _sources(self, phase: str | None = None) -> list[Source]:
         from tvlars_probe.analyses.source import Source
 
+        if not self._traces:
+            raise UserError("there is no run to ask: open_runs() was given none")
         return [Source(trace, phase) for trace in self._traces]
 
     def critical_batch(
@@ -143,6 +147,6 @@ class Asked(ABC):
         """
         from tvlars_probe.report.writing import write_report
 
-        path = Path(out).expanduser()
+        path = Path(os.path.expanduser(out))  # noqa: PTH111  (the method raises where there is no such user)
         write_report(self._sources(), path)
         return path

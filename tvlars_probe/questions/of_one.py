@@ -31,7 +31,7 @@ class AskedRun(Asked, Displayed):
         from tvlars_probe.analyses.of_runs import warmup_of
         from tvlars_probe.analyses.warmup.thresholds import Thresholds
 
-        return warmup_of(self._sources(phase)[0], Thresholds(**thresholds))[0]
+        return warmup_of(self._sources(phase)[0], Thresholds.of(**thresholds))[0]
 
     def minimizer(self, *, bn_mode: str | None = None, escaped: float = 0.5, phase: str | None = None) -> Minimizer:
         """Trapped in a sharp minimum, or escaped? As ``tvlars-probe minimizer`` answers.

@@ -38,7 +38,7 @@ class AskedRuns(Asked, Displayed):
         from tvlars_probe.analyses.of_runs import warmup_pairs_of
         from tvlars_probe.analyses.warmup.thresholds import Thresholds
 
-        return warmup_pairs_of(self._sources(phase), Thresholds(**thresholds), by=pair_by)[0]
+        return warmup_pairs_of(self._sources(phase), Thresholds.of(**thresholds), by=pair_by)[0]
 
     def minimizer(
         self, *, bn_mode: str | None = None, escaped: float = 0.5, phase: str | None = None, seed: int = 0

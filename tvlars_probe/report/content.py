@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
     found.facts.append(facts)
     found.warmups.append((warmup, accuracy))
     found.findings.append(findings_by_rule(source.trace.findings()))
-    found.rows.append(run_row(facts, epochs, metric="test_acc1", target=None))
+    found.rows.append(run_row(replace(facts, peak_lr=source.peak_lr), epochs, metric="test_acc1", target=None))
     found.epochs.append((facts, epochs[["epoch", "test_acc1"]]))
     found.losses.append((facts, curves.loss_bins(steps)))
     minimizer = minimizer_of(source)

@@ -42,7 +42,7 @@ def render(report: Report) -> str:
             _header(title, report),
             f"<main>\n{contents(report)}{findings}{verdict_cards(report)}{sections}{_environment(report)}{_definitions()}</main>\n",
             f'<script type="application/json" id="specs">{script_text(specs)}</script>\n',
-            "<script>", bundle.replace("</script", "<\\/script"), "</script>\n",
+            "<script>", bundle, "</script>\n",
             f"<script>\n{drawing_script()}{resource('page.js')}</script>\n</body>\n</html>\n",
         )
     )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
-from tvlars_probe.errors import UserError
+from tvlars_probe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from tvlars_probe.analyses.facts import RunFacts
@@ -49,6 +49,21 @@ class Thresholds:
             if not 0 < value < math.inf or (is_share and value > 1):
                 allowed = "above 0, at most 1" if is_share else "above 0"
                 raise UserError(f"--{f.name.replace('_', '-')} {value:g} is out of range (allowed: {allowed})")
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """The thresholds with some of them set by name.
+
+        Raises:
+            UserError: there is no such threshold, or it is no number within its range.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name, value in given.items():
+            if name not in known:
+                raise unknown("threshold", name, known)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"the threshold {name} is a number, got {value!r:.60}")
+        return cls(**given)
 
     def early(self, facts: RunFacts) -> int:
         """Number of first updates that count as early."""
