@@ -57,7 +57,7 @@ def test_the_line_is_the_mean_over_seeds_and_the_band_reaches_from_the_lowest_to
     rows = next(data_sets(spec))
     assert [row["value"] for row in rows] == pytest.approx([10, 8])
     assert [(row["low"], row["high"], row["seeds"]) for row in rows] == [(1, 100, 3), (4, 32, 3)]
-    assert "line: geometric mean over seeds; band: lowest to highest seed" in spec["title"]["subtitle"]
+    assert "line: geometric mean over seeds; band: lowest to highest of all seeds" in spec["title"]["subtitle"]
     assert spec["title"]["subtitle"].startswith("3 runs;")
 
 

@@ -33,8 +33,8 @@ def largest_updates(source: Source, *, most: int = 5) -> pd.DataFrame:
 
     Args:
         source: the phase of a run.
-        most: how many weights, those with the largest updates. The first updates of weights of zeros are no more than
-            half of them.
+        most: how many weights, those with the largest updates. Weights of zeros are no more than half of them, unless
+            too few others were updated.
 
     Returns:
         `COLUMNS`, and ``update_ratio``, ‖Δw‖/‖w‖: a row per weight with the first step of its largest one, in
@@ -61,6 +61,7 @@ def largest_updates(source: Source, *, most: int = 5) -> pd.DataFrame:
             moved = np.isposinf(ratio) & np.isfinite(update)
             if moved.any() and len(zeros) < most:
                 zeros = _largest([zeros, _rows(batch, ratio, moved, weights)], most)
+        # Where many weights begin at zero (LoRA's), they mustn't hide the updates that replace something.
         first = zeros.head(max(most - len(best), most // 2))
         return _largest([first, best[~best["parameter"].isin(first["parameter"])]], most)
 

@@ -91,8 +91,7 @@ def analyse_mini_batches(
     least: int,
     near: float,
 ) -> MiniBatch | None:
-    """Compare batch sharpness with 2/η; None where neither it nor one along the update is on record
-    in that mode.
+    """Compare batch sharpness with 2/η; None where neither it nor one along the update is on record in that mode.
 
     Args:
         figures: rows of ``curvature``, as `tvlars_probe.analyses.draws.over_draws` gives them.

@@ -15,7 +15,7 @@ from tvlars_probe.analyses.wording import counted
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_ROWS, coarser, envelope, inline, thinned
 from tvlars_probe.charts.limits import Limits, edge_marks, edge_words
-from tvlars_probe.charts.lines import PANEL_HEIGHT, PANEL_TICKS, Named, arranged, crosses
+from tvlars_probe.charts.lines import PANEL_HEIGHT, PANEL_TICKS, Named, arranged, banded, crosses, on_axis, tooltips
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ def loss_curves(runs: Sequence[Curve]) -> alt.LayerChart | alt.ConcatChart | alt
     limits = _loss_limits(named, curves, starts, {id(facts) for facts, _ in ends}, is_log=is_log)
     if limits is None:
         raise NothingToShowError(_no_loss(ends))
-    frame = named.frame([curve.drop(columns="start", errors="ignore") for curve in curves], "step")
-    drawn = {"line_at": "value", "bottom": "low", "top": "high"}
-    frame = frame.assign(**{name: limits.drawn(frame[column]) for name, column in drawn.items()})
+    frame = on_axis(named.frame([curve.drop(columns="start", errors="ignore") for curve in curves], "step"), limits)
     beyond = (frame[np.isfinite(frame["high"]) & (frame["high"] > limits.high)], frame[frame["low"] < limits.low])
     what = named.subtitle(geometric=is_log, one="median and range of each bin")
     what += [*(["✕ not finite"] if ends else []), *edge_words(*beyond, is_log=limits.is_log)]
@@ -120,24 +118,10 @@ def _loss_plot(
     ticks = theme.MOST_TICKS if named.rates is None else PANEL_TICKS
     axis = theme.log_axis([limits.low, limits.high], ticks) if limits.is_log else alt.Axis()
     y: dict[str, Any] = {"title": "training loss", "scale": scale, "axis": axis}
-    tips = [
-        alt.Tooltip("line:N", title=named.title),
-        alt.Tooltip("step:Q", format=","),
-        alt.Tooltip("value:Q", title="loss", format=".4~g"),
-        alt.Tooltip("low:Q", title="lowest", format=".4~g"),
-        alt.Tooltip("high:Q", title="highest", format=".4~g"),
-    ]
+    tips = tooltips(named, "loss")
     tips += [alt.Tooltip("high_step:Q", title="at step", format=",")] if "high_step" in frame else []
     tips += [alt.Tooltip("seeds:Q")] if "seeds" in frame else []
-    colour, each = apart["color"], ["line:N", "piece:N"]
-    base = alt.Chart(inline(frame))
-    band = base.mark_area(opacity=0.18, clip=True).encode(
-        x=x, y=alt.Y("bottom:Q", **y), y2="top:Q", color=colour, detail=each
-    )
-    line = base.mark_line(strokeWidth=1.6, clip=True).encode(
-        x=x, y=alt.Y("line_at:Q", **y), **apart, detail=each, tooltip=tips
-    )
-    layers = [band, line]
+    colour, layers = apart["color"], banded(frame, x, y, apart, tips)
     # A line through one point draws nothing.
     alone = frame[~frame.duplicated(["line", "piece"], keep=False) & limits.within(frame["value"])]
     if len(alone):

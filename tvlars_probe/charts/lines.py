@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tvlars_probe.analyses.facts import RunFacts
     from tvlars_probe.analyses.settings import Setting
+    from tvlars_probe.charts.limits import Limits
 
     Draw = Callable[[pd.DataFrame, pd.DataFrame, float, dict[str, Any]], Any]
 
@@ -120,10 +121,43 @@ class Named:
     def subtitle(self, *, geometric: bool, one: str) -> list[str]:
         """What a line and its band are: ``one`` says it of a line that is a single run's."""
         mean = "geometric mean" if geometric else "mean"
-        told = [f"line: {mean} over seeds; band: lowest to highest seed" if self.several else one]
+        told = [f"line: {mean} over seeds; band: lowest to highest of all seeds" if self.several else one]
         if self.left_out:
             told.append(f"{counted(self.left_out, 'peak rate')} in between not drawn")
         return told
+
+
+def on_axis(frame: pd.DataFrame, limits: Limits) -> pd.DataFrame:
+    """The curves with ``line_at``, ``bottom`` and ``top``: where value, lowest and highest are drawn on the axis."""
+    places = {"line_at": "value", "bottom": "low", "top": "high"}
+    return frame.assign(**{name: limits.drawn(frame[column]) for name, column in places.items()})
+
+
+def banded(frame: pd.DataFrame, x: Any, y: dict[str, Any], apart: dict[str, Any], tips: list[Any]) -> list[Any]:
+    """The lines of one plot with their bands, of a frame that `on_axis` made.
+
+    Args:
+        frame: the curves.
+        x: the axis along which they run.
+        y: title, scale and axis of the other one.
+        apart: what tells the lines apart.
+        tips: tooltips of the lines.
+    """
+    base = alt.Chart(inline(frame)).encode(x=x, detail=["line:N", "piece:N"])
+    return [
+        base.mark_area(opacity=0.18, clip=True).encode(y=alt.Y("bottom:Q", **y), y2="top:Q", color=apart["color"]),
+        base.mark_line(strokeWidth=1.6, clip=True).encode(y=alt.Y("line_at:Q", **y), **apart, tooltip=tips),
+    ]
+
+
+def tooltips(named: Named, what: str) -> list[alt.Tooltip]:
+    """What a line tells of one of its points. ``what``: the name of its value."""
+    figures = [("value", what), ("low", "lowest"), ("high", "highest")]
+    return [
+        alt.Tooltip("line:N", title=named.title),
+        alt.Tooltip("step:Q", format=","),
+        *(alt.Tooltip(f"{column}:Q", title=title, format=".4~g") for column, title in figures),
+    ]
 
 
 def _by_size(rate: float | None) -> tuple[bool, float]:

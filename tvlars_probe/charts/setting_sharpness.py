@@ -11,7 +11,7 @@ from tvlars_probe.analyses.settings import over_seeds, settings_of
 from tvlars_probe.charts import theme
 from tvlars_probe.charts.binning import MOST_ROWS, inline, thinned
 from tvlars_probe.charts.limits import Limits, edge_marks, edge_words
-from tvlars_probe.charts.lines import PANEL_HEIGHT, PANEL_TICKS, Named, arranged, crosses
+from tvlars_probe.charts.lines import PANEL_HEIGHT, PANEL_TICKS, Named, arranged, banded, crosses, on_axis, tooltips
 from tvlars_probe.errors import NothingToShowError
 
 if TYPE_CHECKING:
@@ -51,12 +51,7 @@ def sharpness_of_settings(results: Sequence[Minimizer], operator: str, label: st
     if limits is None:
         raise NothingToShowError("no sharpness on record is a number above zero")
     frame = named.frame([*(few := thinned(curves, "value")), *(c.head(0) for c in curves[len(few) :])], "step")
-    frame = frame.assign(
-        **{
-            name: limits.drawn(frame[column])
-            for name, column in (("line_at", "value"), ("bottom", "low"), ("top", "high"))
-        }
-    )
+    frame = on_axis(frame, limits)
     ends = named.ends([(r.facts, r.facts.bad_loss_step) for r in results if r.facts.bad_loss_step is not None], "step")
     beyond = (frame[frame["value"] > limits.high], frame[frame["value"] < limits.low])
     words = [*named.subtitle(geometric=True, one=""), *(["✕ diverged"] if len(ends) else []), *edge_words(*beyond)]
@@ -83,21 +78,12 @@ def _plot(
     x = theme.step_axis("step:Q", alt.Scale(nice=False, domain=domain))
     scale = alt.Scale(type="log", domain=[limits.low, limits.high], nice=True)
     y: dict[str, Any] = {"title": label, "scale": scale, "axis": theme.log_axis([limits.low, limits.high], ticks)}
-    tips = [
-        alt.Tooltip("line:N", title=named.title),
-        alt.Tooltip("step:Q", format=","),
-        alt.Tooltip("value:Q", title="sharpness", format=".4~g"),
-        alt.Tooltip("low:Q", title="lowest", format=".4~g"),
-        alt.Tooltip("high:Q", title="highest", format=".4~g"),
-        alt.Tooltip("seeds:Q"),
-    ]
-    base = alt.Chart(inline(frame)).encode(x=x, detail=["line:N", "piece:N"])
+    tips = [*tooltips(named, "sharpness"), alt.Tooltip("seeds:Q")]
+    # Sharpness is measured in few steps: its points are seen, too.
+    points = alt.Chart(inline(frame)).mark_point(filled=True, size=20, clip=True)
     layers = [
-        base.mark_area(opacity=0.18, clip=True).encode(y=alt.Y("bottom:Q", **y), y2="top:Q", color=apart["color"]),
-        base.mark_line(strokeWidth=1.6, clip=True).encode(y=alt.Y("line_at:Q", **y), **apart, tooltip=tips),
-        base.mark_point(filled=True, size=20, clip=True).encode(
-            y=alt.Y("line_at:Q", **y), color=apart["color"], tooltip=tips
-        ),
+        *banded(frame, x, y, apart, tips),
+        points.encode(x=x, y=alt.Y("line_at:Q", **y), color=apart["color"], tooltip=tips),
     ]
     above, below = frame[frame["value"] > limits.high], frame[frame["value"] < limits.low]
     layers += edge_marks(above, below, height, x, apart["color"], tips)

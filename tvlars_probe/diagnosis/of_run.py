@@ -158,7 +158,7 @@ def _of_rules(grid: LayerGrid, steps: pd.DataFrame, tensors: Tensors) -> list[Ch
         "excluded_kept": "the optimizer leaves no tensor out" if updates else no_updates,
     }
     # φ falls from 1/(α + 1) to some exp(−λt).
-    tenth = math.log(10) / max(len(steps), 1)
+    tenth = math.log(10) / max(len(steps) and int(steps["step"].max()) + 1, 1)
     ordered = sorted(_OF_RULES.items(), key=lambda item: min((f.step for f in found.get(item[1][0], [])), default=0))
     return [
         _check(name, "all recorded steps", expected, remedy.format(tenth=tenth), _of_findings(found.get(rule, [])))

@@ -94,7 +94,7 @@ class ExcludedOverwritten(_Overwritten):
 
     name = "excluded_overwritten"
     about = f"‖Δw‖ ≥ ‖w‖ for a tensor that is left out of the trust ratio; {_PASSED_OVER}"
-    sentence = "one update overwrites {name}, which has no trust ratio: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}"
+    sentence = "one update overwrites {name}, which has no trust ratio: ‖Δw‖ {value:.4g} for ‖w‖ {threshold:.4g}{what}"
 
     def _places(self, tensors: Tensors) -> NDArray[np.intp]:
         return tensors.excluded_at
