@@ -11,6 +11,7 @@ import pytest
 
 from tests.analyses.synthetic import lars_facts, layers, warm
 from tvlars_probe.analyses.grid import LayerGrid
+from tvlars_probe.diagnosis import of_run
 from tvlars_probe.diagnosis.loss_scale import accumulation_shows, epoch_shows
 from tvlars_probe.diagnosis.of_run import COLUMNS, diagnose
 
@@ -68,6 +69,15 @@ def test_a_sound_run_has_nothing_wrong() -> None:
     assert {check.name: check.came for check in found.wrong} == {}
     assert found["warmup_worked"].answer == "right"
     assert found["phi_alive"].answer == "not applicable"
+
+
+def test_how_many_steps_rules_see_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = np.exp(-np.arange(STEPS))
+    faults = {"phi": dying, "columns": {"phi": lambda f: dying[f["step"]], "update_norm": lambda f: 0.3 * f["step"]}}
+    whole = made(**faults)
+    monkeypatch.setattr(of_run, "WINDOW", 7)
+    assert made(**faults) == whole
+    assert {"phi_alive", "weights_kept"} <= {check.name for check in whole.wrong}
 
 
 def test_a_dead_phi_is_found_at_its_step() -> None:

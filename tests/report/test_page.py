@@ -189,17 +189,45 @@ def test_an_unfinished_and_an_empty_run_make_a_page(trained: Callable[..., Path]
 
 
 def test_a_density_of_another_operator_and_curvature_of_nan_make_a_page(measured: list[Path], tmp_path: Path) -> None:
+    run = copied(measured[0], tmp_path / "odd")
+    overwrite(run, "spectrum", "operator", "relative")
+    overwrite(run, "curvature", "value", float("nan"))
+    assert "relative Hessian" in render(gather([Source(open_run(run))]))
+
+
+def overwrite(run: Path, table: str, column: str, value: object) -> None:
+    """Put one value into all rows of a column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    run = tmp_path / "odd"
-    shutil.copytree(measured[0], run)
-    for table, column, value in (("spectrum", "operator", "relative"), ("curvature", "value", float("nan"))):
-        for path in (path for path in run.rglob("*.parquet") if path.parent.name == table):
-            rows = pq.read_table(path)
-            place, field = rows.schema.get_field_index(column), rows.schema.field(column)
-            pq.write_table(rows.set_column(place, field, pa.array([value] * len(rows)).cast(field.type)), path)
-    assert "relative Hessian" in render(gather([Source(open_run(run))]))
+    for path in (path for path in run.rglob("*.parquet") if path.parent.name == table):
+        rows = pq.read_table(path)
+        place, field = rows.schema.get_field_index(column), rows.schema.field(column)
+        pq.write_table(rows.set_column(place, field, pa.array([value] * len(rows)).cast(field.type)), path)
+
+
+@pytest.mark.parametrize(
+    ("modes", "own"), [(("eval", "eval"), []), (("train", "eval"), ["b"]), (("eval", None), ["a"])]
+)
+def test_a_curve_of_sharpness_is_drawn_once_over_all_runs_or_in_its_own_section(
+    measured: list[Path], tmp_path: Path, modes: tuple[str, str | None], own: list[str]
+) -> None:
+    # Of two modes the chart over all runs has the first; None is a run without any sharpness.
+    for name, source, mode in zip("ab", measured[:2], modes, strict=True):
+        run = copied(source, tmp_path / name)
+        if mode is None:
+            for rows in [path for path in run.rglob("*.parquet") if path.parent.name == "curvature"]:
+                rows.unlink()
+        else:
+            overwrite(run, "curvature", "bn_mode", mode)
+    report = gather([Source(open_run(tmp_path / name)) for name in "ab"])
+    drawn = [
+        section.title.partition(":")[0]
+        for section in report.sections
+        for spec in section.specs
+        if spec["title"]["text"].startswith(("Early peak of the sharpness", "Trapped or escaped?"))
+    ]
+    assert drawn == ([] if None in modes else ["All runs"]) + own
 
 
 def test_every_chart_says_its_title_to_a_screen_reader(page: Page) -> None:

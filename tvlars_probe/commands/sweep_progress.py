@@ -59,7 +59,8 @@ class SweepProgress:
         self._over += 1
         self._finished += outcome.status in FINISHED
         begun = self._begun.pop(str(trial.path), None)
-        if begun is not None:
+        # A run that failed says nothing of how long the others take.
+        if begun is not None and outcome.status in FINISHED:
             self._lengths.append(self._seconds() - begun)
         accuracy = "" if outcome.best_test_acc1 is None else f"  best test acc {outcome.best_test_acc1:.2f} %"
         error = "" if outcome.error is None else f"  {' '.join(outcome.error.split())}"
@@ -67,6 +68,8 @@ class SweepProgress:
 
     def waits(self, trials: Sequence[Trial]) -> None:
         """Say that only runs are left that other processes train."""
+        for trial in trials:
+            self._begun.pop(str(trial.path), None)  # another process took over what this one had begun
         named = [point_of(trial) for trial in trials[:_MOST_NAMED]]
         more = f", and {len(trials) - len(named)} more" if len(trials) > len(named) else ""
         self._say(f"Waiting for {counted(len(trials), 'run')} that other processes train: {', '.join(named)}{more}")

@@ -32,6 +32,9 @@ FIGURES = ("weight_norm", "grad_norm", "update_norm", "trust_ratio", "direction_
 COLUMNS = (*FIGURES, "lr")
 """Columns of the table ``layers`` that are read."""
 
+WINDOW = 512
+"""Recorded steps that the rules are shown at once."""
+
 STEP_COLUMNS = ("step", "epoch", "loss", "lr", "phi")
 """Columns of the table ``steps`` that are read."""
 
@@ -192,24 +195,27 @@ def _findings(grid: LayerGrid, steps: pd.DataFrame, tensors: Tensors) -> dict[st
         return {}
     told = steps.drop_duplicates("step").set_index("step").reindex(grid.steps)
     loss, phi = told["loss"].to_numpy(np.float64), told["phi"].to_numpy(np.float64)
-    norm, unknown = np.full(len(loss), np.nan), np.zeros(len(loss), dtype=bool)
-    window = Window(
-        first_step=0,
-        losses=loss,
-        told=~np.isnan(loss),
-        grad_norms=norm,
-        before_clipping=unknown,
-        phi=phi,
-        active=~np.isnan(grid["lr"]),
-        lr=grid["lr"].astype(np.float64),
-        figures={name: grid[name].astype(np.float64) for name in FIGURES},
-        tensors=tensors,
-    )
+    inspector = Inspector([rule for rule, _, _ in _OF_RULES.values()])
     by_rule: dict[str, list[Finding]] = {}
-    for finding in Inspector([rule for rule, _, _ in _OF_RULES.values()]).inspect(window):
-        # In the window steps are counted, since the recorded ones may have holes between them.
-        at = dataclasses.replace(finding, step=int(grid.steps[finding.step]))
-        by_rule.setdefault(finding.rule, []).append(at)
+    # A few steps at a time, as in training: rules compute several arrays of the window's size.
+    for begin in range(0, len(grid.steps), WINDOW):
+        some = slice(begin, begin + WINDOW)
+        window = Window(
+            first_step=begin,
+            losses=loss[some],
+            told=~np.isnan(loss[some]),
+            grad_norms=np.full(len(loss[some]), np.nan),
+            before_clipping=np.zeros(len(loss[some]), dtype=bool),
+            phi=phi[some],
+            active=~np.isnan(grid["lr"][some]),
+            lr=grid["lr"][some].astype(np.float64),
+            figures={name: grid[name][some].astype(np.float64) for name in FIGURES},
+            tensors=tensors,
+        )
+        for finding in inspector.inspect(window):
+            # In windows steps are counted, since the recorded ones may have holes between them.
+            at = dataclasses.replace(finding, step=int(grid.steps[finding.step]))
+            by_rule.setdefault(finding.rule, []).append(at)
     return by_rule
 
 

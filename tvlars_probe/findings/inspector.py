@@ -67,12 +67,14 @@ class Inspector:
         return sorted(found, key=lambda finding: finding.step)
 
     def _bounded(self, rule: FindingRule, window: Window) -> Iterator[Finding]:
+        if self._counts[rule.name] >= MOST:
+            return  # it is never asked again, so that its state needn't follow the run
         for finding in rule.find(window):
             self._counts[rule.name] += 1
-            if self._counts[rule.name] < MOST:
-                yield finding
-            elif self._counts[rule.name] == MOST:
+            if self._counts[rule.name] == MOST:
                 yield dataclasses.replace(finding, text=f"{finding.text}; the rule says no more after {MOST} findings")
+                return
+            yield finding
 
     def begin_phase(self) -> None:
         """Another model and other optimizers follow."""

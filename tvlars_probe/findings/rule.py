@@ -60,8 +60,8 @@ def first_of_each_step(
         at_tensor: the tensor of each entry.
         severity: of shape (rows, tensors).
     """
-    for row in np.unique(at_row).tolist():
-        tensors = at_tensor[at_row == row]
+    rows, begins = np.unique(at_row, return_index=True)
+    for row, tensors in zip(rows.tolist(), np.split(at_tensor, begins[1:]), strict=True):
         order = np.argsort(-np.nan_to_num(severity[row, tensors], nan=np.inf), kind="stable")
         worst, *others = tensors[order].tolist()
         yield row, worst, others

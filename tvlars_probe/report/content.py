@@ -29,6 +29,7 @@ from tvlars_probe.charts import (
     layers,
     noise,
     sharpness,
+    sharpness_words,
     warmup_pairs,
 )  # fmt: skip
 from tvlars_probe.charts.export import spec_of
@@ -66,8 +67,6 @@ class _Gathered:
     epochs: list[tuple[RunFacts, pd.DataFrame]] = field(default_factory=list)
     findings: list[pd.DataFrame] = field(default_factory=list)
     own: list[Section] = field(default_factory=list)
-    has_joint_sharpness: bool = False
-    """Whether a chart over all runs has the sharpness of each as a line: their own sections needn't repeat it."""
 
 
 def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> Report:
@@ -77,12 +76,11 @@ def gather(sources: Sequence[Source], *, most_detailed: int = MOST_DETAILED) -> 
         sources: the runs, one phase of each.
         most_detailed: of so many settings, the first ones, a run of median accuracy has charts of its own.
     """
-    measured = sum(lacking("sharpness", source) is None for source in sources)
-    found = _Gathered(has_joint_sharpness=1 < measured <= sharpness.MOST_RUNS)
+    found = _Gathered()
     detailed = _detailed(sources, most_detailed)
     for index, source in enumerate(sources):
         _analyse(source, found, detailed=index in detailed)
-    sections = [*_over_runs(found), *_batch_size(sources), *found.own]
+    sections = [*_over_runs(found), *_batch_size(sources), *_with_sharpness(found)]
     names: dict[str, None] = {}  # a set that keeps the order of the model
     for result, _ in (found.warmups[index] for index in detailed):
         names |= dict.fromkeys(str(name) for name in result.layers["parameter"])
@@ -133,7 +131,7 @@ def _analyse(source: Source, found: _Gathered, *, detailed: bool) -> None:
                 drawn.add(partial(draw, name, [source]))
     title, tables = f"{facts.name}: {facts.method}{facts.sampling}", tuple(_warmup_tables(warmup))
     found.own.append(drawn.section(f"warmup-{len(found.facts)}", title, warmup.verdict, tables))
-    found.own += _minimizer_sections(source, minimizer, len(found.facts), joint=found.has_joint_sharpness)
+    found.own += _minimizer_sections(source, minimizer, len(found.facts))
     found.own += _noise(source, len(found.facts))
 
 
@@ -162,11 +160,13 @@ class _Drawn:
         return Section(anchor, title, verdict, tuple(self.specs), tuple(self.notes), tables)
 
 
-def _minimizer_sections(source: Source, result: Minimizer, number: int, *, joint: bool) -> Iterator[Section]:
-    """The sections on one run's minimum, as far as it is on record: its sharpness, and the loss around it."""
+def _minimizer_sections(source: Source, result: Minimizer, number: int) -> Iterator[Section]:
+    """The sections on one run's minimum, as far as it is on record: its sharpness, and the loss around it.
+
+    The curve of its sharpness is added by `_with_sharpness`, once all runs are read.
+    """
     drawn = _Drawn()
     for rows, make in (
-        (result.curves.head(0) if joint else result.curves, lambda: sharpness.sharpness_curves([result])),
         (result.spectrum, lambda: sharpness.spectral_density([result])),
         (result.blocks, lambda: blocks.layer_blocks(result)),
     ):
@@ -180,13 +180,38 @@ def _minimizer_sections(source: Source, result: Minimizer, number: int, *, joint
         tables.append(ReportTable("Sharpness by sample", result.samples, headings.SAMPLES))
     title = f"{result.facts.name}: {result.facts.method}"
     if drawn.specs or drawn.notes or len(result.curves):
-        yield drawn.section(f"minimizer-{number}", title, result.verdict, tuple(tables))
+        yield drawn.section(_minimizer_anchor(number), title, result.verdict, tuple(tables))
     if lacking("landscape", source) is None:
         slice_, around = landscape_of(source), _Drawn()
         around.add(lambda: landscape.landscape_line(slice_))
         if len(slice_.plane):
             around.add(lambda: landscape.landscape_map(slice_))
         yield around.section(f"landscape-{number}", title, slice_.verdict)
+
+
+def _minimizer_anchor(number: int) -> str:
+    return f"minimizer-{number}"
+
+
+def _with_sharpness(found: _Gathered) -> Iterator[Section]:
+    """The runs' own sections, with the curve of a run's sharpness where the chart over all runs doesn't have it."""
+    measured = [result for result, _ in found.minimizers if len(result.curves)]
+    joint = sharpness_words.same_mode(measured) if len(measured) > 1 else []
+    if len(joint) > sharpness.MOST_RUNS:
+        joint = []  # that chart has a line per setting
+    apart = {
+        _minimizer_anchor(number): result
+        for number, (result, _) in enumerate(found.minimizers, 1)
+        if len(result.curves) and not any(result is other for other in joint)
+    }
+    for section in found.own:
+        if section.anchor in apart:
+            drawn = _Drawn()
+            drawn.add(partial(sharpness.sharpness_curves, [apart[section.anchor]]))
+            specs, notes = (*drawn.specs, *section.specs), (*drawn.notes, *section.notes)
+            yield replace(section, specs=specs, notes=notes)
+        else:
+            yield section
 
 
 def _noise(source: Source, number: int) -> Iterator[Section]:
