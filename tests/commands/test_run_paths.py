@@ -49,6 +49,19 @@ def test_the_name_of_a_run_below_runs_is_enough_and_what_was_taken_is_said(
     assert (short.code, short.out, rest) == (whole.code, whole.out, whole.err)
 
 
+def test_a_run_is_found_one_folder_deeper_where_its_name_is_there_once(in_runs: Path, cli: Any) -> None:
+    shutil.copytree(in_runs, "runs/sweep/one")
+    done = cli("show", "one", "--json")
+    assert (json.loads(done.out)["path"], done.err) == (
+        "runs/sweep/one",
+        "Taking runs/sweep/one: there is no one here\n",
+    )
+    shutil.copytree(in_runs, "runs/again/one")
+    done = cli("show", "one")
+    assert done.code == 2
+    assert "there is no one here, but runs/again/one and runs/sweep/one: name one of them" in done.err
+
+
 def test_what_is_said_leaves_json_alone(in_runs: Path, cli: Any) -> None:
     assert json.loads(cli("show", "lars", "--json").out)["path"] == "runs/lars"
 

@@ -35,6 +35,13 @@ def test_runs_are_listed(cli: Any) -> None:
     assert text[0].split()[:2] == ["run", "status"]
 
 
+def test_runs_are_listed_of_several_folders_each_once(cli: Any) -> None:
+    for name in ("runs/a", "runs/b", "other/c"):
+        cli("train", *QUICK, "--run-dir", name)
+    listed = [row["path"] for row in json.loads(cli("runs", "runs/b", "runs", "other", "--json").out)]
+    assert listed == ["runs/b", "runs/a", "other/c"]
+
+
 def test_damaged_runs_are_listed_as_such(cli: Any) -> None:
     cli("train", *QUICK, "--run-dir", "runs/a")
     Path("runs/b").mkdir()

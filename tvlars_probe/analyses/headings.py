@@ -34,7 +34,7 @@ MINI_BATCH = {
 
 CORRELATION = {
     "measure": "end sharpness", "outcome": "with", "rho": "Spearman ρ", "low": "95 % from", "high": "to",
-    "by_chance_share": "by chance", "runs": "runs", "why_no_interval": "why no interval",
+    "by_chance_share": "by chance", "runs": "runs", "why_no_interval": "no interval because",
 }  # fmt: skip
 """Headings of `tvlars_probe.analyses.correlation.SharpnessCorrelation.table`."""
 
@@ -91,7 +91,7 @@ WARMUP_RUNS = {
 SHARPNESS = {
     "operator": "sharpness", "measurements": "measurements", "start": "start", "early_peak": "early peak",
     "peak_step": "at step", "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held",
-    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured on",
+    "state": "state", "beyond_limit_share": "beyond its limit", "not_converged": "not converged", "on": "measured",
 }  # fmt: skip
 """Headings of `tvlars_probe.analyses.minimizer.Minimizer.summary`."""
 

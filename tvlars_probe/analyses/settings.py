@@ -106,7 +106,7 @@ def _label(row: dict[Any, Any], runs: pd.DataFrame) -> str:
         "" if row["schedule"] == "none" else str(row["schedule"]),
     ]
     if pd.notna(row["lmbda"]) and runs["lmbda"].nunique() > 1:
-        parts.append(f"λ {row['lmbda']:g}")
+        parts.append(f"λ {row['lmbda']:.12g}")
     if pd.notna(row["batch_size"]) and runs["batch_size"].nunique() > 1:
         parts.append(f"batch {row['batch_size']:.0f}")
     return ", ".join(part for part in (*parts, row["further"]) if part)

@@ -280,7 +280,7 @@ def _field(name: str, value: object) -> str:
     if name == "batch_size":
         return f"batch {value}"
     if name == "lmbda":
-        return f"λ {value:g}"
+        return f"λ {value:.12g}"
     if name == "schedule" and value == "none":
         return "no schedule"
     return str(value)

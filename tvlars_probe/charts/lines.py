@@ -165,7 +165,7 @@ def _by_size(rate: float | None) -> tuple[bool, float]:
 
 
 def _name(setting: Setting, *, with_rate: bool) -> str:
-    return f"{setting.label}, peak {setting.rate:g}" if with_rate and setting.rate is not None else setting.label
+    return f"{setting.label}, peak {setting.rate:.12g}" if with_rate and setting.rate is not None else setting.label
 
 
 def arranged(named: Named, frame: pd.DataFrame, ends: pd.DataFrame, draw: Draw, heading: Any) -> Any:
@@ -186,7 +186,7 @@ def arranged(named: Named, frame: pd.DataFrame, ends: pd.DataFrame, draw: Draw, 
     panels = []
     for rate in named.rates:
         rows, over = (part[part["rate"].isna() if rate is None else part["rate"] == rate] for part in (frame, ends))
-        title = "peak rate unknown" if rate is None else f"peak rate {rate:g}"
+        title = "peak rate unknown" if rate is None else f"peak rate {rate:.12g}"
         panels.append(draw(rows, over, width, encodings).properties(title=theme.panel_title(title)))
     chart = alt.concat(*panels, columns=columns, spacing=_BETWEEN, title=heading)
     return chart.resolve_scale(color="shared", strokeDash="shared")

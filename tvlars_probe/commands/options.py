@@ -81,7 +81,8 @@ class Command(click.Command):
         # Sections stand in the order of their first option.
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            # Arguments stand in the usage and the text above; some versions of click give them an empty row here.
+            record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
             if record is not None:
                 sections.setdefault(getattr(param, "section", "Options"), []).append(record)
         for title, records in sections.items():

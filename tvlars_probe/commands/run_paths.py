@@ -1,4 +1,4 @@
-"""Runs as arguments of a command line: a path, a pattern, or the name of a run below runs/."""
+"""Runs as arguments of a command line: a path, a pattern, or the name of a run below runs/, also one folder deeper."""
 
 from __future__ import annotations
 
@@ -29,16 +29,21 @@ class RunPath(FilePath):
 
 
 def found_run(given: Path) -> Path:
-    """The path as it is given or, if nothing is there, below runs/, which is said on stderr.
+    """The path as it is given or, if nothing is there, below runs/ or one of its folders, which is said on stderr.
 
     What isn't there either is left to the command, which says so, unless a run has a similar name.
 
     Raises:
-        RunDirectoryError: nothing is there, and a run of a similar name is.
+        RunDirectoryError: nothing is there, and a run of a similar name is; or several folders of runs/ have the name.
     """
     if _is_there(given) or given.is_absolute():
         return given
     below = RUNS_FOLDER / given
+    deeper = [] if _is_there(below) else sorted(RUNS_FOLDER.glob(f"*/{glob.escape(str(given))}"))
+    if len(deeper) > 1:
+        raise RunDirectoryError(f"there is no {given} here, but {deeper[0]} and {deeper[1]}: name one of them")
+    if deeper:
+        below = deeper[0]
     if _is_there(below):
         say(f"Taking {below}: there is no {given} here", err=True)
         return below

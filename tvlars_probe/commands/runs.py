@@ -26,17 +26,21 @@ _NUMBERS = {"batch", "peak lr", "best test acc", "age"}
 
 
 @click.command(cls=Command, name="runs")
-@click.argument("folder", type=RunPath(), default=RUNS_FOLDER)
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=RunPath())
 @option("--json", "as_json", section="Output", is_flag=True, help="For machines.")
-def command(folder: Path, as_json: bool) -> None:
-    """List the runs below a folder (runs/ by default)."""
-    if not folder.is_dir():
-        raise RunDirectoryError(f"there is no folder {folder}: 'tvlars-probe train' makes runs under runs/")
-    rows = list(list_runs(folder))
+def command(folders: tuple[Path, ...], as_json: bool) -> None:
+    """List the runs below folders (runs/ by default); a run directory is listed itself."""
+    folders = folders or (RUNS_FOLDER,)
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunDirectoryError(f"there is no folder {folder}: 'tvlars-probe train' makes runs under runs/")
+    # Of folders within each other a run is listed once.
+    found = {row["path"]: row for folder in folders for row in list_runs(folder)}
+    rows = [*found.values()]
     if as_json:
         click.echo(json.dumps(without_non_finite(rows), indent=1))
     elif not rows:
-        say(f"No runs below {folder}")
+        say(f"No runs below {', '.join(map(str, folders))}")
     else:
         render(rows)
 

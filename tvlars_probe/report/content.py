@@ -342,6 +342,6 @@ RUNS = {
 SUMMARY = {
     "operator": "sharpness", "measurements": "measurements", "early_peak": "early peak", "peak_step": "at step",
     "end": "end", "end_over_peak": "end / peak", "trapped_steps": "steps held", "state": "state",
-    "on": "measured on",
+    "on": "measured",
 }  # fmt: skip
 """Headings of a run's table of sharpness."""
