@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Where Python is told to keep no compiled modules, each of the hundreds of processes that tests start compiles them anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: bench bench-smoke demo gpu study test test-integrations test-slow lint types docs clean
 
 demo: $(INSTALLED)  ## train LARS, LARS with warm-up and TVLARS on digits and compare them

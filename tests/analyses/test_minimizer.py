@@ -248,6 +248,15 @@ def test_sharpness_that_is_never_a_number_says_nothing(count: int) -> None:
     assert result.summary["end"].isna().all()
 
 
+def test_the_batch_norm_mode_of_most_runs_is_compared_wherever_the_others_stand() -> None:
+    epochs = pd.DataFrame({"epoch": [0], "test_acc1": [80.0], "train_eval_acc1": [90.0]})
+    odd = (analysed(rows("hessian", PEAK, bn_mode="eval"), name="odd"), epochs)
+    made = [(analysed(rows("hessian", PEAK), name=f"run{index}"), epochs) for index in range(2)]
+    found = correlate([odd, *made])
+    assert (found.bn_mode, found.left_out) == ("train", ("odd (BatchNorm mode eval on train data)",))
+    assert correlate([odd, made[0]]).bn_mode == "eval"  # of two that are as many it is the first
+
+
 def test_runs_measured_in_another_batch_norm_mode_or_on_other_data_are_left_out_by_name() -> None:
     made = runs_with(np.arange(10) / 4)
     epochs = made[0][1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,15 +90,15 @@ def correlate(
 
     Args:
         results: per run its analysis and its table ``epochs``, of which the last row with a test accuracy counts.
-            Runs measured in another BatchNorm mode than the first, on other data, or on samples of another size are
-            left out: the mean sharpness over samples falls with their size.
+            Runs measured in another BatchNorm mode than most, on other data, or on samples of another size are left
+            out: the mean sharpness over samples falls with their size.
         least_runs: with fewer runs the verdict is "can't tell".
         resamples: draws of the bootstrap.
         seed: seed of the bootstrap.
     """
     # A run without sharpness neither chooses the mode nor is left out: its row shows that it wasn't measured.
-    first = next((m for m, _ in results if _mode(m) is not None), None)
-    mode = None if first is None else _mode(first)
+    mode = mode_of_most([m for m, _ in results])
+    first = next((m for m, _ in results if mode is not None and _mode(m) == mode), None)
     of_size = {} if first is None else _sizes(first)
     kept = [pair for pair in results if _mode(pair[0]) in (None, mode) and not _unlike(_sizes(pair[0]), of_size)]
     left_out = tuple(
@@ -135,6 +136,12 @@ def correlate(
     bn_mode, split = mode or (None, None)
     on = "" if first is None else first.on
     return SharpnessCorrelation(verdict, bn_mode, split, on, left_out, runs, table)
+
+
+def mode_of_most(results: Sequence[Minimizer]) -> tuple[str, str] | None:
+    """BatchNorm mode and split in which most runs were measured, of two the first; None where no run was."""
+    counts = Counter(mode for m in results if (mode := _mode(m)) is not None)
+    return max(counts, key=counts.__getitem__, default=None)
 
 
 def _mode(m: Minimizer) -> tuple[str, str] | None:

@@ -59,7 +59,7 @@ def sharpness_curves(results: Sequence[Minimizer]) -> alt.FacetChart | alt.Conca
     `sharpness_of_settings`.
 
     Args:
-        results: of one run or several, each with a curve. Runs measured in another BatchNorm mode than the first, or
+        results: of one run or several, each with a curve. Runs measured in another BatchNorm mode than most, or
             on other data, are left out by name.
     """
     shown = same_mode(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvlars_probe.analyses.correlation import mode_of_most
 from tvlars_probe.analyses.draws import sample_text
 from tvlars_probe.analyses.wording import some_of
 
@@ -37,9 +38,9 @@ OF = {
 
 
 def same_mode(results: Sequence[Minimizer]) -> list[Minimizer]:
-    """The results that have the BatchNorm mode and the data of the first one with sharpness on record."""
-    told = [r for r in results if r.bn_mode is not None]
-    return [r for r in told if (r.bn_mode, r.split) == (told[0].bn_mode, told[0].split)]
+    """The results that have the BatchNorm mode and the data of most results with sharpness on record."""
+    mode = mode_of_most(results)
+    return [r for r in results if mode is not None and (r.bn_mode, r.split) == mode]
 
 
 def measured_on(rows: pd.DataFrame) -> str:
