@@ -15,16 +15,16 @@ _OPERATOR = (
         "operator",
         "name",
         "name",
-        "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ, or "
-        "what stands in for decoupled decay that tensors don't share; relative: each tensor scaled by its norm; ggn: "
-        "the generalised Gauss-Newton matrix Jᵀ·∇²ℓ·J, J the Jacobian of the model's outputs; adaptive: "
-        "|w|·Jᵀ·J·|w| over the outputs' mean square, both without a sample's mean over its outputs; none",
+        "hessian; effective: D^½ (H + Λ) D^½ with the rates D that the optimizer applied and its coupled decay Λ (for "
+        "decoupled decay that differs between tensors, the Λ of the same effect); relative: each tensor scaled by its "
+        "norm; ggn: the generalised Gauss-Newton matrix Jᵀ·∇²ℓ·J, J the Jacobian of the model's outputs; adaptive: "
+        "|w|·Jᵀ·J·|w| over the outputs' mean square, each sample's outputs taken minus their mean; none",
     ),
     Column("scope", "name", "name", "all, or the layer or tensor whose block it is"),
     Column("scope_kind", "name", "name", "all, layer or tensor"),
 )
 _SAMPLE = (
-    Column("samples", "int64", "sample", "samples of the loss"),
+    Column("samples", "int64", "sample", "number of samples that the loss is the mean over"),
     Column("sample_id", "name", "name", "hash of their indices"),
     Column(
         "draw",
@@ -71,15 +71,16 @@ CURVATURE = Table(
             "error",
             "float64",
             "1",
-            "of the value on its sample, absolute; null for lower bounds, one mini-batch, and directional_sharpness, "
-            "which is exact there: how far another sample's differs is told by sharpness --draws",
+            "absolute error of the value on its own sample; null for lower bounds, for a single mini-batch, and for "
+            "directional_sharpness, which is exact there. sharpness --draws tells how far other samples differ",
         ),
         Column(
             "error_kind",
             "name",
             "name",
-            "residual or kato-temple (residual²/gap), each raised to what may hide and what the checks found; "
-            "standard-error; or bracket: c lies between a multiple that raises the loss and one that doesn't",
+            "residual; kato-temple (residual²/gap); standard-error; or bracket: c lies between a multiple that raises "
+            "the loss and one that doesn't. The first two are raised where an eigenvalue may have been missed, or a "
+            "check found a larger error",
         ),
         Column(
             "low",
@@ -94,7 +95,7 @@ CURVATURE = Table(
             "converged",
             "bool",
             "1",
-            "whether the error reached it, and no check of the products speaks against it; false for a trace whose "
+            "whether the error is at most tol and no check of the products contradicts it; false for a trace whose "
             "products aren't symmetric",
         ),
         Column("check", "name", "name", _CHECK, later=True),
@@ -114,7 +115,8 @@ CURVATURE = Table(
             "limit",
             "float64",
             "1",
-            "effective: value beyond which a quadratic diverges, lowered by decoupled decay; null if unknown",
+            "effective: the value above which training on a quadratic loss diverges; decoupled decay lowers it; null "
+            "if unknown",
         ),
         Column("seconds", "float64", "s", "duration"),
     ),
@@ -184,13 +186,13 @@ NOISE = Table(
         Column("scope_kind", "name", "name", "all, layer or tensor"),
         Column("pieces", "int64", "1", "number of pieces whose gradients were compared"),
         Column("piece_size", "float64", "sample", "mean size of a piece, in samples, or in tokens where unit says so"),
-        Column("unit", "name", "name", "what sizes count, and what tr Σ is the noise of one of: samples or tokens"),
+        Column("unit", "name", "name", "samples or tokens: sizes count these, and tr Σ is of the gradient of one"),
         Column("samples", "int64", "sample", "samples (or tokens) of all pieces together"),
         Column(
             "gradient_square",
             "float64",
             "1",
-            "|G|², the squared norm of the true gradient of the mean loss, unbiased: it may be negative",
+            "|G|², the squared norm of the mean loss's true gradient; the estimate is unbiased, and may be negative",
         ),
         Column("gradient_square_error", "float64", "1", "its standard error; null for the pieces of one step"),
         Column(
@@ -213,7 +215,7 @@ NOISE = Table(
             "bool",
             "1",
             "whether the pieces are fewer than 25·noise_skewness²: then intervals of tr Σ and B_simple hold the truth "
-            "less often than told",
+            "less often than in 95 %",
             later=True,
         ),
         Column("top_share", "float64", "1", "share of tr Σ along the top eigenvectors of the Hessian, if measured"),

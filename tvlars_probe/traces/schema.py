@@ -49,17 +49,18 @@ LAYERS = Table(
             "update_norm",
             "float32",
             "1",
-            "‖Δw‖₂; taken from the optimizer's state where that gives it (LARS, TVLARS, LAMB, SGD with momentum): "
-            "the update before it is rounded into the weights: below some 1e-7·‖w‖ these no longer move; null with "
-            "--record norms, and in nine recorded steps of ten where only a copy of over 2²⁰ weights would give it",
+            "‖Δw‖₂. LARS, TVLARS, LAMB and SGD with momentum: from the optimizer's state, before the update is "
+            "rounded into the weights (one below some 1e-7·‖w‖ no longer moves them). Others: from a copy of the "
+            "weights; of a tensor of more than 2²⁰ weights in one recorded step of ten, and null in the others. Null "
+            "with --record norms",
         ),
         Column(
             "trust_ratio",
             "float32",
             "1",
-            "factor by which this tensor's rate was really scaled, φ and clamps included; Muon's is its factor of the "
-            "shape; 1 where excluded, at zero norm, or for optimizers known to have none; null where it isn't known "
-            "(others' LAMB; optimizers without a description)",
+            "factor by which the optimizer scaled this tensor's rate, with φ and clamps; for Muon its factor for the "
+            "tensor's shape. 1 where the tensor is excluded, where a norm is zero, and for optimizers known to "
+            "have no such factor; null where it isn't known (LAMB of other packages, optimizers without a description)",
         ),
         Column("phi", "float32", "1", "TVLARS' φ_t as applied to this tensor, 1 where not applied; null for others"),
         Column("lr", "float32", "1", "the group's learning rate in this step"),
@@ -67,30 +68,30 @@ LAYERS = Table(
             "weight_spectral_norm",
             "float32",
             "1",
-            "largest singular value of w, flattened to a matrix from the second dimension on, as it was found: one "
-            "within the error of it is; null for vectors and in steps not asked for (--spectral-every)",
+            "estimate of the largest singular value of w, flattened to a matrix from the second dimension on; null for "
+            "vectors and in steps without a measurement (--spectral-every)",
             later=True,
         ),
         Column(
             "weight_spectral_norm_error",
             "float32",
             "1",
-            "how far weight_spectral_norm can be off, at most; for matrices of more than 64 rows and columns but for a "
-            "chance of 1e-6 each",
+            "the true value is at most this far from weight_spectral_norm; of matrices of more than 64 rows and "
+            "columns it is so with probability 1 − 1e-6 each",
             later=True,
         ),
         Column(
             "update_spectral_norm",
             "float32",
             "1",
-            "the same of Δw, the difference of the weights after and before the update; null with --record norms, too",
+            "the same of Δw, the weights after the update minus those before it; also null with --record norms",
             later=True,
         ),
         Column(
             "update_spectral_norm_error",
             "float32",
             "1",
-            "how far update_spectral_norm can be off, at most, in the same sense",
+            "the same of update_spectral_norm",
             later=True,
         ),
     ),
