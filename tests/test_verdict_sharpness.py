@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.verdicts.sharpness import COLUMNS, OPERATORS, POOLED, correlations
+from benchmarks.verdicts import page, sharpness_tables
+from benchmarks.verdicts.sharpness import COLUMNS, ENDS, LEAST, OPERATORS, POOLED, correlations
 
 SETTINGS, SEEDS = 12, 3
 
@@ -71,3 +72,8 @@ def test_few_settings_have_no_interval() -> None:
     table = correlations(made("sgd", sign=-1, offset=0).query("peak_lr < 32"))
     assert table[["low", "high"]].isna().all(axis=None)
     assert rho(table, "sgd", "test_accuracy") == pytest.approx(-1)
+
+
+def test_the_tables_are_those_of_the_committed_runs() -> None:
+    """Whoever changes either writes them again: python -m benchmarks.verdicts.sharpness --write."""
+    assert sharpness_tables.text(pd.read_csv(ENDS), least=LEAST) == page.written(sharpness_tables.COMMAND)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.verdicts import rule_tables, rules
+from benchmarks.verdicts import page, rule_tables, rules
 from benchmarks.verdicts.features import features_of
 from benchmarks.verdicts.grid import GRIDS, of_open_cells, train, trials_of
 from benchmarks.verdicts.outcomes import CELL, IDENTITY, outcomes_of, truth_of
@@ -129,7 +129,7 @@ def test_a_side_that_is_missing_is_no_pair() -> None:
 
 def test_the_tables_and_the_lines_are_those_of_the_committed_outcomes() -> None:
     """Whoever changes either writes them again: python -m benchmarks.verdicts rules --write."""
-    assert rule_tables.text() == rule_tables.written()
+    assert rule_tables.text() == page.written(rule_tables.COMMAND)
     assert rules.model_text() == rule_tables.MODEL.read_text(encoding="utf-8")
 
 

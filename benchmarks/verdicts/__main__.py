@@ -19,7 +19,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.verdicts import features, outcomes, rule_tables, rules
+from benchmarks.verdicts import features, outcomes, page, rule_tables, rules
 from benchmarks.verdicts.grid import GRIDS, HERE, of_open_cells, train, trials_of
 from tvlars_probe.errors import InterruptedRunError
 from tvlars_probe.runners.sweeps.trials import FINISHED
@@ -111,7 +111,7 @@ def of_rules(write: bool) -> None:
     click.echo(text)
     if write:
         rule_tables.MODEL.write_text(rules.model_text(), encoding="utf-8")
-        rule_tables.write(text)
+        page.write(rule_tables.COMMAND, text)
 
 
 def _truth() -> pd.DataFrame:

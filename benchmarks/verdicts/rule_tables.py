@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,25 +18,12 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "verdicts.md"
 MODEL = Path(tvlars_probe.__file__).parent / "analyses" / "warmup" / "model.json"
 
-_MARKS = r"(<!-- python -m benchmarks.verdicts rules --write -->\n).*?(\n<!-- end -->)"
+COMMAND = "benchmarks.verdicts rules"
+"""What writes them."""
 
 _BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-def write(text: str) -> None:
-    """Put the tables into the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(_MARKS, lambda m: f"{m[1]}{text}{m[2]}", page, flags=re.DOTALL), encoding="utf-8")
-
-
-def written() -> str:
-    """The tables that stand in the page."""
-    found = re.search(_MARKS, PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert found is not None
-    return found[0].removeprefix(found[1]).removesuffix(found[2])
 
 
 def text() -> str:

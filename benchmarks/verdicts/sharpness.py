@@ -1,7 +1,10 @@
 """Does sharpness at the end predict the test accuracy, or the gap to it, over the runs of a grid?
 
-    python -m benchmarks.verdicts.sharpness --runs runs/verdicts              what is on record
-    python -m benchmarks.verdicts.sharpness --runs runs/verdicts --measure    first measures what isn't
+    python -m benchmarks.verdicts.sharpness --runs runs/verdicts --measure --out FILE   measures: hours
+    python -m benchmarks.verdicts.sharpness --write                                     writes the tables: seconds
+
+The second command reads ends.csv beside this file, which the first one has written of the grid's runs on digits, and
+writes the tables of docs/evidence/verdicts.md.
 
 A point is a setting, the mean over its seeds: runs that differ in their seed alone are no evidence of their own. The
 settings of one data set and model are ranked, per optimizer and over all of them. Where optimizers differ both in
@@ -30,6 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tvlars_probe.runs import Run
+
+ENDS = Path(__file__).with_name("ends.csv")
+"""A row per run of the grid's part on digits, as `ends_of` gives them."""
+
+LEAST = 50.0
+"""Runs below this test accuracy, in percent, have learned too little to be in a minimum."""
 
 OPERATORS = ("hessian", "relative", "ggn", DECIDING)
 """The operators whose top eigenvalues are measured and correlated."""
@@ -119,21 +128,31 @@ def measure_lacking(runs: Iterable[Run], samples: int) -> None:
 
 @click.command(name="sharpness")
 @click.option(
-    "--runs", "folder", type=click.Path(path_type=Path), default=Path("runs/verdicts"), show_default=True,
-    help="Folder of the runs.",
-)  # fmt: skip
+    "--runs", "folder", type=click.Path(path_type=Path), help="Folder of the runs. [default: the committed ends]"
+)
 @click.option("--measure", is_flag=True, help="Measure at the last checkpoints what isn't on record.")
 @click.option("--samples", default=256, show_default=True, help="Training samples to measure on.")
-@click.option("--least", default=50.0, show_default=True, help="Leave out runs below this test accuracy, in percent.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A CSV of the correlations.")
-def main(folder: Path, measure: bool, samples: int, least: float, out: Path | None) -> None:
+@click.option("--least", default=LEAST, show_default=True, help="Leave out runs below this test accuracy, in percent.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the runs' ends there, as CSV.")
+@click.option(
+    "--write", "writes", is_flag=True, help="Write the committed runs' tables into docs/evidence/verdicts.md."
+)
+def main(folder: Path | None, measure: bool, samples: int, least: float, out: Path | None, writes: bool) -> None:
     """Correlate the sharpness at the end of a grid's runs with how they generalise."""
-    runs = sorted((run for run in open_runs([str(folder)]) if run.status == "completed"), key=lambda run: run.name)
-    if measure:
-        measure_lacking(runs, samples)
-    table = correlations(ends_of(runs), least=least)
+    from benchmarks.verdicts import page, sharpness_tables  # the second of which reads this module
+
+    if folder is None:
+        ends = pd.read_csv(ENDS)
+    else:
+        runs = sorted((run for run in open_runs([str(folder)]) if run.status == "completed"), key=lambda run: run.name)
+        if measure:
+            measure_lacking(runs, samples)
+        ends = ends_of(runs)
     if out is not None:
-        table.to_csv(out, index=False)
+        ends.to_csv(out, index=False, float_format="%.5g")
+    if writes:
+        page.write(sharpness_tables.COMMAND, sharpness_tables.text(pd.read_csv(ENDS), least=LEAST))
+    table = correlations(ends, least=least)
     click.echo(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 
 

@@ -20,6 +20,12 @@ def test_the_mean_has_students_interval() -> None:
     assert np.isnan(Mean.of([]).standard_error)
 
 
+def test_values_that_rounding_alone_tells_apart_are_ties() -> None:
+    x, y = np.arange(8.0), np.array([0.1 + 0.2, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert y[0] > y[1]
+    assert rank_correlation(x, y).rho == rank_correlation(x, [0.3, *y[1:]]).rho
+
+
 def test_rank_correlation_is_spearmans_also_with_ties() -> None:
     rng = np.random.default_rng(1)
     x = rng.integers(0, 6, 40).astype(float)

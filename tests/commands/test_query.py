@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import tvlars_probe
 from tests.queries.made_runs import make_runs
-from tvlars_probe.commands.query import MOST_ROWS
+from tvlars_probe.commands.query import MOST_ROWS, render
+from tvlars_probe.queries.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +101,16 @@ def test_what_isnt_printed_is_counted(runs: Path, cli: Cli) -> None:
     assert out[-1] == "… and 1,234 more: --csv prints all"
     assert len(cli("query", f"select * from range({MOST_ROWS})").out.splitlines()) == MOST_ROWS + 1
     assert cli("query", "select * from curvature").out == "No rows\n"
+
+
+def test_what_all_rows_share_is_said_of_those_shown_and_a_file_has_all(runs: Path, cli: Cli, tmp_path: Path) -> None:
+    wide = ", ".join(f"repeat('x', 30) as long{index}" for index in range(4))
+    sql = f"select i, i > {MOST_ROWS + 5} as late, {wide} from range({MOST_ROWS + 10}) as t(i)"
+    console = Console(width=80, file=io.StringIO())
+    render(console, ask(sql, runs, most_rows=MOST_ROWS))
+    assert console.file.getvalue().startswith("In all rows shown: late ")  # type: ignore[attr-defined]
+    assert cli("query", sql, "-o", "all.txt").code == 0
+    assert len((tmp_path / "all.txt").read_text().splitlines()) == MOST_ROWS + 11
 
 
 def test_the_tables_and_their_columns_can_be_found(runs: Path, cli: Cli) -> None:

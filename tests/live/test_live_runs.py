@@ -31,6 +31,12 @@ def test_the_run_that_was_written_last_comes_first_and_others_are_counted(tmp_pa
     assert [(state.status, state.steps_done, state.loss) for state in runs.renew(1)] == [("completed", 3, 2.0)]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for name, saved in (("a/run", 10), ("b/run", 20), ("c", 30)):
+        make(tmp_path, name, saved)
+    assert [state.name for state in LiveRuns(tmp_path).renew()] == ["c", "b/run", "a/run"]
+
+
 def test_new_runs_damaged_ones_and_none(tmp_path: Path) -> None:
     assert LiveRuns(tmp_path / "none").renew() == []
     runs = LiveRuns(tmp_path)

@@ -39,6 +39,15 @@ def test_rows_are_chosen_alike(trained: Callable[..., Path]) -> None:
     assert rows["trust_ratio"].to_list() == run.layers(["trust_ratio"], **chosen).trust_ratio.to_list()
 
 
+def test_one_name_stands_for_a_list_of_one_and_an_opened_run_for_its_path(trained: Callable[..., Path]) -> None:
+    run = open_run(trained("lars"))
+    one, listed = run.layers("step", steps=3, parameters="0.weight"), run.layers(["step"], parameters=["0.weight"])
+    assert one["step"].tolist() == [3]
+    assert listed["step"].tolist() == run.steps("step")["step"].tolist()
+    assert [each.path for each in open_runs(run)] == [run.path]
+    assert open_run(run).path == run.path
+
+
 def test_names_of_runs_read_together_are_one_category(trained: Callable[..., Path]) -> None:
     runs = open_runs([trained("lars"), trained("tvlars")])
     names = runs.layers(["run", "parameter"], steps=(0, 0))

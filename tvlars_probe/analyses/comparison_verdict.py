@@ -31,6 +31,10 @@ def verdict_of(table: pd.DataFrame, metric: str, cells: Sequence[str], held_out:
     """
     best, figures = table.iloc[0], _figures(table, metric)
     name = setting_text(best, cells)
+    if not np.isfinite(table["mean"].astype(float)).any():
+        own = f"A loop of your own records it by rec.log_epoch({metric}=...)."
+        instead = own if held_out is None else f"{held_out} is: compare --metric {held_out}."
+        return Verdict(QUESTION, CANT_TELL, f"no {metric} is on record. {instead}", figures)
     if len(table) == 1:
         return Verdict(QUESTION, CANT_TELL, f"all runs have one setting ({name}).", figures)
     second = table.iloc[1]

@@ -125,8 +125,9 @@ def rank_correlation(
     """Spearman's ρ with a percentile bootstrap interval.
 
     The bootstrap draws runs with replacement and computes ρ of each draw from the ranks within that draw. A draw in
-    which one quantity is constant has no ρ and is left out. Runs of which one quantity isn't finite don't count. Where
-    every draw has the same ρ, as of runs in perfect order, their spread says nothing, and there is no interval.
+    which one quantity is constant has no ρ and is left out. Runs of which one quantity isn't finite don't count. Values
+    that differ by less than 1e-12 of the largest are ties: a mean or a difference is no more exact. Where every draw
+    has the same ρ, as of runs in perfect order, their spread says nothing, and there is no interval.
 
     Args:
         x: one quantity, a value per run, (N,).
@@ -141,6 +142,9 @@ def rank_correlation(
     n = len(pairs)
     if n < 3:  # two pairs always lie in order or in reverse
         return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, f"{n} runs are too few (at least 3)")
+    with np.errstate(all="ignore"):
+        shares = pairs / np.abs(pairs).max(axis=0)
+    pairs = np.where(np.isfinite(shares), np.round(shares, 12), pairs)
     ranks = stats.rankdata(pairs, axis=0)
     rho = float(_pearson(ranks[None])[0])
     if math.isnan(rho):

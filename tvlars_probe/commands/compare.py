@@ -61,7 +61,7 @@ def render(console: Console, result: Comparison) -> None:
     from tvlars_probe.analyses.comparison_verdict import optimism_text
 
     print_verdict(console, result.verdict, title=counted(len(result.runs), "run"))
-    if (result.table["rates"] > 1).any():
+    if (result.table["rates"] > 1).any() and result.table["mean"].notna().any():
         console.print(f"Learning rates were chosen on {_chosen_on(result)}")
     if told := optimism_text(result.table):
         console.print(told, soft_wrap=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tvlars_probe.queries.asking import Answer
 
 MOST_ROWS = 50
-"""Most rows that are printed; ``--csv`` has all of them."""
+"""Most rows that are printed; a file has all of them."""
 
 
 @click.command(cls=Command, name="query")
@@ -45,8 +45,8 @@ def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | Non
     from tvlars_probe.queries.asking import ask, held_by
 
     parquet = _parquet_file(output, parquet)
-    as_text = output.form == "text" and parquet is None
-    answer = ask(sql, runs or ("runs",), most_rows=MOST_ROWS if as_text else None)
+    is_printed = output.form == "text" and output.out is None and parquet is None
+    answer = ask(sql, runs or ("runs",), most_rows=MOST_ROWS if is_printed else None)
     if parquet is not None:
         write_output(parquet, _as_parquet(answer.rows))
         say(f"Written: {parquet}")
@@ -111,6 +111,8 @@ def render(console: Console, answer: Answer) -> None:
         )
         for column, values in zip(answer.rows.schema, answer.rows.columns, strict=True)
     ]
-    console.print(FittedTable(columns, elsewhere="--csv") if answer.total else "No rows")
-    if (left := answer.total - len(answer.rows)) > 0:
+    left = answer.total - len(answer.rows)
+    of = "rows shown" if left else "rows"
+    console.print(FittedTable(columns, elsewhere="--csv", of=of) if answer.total else "No rows")
+    if left:
         console.print(f"… and {left:,} more: --csv prints all")

@@ -93,10 +93,13 @@ class FittedTable:
         columns: the columns, the most important first.
         title: what stands above the table.
         elsewhere: where a reader finds what is left out, such as "--json".
+        of: what the rows are: "rows", or "rows shown" where there are more of them.
     """
 
-    def __init__(self, columns: Sequence[TextColumn], *, title: str | None = None, elsewhere: str = "--json") -> None:
-        self._columns, self._title, self._elsewhere = columns, title, elsewhere
+    def __init__(
+        self, columns: Sequence[TextColumn], *, title: str | None = None, elsewhere: str = "--json", of: str = "rows"
+    ) -> None:
+        self._columns, self._title, self._elsewhere, self._of = columns, title, elsewhere, of
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         if self._title:
@@ -108,7 +111,7 @@ class FittedTable:
             if kept:
                 shown = kept
                 if told:
-                    yield Text(f"In all rows: {', '.join(told)}")
+                    yield Text(f"In all {self._of}: {', '.join(told)}")
         while len(shown) > 1 and _total(column.least for column in shown) > room:
             left_out.insert(0, shown.pop())
         table = Table(box=None, pad_edge=False)

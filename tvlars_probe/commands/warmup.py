@@ -97,9 +97,12 @@ def _lines(result: Warmup) -> list[str]:
         lines.append(f"Recorded warm-up: {counted(result.warmup_steps, 'step')}")
     if result.suggested_steps:
         epochs = "" if result.suggested_epochs is None else f" ({result.suggested_epochs:.3g} epochs)"
-        setting = some_of(result.setting_layers)
         lead = "Suggested" if result.verdict.answer == NEEDED else "If one is needed"
-        lines.append(f"{lead}: {counted(result.suggested_steps, 'step')}{epochs}, set by {setting}")
+        if (result.layers["length"] > 0).any():
+            why = f", set by {some_of(result.setting_layers)}"
+        else:  # no tensor needs any
+            why = ": by then the loss, which rose, was back below its first value"
+        lines.append(f"{lead}: {counted(result.suggested_steps, 'step')}{epochs}{why}")
     own, rest = result.verdict["adapted_step"], result.verdict["unadapted_step"]
     if own is not None and rest is not None:
         lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tvlars_probe.analyses.rate_courses import AT_PEAK
 from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.diagnosis.loss_scale import accumulation_shows, epoch_shows
 from tvlars_probe.diagnosis.results import Check, Diagnosis, Observed
+from tvlars_probe.errors import TraceError
 from tvlars_probe.findings.inspector import Inspector
 from tvlars_probe.findings.window import Tensors, Window
 
@@ -79,8 +81,14 @@ def diagnose_run(source: Source) -> Diagnosis:
 
     Rules of `tvlars_probe.findings` are applied to all recorded steps, whichever were applied in training; and the
     rate's peak, the warm-up's effect and the loss's scale are looked at, which no rule sees.
+
+    Raises:
+        TraceError: no step is on record.
     """
     grid, steps = source.layers(COLUMNS), source.steps(STEP_COLUMNS)
+    if not len(grid.steps) and not len(steps):
+        path = shlex.quote(str(source.trace.path))
+        raise TraceError(f"no step of {path} is on record: `tvlars-probe check {path}` tells whether some are lost")
     return diagnose(grid, steps, source.facts, micro_batches=_micro_batches(source))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +125,10 @@ def subject_of(given: Any, settings: Mapping[str, Any] | None = None) -> TriedOp
         return _of_class(type(inner), _settings_of(inner))
     if callable(given):
         return TriedOptimizer(getattr(given, "__name__", type(given).__name__), _checked(given))
-    raise UserError(
-        f"{type(given).__name__} is no optimizer: give a torch.optim.Optimizer, its class, or a function that makes one"
-    )
+    remedy = "give a torch.optim.Optimizer, its class, or a function that makes one"
+    if isinstance(given, str | os.PathLike):
+        remedy += f"; of a run the command tells: tvlars-probe doctor {shlex.quote(os.fspath(given))}"
+    raise UserError(f"{type(given).__name__} is no optimizer: {remedy}")
 
 
 def _of_class(kind: type[Optimizer], settings: dict[str, Any]) -> TriedOptimizer:

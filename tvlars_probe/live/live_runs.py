@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tvlars_probe.admission.names import encodable
 from tvlars_probe.live.live_run import LiveRun
 from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.run_directory import find_runs
@@ -51,7 +54,15 @@ class LiveRuns:
         self.count = len(saved)
         chosen = sorted(saved, key=lambda path: -saved[path])[:most]
         self._runs = {path: self._runs.get(path) or LiveRun(path, tables=TABLES, most_rows=_ROWS) for path in chosen}
-        return [run.renew() for run in self._runs.values()]
+        return self._told_apart([run.renew() for run in self._runs.values()])
+
+    def _told_apart(self, states: list[LiveState]) -> list[LiveState]:
+        """The states; those whose runs share a name are named by their paths below the folder."""
+        counts = Counter(state.name for state in states)
+        return [
+            state if counts[state.name] == 1 else replace(state, name=encodable(str(path.relative_to(self.folder))))
+            for path, state in zip(self._runs, states, strict=True)
+        ]
 
 
 def _saved_at(path: Path) -> int | None:

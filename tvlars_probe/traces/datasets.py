@@ -29,18 +29,24 @@ BATCH_ROWS = 1 << 17
 def condition_of(
     *,
     where: pc.Expression | None = None,
-    steps: tuple[int, int] | None = None,
-    parameters: Sequence[str] | None = None,
+    steps: tuple[int, int] | int | None = None,
+    parameters: Sequence[str] | str | None = None,
 ) -> pc.Expression | None:
     """All of these conditions, joined by and; None if none is given."""
     import pyarrow.compute as pc
 
     conditions = [] if where is None else [where]
     if steps is not None:
-        conditions += [pc.field("step") >= steps[0], pc.field("step") <= steps[1]]
+        first, last = (steps, steps) if isinstance(steps, int) else steps
+        conditions += [pc.field("step") >= first, pc.field("step") <= last]
     if parameters is not None:
-        conditions.append(pc.field("parameter").isin(list(parameters)))
+        conditions.append(pc.field("parameter").isin(names_of(parameters)))
     return functools.reduce(operator.and_, conditions) if conditions else None
+
+
+def names_of(names: Sequence[str] | str) -> list[str]:
+    """Names as a list, also where one alone is given."""
+    return [names] if isinstance(names, str) else [*names]
 
 
 def dataset_of(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:

@@ -25,13 +25,13 @@ class RowChoice(TypedDict, total=False):
     """Which rows are wanted; by default all.
 
     Attributes:
-        steps: the first and the last step wanted, both included.
-        parameters: names of the parameters wanted (tables with a column ``parameter``).
+        steps: the first and the last step wanted, both included, or one step.
+        parameters: names of the parameters wanted, or one name (tables with a column ``parameter``).
         where: any other condition, a `pyarrow.compute` expression.
     """
 
-    steps: tuple[int, int] | None
-    parameters: Sequence[str] | None
+    steps: tuple[int, int] | int | None
+    parameters: Sequence[str] | str | None
     where: pc.Expression | None
 
 
@@ -80,7 +80,7 @@ class Frames(ABC):
             TraceError: the trace lacks a column, a part is damaged, or memory can't hold the rows.
         """
         check_engine(engine)
-        return framed(self.rows(table, columns, **choice), engine)
+        return framed(self.rows(table, [columns] if isinstance(columns, str) else columns, **choice), engine)
 
     @overload
     def layers(

@@ -14,6 +14,7 @@ from tvlars_probe.traces.datasets import (
     condition_of,
     damage,
     dataset_of,
+    names_of,
     no_rows,
     refuse_damaged,
     row_groups_of,
@@ -65,6 +66,10 @@ class Trace(Frames):
             raise RunDirectoryError(f"there is no run at {self.path}")
         self.manifest = Manifest.load(self.path)
 
+    def __fspath__(self) -> str:
+        """The run directory: an opened run stands wherever its path does."""
+        return str(self.path)
+
     @property
     def status(self) -> str:
         """The run's status now: running, completed, diverged, interrupted, failed or killed."""
@@ -93,7 +98,7 @@ class Trace(Frames):
                 return no_rows(table, read_columns)
             dataset = dataset_of(paths, schema.arrow_schema())
             if parameters is not None:
-                dataset = row_groups_of(dataset, parameters)
+                dataset = row_groups_of(dataset, names_of(parameters))
             self._refuse_too_many(table, read_columns, footers, lambda: dataset.count_rows(filter=condition))
             rows = dataset.to_table(columns=read_columns, filter=condition).unify_dictionaries()
             refuse_damaged(table, rows, paths)

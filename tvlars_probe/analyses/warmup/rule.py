@@ -15,7 +15,7 @@ from tvlars_probe.analyses.chance import LEARNED
 from tvlars_probe.analyses.verdict import CANT_TELL, Verdict
 from tvlars_probe.analyses.warmup import model
 from tvlars_probe.analyses.warmup.paired_gain import NEVER_LEARNED
-from tvlars_probe.analyses.wording import some_of
+from tvlars_probe.analyses.wording import counted, some_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +60,9 @@ def judge(marks: WarmupMarks, features: Sequence[Figure]) -> Verdict:
     if lost is not None and (lost.answer == DIVERGED or recorded >= LEAST_STEPS):
         return lost
     if recorded < LEAST_STEPS:
-        what = "no layer was recorded" if not recorded else f"only {recorded} steps are recorded"
+        if not recorded:
+            return _cant_tell(marks, f"no layer was recorded (it takes {LEAST_STEPS} steps to say anything)")
+        what = f"only {counted(recorded, 'step')} {'is' if recorded == 1 else 'are'} recorded"
         return _cant_tell(marks, f"{what} (it takes {LEAST_STEPS} to say anything)")
     if marks.warmup_steps is None:
         return _cant_tell(marks, "the trace ends before the learning rate reaches its peak")
