@@ -61,6 +61,7 @@ SCALED = {"lars", "tvlars", "lamb", "nlamb"}
 JUDGED = {
     "ratio_clamped": SCALED - {"lars"},
     "ratio_vanished": SCALED,
+    "full_rate_from_zero": SCALED,
     "phi_dead": {"tvlars"},
     "excluded_overwritten": {"lars", "tvlars"},
 }
