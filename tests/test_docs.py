@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+import tvlars_probe
 from tests.data.idx import write_fashion_mnist
 from tvlars_probe.cli import COMMANDS, main
 
@@ -98,6 +99,12 @@ def run_line(line: str, cli: Callable[..., Any], folder: Path) -> None:
 def test_generated_pages_are_what_would_be_generated_now(name: str) -> None:
     stored = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
     assert stored.split() == generated()[name]().split(), "run `make docs`"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\.\. auto\w+:: tvlars_probe\.(\w+)$", page, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(tvlars_probe.__all__)
 
 
 def test_every_command_and_option_is_documented() -> None:
