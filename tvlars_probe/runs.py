@@ -15,7 +15,7 @@ from tvlars_probe.admission.names import encodable
 from tvlars_probe.errors import RunDirectoryError
 from tvlars_probe.questions.of_one import AskedRun
 from tvlars_probe.questions.of_several import AskedRuns
-from tvlars_probe.traces.datasets import no_rows
+from tvlars_probe.traces.datasets import names_of, no_rows
 from tvlars_probe.traces.frames import Frames
 from tvlars_probe.traces.reader import Trace, expanded
 from tvlars_probe.traces.run_directory import by_name, find_runs
@@ -62,7 +62,9 @@ class Runs(AskedRuns, Frames):
 
         found = [run.rows(table, columns, **choice) for run in self.runs]
         # The dictionaries of names differ from run to run: they become one.
-        return pa.concat_tables(found).unify_dictionaries() if found else no_rows(table, columns)
+        if not found:
+            return no_rows(table, None if columns is None else names_of(columns))
+        return pa.concat_tables(found).unify_dictionaries()
 
 
 def open_run(path: StrPath) -> Run:
@@ -86,9 +88,11 @@ def open_runs(paths: StrPath | Iterable[StrPath]) -> Runs:
     if isinstance(paths, str | Path) or hasattr(paths, "__fspath__"):
         paths = [paths]  # type: ignore[list-item]
     found: dict[Path, Run] = {}
-    for given in map(expanded, paths):
-        # What matches nothing is taken as it stands: a folder's own name may hold a pattern's signs.
-        matches = sorted(map(Path, glob.glob(given)), key=by_name) or [Path(given)]  # noqa: PTH207 (may be absolute)
+    for path in paths:
+        given = expanded(path)
+        # What matches nothing is taken as it stands, since a folder's name may hold a pattern's signs; so is a run.
+        named = [] if isinstance(path, Trace) else map(Path, glob.glob(given))  # noqa: PTH207 (may be absolute)
+        matches = sorted(named, key=by_name) or [Path(given)]
         runs = [run for match in matches for run in find_runs(match)]
         if not runs:
             raise RunDirectoryError(f"there is no run at {given}")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 import pandas as pd
 
+from tvlars_probe.analyses.correlation import NEAR
 from tvlars_probe.analyses.intervals import rank_correlation
 from tvlars_probe.analyses.minimizer import DECIDING
 from tvlars_probe.analyses.of_runs import minimizer_of
@@ -111,7 +112,7 @@ def correlations(ends: pd.DataFrame, *, least: float = 0.0, seed: int = 0) -> pd
         for optimizer, some in groups.items():
             for sharpness in OPERATORS:
                 for outcome in OUTCOMES:
-                    found = rank_correlation(some[sharpness], some[outcome], seed=seed)
+                    found = rank_correlation(some[sharpness], some[outcome], seed=seed, near=NEAR)
                     told = (found.rho, found.low, found.high, found.chance, found.count)
                     rows.append((data, model, optimizer, sharpness, outcome, *told))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -142,6 +143,8 @@ def main(folder: Path | None, measure: bool, samples: int, least: float, out: Pa
     from benchmarks.verdicts import page, sharpness_tables  # the second of which reads this module
 
     if folder is None:
+        if measure or out is not None:
+            raise click.UsageError("--measure and --out need --runs, the folder of the runs")
         ends = pd.read_csv(ENDS)
     else:
         runs = sorted((run for run in open_runs([str(folder)]) if run.status == "completed"), key=lambda run: run.name)

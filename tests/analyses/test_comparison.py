@@ -88,7 +88,7 @@ def test_held_out_data_are_named_where_there_are_no_test_data() -> None:
     reason = compare(rows).verdict.reason
     assert reason == "no test_acc1 is on record. val_acc1 is: compare --metric val_acc1."
     nothing = compare([row(optimizer, 1.0, 0, np.nan) for optimizer in ("LARS", "SGD")]).verdict.reason
-    assert nothing.endswith("A loop of your own records it by rec.log_epoch(test_acc1=...).")
+    assert nothing.endswith("A loop of your own records it by rec.log_epoch(epoch=..., test_acc1=...).")
 
 
 def test_unknown_fields_and_metrics_list_the_known() -> None:

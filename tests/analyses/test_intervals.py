@@ -24,6 +24,13 @@ def test_values_that_rounding_alone_tells_apart_are_ties() -> None:
     x, y = np.arange(8.0), np.array([0.1 + 0.2, 0.3, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     assert y[0] > y[1]
     assert rank_correlation(x, y).rho == rank_correlation(x, [0.3, *y[1:]]).rho
+    # Near zero a difference of two figures is off by more than its own last place.
+    gaps = np.array([1e-14, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert rank_correlation(x, gaps).rho < rank_correlation(x, gaps, near=1e-9).rho
+
+
+def test_a_value_far_from_the_others_leaves_their_order() -> None:
+    assert rank_correlation([*range(1, 10), 1e14], range(10)).rho == pytest.approx(1)
 
 
 def test_rank_correlation_is_spearmans_also_with_ties() -> None:

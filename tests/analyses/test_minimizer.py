@@ -255,6 +255,8 @@ def test_the_batch_norm_mode_of_most_runs_is_compared_wherever_the_others_stand(
     found = correlate([odd, *made])
     assert (found.bn_mode, found.left_out) == ("train", ("odd (BatchNorm mode eval on train data)",))
     assert correlate([odd, made[0]]).bn_mode == "eval"  # of two that are as many it is the first
+    sized = (analysed(rows("hessian", PEAK, samples=1000), name="sized"), epochs)
+    assert correlate([sized, *made]).left_out == ("sized (on this sample of 1,000)",)
 
 
 def test_runs_measured_in_another_batch_norm_mode_or_on_other_data_are_left_out_by_name() -> None:

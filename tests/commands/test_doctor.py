@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_a_recorded_run_is_asked() -> None:
     assert done.exit_code == 0, done.output
     assert "right: peak_reached" in done.output
     assert "finished: 0 things wrong" in done.output
+
+
+def test_a_run_whose_trace_is_lost_is_refused_with_what_tells_more(tmp_path: Path) -> None:
+    run = tmp_path / "lost"
+    shutil.copytree(OLDER, run)
+    shutil.rmtree(run / "trace")
+    done = asked(run)
+    assert done.exit_code == 2
+    assert f"and none is on record: `tvlars-probe check {run}`" in done.output
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import tvlars_probe
 from tests.queries.made_runs import make_runs
-from tvlars_probe.commands.query import MOST_ROWS, render
+from tvlars_probe.commands.query import MOST_IN_FILE, MOST_ROWS, render
 from tvlars_probe.queries.asking import ask
 
 if TYPE_CHECKING:
@@ -110,7 +110,12 @@ def test_what_all_rows_share_is_said_of_those_shown_and_a_file_has_all(runs: Pat
     render(console, ask(sql, runs, most_rows=MOST_ROWS))
     assert console.file.getvalue().startswith("In all rows shown: late ")  # type: ignore[attr-defined]
     assert cli("query", sql, "-o", "all.txt").code == 0
-    assert len((tmp_path / "all.txt").read_text().splitlines()) == MOST_ROWS + 11
+    lines = (tmp_path / "all.txt").read_text().splitlines()
+    assert len(lines) == MOST_ROWS + 11
+    assert lines[-1].split() == [str(MOST_ROWS + 9), "yes", *["x" * 30] * 4]
+    done = cli("query", f"select * from range({MOST_IN_FILE + 1})", "-o", "more.txt")
+    assert (done.code, (tmp_path / "more.txt").exists()) == (2, False)
+    assert "name the file .csv, .json or .parquet" in done.err
 
 
 def test_the_tables_and_their_columns_can_be_found(runs: Path, cli: Cli) -> None:

@@ -59,7 +59,8 @@ def test_a_run_is_found_one_folder_deeper_where_its_name_is_there_once(in_runs: 
     shutil.copytree(in_runs, "runs/again/one")
     done = cli("show", "one")
     assert done.code == 2
-    assert "there is no one here, but runs/again/one and runs/sweep/one: name one of them" in done.err
+    assert "there is no run at one, but runs/again/one and runs/sweep/one: name one of them" in done.err
+    assert "there is no run at trace" in cli("show", "trace").err  # which lies within a run
 
 
 def test_what_is_said_leaves_json_alone(in_runs: Path, cli: Any) -> None:

@@ -38,7 +38,8 @@ def test_runs_are_listed(cli: Any) -> None:
 def test_runs_are_listed_of_several_folders_each_once(cli: Any) -> None:
     for name in ("runs/a", "runs/b", "other/c"):
         cli("train", *QUICK, "--run-dir", name)
-    listed = [row["path"] for row in json.loads(cli("runs", "runs/b", "runs", "other", "--json").out)]
+    asked = cli("runs", "runs/b", "runs", Path("runs").absolute(), "other", "--json")
+    listed = [row["path"] for row in json.loads(asked.out)]
     assert listed == ["runs/b", "runs/a", "other/c"]
 
 

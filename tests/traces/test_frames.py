@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -42,10 +44,17 @@ def test_rows_are_chosen_alike(trained: Callable[..., Path]) -> None:
 def test_one_name_stands_for_a_list_of_one_and_an_opened_run_for_its_path(trained: Callable[..., Path]) -> None:
     run = open_run(trained("lars"))
     one, listed = run.layers("step", steps=3, parameters="0.weight"), run.layers(["step"], parameters=["0.weight"])
-    assert one["step"].tolist() == [3]
+    assert one["step"].tolist() == run.layers("step", steps=np.int64(3), parameters="0.weight")["step"].tolist() == [3]
+    assert run.rows("steps", "step").column_names == open_runs(run).rows("steps", "step").column_names == ["step"]
     assert listed["step"].tolist() == run.steps("step")["step"].tolist()
     assert [each.path for each in open_runs(run)] == [run.path]
     assert open_run(run).path == run.path
+
+
+def test_an_opened_run_is_no_pattern(trained: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("a1", "a[1]"):
+        shutil.copytree(trained("lars"), tmp_path / name)
+    assert [run.name for run in open_runs(open_run(tmp_path / "a[1]"))] == ["a[1]"]
 
 
 def test_names_of_runs_read_together_are_one_category(trained: Callable[..., Path]) -> None:

@@ -31,16 +31,17 @@ def verdict_of(table: pd.DataFrame, metric: str, cells: Sequence[str], held_out:
     """
     best, figures = table.iloc[0], _figures(table, metric)
     name = setting_text(best, cells)
-    if not np.isfinite(table["mean"].astype(float)).any():
-        own = f"A loop of your own records it by rec.log_epoch({metric}=...)."
+    if table["mean"].isna().all():
+        own = f"A loop of your own records it by rec.log_epoch(epoch=..., {metric}=...)."
         instead = own if held_out is None else f"{held_out} is: compare --metric {held_out}."
+        if (table["diverged"] == table["runs"]).all():
+            instead = "All runs diverged."
         return Verdict(QUESTION, CANT_TELL, f"no {metric} is on record. {instead}", figures)
     if len(table) == 1:
         return Verdict(QUESTION, CANT_TELL, f"all runs have one setting ({name}).", figures)
     second = table.iloc[1]
     if not np.isfinite([best["mean"], second["mean"]]).all():
-        instead = "" if held_out is None else f" {held_out} is on record: compare --metric {held_out}."
-        return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.{instead}", figures)
+        return Verdict(QUESTION, CANT_TELL, f"fewer than two settings have a {metric}.", figures)
     others = table.iloc[1:][table.iloc[1:]["mean"].notna()]
     short = [setting_text(row, cells) for _, row in others.iterrows() if row["apart"] is None]
     if short:

@@ -22,7 +22,7 @@ from tvlars_probe.analyses.wording import counted, some_of
 from tvlars_probe.displays.displayed import ShownTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from tvlars_probe.analyses.minimizer import Minimizer
 
@@ -30,6 +30,9 @@ QUESTION = "Do sharper minima generalise worse here?"
 
 OUTCOMES = ("generalisation_gap", "test_error")
 """What each measure of sharpness is correlated with."""
+
+NEAR = 1e-9
+"""Percentage points within which outcomes are ties: a gap is a difference, with a rounding error of its own."""
 
 EPOCH_COLUMNS = ("step", "train_eval_acc1", "test_acc1")
 """Columns of the table ``epochs`` that `correlate` needs."""
@@ -90,15 +93,16 @@ def correlate(
 
     Args:
         results: per run its analysis and its table ``epochs``, of which the last row with a test accuracy counts.
-            Runs measured in another BatchNorm mode than most, on other data, or on samples of another size are left
-            out: the mean sharpness over samples falls with their size.
+            Runs measured in another BatchNorm mode than most, on other data, or on samples of another size than most
+            of these are left out: the mean sharpness over samples falls with their size.
         least_runs: with fewer runs the verdict is "can't tell".
         resamples: draws of the bootstrap.
         seed: seed of the bootstrap.
     """
     # A run without sharpness neither chooses the mode nor is left out: its row shows that it wasn't measured.
     mode = mode_of_most([m for m, _ in results])
-    first = next((m for m, _ in results if mode is not None and _mode(m) == mode), None)
+    alike = [m for m, _ in results if mode is not None and _mode(m) == mode]
+    first = _of_most(alike, lambda m: frozenset(_sizes(m).items()))
     of_size = {} if first is None else _sizes(first)
     kept = [pair for pair in results if _mode(pair[0]) in (None, mode) and not _unlike(_sizes(pair[0]), of_size)]
     left_out = tuple(
@@ -113,7 +117,9 @@ def correlate(
     rows = []
     for measure in measures:
         for outcome in OUTCOMES:
-            found = rank_correlation(runs[measure], runs[outcome], resamples=resamples, seed=seed, fewest=least_runs)
+            found = rank_correlation(
+                runs[measure], runs[outcome], resamples=resamples, seed=seed, fewest=least_runs, near=NEAR
+            )
             rows.append(
                 {
                     "measure": measure.removeprefix("end_"),
@@ -139,9 +145,17 @@ def correlate(
 
 
 def mode_of_most(results: Sequence[Minimizer]) -> tuple[str, str] | None:
-    """BatchNorm mode and split in which most runs were measured, of two the first; None where no run was."""
-    counts = Counter(mode for m in results if (mode := _mode(m)) is not None)
-    return max(counts, key=counts.__getitem__, default=None)
+    """BatchNorm mode and split in which most curves were measured, of two the first; None where nothing was."""
+    told = [m for m in results if _mode(m) is not None]
+    # A run with a trace of the Hessian alone has a mode, and no curve to compare.
+    most = _of_most([m for m in told if len(m.curves)] or told, _mode)
+    return None if most is None else _mode(most)
+
+
+def _of_most(results: Sequence[Minimizer], kind: Callable[[Minimizer], Hashable]) -> Minimizer | None:
+    """The first result of the kind that most are of; of two kinds the first."""
+    counts = Counter(map(kind, results))
+    return max(results, key=lambda m: counts[kind(m)], default=None)
 
 
 def _mode(m: Minimizer) -> tuple[str, str] | None:

@@ -120,14 +120,21 @@ class RankCorrelation:
 
 
 def rank_correlation(
-    x: ArrayLike, y: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0, fewest: int = FEWEST
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    fewest: int = FEWEST,
+    near: float = 0.0,
 ) -> RankCorrelation:
     """Spearman's ρ with a percentile bootstrap interval.
 
     The bootstrap draws runs with replacement and computes ρ of each draw from the ranks within that draw. A draw in
     which one quantity is constant has no ρ and is left out. Runs of which one quantity isn't finite don't count. Values
-    that differ by less than 1e-12 of the largest are ties: a mean or a difference is no more exact. Where every draw
-    has the same ρ, as of runs in perfect order, their spread says nothing, and there is no interval.
+    that rounding alone tells apart are ties. Where every draw has the same ρ, as of runs in perfect order, their spread
+    says nothing, and there is no interval.
 
     Args:
         x: one quantity, a value per run, (N,).
@@ -136,15 +143,15 @@ def rank_correlation(
         resamples: number of draws; also of the orders that ``chance`` is counted in where there are too many of them.
         seed: seed of the draws.
         fewest: with fewer pairs there is no interval.
+        near: values of ``y`` that are as near as this are ties, too: a difference of two figures has an error of its
+            own, however small it is itself.
     """
     pairs = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
     n = len(pairs)
     if n < 3:  # two pairs always lie in order or in reverse
         return RankCorrelation(math.nan, math.nan, math.nan, n, math.nan, f"{n} runs are too few (at least 3)")
-    with np.errstate(all="ignore"):
-        shares = pairs / np.abs(pairs).max(axis=0)
-    pairs = np.where(np.isfinite(shares), np.round(shares, 12), pairs)
+    pairs = np.column_stack([_levels(pairs[:, 0], 0.0), _levels(pairs[:, 1], near)])
     ranks = stats.rankdata(pairs, axis=0)
     rho = float(_pearson(ranks[None])[0])
     if math.isnan(rho):
@@ -161,6 +168,20 @@ def rank_correlation(
         return RankCorrelation(rho, math.nan, math.nan, n, chance, "every draw has the same ρ")
     low, high = np.quantile(rhos, [(1 - level) / 2, (1 + level) / 2])
     return RankCorrelation(rho, float(low), float(high), n, chance, "")
+
+
+_ROUNDING = 8
+"""Units in the last place by which means of the same numbers may differ."""
+
+
+def _levels(values: NDArray[np.float64], near: float) -> NDArray[np.float64]:
+    """The place of each value among the distinct ones, in order; those nearer than rounding or ``near`` are one."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    apart = np.diff(ascending) > np.maximum(_ROUNDING * np.spacing(np.abs(ascending[1:])), near)
+    levels = np.empty(len(values))
+    levels[order] = np.concatenate([[0.0], np.cumsum(apart)])
+    return levels
 
 
 def _chance(ranks: NDArray[np.float64], size: float, resamples: int, rng: np.random.Generator) -> float:

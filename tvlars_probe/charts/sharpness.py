@@ -171,14 +171,17 @@ def spectral_density(results: Sequence[Minimizer]) -> alt.Chart | alt.FacetChart
     """The last spectral density of each run and operator, in a panel per operator.
 
     Args:
-        results: of one run or several, each with a density on record. The first run's last density sets the BatchNorm
-            mode and the data; runs without a density of these are left out by name.
+        results: of one run or several, each with a density on record. The BatchNorm mode and the data are those of
+            most runs' last densities; runs without a density of these are left out by name.
 
     Raises:
         NothingToShowError: no density is a number above zero.
     """
     # Densities are measured after training, often in another mode than the curves: their own mode counts here.
-    mode = tuple(results[0].spectrum.sort_values("step", kind="stable").iloc[-1][["bn_mode", "split"]])
+    modes = Counter(
+        tuple(r.spectrum.sort_values("step", kind="stable").iloc[-1][["bn_mode", "split"]]) for r in results
+    )
+    mode = max(modes, key=modes.__getitem__)
     shown, frames = [], []
     for r in results:
         rows = r.spectrum[(r.spectrum["bn_mode"] == mode[0]) & (r.spectrum["split"] == mode[1])]

@@ -89,6 +89,8 @@ def emit(
     results: Any,
     main_table: pd.DataFrame | Callable[[], pd.DataFrame],
     render: Callable[[Console], None],
+    *,
+    piped: int = 160,
 ) -> None:
     """Write an answer in the form asked for, to the terminal or to a file.
 
@@ -97,6 +99,7 @@ def emit(
         results: everything, for JSON: a dataclass, or whatever `tvlars_probe.analyses.verdict.plain` takes.
         main_table: the table for CSV, or what makes it: a large one is made only where it is wanted.
         render: prints the answer for a reader.
+        piped: width of that in characters where it goes to a file or another program.
 
     Raises:
         UserError: the file can't be written.
@@ -108,7 +111,7 @@ def emit(
     elif output.form == "csv":
         text = (main_table() if callable(main_table) else main_table).to_csv(index=False)
     else:
-        text = _rendered(render, to_terminal=output.out is None)
+        text = _rendered(render, piped, to_terminal=output.out is None)
     if output.out is None:
         click.echo(encodable(text), nl=False)
     else:
@@ -118,14 +121,14 @@ def emit(
         say(f"Written: {output.out}")
 
 
-def _rendered(render: Callable[[Console], None], *, to_terminal: bool) -> str:
+def _rendered(render: Callable[[Console], None], piped: int, *, to_terminal: bool) -> str:
     """The text that ``render`` prints; with colours only where it goes to a terminal."""
     from tvlars_probe.commands.terminal import Terminal
 
     # rich takes a StringIO for no terminal, and has to be told.
     stream = io.StringIO()
     is_seen = sys.stdout is not None and sys.stdout.isatty()  # None where a shell has closed it
-    console = Terminal(piped=160, file=stream, force_terminal=to_terminal and is_seen)
+    console = Terminal(piped=piped, file=stream, force_terminal=to_terminal and is_seen)
     render(console)
     return stream.getvalue()
 

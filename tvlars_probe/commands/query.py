@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from tvlars_probe.queries.asking import Answer
 
 MOST_ROWS = 50
-"""Most rows that are printed; a file has all of them."""
+"""Most rows of the table that is printed."""
+
+MOST_IN_FILE = 10_000
+"""Most rows of a table of text in a file."""
 
 
 @click.command(cls=Command, name="query")
@@ -45,8 +48,14 @@ def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | Non
     from tvlars_probe.queries.asking import ask, held_by
 
     parquet = _parquet_file(output, parquet)
-    is_printed = output.form == "text" and output.out is None and parquet is None
-    answer = ask(sql, runs or ("runs",), most_rows=MOST_ROWS if is_printed else None)
+    is_text = output.form == "text" and parquet is None
+    most = (MOST_ROWS if output.out is None else MOST_IN_FILE) if is_text else None
+    answer = ask(sql, runs or ("runs",), most_rows=most)
+    if output.out is not None and most is not None and answer.total > most:
+        raise UserError(
+            f"the answer has {answer.total:,} rows, and a table of text at most {most:,}: name the file .csv, .json or "
+            f".parquet"
+        )
     if parquet is not None:
         write_output(parquet, _as_parquet(answer.rows))
         say(f"Written: {parquet}")
@@ -57,6 +66,7 @@ def command(sql: str, runs: tuple[str, ...], output: Output, parquet: Path | Non
             answer.rows.to_pylist() if output.form == "json" else None,
             lambda: _frame(answer.rows),
             lambda console: render(console, answer),
+            piped=10_000,  # a row is one line, however long
         )
 
 

@@ -6,9 +6,11 @@ import glob
 import os
 from typing import TYPE_CHECKING, Any
 
+from tvlars_probe.analyses.wording import some_of
 from tvlars_probe.commands.options import FilePath
 from tvlars_probe.commands.text import say
 from tvlars_probe.errors import RunDirectoryError, nearest
+from tvlars_probe.traces.manifest import FILE_NAME
 from tvlars_probe.traces.run_directory import RUNS_FOLDER
 
 if TYPE_CHECKING:
@@ -39,9 +41,9 @@ def found_run(given: Path) -> Path:
     if _is_there(given) or given.is_absolute():
         return given
     below = RUNS_FOLDER / given
-    deeper = [] if _is_there(below) else sorted(RUNS_FOLDER.glob(f"*/{glob.escape(str(given))}"))
+    deeper = [] if _is_there(below) else _one_folder_deeper(given)
     if len(deeper) > 1:
-        raise RunDirectoryError(f"there is no {given} here, but {deeper[0]} and {deeper[1]}: name one of them")
+        raise RunDirectoryError(f"there is no run at {given}, but {some_of([*map(str, deeper)])}: name one of them")
     if deeper:
         below = deeper[0]
     if _is_there(below):
@@ -50,6 +52,14 @@ def found_run(given: Path) -> Path:
     if told := nearest(str(given), _names(given)):
         raise RunDirectoryError(f"there is no run at {given}, nor at {below}. {told}")
     return given
+
+
+def _one_folder_deeper(given: Path) -> list[Path]:
+    """The runs of that name in the folders of runs/; what lies within a run is none."""
+    if len(given.parts) != 1 or given.name in ("", ".."):
+        return []
+    folders = [folder for folder in RUNS_FOLDER.glob("*/") if not (folder / FILE_NAME).exists()]
+    return sorted(folder / given for folder in folders if (folder / given / FILE_NAME).exists())
 
 
 def _is_there(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,6 @@ from tvlars_probe.traces.run_directory import RUNS_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _COLUMNS = ("run", "status", "best test acc", "age", "optimizer", "peak lr", "batch", "schedule", "data", "model")
 """The table's columns; a terminal that is too narrow loses the last ones first."""
@@ -35,7 +35,9 @@ def command(folders: tuple[Path, ...], as_json: bool) -> None:
         if not folder.is_dir():
             raise RunDirectoryError(f"there is no folder {folder}: 'tvlars-probe train' makes runs under runs/")
     # Of folders within each other a run is listed once.
-    found = {row["path"]: row for folder in folders for row in list_runs(folder)}
+    found: dict[Path, dict[str, Any]] = {}
+    for row in (row for folder in folders for row in list_runs(folder)):
+        found.setdefault(Path(row["path"]).resolve(), row)
     rows = [*found.values()]
     if as_json:
         click.echo(json.dumps(without_non_finite(rows), indent=1))

@@ -83,12 +83,16 @@ def diagnose_run(source: Source) -> Diagnosis:
     rate's peak, the warm-up's effect and the loss's scale are looked at, which no rule sees.
 
     Raises:
-        TraceError: no step is on record.
+        TraceError: the run has made steps, and none is on record.
     """
     grid, steps = source.layers(COLUMNS), source.steps(STEP_COLUMNS)
-    if not len(grid.steps) and not len(steps):
+    segments = [segment for segment in source.trace.manifest.segments if isinstance(segment, dict)]
+    last = max((step for segment in segments if isinstance(step := segment.get("last_step"), int)), default=None)
+    if last is not None and not len(source.trace.steps(["step"])):
         path = shlex.quote(str(source.trace.path))
-        raise TraceError(f"no step of {path} is on record: `tvlars-probe check {path}` tells whether some are lost")
+        raise TraceError(
+            f"{path} has made {counted(last + 1, 'step')}, and none is on record: `tvlars-probe check {path}`"
+        )
     return diagnose(grid, steps, source.facts, micro_batches=_micro_batches(source))
 
 

@@ -37,7 +37,7 @@ def condition_of(
 
     conditions = [] if where is None else [where]
     if steps is not None:
-        first, last = (steps, steps) if isinstance(steps, int) else steps
+        first, last = steps if isinstance(steps, tuple | list) else (steps, steps)
         conditions += [pc.field("step") >= first, pc.field("step") <= last]
     if parameters is not None:
         conditions.append(pc.field("parameter").isin(names_of(parameters)))

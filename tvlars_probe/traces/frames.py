@@ -48,7 +48,7 @@ class Frames(ABC):
 
         Args:
             table: name of the table.
-            columns: the columns wanted, all by default.
+            columns: the columns wanted, or the name of one; all by default.
             **choice: which rows; see `RowChoice`.
 
         Raises:
@@ -71,7 +71,7 @@ class Frames(ABC):
 
         Args:
             table: name of the table.
-            columns: the columns wanted, all by default.
+            columns: the columns wanted, or the name of one; all by default.
             engine: "pandas", "polars" or "arrow": whose frame it is.
             **choice: which rows; see `RowChoice`.
 
@@ -80,7 +80,7 @@ class Frames(ABC):
             TraceError: the trace lacks a column, a part is damaged, or memory can't hold the rows.
         """
         check_engine(engine)
-        return framed(self.rows(table, [columns] if isinstance(columns, str) else columns, **choice), engine)
+        return framed(self.rows(table, columns, **choice), engine)
 
     @overload
     def layers(

@@ -95,8 +95,9 @@ CURVATURE = Table(
             "converged",
             "bool",
             "1",
-            "whether the error is at most tol and no check of the products contradicts it; false for a trace whose "
-            "products aren't symmetric",
+            "whether the error is at most tol times the value (near zero: times a small share of the largest), no "
+            "larger eigenvalue can have been missed, and no check of the products contradicts it; false for a trace "
+            "whose products aren't symmetric",
         ),
         Column("check", "name", "name", _CHECK, later=True),
         Column(

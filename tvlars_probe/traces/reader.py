@@ -87,6 +87,7 @@ class Trace(Frames):
 
     def rows(self, table: str, columns: Sequence[str] | None = None, **choice: Unpack[RowChoice]) -> pa.Table:
         schema, parameters = schema_of(table), choice.get("parameters")
+        columns = None if columns is None else names_of(columns)
         for column in (*(columns or ()), *(() if parameters is None else ("parameter",))):
             schema[column]  # raises if there is no such column
         wanted, condition = list(columns or schema.names), condition_of(**choice)

@@ -88,7 +88,7 @@ def chosen_metric(sources: Sequence[Source], metric: str | None) -> str:
             return name
     raise UserError(
         "the runs have no loss in common, on training data, held-out data or test data: record one with each "
-        "(rec.log(loss=...), rec.log_epoch(test_loss=...))"
+        "(rec.log(loss=...), rec.log_epoch(epoch=..., test_loss=...))"
     )
 
 
