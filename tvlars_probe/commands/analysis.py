@@ -57,6 +57,10 @@ class Output:
         return "csv" if self.as_csv or suffix == ".csv" else "text"
 
 
+PIPED = 160
+"""Width in characters of what goes to a file or another program."""
+
+
 def analysis_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument RUN... and `output_options`."""
     return click.argument("runs", nargs=-1, required=True, type=RunPath())(output_options(function))
@@ -90,7 +94,7 @@ def emit(
     main_table: pd.DataFrame | Callable[[], pd.DataFrame],
     render: Callable[[Console], None],
     *,
-    piped: int = 160,
+    piped: int = PIPED,
 ) -> None:
     """Write an answer in the form asked for, to the terminal or to a file.
 
@@ -121,7 +125,7 @@ def emit(
         say(f"Written: {output.out}")
 
 
-def _rendered(render: Callable[[Console], None], piped: int, *, to_terminal: bool) -> str:
+def _rendered(render: Callable[[Console], None], piped: int = PIPED, *, to_terminal: bool) -> str:
     """The text that ``render`` prints; with colours only where it goes to a terminal."""
     from tvlars_probe.commands.terminal import Terminal
 
