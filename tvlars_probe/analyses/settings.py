@@ -89,7 +89,7 @@ def settings_apart(runs: pd.DataFrame, fields: Sequence[str]) -> pd.Series[Any]:
     labels = dict.fromkeys(runs.index, "")
     for _, cell in runs.groupby(list(fields), dropna=False):
         told = [
-            {name: None if value is None else str(value) for name, value in run.items() if name not in fields}
+            {name: None if value is None else setting_text(value) for name, value in run.items() if name not in fields}
             for run in cell["settings"]
         ]
         names = dict.fromkeys(name for run in told for name in run)

@@ -47,4 +47,6 @@ def some_of(names: Sequence[str], *, most: int = 5, room: int = 60) -> str:
 
 def setting_text(value: object) -> str:
     """The value of a setting in a label; "unset" where the run's configuration doesn't tell it."""
-    return "unset" if value is None else str(value)
+    if value is None:
+        return "unset"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
