@@ -36,7 +36,7 @@ def test_methods_have_equal_budgets_and_the_same_updates(case: str, tmp_path: Pa
 
 
 def test_lars_with_and_without_warm_up_are_tried_at_the_same_peak_rates(tmp_path: Path) -> None:
-    trials = experiments.searched("fashion-mnist-2048", tmp_path)
+    trials = experiments.searched("fashion-mnist-4096", tmp_path)
     plain, warm = trials[:BUDGET], trials[BUDGET : 2 * BUDGET]
     assert [t.config.optimizer.lr for t in plain] == [t.config.optimizer.lr for t in warm]
     assert {t.config.schedule.warmup_for(t.config.scheduled_epochs) for t in plain} == {0}
