@@ -142,6 +142,11 @@ def main(folder: Path | None, measure: bool, samples: int, least: float, out: Pa
     """Correlate the sharpness at the end of a grid's runs with how they generalise."""
     from benchmarks.verdicts import page, sharpness_tables  # the second of which reads this module
 
+    if writes:
+        if folder is not None or least != LEAST:
+            raise click.UsageError("--write takes the committed ends as they are: leave out --runs and --least")
+        page.write(sharpness_tables.COMMAND, sharpness_tables.text(correlations(pd.read_csv(ENDS), least=LEAST)))
+        return
     if folder is None:
         if measure or out is not None:
             raise click.UsageError("--measure and --out need --runs, the folder of the runs")
@@ -153,8 +158,6 @@ def main(folder: Path | None, measure: bool, samples: int, least: float, out: Pa
         ends = ends_of(runs)
     if out is not None:
         ends.to_csv(out, index=False, float_format="%.5g")
-    if writes:
-        page.write(sharpness_tables.COMMAND, sharpness_tables.text(pd.read_csv(ENDS), least=LEAST))
     table = correlations(ends, least=least)
     click.echo(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 

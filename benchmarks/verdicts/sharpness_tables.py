@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from benchmarks.verdicts.sharpness import OPERATORS, OUTCOMES, POOLED, correlations
+from benchmarks.verdicts.sharpness import OPERATORS, OUTCOMES, POOLED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,14 +19,12 @@ _PER_OPTIMIZER = ("hessian", "adaptive")
 _OUTCOMES = {"test_accuracy": "test accuracy", "gap": "gap"}
 
 
-def text(ends: pd.DataFrame, *, least: float) -> str:
+def text(table: pd.DataFrame) -> str:
     """Both tables, as Markdown: over all optimizers, and for each of them.
 
     Args:
-        ends: a row per run, as `benchmarks.verdicts.sharpness.ends_of` gives them.
-        least: runs with a test accuracy below this, in percent, are left out.
+        table: what `benchmarks.verdicts.sharpness.correlations` makes.
     """
-    table = correlations(ends, least=least)
     pooled, own = table[table["optimizer"] == POOLED], table[table["optimizer"] != POOLED]
     lines = _head(["data × model", "settings", "sharpness", *(f"ρ with {_OUTCOMES[name]}" for name in OUTCOMES)])
     for (data, model), of_task in pooled.groupby(["data", "model"]):

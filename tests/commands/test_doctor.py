@@ -111,7 +111,7 @@ def test_a_run_whose_trace_is_lost_is_refused_with_what_tells_more(tmp_path: Pat
     shutil.rmtree(run / "trace")
     done = asked(run)
     assert done.exit_code == 2
-    assert f"and none is on record: `tvlars-probe check {run}`" in done.output
+    assert f"and none is on record: `tvlars-probe check {run}` tells more" in done.output
 
 
 @pytest.mark.slow

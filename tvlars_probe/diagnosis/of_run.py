@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tvlars_probe.analyses.grid import LayerGrid
     from tvlars_probe.analyses.source import Source
     from tvlars_probe.findings.finding import Finding
+    from tvlars_probe.traces.reader import Trace
 
     Floats = NDArray[np.float64]
 
@@ -86,14 +87,19 @@ def diagnose_run(source: Source) -> Diagnosis:
         TraceError: the run has made steps, and none is on record.
     """
     grid, steps = source.layers(COLUMNS), source.steps(STEP_COLUMNS)
-    segments = [segment for segment in source.trace.manifest.segments if isinstance(segment, dict)]
-    last = max((step for segment in segments if isinstance(step := segment.get("last_step"), int)), default=None)
-    if last is not None and not len(source.trace.steps(["step"])):
-        path = shlex.quote(str(source.trace.path))
-        raise TraceError(
-            f"{path} has made {counted(last + 1, 'step')}, and none is on record: `tvlars-probe check {path}`"
-        )
+    if not len(steps):
+        _refuse_lost(source.trace)
     return diagnose(grid, steps, source.facts, micro_batches=_micro_batches(source))
+
+
+def _refuse_lost(trace: Trace) -> None:
+    """Refuse a run whose steps are lost; not one that has made none, nor one of which another phase has some."""
+    segments = [segment for segment in trace.manifest.segments if isinstance(segment, dict)]
+    last = max((step for segment in segments if isinstance(step := segment.get("last_step"), int)), default=None)
+    if last is not None and not len(trace.steps(["step"])):
+        path = shlex.quote(str(trace.path))
+        made = f"{path} has made {counted(last + 1, 'step')}"
+        raise TraceError(f"{made}, and none is on record: `tvlars-probe check {path}` tells more")
 
 
 def _micro_batches(source: Source) -> int | None:
